@@ -1,0 +1,1 @@
+"""prtool: a frozen CLIP image encoder, made faster by pruning patches."""

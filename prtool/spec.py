@@ -1,0 +1,188 @@
+"""The plain facts that training, export, engines and runtime share: what is kept, how pixels are made, what it costs."""
+
+import math
+from dataclasses import dataclass
+
+from prtool.errors import ConfigError, KeepError
+
+RESIZE_MODES = ("shortest", "longest", "squash")
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How many patches stay: a ratio of all of them, or a count. Made by `ratio`, `count` or `parse`."""
+
+    value: float
+    is_count: bool
+
+    @classmethod
+    def ratio(cls, value: float) -> "Keep":
+        """A share of all patches, 0 < value <= 1."""
+        if not (math.isfinite(value) and 0.0 < value <= 1.0):
+            raise KeepError(f"keep ratio = {value}, but it must be above 0.0 and at most 1.0 (1.0 keeps every patch)")
+        return cls(float(value), is_count=False)
+
+    @classmethod
+    def count(cls, value: int) -> "Keep":
+        """A number of patches, at least 1."""
+        if value < 1:
+            raise KeepError(f"keep count = {value}, but at least 1 patch must be kept")
+        return cls(int(value), is_count=True)
+
+    @classmethod
+    def of(cls, value: "Keep | float | int") -> "Keep":
+        """A float is a ratio, an int a count. The int 1 is refused: it reads as either."""
+        if isinstance(value, Keep):
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise KeepError(f"keep = {value!r}, but it must be a ratio (0.6), a count (118) or a Keep")
+        if isinstance(value, float):
+            return cls.ratio(value)
+        if value == 1:
+            raise KeepError("keep = 1 reads as a ratio or as a count; write 1.0 for every patch, Keep.count(1) for one patch")
+        return cls.count(value)
+
+    @classmethod
+    def parse(cls, text: str) -> "Keep":
+        """Reads "0.6" as a ratio and "118" as a count.
+
+        Raises:
+            KeepError: the text is neither, or out of range.
+        """
+        text = text.strip()
+        if text.isascii() and text.isdigit():
+            return cls.of(int(text))
+        try:
+            value = float(text)
+        except ValueError as cause:
+            raise KeepError(f"keep = {text!r}, but it must be a ratio such as 0.6 or a count such as 118") from cause
+        return cls.ratio(value)
+
+    def resolve(self, patches: int) -> int:
+        """The number of patches k that stay of `patches`: round half up, at least 1 (method: k = round(keep x N))."""
+        if self.is_count:
+            if self.value > patches:
+                raise KeepError(f"keep count = {int(self.value)}, but the model has {patches} patches; give 1 to {patches}")
+            return int(self.value)
+        return max(1, math.floor(self.value * patches + 0.5))
+
+    def __str__(self) -> str:
+        return str(int(self.value)) if self.is_count else str(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class PruneSpec:
+    """Where tokens are dropped, and which never are.
+
+    A token sequence is always `[prefix | patches | appended]`; only patches are candidates.
+
+    Attributes:
+        grid: rows and columns of patches; their product is N.
+        depth: number of transformer blocks.
+        locations: 1-based and increasing; tokens drop on entry to that block.
+        prefix_tokens: tokens before the patches (CLS, registers), always kept.
+        appended_tokens: learnable tokens after the patches, always kept.
+    """
+
+    grid: tuple[int, int]
+    depth: int
+    locations: tuple[int, ...] = (4,)
+    prefix_tokens: int = 1
+    appended_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.locations or any(not 1 <= place <= self.depth for place in self.locations):
+            raise ConfigError(f"pruning locations = {list(self.locations)}, but each must be a block from 1 to {self.depth}")
+        if any(later <= earlier for earlier, later in zip(self.locations, self.locations[1:], strict=False)):
+            raise ConfigError(f"pruning locations = {list(self.locations)}, but they must increase")
+        if min(*self.grid, self.prefix_tokens + 1, self.appended_tokens + 1) < 1:
+            raise ConfigError(f"grid {self.grid}, {self.prefix_tokens} prefix and {self.appended_tokens} appended tokens make no sequence")
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patches before any is dropped."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def always_kept(self) -> int:
+        """Tokens that come on top of the kept patches."""
+        return self.prefix_tokens + self.appended_tokens
+
+    def counts(self, keep: Keep) -> tuple[int, ...]:
+        """Patches that stay at each location: equal numbers drop at each, the last leaves `keep`."""
+        final = keep.resolve(self.patches)
+        steps = len(self.locations)
+        return tuple(self.patches - (self.patches - final) * (step + 1) // steps for step in range(steps))
+
+    def tokens_by_block(self, counts: tuple[int, ...]) -> list[int]:
+        """Sequence length inside each of the `depth` blocks, for the given patches kept at each location."""
+        kept = self.patches
+        lengths: list[int] = []
+        drops = dict(zip(self.locations, counts, strict=True))
+        for block in range(1, self.depth + 1):
+            kept = drops.get(block, kept)
+            lengths.append(self.always_kept + kept)
+        return lengths
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Multiply-accumulates (MAC) of one image through the encoder, for the bound on any speed-up.
+
+    Attributes:
+        embed_macs: patch embedding, once an image.
+        token_macs: matrix products of one block, for each token.
+        attention_macs: query-key and attention-value products of one block, for each pair of tokens.
+        head_macs: pooling and projection, once an image.
+        scorer_macs: the patch scorer, once an image and location.
+    """
+
+    embed_macs: int
+    token_macs: int
+    attention_macs: int
+    head_macs: int
+    scorer_macs: int = 0
+
+    def gmacs(self, tokens_by_block: list[int], scorers: int = 0) -> float:
+        """Cost of one image in 10^9 MAC, with `scorers` runs of the scorer."""
+        blocks = sum(n * self.token_macs + n * n * self.attention_macs for n in tokens_by_block)
+        return (self.embed_macs + blocks + self.head_macs + scorers * self.scorer_macs) / 1e9
+
+    def full_gmacs(self, spec: PruneSpec) -> float:
+        """Cost of the unpruned encoder, without scorer."""
+        return self.gmacs([spec.always_kept + spec.patches] * spec.depth)
+
+    def pruned_gmacs(self, spec: PruneSpec, keep: Keep) -> float:
+        """Cost at `keep`, scorer included."""
+        return self.gmacs(spec.tokens_by_block(spec.counts(keep)), scorers=len(spec.locations))
+
+    def bound(self, spec: PruneSpec, keep: Keep) -> float:
+        """Upper bound of the speed-up: unpruned cost over cost at `keep` (method, section 5)."""
+        return self.full_gmacs(spec) / self.pruned_gmacs(spec, keep)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How an image becomes pixels: resize, centre crop, RGB in [0, 1], normalise.
+
+    Attributes:
+        size: height and width after the crop, in pixels.
+        mean, std: per channel, in RGB order, for values in [0, 1].
+        interpolation: PIL's filter, antialiased.
+        resize_mode: "shortest" side to size, then crop; "longest" side, then pad with `fill`; "squash" both.
+        fill: padding value 0 to 255, for "longest".
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resize_mode not in RESIZE_MODES:
+            raise ConfigError(f"resize mode = {self.resize_mode!r}, but it must be one of {', '.join(RESIZE_MODES)}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ConfigError(f"interpolation = {self.interpolation!r}, but it must be one of {', '.join(INTERPOLATIONS)}")

@@ -1,0 +1,1 @@
+"""Runtime: what an application embeds; numpy and one engine."""

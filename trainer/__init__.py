@@ -1,0 +1,1 @@
+"""Training: which patches matter, learned and measured."""
