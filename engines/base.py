@@ -93,7 +93,7 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array], graph
     for spec in specs:
         array = inputs[spec.name]
         if array.dtype != np.dtype(spec.dtype):
-            raise ShapeError(f"{graph}: {spec.name} has dtype {array.dtype}, but the graph takes {spec.dtype}; convert it with .astype({spec.dtype!r})")
+            raise ShapeError(f"{graph}: {spec.name} has dtype {array.dtype}, but the graph takes {spec.dtype}; use .astype({spec.dtype!r})")
         wanted = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
         if array.ndim != len(wanted) or any(isinstance(w, int) and w != n for w, n in zip(wanted, array.shape, strict=True)):
             raise ShapeError(f"{graph}: {spec.name} has shape {tuple(array.shape)}, but the graph takes {_shape_text(wanted)}")

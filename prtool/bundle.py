@@ -47,7 +47,8 @@ class Bundle:
         """
         roles = self.manifest.graphs.get(precision)
         if roles is None:
-            raise ConfigError(f"precision = {precision!r}, but {self.path} holds {', '.join(self.manifest.graphs)}; export it with --precision {precision}")
+            known = ", ".join(self.manifest.graphs)
+            raise ConfigError(f"precision = {precision!r}, but {self.path} holds {known}; export it with --precision {precision}")
         if role not in roles:
             raise ConfigError(f"graph = {role!r}, but {self.path} holds {', '.join(roles)}")
         return roles[role]

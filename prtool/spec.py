@@ -135,6 +135,7 @@ class Cost:
         token_macs: matrix products of one block, for each token.
         attention_macs: query-key and attention-value products of one block, for each pair of tokens.
         head_macs: pooling and projection, once an image.
+        head_token_macs: attentional pooling, for each token that reaches it; 0 for CLS and average pooling.
         scorer_macs: the patch scorer, once an image and location.
     """
 
@@ -142,12 +143,14 @@ class Cost:
     token_macs: int
     attention_macs: int
     head_macs: int
+    head_token_macs: int = 0
     scorer_macs: int = 0
 
     def gmacs(self, tokens_by_block: list[int], scorers: int = 0) -> float:
         """Cost of one image in 10^9 MAC, with `scorers` runs of the scorer."""
         blocks = sum(n * self.token_macs + n * n * self.attention_macs for n in tokens_by_block)
-        return (self.embed_macs + blocks + self.head_macs + scorers * self.scorer_macs) / 1e9
+        head = self.head_macs + tokens_by_block[-1] * self.head_token_macs
+        return (self.embed_macs + blocks + head + scorers * self.scorer_macs) / 1e9
 
     def full_gmacs(self, spec: PruneSpec) -> float:
         """Cost of the unpruned encoder, without scorer."""

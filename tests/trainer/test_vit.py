@@ -1,0 +1,108 @@
+"""VisionTower against the host's own forward, for every supported kind of image tower."""
+
+import pytest
+import torch
+from open_clip.transformer import QuickGELU
+from torch import nn
+from towers import OPEN_CLIP, TIMM, open_clip_visual, timm_visual
+
+from prtool.errors import ConfigError, ModelError
+from prtool.spec import Keep
+from prtool.trainer.hosts import tower_of
+
+
+def all_visuals() -> list[tuple[str, bool]]:
+    return [(kind, True) for kind in OPEN_CLIP] + [(kind, False) for kind in TIMM]
+
+
+def make(kind: str, own: bool) -> nn.Module:
+    return open_clip_visual(kind) if own else timm_visual(kind)
+
+
+@pytest.mark.parametrize(("kind", "own"), all_visuals(), ids=str)
+def test_pieces_equal_the_host(kind: str, own: bool) -> None:
+    visual = make(kind, own)
+    tower = tower_of(visual)
+    pixels = torch.randn(2, 3, *tower.image_size)
+    expected = visual(pixels)
+    tokens = tower.embed(pixels)
+    assert tokens.shape == (2, tower.prefix_tokens + tower.patches, tower.width)
+    for block in tower.blocks:
+        tokens = block(tokens)
+    torch.testing.assert_close(tower.head(tokens), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tower.leave(tower.enter(pixels, 3), 3), expected, atol=1e-5, rtol=1e-5)
+    assert expected.shape[1] == tower.embed_dim
+
+
+@pytest.mark.parametrize(("kind", "own"), all_visuals(), ids=str)
+def test_any_number_of_tokens_runs(kind: str, own: bool) -> None:
+    tower = tower_of(make(kind, own))
+    tokens = tower.enter(torch.randn(2, 3, *tower.image_size), 2)
+    assert tower.leave(tokens[:, : tower.prefix_tokens + 3], 2).shape == (2, tower.embed_dim)
+
+
+@pytest.mark.parametrize(("kind", "own"), all_visuals(), ids=str)
+def test_queries_and_keys_give_the_attention_of_the_block(kind: str, own: bool) -> None:
+    """The attention map times the values, through the block's own output projection, is the block's attention output."""
+    tower = tower_of(make(kind, own))
+    tokens = tower.enter(torch.randn(2, 3, *tower.image_size), 2)
+    block = tower.blocks[1]
+    queries, keys = tower.queries_keys(1, tokens)
+    weights = (queries @ keys.transpose(-1, -2)).softmax(dim=-1)
+    if own:
+        _, expected = block.attn(*[block.ln_1(tokens)] * 3, need_weights=True, average_attn_weights=False)
+        torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-4)
+        return
+    normed = block.norm1(tokens)
+    attention = block.attn
+    bias = attention.qkv.bias
+    if bias is None and getattr(attention, "q_bias", None) is not None:
+        bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+    values = nn.functional.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1)[2]
+    mixed = (weights @ values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention.proj(mixed), attention(normed), atol=1e-5, rtol=1e-4)
+
+
+def test_quick_gelu_is_kept() -> None:
+    visual = open_clip_visual("cls", quick_gelu=True)
+    assert any(isinstance(module, QuickGELU) for module in visual.modules())
+    tower = tower_of(visual)
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(tower(pixels), visual(pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_other_towers_are_refused_by_name() -> None:
+    from open_clip.modified_resnet import ModifiedResNet
+
+    with pytest.raises(ModelError, match="ModifiedResNet"):
+        tower_of(ModifiedResNet([1, 1, 1, 1], 32, 4, image_size=64, width=16))
+
+
+def test_a_location_outside_the_encoder_is_refused() -> None:
+    tower = tower_of(open_clip_visual("cls"))
+    with pytest.raises(ConfigError, match="1 to 4"):
+        tower.enter(torch.randn(1, 3, 64, 64), 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "bounds"),
+    [
+        ("ViT-B-32", 4.41, {0.8: 1.17, 0.6: 1.42, 0.4: 1.74}),
+        ("ViT-B-16", 17.56, {0.8: 1.18, 0.7: 1.30, 0.6: 1.43, 0.5: 1.61, 0.4: 1.83}),
+        ("ViT-L-14", 81.01, {0.8: 1.22, 0.6: 1.55, 0.4: 2.14}),
+        ("ViT-L-14-336", 190.96, {0.8: 1.23, 0.6: 1.58, 0.4: 2.18}),
+    ],
+)
+def test_cost_equals_the_published_arithmetic(name: str, full: float, bounds: dict[float, float]) -> None:
+    """GMAC and bounds worked out independently, by hand, for pruning on entry to block 4."""
+    import open_clip
+
+    with torch.device("meta"):
+        config = open_clip.get_model_config(name)
+        from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+        tower = tower_of(_build_vision_tower(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"])))
+    cost, spec = tower.cost(), tower.prune_spec((4,))
+    assert cost.full_gmacs(spec) == pytest.approx(full, abs=0.006)
+    for ratio, bound in bounds.items():
+        assert cost.bound(spec, Keep.ratio(ratio)) == pytest.approx(bound, abs=0.006)

@@ -1,0 +1,114 @@
+"""VisionTower: one view on every vision transformer that open_clip loads, in the pieces that pruning needs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prtool.errors import ConfigError
+from prtool.spec import Cost, PruneSpec
+
+
+class VisionTower(nn.Module, ABC):
+    """An image encoder as `embed -> blocks -> head`; the host's own modules do the work.
+
+    Tokens are always `[prefix | patches | appended]`, patches row by row.
+
+    Attributes:
+        grid: rows and columns of patches.
+        prefix_tokens: tokens before the patches: 0 for SigLIP, 1 for CLIP, more with registers.
+        width: channels D of a token.
+        embed_dim: channels E of an embedding.
+        image_size: height and width of the pixels.
+    """
+
+    grid: tuple[int, int]
+    prefix_tokens: int
+    width: int
+    embed_dim: int
+    image_size: tuple[int, int]
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks, each (batch, tokens, D) -> (batch, tokens, D) for any number of tokens."""
+
+    @abstractmethod
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Tokens that enter the first block.
+
+        Args:
+            pixels: (batch, 3, height, width), RGB, normalised.
+
+        Returns:
+            (batch, prefix + N, D), position embedding and first norm applied.
+        """
+
+    @abstractmethod
+    def pre_norm(self, tokens: Tensor) -> Tensor:
+        """The norm before the first block, for tokens (..., D) that are appended after `embed`; the identity where there is none."""
+
+    @abstractmethod
+    def head(self, tokens: Tensor) -> Tensor:
+        """Final norm, pooling and projection: (batch, tokens, D) -> (batch, E), not normalised."""
+
+    @abstractmethod
+    def queries_keys(self, block: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled queries and keys of one attention layer, for methods that choose tokens by attention.
+
+        Args:
+            block: 0-based index.
+            tokens: (batch, tokens, D) that enter the block.
+
+        Returns:
+            Two tensors (batch, heads, tokens, head width); softmax of their product is the attention map.
+        """
+
+    @abstractmethod
+    def cost(self) -> Cost:
+        """MACs of the tower, without scorer."""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def patches(self) -> int:
+        """N, the number of patches."""
+        return self.grid[0] * self.grid[1]
+
+    def prune_spec(self, locations: tuple[int, ...] = (4,), appended_tokens: int = 0) -> PruneSpec:
+        """The PruneSpec of this tower for the given 1-based locations."""
+        return PruneSpec(self.grid, self.depth, locations, self.prefix_tokens, appended_tokens)
+
+    def run_blocks(self, tokens: Tensor, first: int, last: int) -> Tensor:
+        """Runs blocks `first` to `last`, 1-based and inclusive; (batch, tokens, D) in and out."""
+        for block in self.blocks[first - 1 : last]:
+            tokens = block(tokens)
+        return tokens
+
+    def enter(self, pixels: Tensor, location: int) -> Tensor:
+        """Tokens (batch, prefix + N, D) that enter the 1-based block `location`."""
+        if not 1 <= location <= self.depth:
+            raise ConfigError(f"location = {location}, but the encoder has blocks 1 to {self.depth}")
+        return self.run_blocks(self.embed(pixels), 1, location - 1)
+
+    def leave(self, tokens: Tensor, location: int) -> Tensor:
+        """Runs block `location` to the last and the head on any number of tokens: (batch, E), not normalised."""
+        return self.head(self.run_blocks(tokens, location, self.depth))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The unpruned embedding (batch, E), not normalised."""
+        return self.leave(self.embed(pixels), 1)
+
+
+def matrix_weights(module: nn.Module) -> int:
+    """Number of weights in a module's matrices: its MACs for one token."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() >= 2)
+
+
+def split_heads(projected: Tensor, heads: int) -> Tensor:
+    """(batch, tokens, heads x width) -> (batch, heads, tokens, width)."""
+    return torch.unflatten(projected, -1, (heads, -1)).transpose(1, 2)
