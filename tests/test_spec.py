@@ -1,0 +1,81 @@
+"""Keep, PruneSpec and Cost against hand-made figures and plain loops."""
+
+import itertools
+import math
+
+import pytest
+
+from prtool.errors import ConfigError, KeepError
+from prtool.spec import Cost, Keep, Preprocess, PruneSpec
+
+
+@pytest.mark.parametrize(("text", "k"), [("0.6", 118), ("1.0", 196), ("0.5", 98), ("118", 118), ("196", 196), ("0.001", 1), (" .4 ", 78), ("2", 2)])
+def test_keep_text(text: str, k: int) -> None:
+    assert Keep.parse(text).resolve(196) == k
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "1", "1.5", "nan", "inf", "-0.3", "-5", "", "half", "0,6", "1e9", "٣"])
+def test_bad_keep_text_is_refused(text: str) -> None:
+    with pytest.raises(KeepError):
+        Keep.parse(text)
+
+
+@pytest.mark.parametrize("value", [0, 1, -1, 1.5, 0.0, math.nan, math.inf, True, "0.6", None])
+def test_bad_keep_values_are_refused(value: object) -> None:
+    with pytest.raises(KeepError):
+        Keep.of(value)  # type: ignore[arg-type]
+
+
+def test_a_float_is_a_ratio_and_an_int_a_count() -> None:
+    assert Keep.of(1.0).resolve(49) == 49
+    assert Keep.of(49).resolve(49) == 49
+    assert Keep.of(Keep.count(1)).resolve(49) == 1
+    with pytest.raises(KeepError, match="1 to 49"):
+        Keep.of(50).resolve(49)
+
+
+def test_half_rounds_up_at_every_size() -> None:
+    # Python's own round() goes to the even number; other languages do not, and k must be the same in each.
+    assert [Keep.ratio(0.5).resolve(n) for n in (1, 3, 5, 49)] == [1, 2, 3, 25]
+
+
+def test_counts_drop_equal_numbers_and_end_at_the_keep_rate() -> None:
+    spec = PruneSpec((14, 14), 12, (4, 6, 8, 10))
+    counts = spec.counts(Keep.ratio(0.6))
+    assert counts[-1] == 118
+    drops = [196 - counts[0], *(a - b for a, b in itertools.pairwise(counts))]
+    assert sum(drops) == 78
+    assert max(drops) - min(drops) <= 1
+
+
+def test_tokens_by_block_against_a_loop() -> None:
+    spec = PruneSpec((14, 14), 12, (4, 8), prefix_tokens=1, appended_tokens=2)
+    counts = (150, 100)
+    expected = []
+    for block in range(1, 13):
+        patches = 196 if block < 4 else 150 if block < 8 else 100
+        expected.append(1 + patches + 2)
+    assert spec.tokens_by_block(counts) == expected
+
+
+def test_cost_against_a_loop() -> None:
+    spec = PruneSpec((2, 2), 3, (2,))
+    cost = Cost(embed_macs=1000, token_macs=10, attention_macs=3, head_macs=7, head_token_macs=2, scorer_macs=50)
+    by_hand = 1000 + (5 * 10 + 25 * 3) + 2 * (3 * 10 + 9 * 3) + 7 + 3 * 2 + 50
+    assert cost.pruned_gmacs(spec, Keep.count(2)) == pytest.approx(by_hand / 1e9)
+    full = 1000 + 3 * (5 * 10 + 25 * 3) + 7 + 5 * 2
+    assert cost.full_gmacs(spec) == pytest.approx(full / 1e9)
+    assert cost.bound(spec, Keep.count(2)) == pytest.approx(full / by_hand)
+
+
+@pytest.mark.parametrize("locations", [(), (0,), (13,), (4, 4), (6, 4)])
+def test_bad_locations_are_refused(locations: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError):
+        PruneSpec((14, 14), 12, locations)
+
+
+def test_bad_preprocess_is_refused() -> None:
+    with pytest.raises(ConfigError, match="shortest"):
+        Preprocess((8, 8), (0, 0, 0), (1, 1, 1), resize_mode="fit")
+    with pytest.raises(ConfigError, match="bicubic"):
+        Preprocess((8, 8), (0, 0, 0), (1, 1, 1), interpolation="lanczos")
