@@ -1,0 +1,114 @@
+"""ONNX Runtime on the CPU: the embedded default engine."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
+
+from prtool.engines.base import Array, EngineInfo, EngineOptions, check_inputs
+from prtool.errors import EngineError
+from prtool.manifest import TensorSpec
+
+_PROVIDER = "CPUExecutionProvider"
+# ONNX Runtime writes what it raises to stderr as well; every error reaches the caller as an EngineError.
+_FATAL_ONLY = 4
+# Its exceptions have no common base; the built-in ones come from its binding (bad allocation, unusual status).
+_FAILURES: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    RuntimeError,
+    ValueError,
+    MemoryError,
+)
+
+
+class OrtEngine:
+    """One ONNX graph in an ONNX Runtime session on the CPU.
+
+    `run` may be called from many threads at once: they share the session's thread pool. Outputs belong
+    to the caller.
+    """
+
+    def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> None:
+        """Loads `model_path`.
+
+        Args:
+            model_path: the ONNX file; its external data, if any, lies beside it.
+            inputs: the declared inputs, which every call is checked against.
+            options: `threads` and `spinning` are used.
+
+        Raises:
+            EngineError: the file is missing or damaged, ONNX Runtime refuses it, or its inputs are not the declared ones.
+        """
+        self._file = model_path
+        self._inputs = tuple(inputs)
+        self._threads = options.threads or _granted_cpus()
+        self._session: Any = self._open(options)
+        found = sorted(item.name for item in self._session.get_inputs())
+        declared = sorted(spec.name for spec in inputs)
+        if found != declared:
+            raise EngineError(f"{model_path} takes {', '.join(found)}, but it was declared to take {', '.join(declared)}; export it again")
+        self._outputs = [item.name for item in self._session.get_outputs()]
+
+    @property
+    def info(self) -> EngineInfo:
+        """ONNX Runtime's version and the number of CPU threads."""
+        return EngineInfo("ort", onnxruntime.__version__, f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}")
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the graph once; see `Engine.run`.
+
+        Raises:
+            ShapeError: a name, dtype or shape differs from the declared one.
+            EngineError: the engine is closed, or ONNX Runtime failed; the message has its reason.
+        """
+        session = self._session
+        if session is None:
+            raise EngineError(f"{self._file.name} is closed; open it again to run it")
+        check_inputs(self._inputs, inputs, self._file.name)
+        feed = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        try:
+            results = session.run(self._outputs, feed)
+        except _FAILURES as cause:
+            sizes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
+            raise EngineError(f"ONNX Runtime failed in {self._file} on {sizes}: {cause}") from cause
+        return dict(zip(self._outputs, results, strict=True))
+
+    def close(self) -> None:
+        """Frees the session once calls that still run in other threads are done; a second call does nothing."""
+        self._session = None
+
+    def _open(self, options: EngineOptions) -> Any:  # noqa: ANN401 - onnxruntime has no types
+        if not self._file.is_file():
+            raise EngineError(f"{self._file} is missing; copy the whole bundle again, or export it again")
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = _FATAL_ONLY
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.intra_op_num_threads = self._threads
+        settings.inter_op_num_threads = 1
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            return onnxruntime.InferenceSession(os.fspath(self._file), settings, providers=[_PROVIDER])
+        except _FAILURES as cause:
+            raise EngineError(f"ONNX Runtime cannot load {self._file}: {cause}; copy or export the bundle again") from cause
+
+
+def probe() -> EngineInfo:
+    """What would run: this library's version, on the CPU with every granted thread."""
+    return EngineInfo("ort", onnxruntime.__version__, f"CPU, {_granted_cpus()} threads")
+
+
+def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> OrtEngine:
+    """Loads an ONNX file; see `OrtEngine`."""
+    return OrtEngine(model_path, inputs, options)
+
+
+def _granted_cpus() -> int:
+    """CPUs this process may use, which can be fewer than the machine has (taskset, containers)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

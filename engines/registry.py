@@ -1,0 +1,106 @@
+"""Engine names, and how each is opened; a new engine is one file and one row of `ENGINES`."""
+
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol, cast
+
+from prtool.engines.base import Engine, EngineInfo, EngineOptions
+from prtool.errors import ConfigError, EngineUnavailable
+from prtool.manifest import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEntry:
+    """One row of the registry.
+
+    Attributes:
+        module: the module that holds the engine, imported on first use; it follows `EngineModule`.
+        requirement: what `pip install` takes to make the engine's library importable.
+        description: one line for people.
+    """
+
+    module: str
+    requirement: str
+    description: str
+
+
+class EngineModule(Protocol):
+    """What the module of an engine offers. Importing it imports the engine's library."""
+
+    def probe(self) -> EngineInfo:
+        """What would run on this machine.
+
+        Raises:
+            EngineUnavailable: the library finds no device.
+        """
+        ...
+
+    def open_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> Engine:
+        """Loads an ONNX file.
+
+        Raises:
+            EngineError: the file is missing or damaged, or the engine refuses it; the message names file and reason.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One line of `prtool doctor`: `info` of an engine that would run here, or None and the `reason` why it would not."""
+
+    name: str
+    description: str
+    info: EngineInfo | None
+    reason: str
+
+
+ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
+    {
+        "ort": EngineEntry("prtool.engines.ort", "onnxruntime", "ONNX Runtime on the CPU, fp32"),
+    }
+)
+
+
+def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> Engine:
+    """Opens one ONNX file with the engine of that name.
+
+    Args:
+        name: a key of `ENGINES`.
+        model_path: the ONNX file.
+        inputs: the graph's declared inputs, which every call is checked against.
+        options: threads, spinning and shape ranges.
+
+    Raises:
+        ConfigError: no engine has that name.
+        EngineUnavailable: its library cannot be imported, or finds no device.
+        EngineError: the file is missing or damaged, or the engine refuses it.
+    """
+    return _load(name).open_graph(model_path, inputs, options)
+
+
+def available() -> list[EngineStatus]:
+    """Every engine by name, with what would run here or the reason why it would not."""
+    return [_status(name, entry) for name, entry in ENGINES.items()]
+
+
+def _status(name: str, entry: EngineEntry) -> EngineStatus:
+    try:
+        return EngineStatus(name, entry.description, _load(name).probe(), reason="")
+    except EngineUnavailable as cause:
+        return EngineStatus(name, entry.description, None, reason=str(cause))
+
+
+def _load(name: str) -> EngineModule:
+    entry = ENGINES.get(name)
+    if entry is None:
+        near = difflib.get_close_matches(name, ENGINES, n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"engine = {name!r}, but it must be one of {', '.join(ENGINES)}{hint}")
+    try:
+        return cast(EngineModule, importlib.import_module(entry.module))
+    except ImportError as cause:
+        raise EngineUnavailable(f"engine {name} cannot be imported ({cause}); pip install {entry.requirement}") from cause

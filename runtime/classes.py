@@ -1,0 +1,115 @@
+"""Zero-shot classes: from image embeddings to named predictions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from prtool.bundle import Bundle
+from prtool.engines.base import Array
+from prtool.errors import BundleError, ConfigError, ShapeError
+from prtool.runtime.select import select
+
+TENSOR_NAME = "embeddings"
+_LENGTH_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class for one image: label index, class name, and probability (0 to 1)."""
+
+    index: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassTable:
+    """The classes of a bundle.
+
+    Attributes:
+        names: in label order.
+        embeddings: (classes, E) float32, L2-normalised text embeddings.
+        logit_scale, logit_bias: class logits are scale x cosine + bias.
+    """
+
+    names: tuple[str, ...]
+    embeddings: npt.NDArray[np.float32]
+    logit_scale: float
+    logit_bias: float
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> "ClassTable":
+        """Reads the classes of a bundle.
+
+        Raises:
+            BundleError: the bundle has no classes, or their file does not fit the manifest.
+        """
+        classes, model = bundle.manifest.classes, bundle.manifest.model
+        if classes is None:
+            raise BundleError(f"{bundle.path} has no classes, so it cannot classify; export it again with class names, or use its embeddings")
+        embeddings = _read_embeddings(bundle, classes.file)
+        shape = (len(classes.names), model.embed_dim)
+        if embeddings.shape != shape or embeddings.dtype != np.float32:
+            raise BundleError(
+                f"{classes.file} of {bundle.path} holds {embeddings.shape} {embeddings.dtype}, "
+                f"but the manifest says {shape} float32; export the bundle again"
+            )
+        lengths = np.linalg.norm(embeddings, axis=1)
+        if not np.allclose(lengths, 1.0, atol=_LENGTH_TOLERANCE):
+            worst = float(lengths[np.abs(lengths - 1.0).argmax()])
+            raise BundleError(f"{classes.file} of {bundle.path} has an embedding of length {worst:.4g}, but all must be 1; export the bundle again")
+        return cls(classes.names, embeddings, model.logit_scale, model.logit_bias)
+
+    def probabilities(self, embeddings: Array) -> npt.NDArray[np.float64]:
+        """Softmax of the class logits.
+
+        Args:
+            embeddings: (batch, E) float, L2-normalised.
+
+        Returns:
+            (batch, classes) float64; each row sums to 1.
+
+        Raises:
+            ShapeError: the width is not E.
+        """
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
+            raise ShapeError(f"embeddings have shape {embeddings.shape}, but the classes take (batch, {self.embeddings.shape[1]})")
+        cosines = embeddings.astype(np.float64) @ self.embeddings.T.astype(np.float64)
+        logits = self.logit_scale * cosines + self.logit_bias
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+        return shares
+
+    def predict(self, embeddings: Array, top: int = 5) -> list[list[Prediction]]:
+        """The most probable classes of each image, best first; equal ones by lower label.
+
+        Args:
+            embeddings: (batch, E) float, L2-normalised.
+            top: how many, at least 1; all of them where there are fewer classes.
+
+        Raises:
+            ConfigError: top is below 1.
+            ShapeError: the width is not E.
+        """
+        if top < 1:
+            raise ConfigError(f"top = {top}, but at least 1 class must be asked for")
+        probabilities = self.probabilities(embeddings)
+        best = select(probabilities, min(top, len(self.names)))
+        return [
+            [Prediction(int(index), self.names[index], float(row[index])) for index in indices]
+            for row, indices in zip(probabilities, best, strict=True)
+        ]
+
+
+def _read_embeddings(bundle: Bundle, name: str) -> npt.NDArray[np.float32]:
+    path = bundle.file(name)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as cause:
+        raise BundleError(f"{path} cannot be read ({cause}); export the bundle again") from cause
+    if TENSOR_NAME not in tensors:
+        raise BundleError(f"{path} has no tensor {TENSOR_NAME!r}; it holds {', '.join(tensors) or 'nothing'}; export the bundle again")
+    return tensors[TENSOR_NAME]

@@ -1,0 +1,225 @@
+"""The encoder that an application embeds: a bundle and one engine, from images to embeddings.
+
+::
+
+    with Encoder.load("bundle") as encoder:
+        embeddings = encoder.encode_images(["cat.jpg", "dog.jpg"], keep=0.6)
+"""
+
+import difflib
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from prtool.bundle import Bundle
+from prtool.engines.base import Array, EngineInfo, EngineOptions
+from prtool.errors import ConfigError, EngineError, KeepError, ShapeError
+from prtool.manifest import Manifest
+from prtool.runtime.classes import ClassTable, Prediction
+from prtool.runtime.images import ImageSource
+from prtool.runtime.pipeline import MODES, Graphs, PipelineKind, SplitPipeline, Stage
+from prtool.runtime.preprocess import prepare_batch
+from prtool.runtime.text import TextEncoder
+from prtool.spec import Keep
+
+KeepLike = Keep | float | int | None
+Embeddings = npt.NDArray[np.float32]
+
+
+class Encoder:
+    """Encodes images, and prompts where the bundle has a text side.
+
+    Every method may be called from many threads at once; results belong to the caller. `keep`, per call,
+    is a ratio (0.6), a count (118), a `Keep`, or None for the bundle's default.
+    """
+
+    def __init__(self, bundle: Bundle, mode: str, graphs: Graphs, text_graphs: Graphs) -> None:
+        """Loads the graphs of `mode`; `Encoder.load` is the usual way in."""
+        self._bundle = bundle
+        self._mode = mode
+        self._graphs = graphs
+        self._text_graphs = text_graphs
+        self._pipeline = _pipeline_kind(mode)(graphs)
+        self._split = SplitPipeline(graphs)
+        self._text = TextEncoder(text_graphs)
+        self._classes: ClassTable | None = None
+        self._lock = threading.Lock()
+        self._info = self._pipeline.open().info
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path | Bundle,
+        *,
+        engine: str = "ort",
+        mode: str = "fused",
+        precision: str = "fp32",
+        options: EngineOptions | None = None,
+        verify: bool = True,
+    ) -> Self:
+        """Opens a bundle and loads its graphs.
+
+        Args:
+            bundle: a bundle directory, or an opened bundle.
+            engine: a name of the engine registry; `prtool doctor` lists them.
+            mode: "fused" (one graph), "split" (selection on the host, between two graphs) or "full" (unpruned, the baseline).
+            precision: "fp32", or another that the bundle holds.
+            options: threads and spinning; None takes `EngineOptions()`.
+            verify: check the SHA-256 of every file of the directory.
+
+        Raises:
+            BundleError: the bundle is missing, damaged, unsafe or of another schema.
+            ConfigError: unknown engine, mode or precision, or the bundle lacks a graph of the mode.
+            EngineUnavailable: the engine's library is not installed, or finds no device.
+            EngineError: the engine cannot load a graph.
+        """
+        _pipeline_kind(mode)
+        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
+        chosen = options or EngineOptions()
+        return cls(opened, mode, Graphs(opened, engine, precision, chosen), Graphs(opened, engine, "fp32", chosen))
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle says about itself."""
+        return self._bundle.manifest
+
+    @property
+    def info(self) -> EngineInfo:
+        """The engine that really runs, its version and device."""
+        return self._info
+
+    @property
+    def classes(self) -> ClassTable:
+        """The bundle's classes, read on first use.
+
+        Raises:
+            BundleError: the bundle has no classes, or their file does not fit the manifest.
+        """
+        with self._lock:
+            if self._classes is None:
+                self._classes = ClassTable.of(self._bundle)
+            return self._classes
+
+    def encode_pixels(self, pixels: Array, keep: KeepLike = None) -> Embeddings:
+        """Encodes one batch of prepared pixels.
+
+        Args:
+            pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says.
+            keep: patches to keep; in mode "full" only None or all of them.
+
+        Returns:
+            (batch, E) float32, L2-normalised.
+
+        Raises:
+            ShapeError: shape or dtype differ from the manifest's.
+            KeepError: keep is out of the bundle's range.
+            EngineError: the encoder is closed, the engine failed, or an embedding is not finite.
+        """
+        return _finite(self._pipeline.embed(_array(pixels), self._mode_counts(keep)))
+
+    def encode_images(self, images: Sequence[ImageSource], keep: KeepLike = None) -> Embeddings:
+        """Prepares and encodes images as one batch; see `encode_pixels`.
+
+        Args:
+            images: paths, encoded bytes, PIL images or (height, width, 3) uint8 arrays; all are held in memory at once.
+            keep: patches to keep.
+
+        Raises:
+            ImageError: an image cannot be decoded.
+        """
+        counts = self._mode_counts(keep)
+        if isinstance(images, (str, bytes, Path)) or len(images) == 0:
+            raise ConfigError(f"images = {images!r:.60}, but it must be a list of at least one image")
+        return _finite(self._pipeline.embed(prepare_batch(images, self.manifest.preprocess), counts))
+
+    def classify(self, images: Sequence[ImageSource], keep: KeepLike = None, top: int = 5) -> list[list[Prediction]]:
+        """The most probable classes of each image, best first; see `ClassTable.predict`.
+
+        Raises:
+            BundleError: the bundle has no classes.
+        """
+        table = self.classes
+        return table.predict(self.encode_images(images, keep), top)
+
+    def encode_text(self, token_ids: Array) -> Embeddings:
+        """(batch, context) int64 token ids -> (batch, E) float32, L2-normalised, in fp32 whatever the images' precision.
+
+        Raises:
+            BundleError: the bundle has no text side.
+            ShapeError: shape or dtype differ from the manifest's.
+        """
+        return _finite(self._text.encode(token_ids))
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Embeddings:
+        """Encodes prompts with the bundle's tokenizer; (prompts, E) float32, L2-normalised.
+
+        Raises:
+            BundleError: the bundle has no text side or no tokenizer.
+            EngineUnavailable: the tokenizers library is not installed.
+        """
+        return self.encode_text(self._text.token_ids(prompts))
+
+    def scores(self, pixels: Array) -> npt.NDArray[np.float32]:
+        """The patch scores at the first location, (batch, patches) float32, high = keep; PRE is opened on first use."""
+        return self._split.scores(_array(pixels)).astype(np.float32, copy=False)
+
+    def kept(self, pixels: Array, keep: KeepLike = None) -> npt.NDArray[np.int64]:
+        """The patches that survive every location, (batch, k) int64, by falling score; the split graphs are opened on first use."""
+        return self._split.kept(_array(pixels), self._counts(keep))
+
+    def stages(self, pixels: Array, keep: KeepLike = None) -> Iterator[Stage]:
+        """Runs the split mode one stage for each `next`, so that a caller may time each; see `SplitPipeline.stages`."""
+        return self._split.stages(_array(pixels), self._counts(keep))
+
+    def close(self) -> None:
+        """Frees every graph; methods that run one fail afterwards. A second call does nothing."""
+        self._graphs.close()
+        self._text_graphs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _counts(self, keep: KeepLike) -> tuple[int, ...]:
+        k = self.manifest.resolve(None if keep is None else Keep.of(keep))
+        return self.manifest.prune.counts(Keep.count(k))
+
+    def _mode_counts(self, keep: KeepLike) -> tuple[int, ...]:
+        if self._mode != "full":
+            return self._counts(keep)
+        prune = self.manifest.prune
+        if keep is not None and Keep.of(keep).resolve(prune.patches) != prune.patches:
+            raise KeepError(f"keep = {keep}, but mode 'full' drops nothing; give None or 1.0, or load mode 'fused' or 'split'")
+        return prune.counts(Keep.count(prune.patches))
+
+
+def _pipeline_kind(mode: str) -> PipelineKind:
+    kind = MODES.get(mode)
+    if kind is None:
+        near = difflib.get_close_matches(mode, MODES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"mode = {mode!r}, but it must be one of {', '.join(MODES)}{hint}")
+    return kind
+
+
+def _array(pixels: Array) -> Array:
+    if not isinstance(pixels, np.ndarray):
+        raise ShapeError(f"pixels are a {type(pixels).__name__}, but they must be a numpy array (batch, 3, height, width) of float32")
+    return pixels
+
+
+def _finite(embeddings: Array) -> Embeddings:
+    healthy: npt.NDArray[np.bool_] = np.asarray(np.isfinite(embeddings).all(axis=1))
+    if not healthy.all():
+        raise EngineError(
+            f"{int((~healthy).sum())} of {len(healthy)} embeddings are not finite (first: item {int(healthy.argmin())}); "
+            "look for NaN or infinity in the input, or for overflow in a graph of reduced precision"
+        )
+    return embeddings.astype(np.float32, copy=False)

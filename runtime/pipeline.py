@@ -1,0 +1,201 @@
+"""From pixels to embeddings: through one fused graph, through split graphs with selection between them, or unpruned."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from prtool.bundle import Bundle
+from prtool.engines.base import Array, Engine, EngineOptions
+from prtool.engines.registry import open_engine
+from prtool.errors import EngineError
+from prtool.runtime.select import gather, select
+
+
+class Graphs:
+    """The engines of one bundle at one precision, each opened on first use; safe from many threads."""
+
+    def __init__(self, bundle: Bundle, engine: str, precision: str, options: EngineOptions) -> None:
+        """Opens nothing yet.
+
+        Args:
+            bundle: an opened bundle.
+            engine: a name of the engine registry.
+            precision: "fp32", or another that the bundle holds.
+            options: how each engine runs.
+        """
+        self.bundle = bundle
+        self._engine = engine
+        self._precision = precision
+        self._options = options
+        self._opened: dict[str, Engine] = {}
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def engine(self, role: str) -> Engine:
+        """The engine of one role of the manifest ("pre", "fused", ...).
+
+        Raises:
+            ConfigError: the bundle has no such precision or role, or there is no such engine.
+            EngineUnavailable: the engine's library is not installed.
+            EngineError: the graph cannot be loaded, or `close` was called.
+        """
+        opened = self._opened.get(role)
+        return opened if opened is not None else self._open(role)
+
+    def run(self, role: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the graph of one role; raises what `engine` and `Engine.run` raise."""
+        return self.engine(role).run(inputs)
+
+    def close(self) -> None:
+        """Closes every engine; `engine` and `run` fail afterwards. A second call does nothing."""
+        with self._lock:
+            self._closed = True
+            opened, self._opened = self._opened, {}
+        for engine in opened.values():
+            engine.close()
+
+    def _open(self, role: str) -> Engine:
+        with self._lock:
+            if self._closed:
+                raise EngineError(f"the encoder of {self.bundle.path} is closed; load it again to use it")
+            if role not in self._opened:
+                graph = self.bundle.graph(role, self._precision)
+                self._opened[role] = open_engine(self._engine, self.bundle.file(graph.file), graph.inputs, self._options)
+            return self._opened[role]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One finished step of the split mode.
+
+    Attributes:
+        name: "pre", "select_1", "mid_1", "select_2", ..., "post".
+        tensors: what the step gave: a graph's outputs, or "tokens" and "indices" of a selection.
+    """
+
+    name: str
+    tensors: Mapping[str, Array]
+
+
+class Pipeline(Protocol):
+    """One way from pixels to embeddings; `embed` may be called from many threads at once."""
+
+    def open(self) -> Engine:
+        """Loads every graph now, rather than in the first call; returns the engine that takes the pixels."""
+        ...
+
+    def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:
+        """Encodes one batch.
+
+        Args:
+            pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says.
+            counts: patches kept at each location, falling.
+
+        Returns:
+            (batch, E) embeddings, L2-normalised, in the graph's dtype.
+        """
+        ...
+
+
+class FusedPipeline:
+    """One graph that selects inside; the counts are its input `k`."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        self._graphs = graphs
+
+    def open(self) -> Engine:
+        """Loads the fused graph; see `Pipeline.open`."""
+        return self._graphs.engine("fused")
+
+    def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:
+        """Encodes one batch; see `Pipeline.embed`."""
+        return self._graphs.run("fused", {"pixels": pixels, "k": np.array(counts, np.int64)})["embedding"]
+
+
+class FullPipeline:
+    """The unpruned graph, the baseline of every speed-up; the counts play no part."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        self._graphs = graphs
+
+    def open(self) -> Engine:
+        """Loads the unpruned graph; see `Pipeline.open`."""
+        return self._graphs.engine("full")
+
+    def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:  # noqa: ARG002 - nothing is dropped
+        """Encodes one batch; see `Pipeline.embed`."""
+        return self._graphs.run("full", {"pixels": pixels})["embedding"]
+
+
+class SplitPipeline:
+    """PRE, then for each location a selection on the host and the graph behind it; the last graph is POST."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        self._graphs = graphs
+        self._prune = graphs.bundle.manifest.prune
+
+    def open(self) -> Engine:
+        """Loads every graph of the chain; see `Pipeline.open`."""
+        for role in self._roles_after_selection():
+            self._graphs.engine(role)
+        return self._graphs.engine("pre")
+
+    def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:
+        """Encodes one batch; see `Pipeline.embed`."""
+        *_, last = self.stages(pixels, counts)
+        return last.tensors["embedding"]
+
+    def stages(self, pixels: Array, counts: tuple[int, ...]) -> Iterator[Stage]:
+        """Runs one step each time the next stage is asked for, so that a caller may time or stop between them.
+
+        Args:
+            pixels: (batch, 3, height, width) float32.
+            counts: patches kept at each location.
+        """
+        outputs, carried = self._graphs.run("pre", {"pixels": pixels}), "tokens"
+        yield Stage("pre", outputs)
+        for place, (role, k) in enumerate(zip(self._roles_after_selection(), counts, strict=True), start=1):
+            indices = select(outputs["scores"], k)
+            tokens = gather(outputs[carried], indices, self._prune.prefix_tokens, self._prune.appended_tokens)
+            yield Stage(f"select_{place}", {"tokens": tokens, "indices": indices})
+            # A graph cannot give a tensor of the name it takes: a middle graph turns "tokens" into "tokens_out".
+            outputs, carried = self._graphs.run(role, {"tokens": tokens}), "tokens_out"
+            yield Stage(role, outputs)
+
+    def scores(self, pixels: Array) -> Array:
+        """(batch, patches) float32 scores at the first location, high = keep; only PRE runs."""
+        return next(self.stages(pixels, self._prune_nothing())).tensors["scores"]
+
+    def kept(self, pixels: Array, counts: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        """The patches that reach the last block: (batch, counts[-1]) int64, by falling score at the last location; POST does not run."""
+        last = f"select_{len(counts)}"
+        patches: npt.NDArray[np.int64] = np.arange(self._prune.patches)[None].repeat(len(pixels), axis=0)
+        for stage in self.stages(pixels, counts):
+            if "indices" in stage.tensors:
+                patches = np.take_along_axis(patches, stage.tensors["indices"], axis=1)
+            if stage.name == last:
+                break
+        return patches
+
+    def _roles_after_selection(self) -> list[str]:
+        middle = len(self._prune.locations) - 1
+        return [*(f"mid_{place}" for place in range(1, middle + 1)), "post"]
+
+    def _prune_nothing(self) -> tuple[int, ...]:
+        return (self._prune.patches,) * len(self._prune.locations)
+
+
+class PipelineKind(Protocol):
+    """Makes a pipeline over one bundle's graphs."""
+
+    def __call__(self, graphs: Graphs) -> Pipeline:
+        """Opens nothing yet."""
+        ...
+
+
+MODES: Mapping[str, PipelineKind] = MappingProxyType({"fused": FusedPipeline, "split": SplitPipeline, "full": FullPipeline})

@@ -1,0 +1,192 @@
+"""The contract of every engine in the registry: the same checks, whatever the library."""
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import SIDE, TinyModel, tiny_bundle
+
+from prtool.bundle import Bundle
+from prtool.engines.base import Engine, EngineOptions
+from prtool.engines.registry import ENGINES, available, open_engine
+from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
+
+MODEL = TinyModel()
+Opener = Callable[..., Engine]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("engines") / "bundle", MODEL)
+
+
+@pytest.fixture(params=sorted(ENGINES))
+def engine_name(request: pytest.FixtureRequest) -> str:
+    reasons = {status.name: status.reason for status in available()}
+    if reasons[request.param]:
+        pytest.skip(reasons[request.param])
+    return str(request.param)
+
+
+@pytest.fixture
+def opener(engine_name: str, bundle: Bundle) -> Iterator[Opener]:
+    """Opens one role of the bundle; closes it after the test."""
+    opened: list[Engine] = []
+
+    def open_role(role: str, path: Path | None = None, options: EngineOptions | None = None) -> Engine:
+        graph = bundle.graph(role)
+        opened.append(open_engine(engine_name, path or bundle.file(graph.file), graph.inputs, options or EngineOptions(threads=2)))
+        return opened[-1]
+
+    yield open_role
+    for engine in opened:
+        engine.close()
+
+
+def counted(k: int) -> np.ndarray:
+    return np.array([k], np.int64)
+
+
+def test_outputs_equal_numpy_at_every_batch_and_count(opener: Opener) -> None:
+    engine = opener("fused")
+    for batch, k in ((1, 1), (3, 5), (2, 16), (1, 9)):
+        pixels = MODEL.pixels(batch, seed=k)
+        outputs = engine.run({"pixels": pixels, "k": counted(k)})
+        assert set(outputs) == {"embedding"}
+        assert outputs["embedding"].dtype == np.float32
+        np.testing.assert_allclose(outputs["embedding"], MODEL.embed(pixels, (k,)), atol=1e-5)
+
+
+def test_every_output_is_named(opener: Opener) -> None:
+    outputs = opener("pre").run({"pixels": MODEL.pixels(2)})
+    assert {name: array.shape for name, array in outputs.items()} == {"tokens": (2, 17, 12), "scores": (2, 16)}
+    np.testing.assert_allclose(outputs["scores"], MODEL.scores(MODEL.pixels(2)), atol=1e-5)
+
+
+def test_integer_inputs(opener: Opener) -> None:
+    ids = np.arange(14, dtype=np.int64).reshape(2, 7) % 11
+    np.testing.assert_allclose(opener("text").run({"tokens": ids})["embedding"], MODEL.embed_text(ids), atol=1e-5)
+
+
+def test_outputs_belong_to_the_caller(opener: Opener) -> None:
+    engine = opener("full")
+    first = engine.run({"pixels": MODEL.pixels(1, seed=1)})["embedding"]
+    copy = first.copy()
+    engine.run({"pixels": MODEL.pixels(1, seed=2)})
+    np.testing.assert_array_equal(first, copy)
+    first += 1.0
+
+
+def test_memory_order_does_not_matter(opener: Opener) -> None:
+    engine, pixels = opener("full"), MODEL.pixels(2)
+    channels_last = np.asfortranarray(pixels)
+    assert not channels_last.flags.c_contiguous
+    np.testing.assert_array_equal(engine.run({"pixels": channels_last})["embedding"], engine.run({"pixels": pixels})["embedding"])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.zeros((1, 3, SIDE, SIDE)), r"float64.*astype\('float32'\)"),
+        (np.zeros((1, 3, SIDE, SIDE), ">f4"), "dtype"),
+        (np.zeros((3, SIDE, SIDE), np.float32), r"shape \(3, 8, 8\), but the graph takes \(batch, 3, 8, 8\)"),
+        (np.zeros((1, 3, SIDE, SIDE + 1), np.float32), r"\(1, 3, 8, 9\)"),
+        (np.zeros((0, 3, SIDE, SIDE), np.float32), "holds nothing"),
+    ],
+)
+def test_wrong_arrays_are_refused(opener: Opener, pixels: np.ndarray, message: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        opener("full").run({"pixels": pixels})
+
+
+@pytest.mark.parametrize("names", [[], ["image"], ["pixels", "k"]])
+def test_wrong_names_are_refused(opener: Opener, names: Sequence[str]) -> None:
+    with pytest.raises(ShapeError, match="takes pixels, but it was given"):
+        opener("full").run({name: MODEL.pixels(1) for name in names})
+
+
+@pytest.mark.parametrize("k", [17, -1])
+def test_a_failure_inside_the_graph_is_mapped(opener: Opener, k: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(EngineError, match=r"fused\.onnx") as caught:
+        opener("fused").run({"pixels": MODEL.pixels(1), "k": counted(k)})
+    assert caught.value.__cause__ is not None
+    assert capfd.readouterr() == ("", "")
+
+
+def test_many_threads_give_what_one_gives(opener: Opener) -> None:
+    engine = opener("fused")
+    calls = [{"pixels": MODEL.pixels(1 + i % 3, seed=i), "k": counted(1 + i % 16)} for i in range(25)]
+    serial = [engine.run(call)["embedding"] for call in calls]
+    with ThreadPoolExecutor(8) as pool:
+        for results in pool.map(lambda _: [engine.run(call)["embedding"] for call in calls], range(8)):
+            for parallel, alone in zip(results, serial, strict=True):
+                np.testing.assert_allclose(parallel, alone, atol=1e-6)
+
+
+def test_a_closed_engine_fails_and_closes_twice(opener: Opener) -> None:
+    engine = opener("full")
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.run({"pixels": MODEL.pixels(1)})
+
+
+@pytest.mark.parametrize("spinning", [True, False])
+def test_options_change_no_result(opener: Opener, spinning: bool) -> None:
+    engine = opener("full", options=EngineOptions(threads=1, spinning=spinning))
+    np.testing.assert_allclose(engine.run({"pixels": MODEL.pixels(2)})["embedding"], MODEL.embed(MODEL.pixels(2), (16,)), atol=1e-5)
+
+
+def test_info_names_what_runs(opener: Opener, engine_name: str) -> None:
+    info = opener("full").info
+    assert info.name == engine_name
+    assert info.version
+    assert info.device
+
+
+def test_a_missing_file_is_named(opener: Opener, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"absent\.onnx is missing"):
+        opener("full", path=tmp_path / "absent.onnx")
+
+
+@pytest.mark.parametrize("damage", ["garbage", "empty", "truncated"])
+def test_a_damaged_file_is_named(opener: Opener, bundle: Bundle, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "damaged.onnx"
+    content = bundle.file("full.onnx").read_bytes()
+    path.write_bytes({"garbage": b"\x7f" * 500, "empty": b"", "truncated": content[: len(content) // 2]}[damage])
+    with pytest.raises(EngineError, match=r"damaged\.onnx: .+"):
+        opener("full", path=path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_with_other_inputs_is_refused(opener: Opener, bundle: Bundle, tmp_path: Path) -> None:
+    shutil.copy(bundle.file("fused.onnx"), tmp_path / "full.onnx")
+    with pytest.raises(EngineError, match="takes k, pixels, but it was declared to take pixels"):
+        opener("full", path=tmp_path / "full.onnx")
+
+
+def test_unknown_engine_lists_all_and_near_names(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"engine = 'orrt', but it must be one of .*ort.*did you mean ort\?"):
+        open_engine("orrt", tmp_path / "x.onnx", (), EngineOptions())
+
+
+def test_missing_library_names_the_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(ENGINES["ort"], module="prtool.engines.absent", requirement="'prtool[absent]'")
+    monkeypatch.setattr("prtool.engines.registry.ENGINES", {"absent": entry})
+    with pytest.raises(EngineUnavailable, match=r"pip install 'prtool\[absent\]'$"):
+        open_engine("absent", tmp_path / "x.onnx", (), EngineOptions())
+    (status,) = available()
+    assert status.info is None
+    assert "pip install" in status.reason
+
+
+def test_available_reports_the_library_version() -> None:
+    status = next(item for item in available() if item.name == "ort")
+    assert status.info is not None
+    assert status.info.version == importlib.metadata.version("onnxruntime")
+    assert status.reason == ""

@@ -1,0 +1,294 @@
+"""The runtime encoder against the same maths in plain numpy."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import EMBED, LOGIT_BIAS, LOGIT_SCALE, SIDE, TinyModel, class_embeddings, tiny_bundle
+from PIL import Image
+from safetensors.numpy import save_file
+
+from prtool.bundle import Bundle, seal
+from prtool.engines.base import EngineOptions
+from prtool.errors import BundleError, ConfigError, EngineError, EngineUnavailable, KeepError, ShapeError
+from prtool.manifest import ClassInfo, TextInfo
+from prtool.runtime.encoder import Encoder
+from prtool.runtime.preprocess import prepare
+from prtool.spec import Keep
+
+MODELS = {
+    "one location": TinyModel(),
+    "kept tokens": TinyModel(prefix_tokens=2, appended_tokens=3),
+    "three locations": TinyModel(locations=(2, 3, 4), appended_tokens=1),
+}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    return {name: tiny_bundle(tmp_path_factory.mktemp("bundle") / "b", model) for name, model in MODELS.items()}
+
+
+@pytest.fixture(scope="module")
+def bundle(bundles: dict[str, Bundle]) -> Bundle:
+    return bundles["one location"]
+
+
+@pytest.fixture(scope="module")
+def encoder(bundle: Bundle) -> Iterator[Encoder]:
+    with Encoder.load(bundle, options=EngineOptions(threads=2)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def images() -> list[np.ndarray]:
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, 256, (11, 9, 3), np.uint8) for _ in range(3)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("mode", ["fused", "split"])
+def test_pruned_modes_equal_numpy(bundles: dict[str, Bundle], name: str, mode: str) -> None:
+    model = MODELS[name]
+    with Encoder.load(bundles[name].path, mode=mode) as encoder:
+        for batch, k in ((1, 2), (3, 5), (2, 16), (5, 11)):
+            pixels = model.pixels(batch, seed=k)
+            counts = model.spec.counts(Keep.count(k))
+            result = encoder.encode_pixels(pixels, k)
+            assert result.dtype == np.float32
+            np.testing.assert_allclose(result, model.embed(pixels, counts), atol=1e-5)
+            np.testing.assert_allclose(np.linalg.norm(result, axis=1), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_full_equals_keeping_every_patch(bundles: dict[str, Bundle], name: str) -> None:
+    pixels = MODELS[name].pixels(3)
+    with Encoder.load(bundles[name], mode="full") as full, Encoder.load(bundles[name]) as fused:
+        for keep in (None, 1.0, 16, Keep.ratio(1.0)):
+            np.testing.assert_allclose(full.encode_pixels(pixels, keep), fused.encode_pixels(pixels, 1.0), atol=1e-5)
+        with pytest.raises(KeepError, match="mode 'full' drops nothing"):
+            full.encode_pixels(pixels, 0.5)
+
+
+def test_every_form_of_keep(encoder: Encoder) -> None:
+    pixels = MODELS["one location"].pixels(2)
+    default = encoder.encode_pixels(pixels)
+    for keep in (10, 0.6, 0.625, Keep.count(10), Keep.ratio(0.6)):
+        np.testing.assert_array_equal(encoder.encode_pixels(pixels, keep), default)
+    assert not np.allclose(encoder.encode_pixels(pixels, 3), default, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [(17, "17"), (1, "reads as a ratio or"), (Keep.count(1), "allows 2 to 16"), (0.0, "0.0"), (1.5, "1.5"), (float("nan"), "nan"), (0, "0")],
+)
+@pytest.mark.parametrize("mode", ["fused", "split", "full"])
+def test_keep_out_of_range(bundle: Bundle, mode: str, keep: Keep | float, message: str) -> None:
+    with Encoder.load(bundle, mode=mode) as encoder, pytest.raises(KeepError, match=message if mode != "full" else None):
+        encoder.encode_pixels(MODELS["one location"].pixels(1), keep)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("keep", [2, 7, 1.0])
+def test_scores_and_kept_equal_numpy(bundles: dict[str, Bundle], name: str, keep: float) -> None:
+    model, pixels = MODELS[name], MODELS[name].pixels(3)
+    counts = model.spec.counts(Keep.of(keep))
+    with Encoder.load(bundles[name]) as encoder:
+        np.testing.assert_allclose(encoder.scores(pixels), model.scores(pixels), atol=1e-5)
+        assert encoder.kept(pixels, keep).tolist() == [model.kept(image.astype(np.float64), counts) for image in pixels]
+
+
+def test_stages_end_in_the_embedding(bundles: dict[str, Bundle]) -> None:
+    pixels = MODELS["three locations"].pixels(2)
+    with Encoder.load(bundles["three locations"]) as encoder:
+        stages = list(encoder.stages(pixels, 4))
+        assert [stage.name for stage in stages] == ["pre", "select_1", "mid_1", "select_2", "mid_2", "select_3", "post"]
+        assert [stage.tensors["indices"].shape[1] for stage in stages if stage.name.startswith("select")] == [12, 8, 4]
+        np.testing.assert_allclose(stages[-1].tensors["embedding"], encoder.encode_pixels(pixels, 4), atol=1e-5)
+
+
+def test_images_of_every_kind(encoder: Encoder, images: list[np.ndarray], tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(images[0]).save(path)
+    kinds = [images[0], str(path), path, path.read_bytes(), Image.fromarray(images[0])]
+    pixels = prepare(images[0], encoder.manifest.preprocess)[None].repeat(len(kinds), axis=0)
+    np.testing.assert_array_equal(encoder.encode_images(kinds, 0.5), encoder.encode_pixels(pixels, 0.5))
+
+
+def test_classify_equals_softmax(encoder: Encoder, images: list[np.ndarray]) -> None:
+    embeddings, table = encoder.encode_images(images, 0.5).astype(np.float64), class_embeddings(3).astype(np.float64)
+    for predictions, embedding in zip(encoder.classify(images, 0.5, top=9), embeddings, strict=True):
+        logits = [LOGIT_SCALE * float(embedding @ row) + LOGIT_BIAS for row in table]
+        weights = [np.exp(logit) for logit in logits]
+        expected = sorted(((w / sum(weights), i) for i, w in enumerate(weights)), key=lambda pair: -pair[0])
+        assert [item.index for item in predictions] == [i for _, i in expected]
+        assert [item.name for item in predictions] == [("cat", "dog", "car")[i] for _, i in expected]
+        np.testing.assert_allclose([item.probability for item in predictions], [p for p, _ in expected], atol=1e-6)
+    assert [len(row) for row in encoder.classify(images, top=2)] == [2, 2, 2]
+    with pytest.raises(ConfigError, match="top = 0"):
+        encoder.classify(images, top=0)
+
+
+def test_text_equals_numpy(encoder: Encoder) -> None:
+    ids = np.array([[2, 3, 4, 2, 5, 0, 0], [6, 1, 0, 0, 0, 0, 0], [2, 2, 2, 2, 2, 2, 2]], np.int64)
+    prompts = ["A photo of a cat", "dog zebra", "a " * 40]
+    expected = MODELS["one location"].embed_text(ids)
+    np.testing.assert_allclose(encoder.encode_text(ids), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_prompts(prompts), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompts", [[], "a photo of a cat"])
+def test_prompts_must_be_a_list(encoder: Encoder, prompts: list[str]) -> None:
+    with pytest.raises(ConfigError, match="list of at least one string"):
+        encoder.encode_prompts(prompts)
+
+
+def test_missing_tokenizers_names_the_pip_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with Encoder.load(bundle) as encoder, pytest.raises(EngineUnavailable, match=r"pip install 'prtool\[text\]'"):
+        encoder.encode_prompts(["a cat"])
+
+
+@pytest.mark.parametrize("mode", ["fused", "split", "full"])
+def test_wrong_pixels(bundle: Bundle, mode: str) -> None:
+    good = MODELS["one location"].pixels(2)
+    with Encoder.load(bundle, mode=mode) as encoder:
+        for pixels in (good[0], good[:, :2], good[:0], good[..., :-1], good.astype(np.float64), good.tolist()):
+            with pytest.raises(ShapeError, match="pixels"):
+                encoder.encode_pixels(pixels)
+        np.testing.assert_array_equal(encoder.encode_pixels(np.asfortranarray(good)), encoder.encode_pixels(good))
+        with pytest.raises((EngineError, ShapeError), match=r"NaN"):
+            encoder.encode_pixels(np.full((1, 3, SIDE, SIDE), np.nan, np.float32))
+
+
+@pytest.mark.parametrize("ids", [[[1] * 7], np.zeros((1, 6), np.int64), np.zeros((1, 7), np.int32)])
+def test_wrong_token_ids(encoder: Encoder, ids: np.ndarray) -> None:
+    with pytest.raises(ShapeError, match="token"):
+        encoder.encode_text(ids)
+
+
+@pytest.mark.parametrize("images", [[], "cat.png", b"\x89PNG", Path("cat.png")])
+def test_images_must_be_a_list(encoder: Encoder, images: list[str]) -> None:
+    with pytest.raises(ConfigError, match="list of at least one image"):
+        encoder.encode_images(images)
+
+
+def test_unknown_names(bundle: Bundle) -> None:
+    with pytest.raises(ConfigError, match=r"mode = 'splt'.*fused, split, full; did you mean split\?"):
+        Encoder.load(bundle, mode="splt")
+    with pytest.raises(ConfigError, match="engine = 'x'"):
+        Encoder.load(bundle, engine="x")
+    with pytest.raises(ConfigError, match="precision = 'fp8'"):
+        Encoder.load(bundle, precision="fp8")
+
+
+def test_a_bundle_without_text_classes_or_a_graph(tmp_path: Path, images: list[np.ndarray]) -> None:
+    bare = tiny_bundle(tmp_path / "bare", MODELS["one location"], text=False, classes=())
+    with Encoder.load(bare) as encoder:
+        with pytest.raises(BundleError, match="has no classes"):
+            encoder.classify(images)
+        with pytest.raises(BundleError, match="has no text side"):
+            encoder.encode_prompts(["a cat"])
+        with pytest.raises(BundleError, match="has no text side"):
+            encoder.encode_text(np.zeros((1, 7), np.int64))
+    graphs = {role: graph for role, graph in bare.manifest.graphs["fp32"].items() if role != "fused"}
+    with pytest.raises(ConfigError, match="graph = 'fused'"):
+        Encoder.load(replace(bare, manifest=replace(bare.manifest, graphs={"fp32": graphs})))
+
+
+def test_a_bundle_without_a_tokenizer(bundle: Bundle) -> None:
+    silent = replace(bundle, manifest=replace(bundle.manifest, text=TextInfo(7, "")))
+    with Encoder.load(silent) as encoder, pytest.raises(BundleError, match="has no tokenizer"):
+        encoder.encode_prompts(["a cat"])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"embeddings": class_embeddings(4)}, r"\(4, 6\) float32, but the manifest says \(3, 6\)"),
+        ({"embeddings": class_embeddings(3).astype(np.float16)}, "float16"),
+        ({"embeddings": class_embeddings(3) * 2}, "length 2, but all must be 1"),
+        ({"embeddings": np.full((3, EMBED), np.nan, np.float32)}, "length nan"),
+        ({"other": class_embeddings(3)}, "has no tensor 'embeddings'"),
+        (None, "cannot be read"),
+    ],
+)
+def test_damaged_classes(tmp_path: Path, images: list[np.ndarray], tensors: dict[str, np.ndarray] | None, message: str) -> None:
+    made = tiny_bundle(tmp_path / "b", MODELS["one location"], text=False)
+    path = made.path / "classes.safetensors"
+    path.write_bytes(b"\xff" * 40) if tensors is None else save_file(tensors, path)
+    seal(made.path, replace(made.manifest, classes=ClassInfo(("cat", "dog", "car"), (), path.name)))
+    with Encoder.load(made.path) as encoder, pytest.raises(BundleError, match=message):
+        encoder.classify(images)
+
+
+@pytest.mark.parametrize("content", ["not json", "{}", '{"version": "1.0", "model": {"type": "none"}}'])
+def test_damaged_tokenizer(tmp_path: Path, content: str) -> None:
+    made = tiny_bundle(tmp_path / "b", MODELS["one location"])
+    (made.path / "tokenizer.json").write_text(content)
+    seal(made.path, made.manifest)
+    with Encoder.load(made.path) as encoder, pytest.raises(BundleError, match=r"tokenizer\.json is not a readable tokenizer"):
+        encoder.encode_prompts(["a cat"])
+
+
+def test_damaged_bundles(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is not a bundle"):
+        Encoder.load(tmp_path / "absent")
+    made = tiny_bundle(tmp_path / "b", MODELS["one location"])
+    path = made.path / "fused.onnx"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"fused\.onnx was changed"):
+        Encoder.load(made.path)
+    path.unlink()
+    with pytest.raises(BundleError, match=r"fused\.onnx is missing"):
+        Encoder.load(made.path, verify=False)
+
+
+@pytest.mark.parametrize("mode", ["fused", "split"])
+def test_many_threads_give_what_one_gives(bundle: Bundle, mode: str) -> None:
+    calls = [(MODELS["one location"].pixels(1 + i % 3, seed=i), 2 + i % 15) for i in range(20)]
+    with Encoder.load(bundle, mode=mode) as encoder, ThreadPoolExecutor(8) as pool:
+        serial = [encoder.encode_pixels(*call) for call in calls]
+        # Scores open PRE lazily, so the eight first calls meet there.
+        kept = [result.tolist() for result in pool.map(lambda _: encoder.kept(*calls[0]), range(8))]
+        assert kept == [kept[0]] * 8
+        for results in pool.map(lambda _: [encoder.encode_pixels(*call) for call in calls], range(8)):
+            for parallel, alone in zip(results, serial, strict=True):
+                np.testing.assert_allclose(parallel, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["fused", "split", "full"])
+def test_a_closed_encoder_fails_and_closes_twice(bundle: Bundle, mode: str) -> None:
+    encoder = Encoder.load(bundle, mode=mode)
+    encoder.close()
+    encoder.close()
+    pixels = MODELS["one location"].pixels(1)
+    for call in (lambda: encoder.encode_pixels(pixels), lambda: encoder.scores(pixels), lambda: encoder.encode_prompts(["a cat"])):
+        with pytest.raises(EngineError, match="closed"):
+            call()
+
+
+def test_info_and_manifest(encoder: Encoder, bundle: Bundle) -> None:
+    assert (encoder.info.name, encoder.info.device) == ("ort", "CPU, 2 threads")
+    assert encoder.manifest == bundle.manifest
+
+
+def test_the_runtime_loads_neither_torch_nor_its_neighbours() -> None:
+    heavy = ("torch", "onnx", "onnxruntime", "tokenizers", "prtool.trainer", "prtool.export")
+    code = f"import sys, prtool.runtime.encoder; print([name for name in {heavy!r} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_an_encoder_runs_without_torch(bundle: Bundle) -> None:
+    code = (
+        "import sys, numpy as np; from prtool.runtime.encoder import Encoder\n"
+        f"pixels = np.zeros((1, 3, {SIDE}, {SIDE}), np.float32)\n"
+        f"with Encoder.load({str(bundle.path)!r}) as encoder: print(encoder.encode_pixels(pixels).shape, 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == f"(1, {EMBED}) False"
