@@ -1,0 +1,178 @@
+"""The picture of a pruned encoder: each photograph as it is seen, and beside it what stays at each keep rate."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from prtool.errors import ConfigError
+from prtool.files import new_file
+from prtool.manifest import Manifest
+from prtool.runtime.images import ImageSource
+from prtool.runtime.preprocess import Pixels, prepare_batch, view
+from prtool.spec import Keep
+
+Colour = tuple[int, int, int]
+
+
+class PatchSelector(Protocol):
+    """What this module needs of an encoder."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Says how pixels are made and how the patches lie."""
+        ...
+
+    def kept(self, pixels: Pixels, keep: Keep) -> npt.NDArray[np.int64]:
+        """(batch, 3, height, width) float32 to the (batch, k) indices of kept patches, row by row from the top left."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How the picture looks; lengths in pixels.
+
+    Attributes:
+        least_side: shorter side of a cell; smaller photographs are enlarged by a whole number.
+        veil: colour that dropped patches fade to.
+        veil_opacity: share of `veil` in a dropped patch, 0 to 1.
+        line_opacity: share of white in the lines between patches, 0 to 1.
+    """
+
+    least_side: int = 224
+    gap: int = 14
+    margin: int = 28
+    title_size: int = 19
+    note_size: int = 14
+    background: Colour = (255, 255, 255)
+    ink: Colour = (28, 30, 36)
+    faint_ink: Colour = (120, 124, 134)
+    veil: Colour = (18, 20, 26)
+    veil_opacity: float = 0.82
+    line_opacity: float = 0.22
+
+
+def show(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[Keep], out: str | Path) -> None:
+    """Draws one row an image: what the encoder sees, then the same at each keep rate with dropped patches darkened.
+
+    Args:
+        keeps: one column each, in this order; labelled with the rate and the number of patches k.
+        out: a .png file, which appears whole or not at all.
+
+    Raises:
+        ConfigError: no image, no keep rate, or `out` does not end in .png.
+        ImageError: an image cannot be read.
+        KeepError: the encoder does not allow a keep rate.
+        StorageError: the file cannot be written.
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"output = {out}, but its name must end in .png")
+    picture = draw(encoder, images, keeps)
+    with new_file(out) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def draw(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[Keep], style: Style | None = None) -> Image.Image:
+    """The picture that `show` writes.
+
+    Returns:
+        A PIL image of mode "RGB".
+
+    Raises:
+        ConfigError: no image or no keep rate.
+        ImageError: an image cannot be read.
+        KeepError: the encoder does not allow a keep rate.
+    """
+    if not images or not keeps:
+        raise ConfigError(f"{len(images)} images and {len(keeps)} keep rates make no picture; give at least one of each")
+    style = style or Style()
+    manifest = encoder.manifest
+    counts = [manifest.resolve(keep) for keep in keeps]
+    views = [view(image, manifest.preprocess) for image in images]
+    pixels = prepare_batch(views, manifest.preprocess)
+    masks = [[_mask(indices, manifest.prune.grid) for indices in encoder.kept(pixels, keep)] for keep in keeps]
+    rows = []
+    for seen, of_image in zip(views, zip(*masks, strict=True), strict=True):
+        large = _enlarge(seen, style)
+        rows.append([large, *(_cell(large, mask, manifest.preprocess.size, style) for mask in of_image)])
+    titles = [("what the encoder sees", f"{manifest.prune.patches} patches")]
+    titles += [_title(keep, count, manifest) for keep, count in zip(keeps, counts, strict=True)]
+    return _sheet(rows, titles, [_name(image) for image in images], style)
+
+
+def _title(keep: Keep, count: int, manifest: Manifest) -> tuple[str, str]:
+    share = count / manifest.prune.patches
+    return f"keep {keep}", f"k = {count} of {manifest.prune.patches}" + (f" ({share:.0%})" if keep.is_count else "")
+
+
+def _name(image: ImageSource) -> str:
+    return Path(image).name if isinstance(image, (str, Path)) else ""
+
+
+def _mask(indices: npt.NDArray[np.int64], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """(rows, columns): True where a patch stays."""
+    mask = np.zeros(grid[0] * grid[1], np.bool_)
+    mask[indices] = True
+    return mask.reshape(grid)
+
+
+def _enlarge(image: Image.Image, style: Style) -> Image.Image:
+    factor = math.ceil(style.least_side / min(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC) if factor > 1 else image
+
+
+def _cell(seen: Image.Image, mask: npt.NDArray[np.bool_], size: tuple[int, int], style: Style) -> Image.Image:
+    """The photograph with dropped patches veiled, and thin lines where a patch borders on a dropped one."""
+    # Pixels that fill no whole patch at the right and bottom are seen by no patch, so they are veiled as well.
+    factor = seen.height // size[0]
+    patch = size[0] // mask.shape[0] * factor, size[1] // mask.shape[1] * factor
+    stays = np.zeros((seen.height, seen.width), np.bool_)
+    whole = np.repeat(np.repeat(mask, patch[0], axis=0), patch[1], axis=1)
+    stays[: whole.shape[0], : whole.shape[1]] = whole
+    values = np.asarray(seen).astype(np.float32)
+    dropped = ~stays[..., None]
+    values = np.where(dropped, values + style.veil_opacity * (np.array(style.veil, np.float32) - values), values)
+    if not mask.all():
+        lines = np.zeros_like(stays)
+        lines[patch[0] : whole.shape[0] : patch[0]] = True
+        lines[:, patch[1] : whole.shape[1] : patch[1]] = True
+        values = np.where(lines[..., None], values + style.line_opacity * (255.0 - values), values)
+    return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+def _sheet(rows: list[list[Image.Image]], titles: list[tuple[str, str]], names: list[str], style: Style) -> Image.Image:
+    """Cells in rows, a title over each column, and each photograph's file name under its first cell."""
+    width, height = rows[0][0].size
+    head = style.title_size + style.note_size + 20
+    foot = style.note_size + 10 if any(names) else 0
+    across, down = width + style.gap, height + foot + style.gap
+    total = 2 * style.margin + len(titles) * across - style.gap, 2 * style.margin + head + len(rows) * down - style.gap
+    sheet = Image.new("RGB", total, style.background)
+    canvas = ImageDraw.Draw(sheet)
+    large, small = ImageFont.load_default(style.title_size), ImageFont.load_default(style.note_size)
+    for column, (title, note) in enumerate(titles):
+        x = style.margin + column * across
+        canvas.text((x, style.margin), title, font=large, fill=style.ink)
+        canvas.text((x, style.margin + style.title_size + 6), note, font=small, fill=style.faint_ink)
+    for row, (cells, name) in enumerate(zip(rows, names, strict=True)):
+        y = style.margin + head + row * down
+        for column, cell in enumerate(cells):
+            sheet.paste(cell, (style.margin + column * across, y))
+        canvas.text((style.margin, y + height + 5), _shortened(name, small, width), font=small, fill=style.faint_ink)
+    return sheet
+
+
+def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """`name`, with its middle left out where it is wider than `width` pixels."""
+    if font.getlength(name) <= width:
+        return name
+    half = len(name) // 2
+    while half > 1 and font.getlength(f"{name[:half]}...{name[-half:]}") > width:
+        half -= 1
+    return f"{name[:half]}...{name[-half:]}"
