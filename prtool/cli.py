@@ -1,0 +1,365 @@
+"""The commands: one verb a stage, with the library's names; each parses, calls one function, and prints."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prtool.errors import PrtoolError
+from prtool.spec import Keep
+
+_EXTRAS = {
+    **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "matplotlib"), "train"),
+    **dict.fromkeys(("onnx", "onnxscript"), "export"),
+}
+
+
+class KeepList(click.ParamType):
+    """A comma-separated list of keep ratios (0.6) or counts (118)."""
+
+    name = "keep"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Keep, ...]:  # noqa: ANN401 - as click declares
+        """Text to Keeps; defaults pass through."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(Keep.parse(part) for part in str(value).split(","))
+        except PrtoolError as cause:
+            self.fail(str(cause), param, ctx)
+
+
+class Names(click.ParamType):
+    """A comma-separated list of words, each one of a fixed set where one is given."""
+
+    name = "names"
+
+    def __init__(self, *known: str) -> None:
+        self.known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:  # noqa: ANN401
+        """Text to words."""
+        words = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
+        for word in words:
+            if self.known and word not in self.known:
+                self.fail(f"{word!r} is not one of {', '.join(self.known)}", param, ctx)
+        return words
+
+
+class Counts(click.ParamType):
+    """A comma-separated list of whole numbers above 0."""
+
+    name = "counts"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:  # noqa: ANN401
+        """Text to numbers."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a list of whole numbers above 0, such as 1,8", param, ctx)
+        return tuple(int(part) for part in parts)
+
+
+class Commands(click.Group):
+    """A group that turns our errors into one line and exit status 1, and Ctrl-C into one line and 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares
+        """Runs a command."""
+        from prtool.console import message
+
+        try:
+            return super().invoke(ctx)
+        except PrtoolError as error:
+            message(f"error: {error}")
+            ctx.exit(1)
+        except ModuleNotFoundError as error:
+            extra = _EXTRAS.get((error.name or "").split(".")[0])
+            if extra is None:
+                raise
+            message(f"error: {error.name} is not installed; pip install 'prtool[{extra}]'")
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            message("interrupted; finished work is kept, run the same command again to go on")
+            ctx.exit(130)
+
+
+engine_option = click.option("--engine", default="ort", show_default=True, help="What runs the graphs; 'prtool doctor' lists them.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+keep_option = click.option("--keep", type=KeepList(), default=None, help="Patches kept: a ratio (0.6) or a count (118). [default: the bundle's]")
+run_argument = click.argument("run", type=click.Path(path_type=Path), default=Path("runs/latest"))
+bundle_argument = click.argument("bundle", type=click.Path(path_type=Path), default=Path("bundle"))
+paths_argument = click.argument("paths", metavar="[BUNDLE] PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="prtool")
+def app() -> None:
+    """Makes a frozen CLIP image encoder faster by pruning patches, and proves it.
+
+    In a project folder: prtool train, prtool eval, prtool export --keep 0.6, prtool bench.
+    """
+
+
+@app.command()
+@click.option("--config", "config_file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TOML file.  [default: prtool.toml]")
+@click.option("--model", help="open_clip architecture, hf-hub:ORG/REPO or local-dir:PATH.")
+@click.option("--pretrained", help="open_clip tag or checkpoint file; none gives random weights.")
+@click.option("--data", help="Folder with split_coop.json, or with train/, val/ and test/ class folders.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/MODEL-DATA]")
+@click.option("--location", type=int, help="Block (1-based) on entry to which patches are dropped.  [default: 4]")
+@click.option("--phase", "phases", type=Names("rank", "predictor", "none"), help="Phases to run.  [default: rank,predictor]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of --show-config, e.g. --set golden.group=1.")
+@click.option("--show-config", is_flag=True, help="Print every setting with its unit, and stop.")
+def train(config_file: Path | None, output: Path | None, settings: tuple[str, ...], show_config: bool, **flags: Any) -> None:  # noqa: ANN401
+    """Rank patches, train the predictor, write a run that resumes where it stopped."""
+    from prtool.console import BarProgress, message, result_table
+    from prtool.trainer.config import TrainConfig
+    from prtool.trainer.config import show_config as config_text
+    from prtool.trainer.train import point_latest, train
+
+    given = {_SETTING_OF.get(name, name): value for name, value in flags.items() if value is not None}
+    in_folder = Path("prtool.toml") if Path("prtool.toml").is_file() else None
+    config = TrainConfig.load(config_file or in_folder, {**given, **_settings(settings)})
+    if show_config:
+        click.echo(config_text(config), nl=False)
+        return
+    run = output or Path("runs") / _run_name(config.model, config.data)
+    checkpoint = train(config, run, BarProgress())
+    point_latest(run)
+    columns, rows = checkpoint.matching_table()
+    if rows:
+        result_table(columns, rows, "share of the m best patches found (validation)")
+    message(f"wrote {run}; next: prtool eval, prtool export --keep 0.6")
+
+
+@app.command(name="eval")
+@run_argument
+@click.option("--data", type=click.Path(path_type=Path), help="Data folder.  [default: the run's]")
+@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "val", "test"]), help="Part of the data.")
+@click.option("--keep", "keeps", type=KeepList(), default="1.0,0.8,0.7,0.6,0.5", show_default=True, help="Keep ratios or counts.")
+@click.option("--method", "methods", type=Names(), default="patch-ranking,cls-attention,random", show_default=True, help="Also: golden (slow).")
+@click.option("--images", type=int, default=0, help="At most this many images; 0 takes all.  [default: 0]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture of accuracy against keep.  [default: RUN/eval-SPLIT.png]")
+@json_option
+def evaluate(run: Path, output: Path | None, as_json: bool, data: Path | None, **options: Any) -> None:  # noqa: ANN401
+    """Zero-shot accuracy by keep rate, for several ways to choose patches."""
+    from prtool.console import BarProgress, message, result_json, result_table
+    from prtool.trainer.evaluate import EvalConfig, evaluate_run
+    from prtool.trainer.plots import plot_accuracy
+
+    config = EvalConfig(**options)
+    report = evaluate_run(run, data, config, BarProgress())
+    picture = output or run / f"eval-{config.split}.png"
+    plot_accuracy(report, picture)
+    if as_json:
+        result_json(report.to_json())
+    else:
+        result_table(*report.table())
+    for note in report.notes:
+        message(f"note: {note}")
+    message(f"wrote {picture}")
+
+
+@app.command()
+@run_argument
+@click.option("--keep", type=KeepList(), default="0.6", show_default=True, help="Default number of patches kept: a ratio or a count.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True, help="Bundle folder.")
+@click.option("--precision", default="fp32", show_default=True, help="Number format of the graphs.")
+@click.option("--data", type=click.Path(path_type=Path), help="Images of the parity check.  [default: the run's, where present]")
+def export(run: Path, keep: tuple[Keep, ...], output: Path, precision: str, data: Path | None) -> None:
+    """Write a bundle of ONNX graphs, after comparing them with PyTorch."""
+    from prtool.console import BarProgress, message, result_table
+    from prtool.export.write import export_run
+
+    report = export_run(run, output, _one(keep), precision, data, BarProgress())
+    result_table(*report.table())
+    message(f"wrote {output}; next: prtool bench, prtool embed PHOTOS -o out.npz")
+
+
+@app.command()
+@bundle_argument
+@engine_option
+@click.option("--data", type=click.Path(path_type=Path), help="Compare on these images with the PyTorch model of --run.")
+@click.option("--run", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True, help="Run that the bundle came from.")
+@json_option
+def verify(bundle: Path, engine: str, data: Path | None, run: Path, as_json: bool) -> None:
+    """Check every file's digest, and every mode's embeddings against PyTorch's recorded ones."""
+    from prtool.console import BarProgress, result_json, result_table
+
+    if data is None:
+        from prtool.runtime.verify import verify as verify_probe
+
+        report = verify_probe(bundle, engine)
+    else:
+        from prtool.export.parity import verify_run
+
+        report = verify_run(bundle, engine, run, data, BarProgress())
+    if as_json:
+        result_json(report.to_json())
+    else:
+        result_table(*report.table())
+
+
+@app.command()
+@bundle_argument
+@engine_option
+@click.option("--batch", "batches", type=Counts(), default="1,8", show_default=True, help="Images a call.")
+@click.option("--keep", "keeps", type=KeepList(), default="1.0,0.8,0.6,0.5", show_default=True, help="Keep ratios or counts.")
+@click.option("--mode", "modes", type=Names("fused", "split"), default="fused", show_default=True, help="One graph, or two with selection between.")
+@click.option("--threads", type=int, default=0, help="CPU threads; 0 takes all that are granted.  [default: 0]")
+@click.option("--seconds", "budget_s", type=float, default=60.0, show_default=True, help="Time for measuring; more gives steadier medians.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON here.")
+@json_option
+def bench(bundle: Path, engine: str, output: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Speed against the unpruned model in the same run, beside the theoretical bound."""
+    from prtool.console import BarProgress, message, result_json, result_table
+    from prtool.files import write_json
+    from prtool.runtime.bench import bench as measure
+    from prtool.runtime.bench_config import BenchConfig
+
+    report = measure(bundle, BenchConfig(engine=engine, **options), BarProgress())
+    if output is not None:
+        write_json(output, report.to_json())
+    if as_json:
+        result_json(report.to_json())
+    else:
+        result_table(*report.table())
+    for note in report.notes:
+        message(f"note: {note}")
+
+
+@app.command()
+@paths_argument
+@engine_option
+@keep_option
+@click.option("--batch", type=int, default=8, show_default=True, help="Images a call.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("embeddings.npz"), show_default=True, help=".npz or .parquet file.")
+def embed(paths: tuple[Path, ...], engine: str, keep: tuple[Keep, ...] | None, batch: int, output: Path) -> None:
+    """Embeddings of images and folders of images; unreadable ones are skipped, counted and listed."""
+    from prtool.console import BarProgress, message
+    from prtool.runtime.embed import EmbedOptions, check_output, embed_folder, save_embeddings
+    from prtool.runtime.encoder import Encoder
+
+    check_output(output)
+    bundle, images = _bundle_and_images(paths)
+    with Encoder.load(bundle, engine=engine) as encoder:
+        result = embed_folder(encoder, images, EmbedOptions(keep=_one(keep) if keep else None, batch_size=batch), BarProgress())
+    save_embeddings(result, output)
+    for path, reason in result.skipped:
+        message(f"skipped {path}: {reason}")
+    message(f"wrote {output}: {len(result.paths)} embeddings, {len(result.skipped)} skipped, {result.images_per_s:.1f} images/s")
+
+
+@app.command()
+@paths_argument
+@engine_option
+@keep_option
+@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes named for each image.")
+@json_option
+def classify(paths: tuple[Path, ...], engine: str, keep: tuple[Keep, ...] | None, top: int, as_json: bool) -> None:
+    """The most likely classes of each image, among the bundle's classes."""
+    from prtool.console import result_json, result_table
+    from prtool.runtime.encoder import Encoder
+
+    bundle, images = _bundle_and_images(paths)
+    with Encoder.load(bundle, engine=engine) as encoder:
+        predictions = [encoder.classify([image], keep=_one(keep) if keep else None, top=top)[0] for image in images]
+    if as_json:
+        found = [[{"name": c.name, "probability": c.probability} for c in row] for row in predictions]
+        result_json({"results": [{"path": str(path), "classes": row} for path, row in zip(images, found, strict=True)]})
+        return
+    rows = [[str(path), *(f"{c.name} {c.probability:.1%}" for c in row)] for path, row in zip(images, predictions, strict=True)]
+    result_table(["image", *(str(i + 1) for i in range(len(rows[0]) - 1))], rows)
+
+
+@app.command()
+@paths_argument
+@engine_option
+@click.option("--keep", "keeps", type=KeepList(), default="1.0,0.8,0.6,0.4", show_default=True, help="Keep ratios or counts, side by side.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("patches.png"), show_default=True, help="PNG file.")
+def show(paths: tuple[Path, ...], engine: str, keeps: tuple[Keep, ...], output: Path) -> None:
+    """A picture of which patches stay: dropped ones are dimmed."""
+    from prtool.console import message
+    from prtool.runtime.encoder import Encoder
+    from prtool.runtime.show import show as draw
+
+    bundle, images = _bundle_and_images(paths)
+    with Encoder.load(bundle, engine=engine) as encoder:
+        draw(encoder, images, list(keeps), output)
+    message(f"wrote {output}")
+
+
+@app.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """What this machine can run, for a bug report."""
+    from prtool.console import result_json, result_table
+    from prtool.doctor import examine
+
+    facts = examine(Path.cwd())
+    if as_json:
+        result_json(facts)
+        return
+    rows = [[key, str(value)] for key, value in facts.items() if not isinstance(value, dict)]
+    rows += [[f"{key}: {name}", str(item)] for key, value in facts.items() if isinstance(value, dict) for name, item in value.items()]
+    result_table(["what", "state"], rows)
+
+
+@app.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder for all that is made.")
+@click.option("--speed/--no-speed", default=True, show_default=True, help="Also measure ViT-B/16 at real size (random weights).")
+def demo(output: Path, speed: bool) -> None:
+    """Train, evaluate, export, bench and show on a small world of coloured objects; offline, minutes on a CPU."""
+    from prtool.console import BarProgress, message, result_table
+    from prtool.demo import run_demo
+
+    for title, (columns, rows) in run_demo(output, speed, BarProgress()).items():
+        result_table(columns, rows, title)
+    message(f"pictures and tables: {output}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `prtool` program: exit 0 done, 1 our error in one line, 2 wrong usage, 130 interrupted."""
+    app.main(arguments, prog_name="prtool")
+
+
+_SETTING_OF = {"location": "golden.location"}
+
+
+def _settings(items: tuple[str, ...]) -> dict[str, object]:
+    """`KEY=VALUE` words as settings; a value that is no TOML value is text."""
+    found: dict[str, object] = {}
+    for item in items:
+        key, separator, text = item.partition("=")
+        if not separator or not key.strip():
+            raise click.UsageError(f"--set takes KEY=VALUE, but it was given {item!r}")
+        try:
+            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key.strip()] = text
+    return found
+
+
+def _run_name(model: str, data: str) -> str:
+    """MODEL-DATA in plain characters, so that the same command finds its own unfinished run."""
+    words = [re.split(r"[:/\\]", part.rstrip("/"))[-1] for part in (model, data) if part]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words)) or "run"
+
+
+def _one(keeps: tuple[Keep, ...]) -> Keep:
+    if len(keeps) != 1:
+        raise click.UsageError(f"--keep takes one value here, but {len(keeps)} were given")
+    return keeps[0]
+
+
+def _bundle_and_images(paths: tuple[Path, ...]) -> tuple[Path, tuple[Path, ...]]:
+    """The first path is the bundle when it holds a manifest; else the bundle is `bundle/`."""
+    from prtool.bundle import MANIFEST_NAME
+
+    first, rest = (paths[0], paths[1:]) if (paths[0] / MANIFEST_NAME).is_file() else (Path("bundle"), paths)
+    if not rest:
+        raise click.UsageError("no images given; name files or folders after the bundle")
+    return first, rest

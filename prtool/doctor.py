@@ -1,0 +1,72 @@
+"""What this machine can run: libraries, engines, processor, and the run and bundle of the current folder."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from prtool.bundle import Bundle
+from prtool.engines.registry import EngineStatus, available
+from prtool.errors import PrtoolError
+
+_LIBRARIES = (
+    *("torch", "torchvision", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime"),
+    *("tokenizers", "pyarrow", "matplotlib", "pillow", "numpy"),
+)
+_NOTABLE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
+
+
+def examine(folder: Path) -> dict[str, object]:
+    """Facts for a bug report, as plain JSON values.
+
+    Args:
+        folder: the project folder whose `runs/latest` and `bundle/` are looked at.
+    """
+    return {
+        "prtool": importlib.metadata.version("prtool"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": _processor(),
+        "cpus_granted": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "disk_free_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+        "engines": {engine.name: _engine(engine) for engine in available()},
+        "run": _state(folder / "runs" / "latest", "prtool train"),
+        "bundle": _bundle(folder / "bundle"),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _engine(status: EngineStatus) -> str:
+    return status.reason if status.info is None else f"{status.info.name} {status.info.version} on {status.info.device}"
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return platform.processor() or "unknown"
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in lines.items()}
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return f"{fields.get('model name', platform.machine())} ({' '.join(flag for flag in _NOTABLE_FLAGS if flag in flags)})"
+
+
+def _state(path: Path, command: str) -> str:
+    return str(path.resolve()) if path.exists() else f"none; '{command}' makes one"
+
+
+def _bundle(path: Path) -> str:
+    if not path.exists():
+        return "none; 'prtool export' makes one"
+    try:
+        manifest = Bundle.open(path).manifest
+    except PrtoolError as cause:
+        return f"not usable: {cause}"
+    return f"{manifest.model.name}, keep {manifest.default_keep} of {manifest.prune.patches}, {', '.join(manifest.graphs)}"
