@@ -1,0 +1,186 @@
+"""Timing of several ways to do one thing, interleaved so that a change of the machine meets all of them alike."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prtool.progress import Progress, stage
+
+Mark = Callable[[str], None]
+"""Called by a case when it has finished the stage of that name."""
+Clock = Callable[[], int]
+"""Nanoseconds of a clock that never goes back."""
+Joules = Callable[[], float | None]
+"""Joules since its last call; None where nothing counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing to time: `run(round, mark)` does it once and calls `mark` after each of its stages.
+
+    `round` counts from 0, so that a case can take another input each time; cases of one group that are given
+    the same round take the same input.
+    """
+
+    run: Callable[[int, Mark], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Cases that are compared with each other; `cases[0]` is the baseline."""
+
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How often everything is timed.
+
+    Attributes:
+        min_rounds, max_rounds: least and most timed rounds.
+        warmup_rounds: rounds before them that are not counted, at least 1.
+        budget_s: seconds after which no further round starts, once there are `min_rounds`.
+        seed: of the order within each round.
+    """
+
+    min_rounds: int
+    max_rounds: int
+    warmup_rounds: int
+    budget_s: float
+    seed: int
+
+
+@dataclass(slots=True)
+class Samples:
+    """What was measured of one case, one entry a round.
+
+    Attributes:
+        total_ns: of the whole call.
+        stages_ns: stage name -> its share; a stage that a call marks twice is added up.
+        joules: energy of all calls together; None where nothing counts it.
+    """
+
+    total_ns: list[int] = field(default_factory=list)
+    stages_ns: dict[str, list[int]] = field(default_factory=dict)
+    joules: float | None = None
+
+    def percentile_ms(self, percent: float) -> float:
+        """Of the totals, in milliseconds, interpolated linearly between neighbours."""
+        return float(np.percentile(np.array(self.total_ns, np.float64), percent)) / 1e6
+
+    def stages_ms(self) -> dict[str, float]:
+        """Median of each stage, in milliseconds."""
+        return {name: float(np.median(values)) / 1e6 for name, values in self.stages_ns.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """Median over the rounds of baseline time / case time within the same round.
+
+    Attributes:
+        median: the speed-up.
+        low, high: an interval that holds the true median with at least 95 % confidence (order statistics, no
+            assumption on the distribution); with 5 rounds the least and greatest ratio, 93.8 %.
+    """
+
+    median: float
+    low: float
+    high: float
+
+
+def measure(groups: Sequence[Group], plan: Plan, clock: Clock, joules: Joules, progress: Progress) -> list[list[Samples]]:
+    """Times every case of every group in each round.
+
+    A round visits the groups in a shuffled order, and the cases of a group, baseline included, one directly
+    after the other in a shuffled order: a baseline and what is compared with it are milliseconds to seconds
+    apart, and none has a lasting place after another.
+
+    Returns:
+        For each group, the samples of its cases, in the order given; every case has the same number of rounds.
+    """
+    rng = np.random.default_rng(plan.seed)
+    stopwatch = _Stopwatch(clock, joules)
+    cases = sum(len(group.cases) for group in groups)
+    round_s = 0.0
+    with stage(progress, "warming up (calls)", plan.warmup_rounds * cases):
+        for number in range(plan.warmup_rounds):
+            started = clock()
+            discarded = [[Samples() for _ in group.cases] for group in groups]
+            _one_round(_order(groups, rng), discarded, number, stopwatch, progress)
+            round_s = (clock() - started) / 1e9
+    expected = int(min(max(plan.budget_s / max(round_s, 1e-9), plan.min_rounds), plan.max_rounds))
+    samples = [[Samples() for _ in group.cases] for group in groups]
+    started = clock()
+    with stage(progress, "timing (calls)", expected * cases):
+        for number in range(expected):
+            if number >= plan.min_rounds and (clock() - started) / 1e9 >= plan.budget_s:
+                break
+            _one_round(_order(groups, rng), samples, number, stopwatch, progress)
+    return samples
+
+
+def speedup(baseline: Samples, case: Samples) -> Speedup:
+    """The speed-up of `case` over `baseline`, from pairs of the same round.
+
+    A job that starts half-way through a run slows both halves of a pair, and so moves no ratio; it would move
+    the quotient of two medians.
+    """
+    ratios = np.sort(np.array(baseline.total_ns, np.float64) / np.array(case.total_ns, np.float64))
+    skipped = _interval_rank(len(ratios))
+    return Speedup(float(np.median(ratios)), float(ratios[skipped]), float(ratios[-1 - skipped]))
+
+
+class _Stopwatch:
+    """Times one call of one case."""
+
+    def __init__(self, clock: Clock, joules: Joules) -> None:
+        self._clock = clock
+        self._joules = joules
+
+    def time(self, case: Case, number: int, samples: Samples) -> None:
+        marks: list[tuple[str, int]] = []
+        clock = self._clock
+        self._joules()
+        started = clock()
+        case.run(number, lambda name: marks.append((name, clock())))
+        ended = clock()
+        used = self._joules()
+        if used is not None:
+            samples.joules = used + (samples.joules or 0.0)
+        samples.total_ns.append(max(ended - started, 1))
+        for name, spent in _stages(marks, started).items():
+            samples.stages_ns.setdefault(name, []).append(spent)
+
+
+def _stages(marks: Iterable[tuple[str, int]], started: int) -> dict[str, int]:
+    spent: dict[str, int] = {}
+    for name, moment in marks:
+        spent[name] = spent.get(name, 0) + moment - started
+        started = moment
+    return spent
+
+
+def _order(groups: Sequence[Group], rng: np.random.Generator) -> list[tuple[int, int, Case]]:
+    """Every case once, as (group, place in it, case)."""
+    return [
+        (int(outer), int(inner), groups[outer].cases[inner])
+        for outer in rng.permutation(len(groups))
+        for inner in rng.permutation(len(groups[outer].cases))
+    ]
+
+
+def _one_round(order: list[tuple[int, int, Case]], samples: list[list[Samples]], number: int, stopwatch: _Stopwatch, progress: Progress) -> None:
+    for outer, inner, case in order:
+        stopwatch.time(case, number, samples[outer][inner])
+        progress.advance()
+
+
+def _interval_rank(rounds: int) -> int:
+    """How many ratios at each end lie outside the 95 % interval of the median; 0 where there are too few rounds."""
+    # Exact integers: P(at most `rank` of `rounds` fair coins) <= 1/40 at each end.
+    rank, tail = -1, 0
+    while 40 * (tail := tail + math.comb(rounds, rank + 1)) <= 2**rounds:
+        rank += 1
+    return max(rank, 0)
