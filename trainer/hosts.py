@@ -43,6 +43,7 @@ class OpenClipTower(VisionTower):
         self.host = host
         self.grid = cast(tuple[int, int], tuple(host.grid_size))
         self.prefix_tokens = 1
+        self.has_cls = True
         self.width = int(host.conv1.out_channels)
         self.embed_dim = int(host.proj.shape[1])
         self.image_size = cast(tuple[int, int], tuple(host.image_size))
@@ -105,6 +106,7 @@ class TimmTower(VisionTower):
         self.trunk = cast(Any, trunk)
         self.grid = cast(tuple[int, int], tuple(trunk.patch_embed.grid_size))
         self.prefix_tokens = int(trunk.num_prefix_tokens)
+        self.has_cls = trunk.cls_token is not None
         self.width = int(trunk.embed_dim)
         self.image_size = cast(tuple[int, int], tuple(trunk.patch_embed.img_size))
         projection = [module for module in host.head.modules() if isinstance(module, nn.Linear)]

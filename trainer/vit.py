@@ -18,6 +18,7 @@ class VisionTower(nn.Module, ABC):
     Attributes:
         grid: rows and columns of patches.
         prefix_tokens: tokens before the patches: 0 for SigLIP, 1 for CLIP, more with registers.
+        has_cls: the first prefix token is a class token, not a register.
         width: channels D of a token.
         embed_dim: channels E of an embedding.
         image_size: height and width of the pixels.
@@ -25,6 +26,7 @@ class VisionTower(nn.Module, ABC):
 
     grid: tuple[int, int]
     prefix_tokens: int
+    has_cls: bool
     width: int
     embed_dim: int
     image_size: tuple[int, int]
