@@ -42,6 +42,7 @@ class Style:
         veil: colour that dropped patches fade to.
         veil_opacity: share of `veil` in a dropped patch, 0 to 1.
         line_opacity: share of white in the lines between patches, 0 to 1.
+        border_opacity: the same where a kept patch meets a dropped one.
     """
 
     least_side: int = 224
@@ -52,9 +53,10 @@ class Style:
     background: Colour = (255, 255, 255)
     ink: Colour = (28, 30, 36)
     faint_ink: Colour = (120, 124, 134)
-    veil: Colour = (18, 20, 26)
+    veil: Colour = (52, 57, 70)
     veil_opacity: float = 0.82
-    line_opacity: float = 0.22
+    line_opacity: float = 0.14
+    border_opacity: float = 0.85
 
 
 def show(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[Keep], out: str | Path) -> None:
@@ -128,21 +130,25 @@ def _enlarge(image: Image.Image, style: Style) -> Image.Image:
 
 
 def _cell(seen: Image.Image, mask: npt.NDArray[np.bool_], size: tuple[int, int], style: Style) -> Image.Image:
-    """The photograph with dropped patches veiled, and thin lines where a patch borders on a dropped one."""
-    # Pixels that fill no whole patch at the right and bottom are seen by no patch, so they are veiled as well.
+    """The photograph with dropped patches veiled, thin lines between patches, and clear ones around what stays.
+
+    A border is needed beside the veil: on a black cat or a white wall, a veil of any colour is hard to see.
+    """
     factor = seen.height // size[0]
     patch = size[0] // mask.shape[0] * factor, size[1] // mask.shape[1] * factor
+    # Pixels that fill no whole patch at the right and bottom are seen by no patch, so they are veiled as well.
     stays = np.zeros((seen.height, seen.width), np.bool_)
     whole = np.repeat(np.repeat(mask, patch[0], axis=0), patch[1], axis=1)
     stays[: whole.shape[0], : whole.shape[1]] = whole
+    opacity = np.zeros(stays.shape, np.float32)
+    opacity[patch[0] : whole.shape[0] : patch[0]] = style.line_opacity
+    opacity[:, patch[1] : whole.shape[1] : patch[1]] = style.line_opacity
+    opacity[1:][stays[1:] != stays[:-1]] = style.border_opacity
+    opacity[:, 1:][stays[:, 1:] != stays[:, :-1]] = style.border_opacity
     values = np.asarray(seen).astype(np.float32)
-    dropped = ~stays[..., None]
-    values = np.where(dropped, values + style.veil_opacity * (np.array(style.veil, np.float32) - values), values)
-    if not mask.all():
-        lines = np.zeros_like(stays)
-        lines[patch[0] : whole.shape[0] : patch[0]] = True
-        lines[:, patch[1] : whole.shape[1] : patch[1]] = True
-        values = np.where(lines[..., None], values + style.line_opacity * (255.0 - values), values)
+    veiled = values + style.veil_opacity * (np.array(style.veil, np.float32) - values)
+    values = np.where(stays[..., None], values, veiled)
+    values += (0.0 if stays.all() else opacity[..., None]) * (255.0 - values)
     return Image.fromarray(np.rint(values).astype(np.uint8))
 
 

@@ -1,0 +1,301 @@
+"""Every kind of image that may come, and what becomes of it (docs/bad-input.md)."""
+
+import io
+import pickle
+import random
+import struct
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from prtool.errors import DataError, ImageError, ShapeError
+from prtool.runtime.images import MAX_PIXELS, expand_images, find_images, open_image
+
+
+def noise(height: int = 23, width: int = 31, seed: int = 0) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def opened(content: bytes) -> npt.NDArray[np.uint8]:
+    image = open_image(content)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG whose header declares a size, with no pixels behind it."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IEND\xaeB`\x82"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000"])
+def test_lossless_formats_give_their_pixels(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert np.array_equal(opened(encoded(Image.fromarray(noise()), kind, **options)), noise())
+
+
+def test_every_kind_of_source_gives_the_same_image(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(Image.fromarray(noise()), "PNG"))
+    for source in (path, str(path), path.read_bytes(), Image.open(path), noise(), np.asfortranarray(noise())):
+        assert np.array_equal(np.asarray(open_image(source)), noise())
+
+
+def test_a_jpeg_equals_pillows() -> None:
+    content = encoded(Image.fromarray(noise()), "JPEG", progressive=True)
+    assert np.array_equal(opened(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (noise().astype(np.float32), "float32"),
+        (noise()[..., 0], r"\(23, 31\)"),
+        (noise()[..., :2], r"\(23, 31, 2\)"),
+        (noise()[:0], r"\(0, 31, 3\)"),
+    ],
+)
+def test_other_arrays_are_refused(array: npt.NDArray[np.uint8], reason: str) -> None:
+    with pytest.raises(ShapeError, match=reason):
+        open_image(array)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (b"hello, this is a text", "not an image of a known format"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "damaged"),
+        (pickle.dumps({"a": 1}), "not an image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
+        (encoded(Image.fromarray(noise()), "JPEG")[:-200], "truncated"),
+        (encoded(Image.fromarray(noise()), "PNG")[:-200], "truncated"),
+        (encoded(Image.fromarray(noise()), "BMP")[:-200], "truncated"),
+        (encoded(Image.fromarray(noise()), "WEBP")[:-50], "damaged"),
+    ],
+)
+def test_what_is_no_whole_image_is_refused_by_name(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "bad.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=rf"bad\.jpg.*{reason}"):
+        open_image(path)
+    with pytest.raises(ImageError, match=rf"image of {len(content)} bytes.*{reason}"):
+        open_image(content)
+
+
+def test_a_path_that_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"none\.jpg cannot be opened: No such file"):
+        open_image(tmp_path / "none.jpg")
+    with pytest.raises(ImageError, match="cannot be opened: Is a directory"):
+        open_image(tmp_path)
+    with pytest.raises(ImageError, match="null byte"):
+        open_image("a\0b.jpg")
+
+
+def test_a_file_that_fails_while_it_is_read_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(noise()), "PNG"))
+
+    def broken(image: ImageFile.ImageFile) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", broken)
+    with pytest.raises(ImageError, match=r"a\.png.*Input/output error"):
+        open_image(tmp_path / "a.png")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own remarks on damaged TIFF and EXIF data
+def test_damaged_files_of_every_format_give_an_image_or_an_image_error() -> None:
+    source = random.Random(0)
+    picture = Image.fromarray(noise())
+    contents = [encoded(picture, kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000")]
+    refused = 0
+    for _ in range(600):
+        damaged = bytearray(source.choice(contents))
+        for _ in range(3):
+            damaged[int(len(damaged) * source.random() ** 2)] = source.randrange(256)
+        try:
+            assert open_image(bytes(damaged)).mode == "RGB"
+        except ImageError:
+            refused += 1
+    assert 100 < refused < 590
+
+
+def test_cmyk_converts_as_in_pillow() -> None:
+    planes = np.dstack([noise(), noise(seed=1)[..., 0]])
+    cmyk = Image.merge("CMYK", [Image.fromarray(planes[..., i]) for i in range(4)])
+    content = encoded(cmyk, "TIFF")
+    assert np.array_equal(opened(content), np.asarray(cmyk.convert("RGB")))
+    jpeg = encoded(cmyk, "JPEG")
+    assert np.array_equal(opened(jpeg), np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")))
+
+
+def test_grey_and_bilevel_become_equal_channels() -> None:
+    grey = noise()[..., 0]
+    assert np.array_equal(opened(encoded(Image.fromarray(grey), "PNG")), np.repeat(grey[..., None], 3, axis=2))
+    black_white = Image.fromarray(grey).point(lambda value: 255 * (value > 99), "1")
+    assert np.array_equal(opened(encoded(black_white, "PNG")), np.repeat(255 * (grey > 99)[..., None], 3, axis=2))
+
+
+def test_alpha_is_dropped() -> None:
+    rgba = np.dstack([noise(), noise(seed=1)[..., 0]])
+    assert np.array_equal(opened(encoded(Image.fromarray(rgba), "PNG")), noise())
+    grey_alpha = Image.merge("LA", [Image.fromarray(rgba[..., i]) for i in (2, 3)])
+    assert np.array_equal(opened(encoded(grey_alpha, "PNG")), np.repeat(rgba[..., 2:3], 3, axis=2))
+
+
+@pytest.mark.parametrize("transparency", [None, 3, bytes(range(256))])
+def test_a_palette_gives_its_colours(transparency: int | bytes | None) -> None:
+    palette, indices = noise(16, 16).reshape(-1, 3), noise()[..., 0]
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette(palette.tobytes())
+    image.putdata(indices.reshape(-1).tolist())
+    options = {} if transparency is None else {"transparency": transparency}
+    assert np.array_equal(opened(encoded(image, "PNG", **options)), palette[indices])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_keeps_its_high_byte(kind: str) -> None:
+    values = np.linspace(0, 65535, 600).astype(np.uint16).reshape(20, 30)
+    expected = np.array([[value // 256 for value in row] for row in values.tolist()])
+    for order in ("<u2", ">u2") if kind == "TIFF" else ("<u2",):
+        shown = opened(encoded(Image.fromarray(values.astype(order)), kind))
+        assert np.array_equal(shown, np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_16_bit_colour_keeps_its_high_byte() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (5, 6, 3)).astype(">u2")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 6, 5, 16, 2, 0, 0, 0)
+    rows = b"IDAT" + zlib.compress(b"".join(b"\0" + row.tobytes() for row in values))
+    chunks = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, rows, b"IEND")]
+    assert np.array_equal(opened(b"\x89PNG\r\n\x1a\n" + b"".join(chunks)), values // 256)
+
+
+def test_a_16_bit_netpbm_keeps_its_high_byte() -> None:
+    values = np.linspace(0, 65535, 12).astype(np.uint16).reshape(3, 4)
+    assert np.array_equal(opened(b"P5 4 3 65535 " + values.astype(">u2").tobytes())[..., 0], values // 256)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_images_without_a_declared_range_are_stretched_to_it(dtype: type[np.generic]) -> None:
+    values = np.array([[-1000, 0, 1000], [2000, 3000, 4000]]).astype(dtype)
+    assert opened(encoded(Image.fromarray(values), "TIFF"))[..., 0].tolist() == [[0, 51, 102], [153, 204, 255]]
+    assert opened(encoded(Image.fromarray(np.full((2, 2), 7, dtype)), "TIFF")).max() == 0
+
+
+def test_float_values_that_are_not_finite_are_black() -> None:
+    values = np.array([[np.nan, np.inf, 1.0], [-np.inf, 0.5, 0.0]], np.float32)
+    assert opened(encoded(Image.fromarray(values), "TIFF"))[..., 0].tolist() == [[0, 0, 255], [0, 128, 0]]
+    assert opened(encoded(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF")).max() == 0
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.fromarray(noise()), kind, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    assert np.array_equal(opened(content), np.asarray(expected))
+    assert opened(content).shape == ((31, 23, 3) if orientation >= 5 else (23, 31, 3))
+    assert np.array_equal(np.asarray(open_image(Image.open(io.BytesIO(content)))), np.asarray(expected))
+
+
+def test_a_16_bit_image_is_turned_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.arange(6, dtype=np.uint16).reshape(2, 3) * 256
+    assert np.array_equal(opened(encoded(Image.fromarray(values), "PNG", exif=exif))[..., 0], np.rot90(values // 256, -1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's own remark
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0\x08\0\xff", b"Exif\0\0nonsense", b"Exif\0\0"])
+def test_damaged_exif_data_counts_as_upright(exif: bytes) -> None:
+    assert opened(encoded(Image.fromarray(noise()), "JPEG", exif=exif)).shape == (23, 31, 3)
+
+
+def test_of_an_animation_the_first_frame_is_read() -> None:
+    frames = [Image.fromarray(noise(seed=seed)).quantize(16) for seed in range(3)]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.array_equal(opened(content), np.asarray(frames[0].convert("RGB")))
+
+
+def test_one_pixel() -> None:
+    assert opened(encoded(Image.new("RGB", (1, 1), (9, 8, 7)), "PNG")).tolist() == [[[9, 8, 7]]]
+
+
+def test_a_hundred_megapixels_are_read_without_warning() -> None:
+    content = encoded(Image.new("P", (10_000, 10_000), 1), "PNG", compress_level=1)
+    assert open_image(content).size == (10_000, 10_000)
+
+
+def test_a_large_tiff_is_read_without_warning() -> None:
+    content = encoded(Image.new("1", (10_000, 10_000), 1), "TIFF", compression="group4")
+    image = open_image(content)
+    assert image.size == (10_000, 10_000) and image.getpixel((9_999, 9_999)) == (255, 255, 255)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ImageError, match=r"has 65535 x 65535 pixels, but at most 256,000,000 are decoded"):
+        open_image(png_of(65_535, 65_535))
+    assert MAX_PIXELS == 256_000_000
+    with pytest.raises(ImageError, match="truncated"):  # allowed by its size, so its pixels are looked for
+        open_image(png_of(16, 16))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+def test_memory_that_does_not_suffice_is_an_image_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(image: ImageFile.ImageFile) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", exhausted)
+    with pytest.raises(ImageError, match="31 x 23 pixels, for which the memory does not suffice"):
+        open_image(encoded(Image.fromarray(noise()), "PNG"))
+
+
+def test_many_threads_read_at_once() -> None:
+    contents = [encoded(Image.fromarray(noise(seed=seed)), kind) for seed, kind in enumerate(("PNG", "BMP", "TIFF", "PPM"))]
+    start = threading.Barrier(8)
+
+    def work(turn: int) -> bool:
+        start.wait()
+        return all(np.array_equal(opened(contents[(turn + i) % 4]), noise(seed=(turn + i) % 4)) for i in range(20))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+
+
+def test_find_images_lists_known_suffixes_in_order(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt", "sub/c.webp", "sub/deep/d.tif", ".hidden.jpg", ".cache/e.jpg", "jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    assert find_images(tmp_path) == [tmp_path / name for name in ("a.png", "b.JPG", "sub/c.webp", "sub/deep/d.tif")]
+    assert find_images(str(tmp_path / "folder.jpg")) == []
+
+
+def test_find_images_refuses_what_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    for path in (tmp_path / "none", tmp_path / "a.png"):
+        with pytest.raises(DataError, match=rf"{path.name} cannot be listed"):
+            find_images(path)
+
+
+def test_expand_images_keeps_files_and_order(tmp_path: Path) -> None:
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / "b.png").touch()
+    (tmp_path / "a.strange").touch()
+    given = [tmp_path / "z", str(tmp_path / "a.strange"), tmp_path / "none.jpg"]
+    assert expand_images(given) == [tmp_path / "z" / "b.png", tmp_path / "a.strange", tmp_path / "none.jpg"]

@@ -1,0 +1,101 @@
+"""The picture: kept patches as they are, dropped ones darker, every column labelled."""
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from fakes import FakeEncoder, fake_manifest
+from PIL import Image
+
+from prtool.errors import ConfigError, ImageError, KeepError, StorageError
+from prtool.runtime.preprocess import prepare_batch, view
+from prtool.runtime.show import Style, draw, show
+from prtool.spec import Keep
+
+STYLE = Style(least_side=32, title_size=10, note_size=10)
+
+
+def noise(seed: int = 0, height: int = 60, width: int = 50) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def cell(picture: Image.Image, row: int, column: int, size: tuple[int, int], foot: int) -> npt.NDArray[np.uint8]:
+    """One photograph of the picture: where the layout's lengths say it lies."""
+    head = STYLE.margin + STYLE.title_size + STYLE.note_size + 20
+    x = STYLE.margin + column * (size[1] + STYLE.gap)
+    y = head + row * (size[0] + foot + STYLE.gap)
+    return np.asarray(picture)[y : y + size[0], x : x + size[1]]
+
+
+@pytest.mark.parametrize(("size", "grid"), [((32, 32), (4, 4)), ((32, 48), (4, 6)), ((36, 33), (4, 4))])
+def test_kept_patches_are_unchanged_and_dropped_ones_veiled(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    encoder = FakeEncoder(fake_manifest(size, grid))
+    images, keeps = [noise(0), noise(1)], [Keep.ratio(0.5), Keep.count(3), Keep.ratio(1.0)]
+    picture = draw(encoder, images, keeps, STYLE)
+    high, wide = size[0] // grid[0], size[1] // grid[1]
+    for row, image in enumerate(images):
+        seen = np.asarray(view(image, encoder.manifest.preprocess))
+        assert np.array_equal(cell(picture, row, 0, size, 0), seen)
+        for column, keep in enumerate(keeps[:2], start=1):
+            shown = cell(picture, row, column, size, 0)
+            kept = set(encoder.kept(prepare_batch([image], encoder.manifest.preprocess), keep)[0].tolist())
+            for patch in range(grid[0] * grid[1]):
+                y, x = patch // grid[1] * high, patch % grid[1] * wide
+                inside = np.s_[y + 1 : y + high, x + 1 : x + wide]  # without the lines
+                if patch in kept:
+                    assert np.array_equal(shown[inside], seen[inside])
+                else:
+                    assert (np.ptp(shown[inside], axis=(0, 1)) < 0.25 * np.ptp(seen[inside], axis=(0, 1))).all()
+
+
+def test_every_patch_kept_is_the_plain_photograph() -> None:
+    encoder = FakeEncoder()
+    picture = draw(encoder, [noise()], [Keep.ratio(1.0)], STYLE)
+    assert np.array_equal(cell(picture, 0, 1, (32, 32), 0), cell(picture, 0, 0, (32, 32), 0))
+
+
+def test_small_views_are_enlarged_and_labels_fit(tmp_path: Path) -> None:
+    path = tmp_path / ("a-very-long-name-" * 9 + ".png")
+    Image.fromarray(noise()).save(path)
+    style = Style()
+    picture = np.asarray(draw(FakeEncoder(), [path, str(path)], [Keep.ratio(0.5)], style))
+    assert picture.shape[1] == 2 * style.margin + 2 * 224 + style.gap
+    header = picture[: style.margin + style.title_size + style.note_size + 20]
+    for left in (style.margin, style.margin + 224 + style.gap):
+        assert (header[:, left : left + 224] < 128).any()  # ink over both columns
+    assert (picture[:, -style.margin :] == 255).all() and (picture[:, : style.margin] == 255).all()  # none in the margins
+
+
+def test_show_writes_a_png(tmp_path: Path) -> None:
+    show(FakeEncoder(), [noise()], [Keep.ratio(0.5)], tmp_path / "new" / "out.png")
+    with Image.open(tmp_path / "new" / "out.png") as image:
+        assert image.format == "PNG" and np.array_equal(np.asarray(image), np.asarray(draw(FakeEncoder(), [noise()], [Keep.ratio(0.5)])))
+
+
+def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+    encoder, keeps, out = FakeEncoder(), [Keep.ratio(0.5)], tmp_path / "out.png"
+    with pytest.raises(ConfigError, match=r"must end in \.png"):
+        show(encoder, [noise()], keeps, tmp_path / "out.jpg")
+    with pytest.raises(ConfigError, match="0 images and 1 keep rates"):
+        show(encoder, [], keeps, out)
+    with pytest.raises(ConfigError, match="1 images and 0 keep rates"):
+        show(encoder, [noise()], [], out)
+    with pytest.raises(KeepError, match="k = 1"):
+        show(encoder, [noise()], [Keep.count(1)], out)
+    with pytest.raises(ImageError, match=r"none\.jpg"):
+        show(encoder, [tmp_path / "none.jpg"], keeps, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(image: Image.Image, path: Path, **options: object) -> None:
+        path.write_bytes(b"half of the")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "out.png").write_bytes(b"old")
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(StorageError, match=r"cannot write .*out\.png: no space left on the disk"):
+        show(FakeEncoder(), [noise()], [Keep.ratio(0.5)], tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["out.png"]
