@@ -110,18 +110,20 @@ class TinyModel:
         side = SIDE // PATCH
         patches = [image[:, y * PATCH : (y + 1) * PATCH, x * PATCH : (x + 1) * PATCH] for y in range(side) for x in range(side)]
         embedded = np.stack([np.tensordot(self.weights["patch"], patch, axes=3) for patch in patches]) + self.weights["position"][0]
-        return np.concatenate([self.weights["prefix"][0], embedded, self.weights["appended"][0]])
+        return np.concatenate([self.weights["prefix"][0], embedded, self.weights["appended"][0]]).astype(np.float64)
 
     def _block(self, tokens: F64, block: int) -> F64:
-        return tokens + np.tanh(tokens @ self.weights[f"own_{block}"] + tokens.mean(axis=0) @ self.weights[f"mix_{block}"])
+        own, mix = self.weights[f"own_{block}"].astype(np.float64), self.weights[f"mix_{block}"].astype(np.float64)
+        return np.asarray(tokens + np.tanh(tokens @ own + tokens.mean(axis=0) @ mix))
 
     def _scores(self, tokens: F64, place: int) -> F64:
         end = len(tokens) - self.appended_tokens
-        return (tokens[self.prefix_tokens : end] @ self.weights[f"score_{place}"])[:, 0]
+        scores: F64 = (tokens[self.prefix_tokens : end] @ self.weights[f"score_{place}"])[:, 0]
+        return scores
 
 
 def _normalised(rows: F64) -> F64:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
 
 
 class GraphMaker:
