@@ -29,7 +29,7 @@ class PatchSelector(Protocol):
         ...
 
     def kept(self, pixels: Pixels, keep: Keep) -> npt.NDArray[np.int64]:
-        """(batch, 3, height, width) float32 to the (batch, k) indices of kept patches, row by row from the top left."""
+        """(batch, 3, height, width) float32 to the (batch, k) kept patches in any order; patch 0 is at the top left, patch 1 right of it."""
         ...
 
 

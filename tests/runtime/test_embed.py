@@ -272,3 +272,14 @@ def test_a_manifest_default_is_recorded(tmp_path: Path) -> None:
     encoder = FakeEncoder(fake_manifest(default_keep=6))
     result = embed_folder(encoder, write_images(tmp_path, 2))
     assert result.keep == 6 and result.embeddings[:, 3].tolist() == [6.0, 6.0]
+
+
+def test_a_real_bundle_embeds_as_its_encoder_does(tmp_path: Path) -> None:
+    models = pytest.importorskip("models", reason="onnx makes the test graphs")
+    from prtool.runtime.encoder import Encoder
+
+    paths = write_images(tmp_path / "photos", 5)
+    with Encoder.load(models.tiny_bundle(tmp_path / "bundle", models.TinyModel())) as encoder:
+        result = embed_folder(encoder, [tmp_path / "photos"], EmbedOptions(Keep.ratio(0.5), batch_size=2))
+        np.testing.assert_allclose(result.embeddings, encoder.encode_images(paths, keep=0.5), atol=1e-6)
+    assert result.keep == models.TinyModel().patches // 2

@@ -99,3 +99,12 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(StorageError, match=r"cannot write .*out\.png: no space left on the disk"):
         show(FakeEncoder(), [noise()], [Keep.ratio(0.5)], tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_a_real_bundle_is_drawn(tmp_path: Path) -> None:
+    models = pytest.importorskip("models", reason="onnx makes the test graphs")
+    from prtool.runtime.encoder import Encoder
+
+    with Encoder.load(models.tiny_bundle(tmp_path / "bundle", models.TinyModel())) as encoder:
+        show(encoder, [noise()], [Keep.ratio(0.5), Keep.ratio(1.0)], tmp_path / "out.png")
+    assert (tmp_path / "out.png").stat().st_size > 1000
