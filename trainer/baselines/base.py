@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, final
 
 from torch import Tensor
 from torch.nn import functional
@@ -68,7 +68,7 @@ class Method(Protocol):
 
 
 class RankingMethod(ABC):
-    """A method that scores each patch and keeps the k best; ties go to the lower index."""
+    """A method that scores each patch and keeps the k best; ties go to the lower index. One that does more implements Method itself."""
 
     @property
     @abstractmethod
@@ -83,10 +83,12 @@ class RankingMethod(ABC):
         """MACs that the scores cost for one image; 0 unless a method says otherwise."""
         return 0
 
+    @final
     def order(self, entered: Entered) -> Tensor:
         """All patches (batch, N) int64 from most to least important."""
         return select(self.scores(entered), entered.spec.patches)
 
+    @final
     def encode(self, entered: Entered, k: int) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of the k best patches."""
         return entered.keep_patches(select(self.scores(entered), k))

@@ -21,7 +21,7 @@ class Golden(RankingMethod):
 
     def __init__(self, ranking: npt.NDArray[np.integer]) -> None:
         if ranking.ndim != 2 or not np.array_equal(np.sort(ranking, axis=1), np.broadcast_to(np.arange(ranking.shape[-1]), ranking.shape)):
-            raise ShapeError(f"golden ranking of shape {ranking.shape} must be (images, N), each row a permutation of 0 to N - 1; rank the images again")
+            raise ShapeError(f"golden ranking of shape {ranking.shape}, but each row must order the patches 0 to N - 1; rank the images again")
         self._ranking = torch.from_numpy(ranking.astype(np.int64))
 
     @property

@@ -2,23 +2,22 @@
 
 from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from prtool.spec import PruneSpec
 from prtool.trainer.baselines.base import Entered, RankingMethod
+from prtool.trainer.predictor import PatchScorer
 
 
 class PatchRanking(RankingMethod):
     """The learned predictor at the location (method, section 2).
 
     Args:
-        scorer: (batch, prefix + N, D) -> (batch, N), high = keep.
-        macs: what the scorer costs for one image, in MAC.
+        scorer: on the tower's device, in evaluation mode.
     """
 
-    def __init__(self, scorer: nn.Module, macs: int) -> None:
-        self._scorer = scorer.eval()
-        self._macs = macs
+    def __init__(self, scorer: PatchScorer) -> None:
+        self._scorer = scorer
 
     @property
     def name(self) -> str:  # noqa: D102 - as declared
@@ -28,4 +27,4 @@ class PatchRanking(RankingMethod):
         return cast(Tensor, self._scorer(entered.tokens))
 
     def scoring_macs(self, spec: PruneSpec) -> int:  # noqa: D102, ARG002
-        return self._macs
+        return self._scorer.macs()

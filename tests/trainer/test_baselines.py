@@ -1,0 +1,176 @@
+"""Ways of choosing patches, each against what it is said to be, on tiny seeded towers."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+import towers
+from torch import Tensor
+from torch.nn import functional
+from towers import open_clip_visual, timm_visual
+
+from prtool.errors import ConfigError, ShapeError
+from prtool.spec import Keep, PruneSpec
+from prtool.trainer.baselines.base import Entered, RankingMethod
+from prtool.trainer.baselines.cls_attention import ClsAttention
+from prtool.trainer.baselines.golden import Golden
+from prtool.trainer.baselines.patch_ranking import PatchRanking
+from prtool.trainer.baselines.random_ import Random
+from prtool.trainer.baselines.registry import METHODS, Ingredients
+from prtool.trainer.hosts import tower_of
+from prtool.trainer.predictor import ScorerConfig, make_scorer
+from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.vit import VisionTower
+
+LOCATION = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a few hundred values are slower on many threads, by a hundred times on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def pixels_of(tower: VisionTower, batch: int) -> Tensor:
+    return torch.randn(batch, 3, *tower.image_size, generator=torch.Generator().manual_seed(3))
+
+
+def entered_by(tower: VisionTower, batch: int = 4) -> Entered:
+    return Entered(tower.enter(pixels_of(tower, batch), LOCATION), tuple(range(batch)), tower, tower.prune_spec((LOCATION,)))
+
+
+def part_of(entered: Entered, rows: slice) -> Entered:
+    return Entered(entered.tokens[rows], entered.indices[rows], entered.tower, entered.spec)
+
+
+def scorer_of(tower: VisionTower) -> torch.nn.Module:
+    torch.manual_seed(4)
+    return make_scorer(ScorerConfig(channels=16, heads=2), tower.width, tower.patches, tower.prefix_tokens)
+
+
+def methods_of(entered: Entered) -> list[RankingMethod]:
+    rng = np.random.default_rng(0)
+    ranking = np.stack([rng.permutation(entered.spec.patches) for _ in entered.indices]).astype(np.int16)
+    return [Random(5), Golden(ranking), ClsAttention(entered.tower), PatchRanking(scorer_of(entered.tower))]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_encode_keeps_the_k_best_patches(number: int) -> None:
+    """Against a plain loop: one image at a time, highest score first, lower index on ties."""
+    entered = entered_by(tower_of(open_clip_visual("cls")))
+    method = methods_of(entered)[number]
+    scores = method.scores(entered)
+    assert scores.shape == (4, 16)
+    for row, values in enumerate(scores.tolist()):
+        order = sorted(range(16), key=lambda patch: (-values[patch], patch))
+        assert method.order(entered)[row].tolist() == order
+        tokens = torch.stack([entered.tokens[row, 0], *(entered.tokens[row, 1 + patch] for patch in order[:5])])[None]
+        for block in entered.tower.blocks[LOCATION - 1 :]:
+            tokens = block(tokens)
+        expected = functional.normalize(entered.tower.head(tokens), dim=-1)
+        torch.testing.assert_close(method.encode(entered, 5)[row : row + 1], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_choice_does_not_depend_on_the_batch(number: int) -> None:
+    entered = entered_by(tower_of(open_clip_visual("cls")))
+    method = methods_of(entered)[number]
+    alone = [method.order(part_of(entered, slice(row, row + 1))) for row in range(4)]
+    assert torch.equal(torch.cat(alone), method.order(entered))
+
+
+def test_random_is_another_choice_for_each_image_and_seed() -> None:
+    entered = entered_by(tower_of(open_clip_visual("cls")))
+    orders = torch.cat([Random(seed).order(entered) for seed in (0, 1)])
+    assert len({tuple(order) for order in orders.tolist()}) == 8
+    counted = torch.bincount(torch.cat([Random(seed).order(entered)[:, :4].flatten() for seed in range(50)]), minlength=16)
+    assert counted.min() > 25 and counted.max() < 80  # 50 on average
+
+
+def test_golden_keeps_the_head_of_each_ranking() -> None:
+    entered = entered_by(tower_of(open_clip_visual("cls")), batch=2)
+    ranking = np.stack([np.roll(np.arange(16), shift) for shift in (3, 5, 7)]).astype(np.int16)
+    swapped = Entered(entered.tokens, (2, 0), entered.tower, entered.spec)
+    assert Golden(ranking).order(swapped).tolist() == [ranking[2].tolist(), ranking[0].tolist()]
+
+
+@pytest.mark.parametrize("ranking", [np.arange(16), np.zeros((2, 16)), np.stack([np.arange(1, 17)] * 2)], ids=["one row", "zeros", "from one"])
+def test_golden_refuses_what_orders_nothing(ranking: np.ndarray) -> None:
+    with pytest.raises(ShapeError, match="rank the images again"):
+        Golden(ranking.astype(np.int16))
+
+
+def test_golden_refuses_another_number_of_patches() -> None:
+    entered = entered_by(tower_of(open_clip_visual("cls")), batch=1)
+    with pytest.raises(ShapeError, match="9 patches, but the model has 16"):
+        Golden(np.arange(9)[None]).order(entered)
+
+
+@pytest.mark.parametrize("kind", ["cls", "average", "not square"])
+def test_cls_attention_is_the_attention_of_the_block_entered(kind: str) -> None:
+    tower = tower_of(open_clip_visual(kind))
+    entered = entered_by(tower)
+    block = tower.blocks[LOCATION - 1]
+    _, weights = block.attn(*[block.ln_1(entered.tokens)] * 3, need_weights=True, average_attn_weights=True)
+    torch.testing.assert_close(ClsAttention(tower).scores(entered), weights[:, 0, 1:], atol=1e-6, rtol=1e-4)
+
+
+def test_cls_attention_leaves_registers_out() -> None:
+    tower = tower_of(timm_visual("dinov2 registers"))
+    entered = entered_by(tower)
+    queries, keys = tower.queries_keys(LOCATION - 1, entered.tokens)
+    heads = [functional.softmax(queries[:, head] @ keys[:, head].mT, dim=-1)[:, 0] for head in range(queries.shape[1])]
+    torch.testing.assert_close(ClsAttention(tower).scores(entered), (sum(heads) / len(heads))[:, 5:])
+
+
+def test_cls_attention_needs_a_class_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(towers.TIMM, "registers only", ("vit_medium_patch16_reg4_gap_256", "avg", "linear"))
+    for kind, prefix in (("siglip", 0), ("registers only", 4)):
+        tower = tower_of(timm_visual(kind))
+        assert tower.prefix_tokens == prefix
+        with pytest.raises(ConfigError, match=f"has none \\({prefix} prefix tokens"):
+            ClsAttention(tower)
+
+
+def test_methods_without_class_token_run_on_siglip() -> None:
+    entered = entered_by(tower_of(timm_visual("siglip")))
+    for method in (Random(), PatchRanking(scorer_of(entered.tower))):
+        assert method.encode(entered, 3).shape == (4, entered.tower.embed_dim)
+
+
+def test_patch_ranking_is_the_pruned_encoder() -> None:
+    tower = tower_of(open_clip_visual("cls"))
+    entered, scorer = entered_by(tower), scorer_of(tower)
+    expected = PrunedEncoder(tower, [scorer], entered.spec)(pixels_of(tower, 4), Keep.count(7))
+    torch.testing.assert_close(PatchRanking(scorer).encode(entered, 7), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_costs_by_hand() -> None:
+    tower = tower_of(open_clip_visual("cls"))
+    entered, cost, width = entered_by(tower), tower.cost(), 64
+    long, short = 17, 1 + 8
+    blocks = [tokens * 12 * width**2 + tokens**2 * 2 * width for tokens in (long, short, short, short)]
+    encoder = 16 * 3 * 16 * 16 * width + sum(blocks) + width * 32
+    random, golden, attention, ranking = (method.gmacs(cost, entered.spec, 8) * 1e9 for method in methods_of(entered))
+    assert random == golden == pytest.approx(encoder)
+    assert attention == pytest.approx(encoder + 18 * width**2 + 17 * width)
+    assert ranking == pytest.approx(encoder + scorer_of(tower).macs())
+
+
+def test_the_registry_makes_methods_under_their_names() -> None:
+    tower = tower_of(open_clip_visual("cls"))
+    given = Ingredients(tower, scorer_of(tower), seed=0)
+    assert {name: make(given).name for name, make in METHODS.items()} == {name: name for name in METHODS}
+    with pytest.raises(ConfigError, match="needs a predictor"):
+        METHODS["patch-ranking"](Ingredients(tower, None, seed=0))
+
+
+@pytest.mark.parametrize("spec", [PruneSpec((4, 4), 4, (2, 3)), PruneSpec((4, 4), 4, (2,), 1, appended_tokens=2)], ids=["two", "appended"])
+def test_other_kinds_of_pruning_are_refused(spec: PruneSpec) -> None:
+    tower = tower_of(open_clip_visual("cls"))
+    with pytest.raises(ConfigError, match="one location"):
+        Entered(torch.zeros(1, 17, 64), (0,), tower, spec)

@@ -1,0 +1,330 @@
+"""Evaluation against a plain loop over single images, on a tiny seeded tower and drawn images."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+from towers import open_clip_visual, timm_visual
+
+from prtool.errors import ConfigError, KeepError, ShapeError, StorageError
+from prtool.runtime.preprocess import prepare
+from prtool.spec import Keep, Preprocess
+from prtool.trainer import evaluate as module
+from prtool.trainer.baselines.random_ import Random
+from prtool.trainer.data import ImageSet
+from prtool.trainer.evaluate import EvalConfig, Pruner, evaluate, matching_table
+from prtool.trainer.golden import GoldenConfig
+from prtool.trainer.hosts import tower_of
+from prtool.trainer.matching import matching_rate
+from prtool.trainer.model import DualEncoder, TextTower
+from prtool.trainer.plots import plot_accuracy
+from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
+from prtool.trainer.vit import VisionTower
+
+LOCATION, SIDE, CELL, IMAGES = 2, 64, 16, 12
+KEEPS = (Keep.ratio(1.0), Keep.ratio(0.5), Keep.count(3))
+METHODS = ("golden", "patch-ranking", "cls-attention", "random")
+
+
+def model_of(tower: VisionTower) -> DualEncoder:
+    return DualEncoder(
+        name="local-dir:tiny",
+        pretrained="",
+        tower=tower,
+        text=TextTower(nn.Identity()),
+        tokenizer=lambda _: torch.empty(0),
+        preprocess=Preprocess((SIDE, SIDE), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        logit_scale=20.0,
+        logit_bias=0.0,
+        weights_sha256="0" * 64,
+        context_length=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> DualEncoder:
+    return model_of(tower_of(open_clip_visual("cls")))
+
+
+@pytest.fixture(scope="module")
+def scorer(model: DualEncoder) -> PatchScorer:
+    torch.manual_seed(4)
+    return make_scorer(ScorerConfig(channels=16, heads=2), model.tower.width, 16, 1)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageSet, np.ndarray]:
+    """A bright square of 2 x 2 cells in its class's colour among darker cells of any colour, and the right ranking: the square first."""
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    rows = []
+    for number in range(IMAGES):
+        colours = np.eye(3)[rng.integers(0, 3, (4, 4))] * 150
+        top, left = rng.integers(0, 3, 2)
+        colours[top : top + 2, left : left + 2] = np.eye(3)[number % 3] * 255
+        Image.fromarray(colours.repeat(CELL, 0).repeat(CELL, 1).astype(np.uint8)).save(root / f"{number}.png")
+        rows.append(np.argsort(-colours.max(axis=-1).flatten(), kind="stable"))
+    paths = tuple(f"{number}.png" for number in range(IMAGES))
+    return ImageSet(root, paths, tuple(number % 3 for number in range(IMAGES)), ("red", "green", "blue")), np.stack(rows).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def images(scenes: tuple[ImageSet, np.ndarray]) -> ImageSet:
+    return scenes[0]
+
+
+@pytest.fixture(scope="module")
+def object_first(scenes: tuple[ImageSet, np.ndarray]) -> np.ndarray:
+    return scenes[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a few hundred values are slower on many threads, by a hundred times on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def ranked(monkeypatch: pytest.MonkeyPatch, object_first: np.ndarray) -> None:
+    monkeypatch.setattr(module, "rank_images", lambda *_: SimpleNamespace(ranking=object_first))
+
+
+@pytest.fixture(scope="module")
+def classes(model: DualEncoder, images: ImageSet, object_first: np.ndarray) -> Tensor:
+    """A class is what the encoder makes of its objects alone."""
+    alone = torch.cat([encode_one(model, images, index, object_first[index, :4]) for index in range(IMAGES)])
+    return functional.normalize(torch.stack([alone[label::3].mean(dim=0) for label in range(3)]), dim=-1)
+
+
+def pruner_of(scorer: PatchScorer | None, model: DualEncoder, trained: bool = True) -> Pruner:
+    return Pruner(model.tower.prune_spec((LOCATION,)), scorer, trained, GoldenConfig(location=LOCATION))
+
+
+@torch.no_grad()
+def encode_one(model: DualEncoder, images: ImageSet, index: int, kept: np.ndarray) -> Tensor:
+    """One image through the host's own blocks, with its patches dropped by hand."""
+    tower = model.tower
+    tokens = tower.embed(torch.from_numpy(prepare(images.file(index), model.preprocess))[None])
+    for number, block in enumerate(tower.blocks, start=1):
+        if number == LOCATION:
+            tokens = torch.cat([tokens[:, :1], tokens[:, 1 + kept.astype(np.int64)]], dim=1)
+        tokens = block(tokens)
+    return functional.normalize(tower.head(tokens), dim=-1)
+
+
+@torch.no_grad()
+def scores_one(method: str, model: DualEncoder, scorer: PatchScorer, images: ImageSet, index: int) -> np.ndarray:
+    tokens = model.tower.enter(torch.from_numpy(prepare(images.file(index), model.preprocess))[None], LOCATION)
+    if method == "patch-ranking":
+        return scorer(tokens)[0].numpy()
+    if method == "random":
+        return np.random.RandomState([7, index]).random_sample(16)
+    block = model.tower.blocks[LOCATION - 1]
+    return block.attn(*[block.ln_1(tokens)] * 3, need_weights=True)[1][0, 0, 1:].numpy()
+
+
+@pytest.mark.usefixtures("ranked")
+def test_every_figure_equals_a_plain_loop(
+    model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor, object_first: np.ndarray
+) -> None:
+    config = EvalConfig(keeps=KEEPS, methods=METHODS, seed=7, batch=5)
+    report = evaluate(model, pruner_of(scorer, model), images, classes, config)
+    assert len({row.accuracy for row in report.rows}) > 3
+    full = [encode_one(model, images, index, np.arange(16)) for index in range(IMAGES)]
+    assert report.unpruned.accuracy == pytest.approx(accuracy_of(full, classes, images))
+    assert [row.method for row in report.rows] == ["unpruned", *(name for name in METHODS for _ in KEEPS)]
+    for method in METHODS:
+        orders = object_first if method == "golden" else np.stack([order_of(scores_one(method, model, scorer, images, i)) for i in range(IMAGES)])
+        for row, k in zip(report.of(method), (16, 8, 3), strict=True):
+            embeddings = [encode_one(model, images, index, orders[index, :k]) for index in range(IMAGES)]
+            assert row.keep == {16: 1.0, 8: 0.5, 3: 3 / 16}[k]
+            assert row.images == IMAGES
+            assert row.accuracy == pytest.approx(accuracy_of(embeddings, classes, images)), (method, k)
+            assert row.cosine == pytest.approx(np.mean([float((a * b).sum()) for a, b in zip(embeddings, full, strict=True)]), abs=1e-5)
+            shared = [len(set(orders[i, :k]) & set(object_first[i, :k])) / k for i in range(IMAGES)]
+            assert row.matching_rate == pytest.approx(np.mean(shared))
+
+
+def order_of(scores: np.ndarray) -> np.ndarray:
+    return np.array(sorted(range(len(scores)), key=lambda patch: (-scores[patch], patch)))
+
+
+def accuracy_of(embeddings: list[Tensor], classes: Tensor, images: ImageSet) -> float:
+    hits = [int((embedding @ classes.T).argmax()) == label for embedding, label in zip(embeddings, images.labels, strict=True)]
+    return 100 * sum(hits) / len(hits)
+
+
+@pytest.mark.usefixtures("ranked")
+def test_the_oracle_beats_random(model: DualEncoder, images: ImageSet, classes: Tensor) -> None:
+    config = EvalConfig(keeps=(Keep.count(4),), methods=("golden", "random"))
+    report = evaluate(model, pruner_of(None, model), images, classes, config)
+    golden, random = report.of("golden")[0], report.of("random")[0]
+    assert golden.accuracy == 100.0 > random.accuracy
+    assert golden.matching_rate == 1.0
+    assert random.matching_rate == pytest.approx(0.25, abs=0.2)
+
+
+def test_results_do_not_depend_on_the_batch(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
+    reports = [evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=KEEPS, batch=batch)) for batch in (1, 5, 32)]
+    for report in reports[1:]:
+        for row, other in zip(report.rows, reports[0].rows, strict=True):
+            assert (row.method, row.keep, row.accuracy, row.gmacs) == (other.method, other.keep, other.accuracy, other.gmacs)
+            assert row.cosine == pytest.approx(other.cosine, abs=1e-6)
+
+
+def test_only_the_kept_patches_are_computed(
+    model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences are physically shorter, and a keep of 1.0 costs no pass of its own."""
+    lengths, leave = [], type(model.tower).leave
+
+    def spy(tower: VisionTower, tokens: Tensor, location: int) -> Tensor:
+        lengths.append(tokens.shape[1])
+        return leave(tower, tokens, location)
+
+    monkeypatch.setattr(type(model.tower), "leave", spy)
+    evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=KEEPS, methods=("patch-ranking", "random")))
+    assert lengths == [17, 9, 4, 9, 4]
+
+
+def test_costs_are_the_specs(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
+    report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=KEEPS, methods=("patch-ranking", "random")))
+    spec, cost = model.tower.prune_spec((LOCATION,)), model.tower.cost()
+    assert report.unpruned.gmacs == cost.full_gmacs(spec)
+    assert [row.gmacs for row in report.of("random")] == [cost.pruned_gmacs(spec, keep) for keep in KEEPS]
+    assert [row.gmacs for row in report.of("patch-ranking")] == pytest.approx([cost.pruned_gmacs(spec, keep) + scorer.macs() / 1e9 for keep in KEEPS])
+
+
+def test_the_json_form(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
+    """Names that other programs read: a change here is a change of the public interface."""
+    report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",), images=5, seed=3))
+    value = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert list(value) == ["results", "model", "pretrained", "weights_sha256", "data", "split", "seed", "location", "patches", "notes"]
+    assert [list(row) for row in value["results"]] == [["method", "keep", "accuracy", "images", "gmacs", "matching_rate", "cosine"]] * 2
+    assert [(row["method"], row["keep"], row["images"], row["matching_rate"]) for row in value["results"]] == [
+        ("unpruned", 1.0, 5, None),
+        ("random", 0.5, 5, None),
+    ]
+    facts = (value["model"], value["data"], value["split"], value["seed"], value["location"], value["patches"])
+    assert facts == ("local-dir:tiny", str(images.root), "test", 3, LOCATION, 16)
+
+
+def test_the_table_names_every_row(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
+    report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=KEEPS))
+    columns, rows = report.table()
+    assert len(rows) == 1 + 3 * 3
+    assert all(len(row) == len(columns) for row in rows)
+    assert [row[:2] for row in rows[:4]] == [["unpruned", "1"], ["patch-ranking", "1"], ["patch-ranking", "0.5"], ["patch-ranking", "0.1875"]]
+
+
+def test_notes_say_what_the_figures_do_not(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
+    def notes(trained: bool, methods: tuple[str, ...]) -> str:
+        config = EvalConfig(keeps=(Keep.ratio(0.5),), methods=methods)
+        return " / ".join(evaluate(model, pruner_of(scorer, model, trained), images, classes, config).notes)
+
+    assert "untrained" in notes(False, ("patch-ranking",))
+    assert "untrained" not in notes(True, ("patch-ranking",))
+    assert "untrained" not in notes(False, ("random",))
+
+
+@pytest.mark.usefixtures("ranked")
+def test_the_oracle_is_called_one(model: DualEncoder, images: ImageSet, classes: Tensor) -> None:
+    notes = evaluate(model, pruner_of(None, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("golden",))).notes
+    assert any("oracle" in note for note in notes)
+
+
+@pytest.mark.usefixtures("ranked")
+def test_matching_rates_beside_random_and_constant(model: DualEncoder, scorer: PatchScorer, images: ImageSet, object_first: np.ndarray) -> None:
+    golden = torch.from_numpy(object_first).long()
+    rows = matching_table(model, pruner_of(scorer, model), images, golden, (4, 8))
+    order = torch.stack([torch.from_numpy(order_of(scores_one("patch-ranking", model, scorer, images, i))) for i in range(IMAGES)])
+    mean_rank = np.argsort(np.argsort(object_first, axis=1).mean(axis=0), kind="stable")
+    for row, m in zip(rows, (4, 8), strict=True):
+        assert (row.m, row.random) == (m, m / 16)
+        assert row.predictor == pytest.approx(matching_rate(order, golden, m))
+        assert row.constant == pytest.approx(np.mean([len(set(mean_rank[:m]) & set(own[:m])) / m for own in object_first]))
+
+
+BAD: list[tuple[Callable[[], EvalConfig], str]] = [
+    (lambda: EvalConfig(methods=("evit-2",)), "must be one of patch-ranking, cls-attention, random, golden"),
+    (lambda: EvalConfig(methods=("random", "random")), "each once"),
+    (lambda: EvalConfig(methods=()), "at least one"),
+    (lambda: EvalConfig(keeps=()), "at least one keep"),
+    (lambda: EvalConfig(split="dev"), "train, val, test"),
+    (lambda: EvalConfig(batch=0), "at least 1"),
+    (lambda: EvalConfig(images=-1), "at least 0"),
+    (lambda: EvalConfig(seed=-1), "seed = -1"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD, ids=[text for _, text in BAD])
+def test_settings_that_cannot_be_used(make: Callable[[], EvalConfig], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_what_does_not_fit_is_refused_before_any_work(
+    model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("images were ranked although the call could not succeed")
+
+    monkeypatch.setattr(module, "rank_images", never)
+    ready = pruner_of(scorer, model)
+    with pytest.raises(ConfigError, match=r"0\.5 = 8 patches, 8 = 8 patches"):
+        evaluate(model, ready, images, classes, EvalConfig(keeps=(Keep.ratio(0.5), Keep.count(8))))
+    with pytest.raises(KeepError, match="16 patches"):
+        evaluate(model, ready, images, classes, EvalConfig(keeps=(Keep.count(17),)))
+    with pytest.raises(ShapeError, match=r"\(3, 32\) is needed"):
+        evaluate(model, ready, images, classes[:2], EvalConfig())
+    with pytest.raises(ConfigError, match="needs a predictor"):
+        evaluate(model, pruner_of(None, model), images, classes, EvalConfig(methods=("golden", "patch-ranking")))
+    with pytest.raises(ConfigError, match=r"golden\.location = 4, but tokens drop at 2"):
+        evaluate(model, Pruner(ready.spec, scorer), images, classes, EvalConfig(methods=("golden",)))
+    siglip = model_of(tower_of(timm_visual("siglip")))
+    with pytest.raises(ConfigError, match="class token"):
+        evaluate(siglip, pruner_of(scorer, siglip), images, torch.zeros(3, 64), EvalConfig(methods=("golden", "cls-attention")))
+
+
+def test_random_weights_are_told(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
+    import dataclasses
+
+    random = dataclasses.replace(model, name="ViT-B-16")
+    report = evaluate(random, pruner_of(scorer, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",)))
+    assert any("random weights" in note for note in report.notes)
+
+
+def test_a_subset_is_drawn_by_the_seed(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
+    config = EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",), images=6, seed=2)
+    part = evaluate(model, pruner_of(scorer, model), images, classes, config)
+    whole = evaluate(model, pruner_of(scorer, model), images.take(6, 2), classes, EvalConfig(keeps=config.keeps, methods=config.methods, seed=2))
+    assert part.rows == whole.rows
+    assert Random(2).seed == config.seed
+
+
+@pytest.mark.usefixtures("ranked")
+def test_the_picture_is_a_png(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor, tmp_path: Path) -> None:
+    report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=KEEPS, methods=METHODS))
+    plot_accuracy(report, tmp_path / "new" / "accuracy.png")
+    with Image.open(tmp_path / "new" / "accuracy.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 600
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 20) or []}
+    assert {(0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0x77, 0x77, 0x77)} <= colours
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["accuracy.png"]
+
+
+def test_a_picture_that_cannot_be_written(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor, tmp_path: Path) -> None:
+    report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",)))
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        plot_accuracy(report, tmp_path / "file" / "accuracy.png")
