@@ -41,7 +41,7 @@ def _file_name(model: str, engine: str, threads: int) -> str:
 @click.option("--mode", default="fused", show_default=True, help="fused, split or both.")
 @click.option("--threads", default=0, show_default=True, help="CPU threads of one call; 0 takes all that are granted.")
 @click.option("--seconds", default=60.0, show_default=True, help="Time for the timed rounds (s); at least five rounds run.")
-@click.option("--images", type=click.Path(path_type=Path), default=None, help="Folder of photographs for the end-to-end rows; generated ones if absent.")
+@click.option("--images", type=click.Path(path_type=Path), default=None, help="Folder of photographs for the end-to-end rows.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="JSON file; named after model and engine if absent.")
 def main(**options: object) -> None:
     """Measures BUNDLE: pruned beside unpruned, encoder alone and end to end."""
