@@ -1,0 +1,132 @@
+"""From a module to an ONNX graph with dynamic axes, checked and without traces of the machine that made it."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from torch import Tensor, nn
+
+from prtool.errors import ModelError
+from prtool.manifest import GraphSpec, TensorSpec
+
+# Gelu is one operator from 20 on; TensorRT 10 and ONNX Runtime 1.17 read it.
+OPSET = 20
+# A protobuf message cannot pass 2^31 bytes; what is no weight stays far below the rest.
+INLINE_LIMIT_BYTES = 2_000_000_000
+_PRODUCER = "prtool"
+_NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+# An example batch of 1 is baked into the graph, and an even count can be taken for a multiple.
+_EXAMPLE_SIZES = {"batch": 2, "tokens": 7}
+
+
+def to_onnx(module: nn.Module, spec: GraphSpec) -> ir.Model:
+    """Exports a module of one input.
+
+    Args:
+        module: in evaluation mode, its forward takes `spec`'s input.
+        spec: names, dtypes and axes that the graph must have.
+
+    Raises:
+        ModelError: the exporter cannot follow the module, or it fixed an axis that must stay dynamic.
+    """
+    (declared,) = spec.inputs
+    axes = {place: axis for place, axis in enumerate(declared.shape) if isinstance(axis, str)}
+    dynamic = {declared.name: {place: torch.export.Dim(axis) for place, axis in axes.items()}}
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                (_example(declared),),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[declared.name],
+                output_names=[output.name for output in spec.outputs],
+                dynamic_shapes=dynamic,
+                verbose=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as cause:
+            raise ModelError(f"{spec.file} cannot be exported: {_reason(cause)}; use another model, or report this one's name") from cause
+    if program is None:
+        raise ModelError(f"{spec.file} cannot be exported: the exporter gave no graph")
+    check_axes(program.model, spec)
+    return clean(program.model)
+
+
+def clean(model: ir.Model) -> ir.Model:
+    """Drops what no output needs, and every trace of source files; the same model, changed."""
+    passes.RemoveUnusedNodesPass()(model)
+    passes.DeduplicateInitializersPass()(model)
+    # An inner value may bear an output's name ("embedding"); inputs and outputs keep theirs.
+    passes.NameFixPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
+    model.producer_name, model.producer_version = _PRODUCER, None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    return model
+
+
+def check_axes(model: ir.Model, spec: GraphSpec) -> None:
+    """Compares inputs and outputs with their declaration.
+
+    Raises:
+        ModelError: a name or an axis differs; a dynamic axis must carry its declared name.
+    """
+    for kind, values, declared in (("input", model.graph.inputs, spec.inputs), ("output", model.graph.outputs, spec.outputs)):
+        names = [value.name for value in values]
+        if names != [tensor.name for tensor in declared]:
+            raise ModelError(f"{spec.file} has the {kind}s {names}, but the bundle needs {[tensor.name for tensor in declared]}; use another model")
+        for value, tensor in zip(values, declared, strict=True):
+            found = _axes(value)
+            if found != tensor.shape:
+                raise ModelError(f"{spec.file}: {kind} {tensor.name} has axes {found}, but the bundle needs {tensor.shape}; use another model")
+
+
+def save(model: ir.Model, path: Path, inline_limit_bytes: int = INLINE_LIMIT_BYTES) -> None:
+    """Writes a graph to `path`; weights beyond the limit go to `path` + ".data" beside it.
+
+    Args:
+        model: the graph; unchanged.
+        path: a file name ending in .onnx, in an existing folder.
+        inline_limit_bytes: the most bytes of weights inside the file.
+    """
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    ir.save(model, path, external_data=f"{path.name}.data" if weights > inline_limit_bytes else None)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong at the bottom; the exporter's own text is a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+
+
+def _axes(value: ir.Value) -> tuple[int | str | None, ...]:
+    if value.shape is None:
+        return ()
+    return tuple(axis if isinstance(axis, int) else axis.value for axis in value.shape)
+
+
+def _example(declared: TensorSpec) -> Tensor:
+    shape = [_EXAMPLE_SIZES[axis] if isinstance(axis, str) else axis for axis in declared.shape]
+    # Ones: a token id that every vocabulary has.
+    return torch.ones(shape, dtype=getattr(torch, declared.dtype))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Holds back the exporter's advice, which names nothing that a user of prtool could change."""
+    loggers: Mapping[str, int] = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in loggers.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,84 @@
+"""The few images that prove a bundle: chosen so that rounding cannot decide which patches they keep."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prtool.errors import ShapeError
+from prtool.export.reference import Reference
+from prtool.export.source import ExportSource
+
+PROBE_IMAGES = 3
+# Enough to find three clear ones among; each costs one run of the blocks before the location.
+CANDIDATES = 16
+_PROMPTS = ("a photo of a cat.", "two dogs, and a bicycle")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """The images and keep counts of a comparison.
+
+    Attributes:
+        pixels: (images, 3, height, width) float32, prepared.
+        counts: three keep counts, every patch among them.
+        images: "given", or "noise" where none were.
+    """
+
+    pixels: Tensor
+    counts: tuple[int, int, int]
+    images: str
+
+    @classmethod
+    def choose(cls, source: ExportSource, pixels: Tensor | None, default_keep: int) -> "Probe":
+        """Takes the images whose scores are clearest apart at every count.
+
+        Args:
+            source: the pruned encoder.
+            pixels: (images, 3, height, width) float32, prepared as the model's preprocessing says; None takes seeded noise.
+            default_keep: patches that the bundle keeps by default.
+
+        Raises:
+            ShapeError: `pixels` have another shape or dtype, or hold no image.
+        """
+        size = (3, *source.pruned.tower.image_size)
+        if pixels is None:
+            candidates = torch.randn(CANDIDATES, *size, generator=torch.Generator().manual_seed(0))
+        elif pixels.dtype != torch.float32 or tuple(pixels.shape[1:]) != size or len(pixels) == 0:
+            raise ShapeError(f"pixels have shape {tuple(pixels.shape)} and dtype {pixels.dtype}, but the model takes (images, *{size}) of float32")
+        else:
+            candidates = pixels[:CANDIDATES]
+        counts = keep_counts(default_keep, source.spec.patches)
+        with torch.no_grad():
+            ranked = torch.cat([source.pruned.enter(image[None])[1] for image in candidates]).sort(dim=1, descending=True).values
+        gaps = [ranked[:, k - 1] - ranked[:, k] for k in counts if k < ranked.shape[1]]
+        clearest = torch.stack(gaps).amin(dim=0).argsort(descending=True, stable=True)[:PROBE_IMAGES]
+        return cls(candidates[clearest].contiguous(), counts, "noise" if pixels is None else "given")
+
+    def tensors(self, source: ExportSource) -> dict[str, Tensor]:
+        """What `prtool.runtime.verify` reads: the pixels, PyTorch's embeddings of them at each count, and prompts likewise."""
+        reference = Reference.of(source.pruned, self.pixels)
+        tokens = prompts(source)
+        with torch.no_grad():
+            embedding = source.model.text(tokens)
+        tensors = {"pixels": self.pixels, "embedding_full": reference.full, "text_tokens": tokens, "text_embedding": embedding}
+        tensors |= {f"embedding_k{k}": reference.embedding(reference.indices(k)) for k in self.counts}
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def keep_counts(default: int, patches: int) -> tuple[int, int, int]:
+    """Three different keep counts to compare at: every patch, the default, and about a quarter.
+
+    Raises:
+        ShapeError: there are fewer than three patches.
+    """
+    if patches < 3:
+        raise ShapeError(f"the encoder has {patches} patches, but pruning needs at least 3; use a larger image or smaller patches")
+    others = (max(1, patches // 4), max(1, patches // 2), 1, 2)
+    first, second, third, *_ = dict.fromkeys((patches, default, *others))
+    return first, second, third
+
+
+def prompts(source: ExportSource) -> Tensor:
+    """Token ids (prompts, context) int64 of a few fixed prompts."""
+    return source.model.tokenizer(_PROMPTS).to(torch.int64)

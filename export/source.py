@@ -1,0 +1,51 @@
+"""What an export starts from: a model, its pruned encoder, and the classes to carry along."""
+
+from dataclasses import dataclass
+
+import torch
+
+from prtool.errors import ConfigError
+from prtool.spec import Cost, PruneSpec
+from prtool.trainer.model import DualEncoder
+from prtool.trainer.pruned import PrunedEncoder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExportSource:
+    """A pruned encoder in memory, on the CPU in float32 and evaluation mode.
+
+    Attributes:
+        model: the dual encoder; its text side goes into the bundle too.
+        pruned: its image tower with scorers; the reference of every comparison.
+        scorer_name: architecture of the patch scorer, for the manifest.
+        scorer_trained: False for a freshly initialised scorer.
+        scorer_macs: multiply-accumulates of one run of the scorer on one image.
+        classnames: in label order; empty for a bundle without classes.
+        templates: prompt templates with one `{}` each.
+    """
+
+    model: DualEncoder
+    pruned: PrunedEncoder
+    scorer_name: str
+    scorer_trained: bool
+    scorer_macs: int
+    classnames: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.classnames) != bool(self.templates):
+            raise ConfigError(f"{len(self.classnames)} class names with {len(self.templates)} prompt templates; give both or neither")
+        strange = {f"{p.dtype} on {p.device}" for p in self.pruned.parameters() if p.dtype != torch.float32 or p.device.type != "cpu"}
+        if strange:
+            found = ", ".join(sorted(strange))
+            raise ConfigError(f"the encoder has tensors in {found}, but an export takes float32 on the CPU; load it with device='cpu'")
+
+    @property
+    def spec(self) -> PruneSpec:
+        """Where tokens drop."""
+        return self.pruned.spec
+
+    def cost(self) -> Cost:
+        """MACs of the tower and its scorer."""
+        tower = self.pruned.tower.cost()
+        return Cost(tower.embed_macs, tower.token_macs, tower.attention_macs, tower.head_macs, tower.head_token_macs, self.scorer_macs)

@@ -1,0 +1,181 @@
+"""Proof without PyTorch: an engine's embeddings against those that PyTorch gave when the bundle was made."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from prtool.bundle import Bundle
+from prtool.engines.base import Array, EngineInfo, EngineOptions
+from prtool.errors import BundleError, ConfigError, ParityError
+from prtool.runtime.encoder import Encoder
+from prtool.runtime.pipeline import MODES
+from prtool.spec import Keep
+
+PROBE_NAME = "probe.safetensors"
+# The worst cosine of any image must be above this, for each precision.
+COSINE_GATES: Mapping[str, float] = MappingProxyType({"fp32": 0.99999})
+Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How near two sets of embeddings are: the worst cosine of any row, and the largest difference of any value."""
+
+    cosine: float
+    max_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyCase:
+    """One comparison.
+
+    Attributes:
+        mode: "fused", "split", "full" or "text".
+        batch: images, or prompts, in the call.
+        k: patches kept; 0 for text.
+        cosine, max_error: see `Agreement`.
+    """
+
+    mode: str
+    batch: int
+    k: int
+    cosine: float
+    max_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What ran, what was asked of it, and every comparison."""
+
+    engine: EngineInfo
+    precision: str
+    gate: float
+    cases: tuple[VerifyCase, ...]
+
+    @property
+    def cosine(self) -> float:
+        """The worst cosine of all cases."""
+        return min(case.cosine for case in self.cases)
+
+    @property
+    def max_error(self) -> float:
+        """The largest difference of any value in all cases."""
+        return max(case.max_error for case in self.cases)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return {**dataclasses.asdict(self), "cosine": self.cosine, "max_error": self.max_error}
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column titles, and one list of cells a comparison."""
+        cells = [[case.mode, str(case.batch), str(case.k or "-"), f"{case.cosine:.9f}", f"{case.max_error:.2e}"] for case in self.cases]
+        return ["mode", "batch", "patches kept", "worst cosine", "largest error"], cells
+
+
+def agreement(found: Array, wanted: Array) -> Agreement:
+    """Compares embeddings row by row, in float64; a row that is not finite has cosine -1.
+
+    Args:
+        found, wanted: (batch, E) float.
+    """
+    first, second = found.astype(np.float64), wanted.astype(np.float64)
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = (first * second).sum(axis=1) / lengths
+    errors = np.abs(first - second)
+    if not np.isfinite(errors).all() or not np.isfinite(cosines).all():
+        return Agreement(-1.0, float(np.finfo(np.float64).max))
+    return Agreement(float(cosines.min()), float(errors.max()))
+
+
+def gate_of(precision: str) -> float:
+    """The cosine that must be passed at a precision.
+
+    Raises:
+        ConfigError: no gate is set for it.
+    """
+    gate = COSINE_GATES.get(precision)
+    if gate is None:
+        raise ConfigError(f"precision = {precision!r}, but it must be one of {', '.join(COSINE_GATES)}")
+    return gate
+
+
+def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOptions | None = None, precision: str = "fp32") -> VerifyReport:
+    """Runs the bundle's probe through every mode of one engine and compares with PyTorch's embeddings.
+
+    Args:
+        bundle: a bundle directory (every digest is checked), or an opened bundle.
+        engine: a name of the engine registry.
+        options: how the engine runs; None takes `EngineOptions()`.
+        precision: "fp32", or another that the bundle holds.
+
+    Raises:
+        BundleError: the bundle or its probe is missing or damaged.
+        ConfigError: unknown engine or precision.
+        EngineUnavailable: the engine's library is not installed, or finds no device.
+        ParityError: a case is not above the gate; the message names it.
+    """
+    gate = gate_of(precision)
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+    probe = read_probe(opened)
+    cases: list[VerifyCase] = []
+    infos: list[EngineInfo] = []
+    for mode in MODES:
+        with Encoder.load(opened, engine=engine, mode=mode, precision=precision, options=options) as encoder:
+            infos.append(encoder.info)
+            cases += [_gated(case, gate, f"{encoder.info.name} {encoder.info.version}") for case in _cases(encoder, mode, probe)]
+    return VerifyReport(infos[0], precision, gate, tuple(cases))
+
+
+def read_probe(bundle: Bundle) -> Tensors:
+    """The bundle's probe: `pixels` (n, 3, height, width), `embedding_full` and `embedding_k<count>` (n, E), float32, and text if any.
+
+    Raises:
+        BundleError: the file or a tensor is missing or damaged.
+    """
+    path = bundle.file(PROBE_NAME)
+    try:
+        tensors: Tensors = load_file(path)
+    except (OSError, SafetensorError) as cause:
+        raise BundleError(f"{path} cannot be read ({cause}); copy or export the bundle again") from cause
+    wanted = {"pixels", "embedding_full"} | ({"text_tokens", "text_embedding"} if bundle.manifest.text else set())
+    missing = sorted(wanted - set(tensors))
+    if missing or not _counts(tensors):
+        raise BundleError(f"{path} lacks {', '.join(missing) or 'embedding_k<count>'}; export the bundle again")
+    return tensors
+
+
+def _cases(encoder: Encoder, mode: str, probe: Tensors) -> Iterator[VerifyCase]:
+    pixels = probe["pixels"]
+    patches = encoder.manifest.prune.patches
+    wanted = {patches: probe["embedding_full"]} if mode == "full" else _counts(probe)
+    for batch in sorted({1, len(pixels)}):
+        for k, embedding in wanted.items():
+            found = agreement(encoder.encode_pixels(pixels[:batch], Keep.count(k)), embedding[:batch])
+            yield VerifyCase(mode, batch, k, found.cosine, found.max_error)
+    if mode == "full" and encoder.manifest.text is not None:
+        found = agreement(encoder.encode_text(probe["text_tokens"]), probe["text_embedding"])
+        yield VerifyCase("text", len(probe["text_tokens"]), 0, found.cosine, found.max_error)
+
+
+def _counts(probe: Tensors) -> dict[int, npt.NDArray[np.float32]]:
+    prefix = "embedding_k"
+    return {int(name.removeprefix(prefix)): tensor for name, tensor in probe.items() if name.startswith(prefix) and name[len(prefix) :].isdigit()}
+
+
+def _gated(case: VerifyCase, gate: float, engine: str) -> VerifyCase:
+    if case.cosine > gate:
+        return case
+    place = f"{case.mode}, batch {case.batch}" + (f", k = {case.k}" if case.k else "")
+    raise ParityError(
+        f"{engine} disagrees with PyTorch in {place}: cosine {case.cosine:.7f}, but it must be above {gate}; "
+        "do not use this engine with this bundle, or export the bundle again"
+    )
