@@ -43,6 +43,7 @@ class EvalReport:
         seed: of random choices and of the subset of images.
         location: 1-based block on entry to which tokens drop.
         patches: N, before any is dropped.
+        predictor_trained: False for a freshly initialised predictor, whose choice means nothing; None without predictor.
         notes: what a reader of the figures has to know.
     """
 
@@ -55,6 +56,7 @@ class EvalReport:
     seed: int
     location: int
     patches: int
+    predictor_trained: bool | None
     notes: tuple[str, ...] = ()
 
     @property
@@ -84,4 +86,4 @@ class EvalReport:
 
 def _cells(row: EvalRow) -> list[str]:
     matching = "-" if row.matching_rate is None else f"{100 * row.matching_rate:.1f}"
-    return [row.method, f"{row.keep:.4g}", f"{row.accuracy:.1f}", f"{row.cosine:.4f}", matching, f"{row.gmacs:.3f}", str(row.images)]
+    return [row.method, str(round(row.keep, 4)), f"{row.accuracy:.1f}", f"{row.cosine:.4f}", matching, f"{row.gmacs:.3f}", str(row.images)]

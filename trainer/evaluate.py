@@ -19,7 +19,8 @@ from prtool.trainer.checkpoint import Checkpoint, MatchRow
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import SPLITS, ImageSet, load_split, pixel_batches
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
-from prtool.trainer.golden import GoldenConfig, rank_images
+from prtool.trainer.golden import GoldenConfig
+from prtool.trainer.golden_store import rank_images
 from prtool.trainer.matching import constant_ranking, matching_rate, random_rate
 from prtool.trainer.model import DualEncoder
 from prtool.trainer.predictor import PatchScorer
@@ -88,10 +89,10 @@ class Pruner:
 
     @classmethod
     def of_run(cls, checkpoint: Checkpoint, run: Path, split: str, device: torch.device) -> "Pruner":
-        """The predictor and golden search of a run; rankings of evaluated images stay in the run's folder."""
+        """The predictor and golden search of a run; rankings of images lie in the run's folder, beside those it trained on."""
         settings = replace(TrainConfig.from_json(checkpoint.config).golden, location=checkpoint.prune.locations[0])
         scorer = checkpoint.scorer().to(device)
-        return cls(checkpoint.prune, scorer, checkpoint.scorer_trained, settings, run / "golden" / f"eval-{split}")
+        return cls(checkpoint.prune, scorer, checkpoint.scorer_trained, settings, run / "golden" / split)
 
 
 def evaluate_run(run: Path, data: Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
@@ -151,7 +152,7 @@ def evaluate(
     chosen = images.take(config.images, config.seed)
     golden = _rank(model, pruner, chosen, classes, progress) if GOLDEN in config.methods else None
     if golden is not None:
-        methods[GOLDEN] = Golden(golden.numpy())
+        methods[GOLDEN] = Golden(golden)
     task = _Task(model, pruner.spec, chosen, classes, [methods[name] for name in config.methods], counts)
     found = _Found()
     for entered in _entered(model, pruner.spec, chosen, config.batch, progress):
@@ -167,6 +168,7 @@ def evaluate(
         seed=config.seed,
         location=pruner.spec.locations[0],
         patches=pruner.spec.patches,
+        predictor_trained=None if pruner.scorer is None else pruner.trained,
         notes=_notes(model, pruner, config, rows[0]),
     )
 
@@ -285,7 +287,7 @@ def _rank(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tensor 
     """The golden ranking (images, N) int64 on the CPU."""
     if pruner.golden.location != pruner.spec.locations[0]:
         raise ConfigError(f"golden.location = {pruner.golden.location}, but tokens drop at {pruner.spec.locations[0]}; give both the same")
-    return torch.as_tensor(rank_images(model, images, pruner.golden, pruner.cache, classes, progress).ranking).long().cpu()
+    return rank_images(model, images, pruner.golden, pruner.cache, classes, progress).ranking.long()
 
 
 def _counts(keeps: Sequence[Keep], patches: int) -> tuple[int, ...]:

@@ -18,6 +18,8 @@ _STYLES = {
 }
 _OTHERS = (("#009E73", "D"), ("#CC79A7", "^"), ("#56B4E9", "P"), ("#000000", "X"))
 
+_REMARKS = {("golden", None): " (oracle)", ("patch-ranking", False): " (untrained)"}
+
 
 def plot_accuracy(report: EvalReport, path: Path) -> None:
     """Writes a PNG of accuracy against keep rate: one line a method, the unpruned encoder dashed, GMACs on top.
@@ -45,7 +47,7 @@ def _draw_lines(axes: "Axes", report: EvalReport) -> None:
         colour, marker = _STYLES.get(method) or next(spare)
         rows = sorted(report.of(method), key=lambda row: row.keep)
         size = 11 if marker == "*" else 6
-        label = f"{method} (oracle)" if method == "golden" else method
+        label = method + _REMARKS.get((method, report.predictor_trained), _REMARKS.get((method, None), ""))
         axes.plot([row.keep for row in rows], [row.accuracy for row in rows], color=colour, marker=marker, markersize=size, label=label)
     axes.set_xlabel(f"patches kept on entry to block {report.location} (share of {report.patches})")
     axes.set_ylabel("zero-shot top-1 accuracy (%)")
@@ -64,7 +66,7 @@ def _draw_costs(axes: "Axes", report: EvalReport) -> None:
     keeps = sorted(costs)
     margin = 0.04 * (keeps[-1] - keeps[0]) or 0.05
     axes.set_xlim(keeps[0] - margin, keeps[-1] + margin)
-    axes.set_xticks(keeps, [f"{keep:.3g}" for keep in keeps])
+    axes.set_xticks(keeps, [str(round(keep, 3)) for keep in keeps])
     top = axes.secondary_xaxis("top")
     top.set_xticks(keeps, [f"{costs[keep]:.3g}" for keep in keeps])
     top.set_xlabel("cost of one image (GMAC)")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
 import towers
@@ -53,8 +52,8 @@ def scorer_of(tower: VisionTower) -> torch.nn.Module:
 
 
 def methods_of(entered: Entered) -> list[RankingMethod]:
-    rng = np.random.default_rng(0)
-    ranking = np.stack([rng.permutation(entered.spec.patches) for _ in entered.indices]).astype(np.int16)
+    generator = torch.Generator().manual_seed(0)
+    ranking = torch.stack([torch.randperm(entered.spec.patches, generator=generator) for _ in entered.indices]).short()
     return [Random(5), Golden(ranking), ClsAttention(entered.tower), PatchRanking(scorer_of(entered.tower))]
 
 
@@ -93,21 +92,21 @@ def test_random_is_another_choice_for_each_image_and_seed() -> None:
 
 def test_golden_keeps_the_head_of_each_ranking() -> None:
     entered = entered_by(tower_of(open_clip_visual("cls")), batch=2)
-    ranking = np.stack([np.roll(np.arange(16), shift) for shift in (3, 5, 7)]).astype(np.int16)
+    ranking = torch.stack([torch.arange(16).roll(shift) for shift in (3, 5, 7)]).short()
     swapped = Entered(entered.tokens, (2, 0), entered.tower, entered.spec)
     assert Golden(ranking).order(swapped).tolist() == [ranking[2].tolist(), ranking[0].tolist()]
 
 
-@pytest.mark.parametrize("ranking", [np.arange(16), np.zeros((2, 16)), np.stack([np.arange(1, 17)] * 2)], ids=["one row", "zeros", "from one"])
-def test_golden_refuses_what_orders_nothing(ranking: np.ndarray) -> None:
+@pytest.mark.parametrize("ranking", [torch.arange(16), torch.zeros(2, 16), torch.arange(1, 17)[None]], ids=["one row", "zeros", "from one"])
+def test_golden_refuses_what_orders_nothing(ranking: Tensor) -> None:
     with pytest.raises(ShapeError, match="rank the images again"):
-        Golden(ranking.astype(np.int16))
+        Golden(ranking.short())
 
 
 def test_golden_refuses_another_number_of_patches() -> None:
     entered = entered_by(tower_of(open_clip_visual("cls")), batch=1)
     with pytest.raises(ShapeError, match="9 patches, but the model has 16"):
-        Golden(np.arange(9)[None]).order(entered)
+        Golden(torch.arange(9)[None]).order(entered)
 
 
 @pytest.mark.parametrize("kind", ["cls", "average", "not square"])

@@ -1,5 +1,6 @@
 """Evaluation against a plain loop over single images, on a tiny seeded tower and drawn images."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from towers import open_clip_visual, timm_visual
@@ -18,14 +20,16 @@ from prtool.runtime.preprocess import prepare
 from prtool.spec import Keep, Preprocess
 from prtool.trainer import evaluate as module
 from prtool.trainer.baselines.random_ import Random
-from prtool.trainer.data import ImageSet
-from prtool.trainer.evaluate import EvalConfig, Pruner, evaluate, matching_table
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.data import ImageSet, load_split
+from prtool.trainer.evaluate import EvalConfig, Pruner, evaluate, evaluate_run, matching_table
 from prtool.trainer.golden import GoldenConfig
 from prtool.trainer.hosts import tower_of
 from prtool.trainer.matching import matching_rate
 from prtool.trainer.model import DualEncoder, TextTower
 from prtool.trainer.plots import plot_accuracy
 from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
+from prtool.trainer.train import train
 from prtool.trainer.vit import VisionTower
 
 LOCATION, SIDE, CELL, IMAGES = 2, 64, 16, 12
@@ -95,7 +99,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def ranked(monkeypatch: pytest.MonkeyPatch, object_first: np.ndarray) -> None:
-    monkeypatch.setattr(module, "rank_images", lambda *_: SimpleNamespace(ranking=object_first))
+    monkeypatch.setattr(module, "rank_images", lambda *_: SimpleNamespace(ranking=torch.from_numpy(object_first)))
 
 
 @pytest.fixture(scope="module")
@@ -208,14 +212,15 @@ def test_the_json_form(model: DualEncoder, scorer: PatchScorer, images: ImageSet
     """Names that other programs read: a change here is a change of the public interface."""
     report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",), images=5, seed=3))
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert list(value) == ["results", "model", "pretrained", "weights_sha256", "data", "split", "seed", "location", "patches", "notes"]
+    facts = ["model", "pretrained", "weights_sha256", "data", "split", "seed", "location", "patches", "predictor_trained"]
+    assert list(value) == ["results", *facts, "notes"]
     assert [list(row) for row in value["results"]] == [["method", "keep", "accuracy", "images", "gmacs", "matching_rate", "cosine"]] * 2
     assert [(row["method"], row["keep"], row["images"], row["matching_rate"]) for row in value["results"]] == [
         ("unpruned", 1.0, 5, None),
         ("random", 0.5, 5, None),
     ]
-    facts = (value["model"], value["data"], value["split"], value["seed"], value["location"], value["patches"])
-    assert facts == ("local-dir:tiny", str(images.root), "test", 3, LOCATION, 16)
+    values = [value[name] for name in ("model", "data", "split", "seed", "location", "patches", "predictor_trained")]
+    assert values == ["local-dir:tiny", str(images.root), "test", 3, LOCATION, 16, True]
 
 
 def test_the_table_names_every_row(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
@@ -223,7 +228,7 @@ def test_the_table_names_every_row(model: DualEncoder, scorer: PatchScorer, imag
     columns, rows = report.table()
     assert len(rows) == 1 + 3 * 3
     assert all(len(row) == len(columns) for row in rows)
-    assert [row[:2] for row in rows[:4]] == [["unpruned", "1"], ["patch-ranking", "1"], ["patch-ranking", "0.5"], ["patch-ranking", "0.1875"]]
+    assert [row[:2] for row in rows[:4]] == [["unpruned", "1.0"], ["patch-ranking", "1.0"], ["patch-ranking", "0.5"], ["patch-ranking", "0.1875"]]
 
 
 def test_notes_say_what_the_figures_do_not(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
@@ -252,6 +257,47 @@ def test_matching_rates_beside_random_and_constant(model: DualEncoder, scorer: P
         assert (row.m, row.random) == (m, m / 16)
         assert row.predictor == pytest.approx(matching_rate(order, golden, m))
         assert row.constant == pytest.approx(np.mean([len(set(mean_rank[:m]) & set(own[:m])) / m for own in object_first]))
+
+
+@pytest.fixture
+def untrained(tmp_path: Path) -> TrainConfig:
+    """Phase none on a tiny CLIP in open_clip's own form."""
+    import open_clip
+
+    vision = {"image_size": SIDE, "layers": 3, "width": 64, "head_width": 32, "patch_size": CELL}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    torch.manual_seed(0)
+    clip = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text)
+    (tmp_path / "model").mkdir()
+    save_file({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, tmp_path / "model" / "open_clip_model.safetensors")
+    settings = {"model_cfg": {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
+    (tmp_path / "model" / "open_clip_config.json").write_text(json.dumps(settings))
+    return TrainConfig(model=f"local-dir:{tmp_path / 'model'}", phases=("none",), device="cpu", golden=GoldenConfig(location=LOCATION, group=2))
+
+
+def test_a_run_is_evaluated_as_it_was_trained(untrained: TrainConfig, images: ImageSet, tmp_path: Path) -> None:
+    entries = [[path, label, images.classnames[label]] for path, label in zip(images.paths, images.labels, strict=True)]
+    (images.root / "split_coop.json").write_text(json.dumps({"train": entries[:6], "val": [], "test": entries[6:]}))
+    run = tmp_path / "run"
+    checkpoint = train(dataclasses.replace(untrained, data=str(images.root)), run)
+    config = EvalConfig(keeps=KEEPS, methods=METHODS)
+    report = evaluate_run(run, None, config)
+    model = checkpoint.load_model()
+    test = load_split(images.root, "test")
+    classes = model.class_embeddings(images.classnames, checkpoint.templates)
+    expected = evaluate(model, Pruner(checkpoint.prune, checkpoint.scorer(), False, GoldenConfig(location=LOCATION, group=2)), test, classes, config)
+    assert report.rows == expected.rows
+    assert report.location == LOCATION
+    assert report.unpruned.images == 6
+    assert any("untrained" in note for note in report.notes)
+    again = evaluate_run(run, images.root, config)
+    assert again.rows == report.rows
+
+
+def test_a_run_without_data_asks_for_it(untrained: TrainConfig, tmp_path: Path) -> None:
+    train(untrained, tmp_path / "run")
+    with pytest.raises(ConfigError, match="give --data DIR"):
+        evaluate_run(tmp_path / "run", None, EvalConfig())
 
 
 BAD: list[tuple[Callable[[], EvalConfig], str]] = [
@@ -296,8 +342,6 @@ def test_what_does_not_fit_is_refused_before_any_work(
 
 
 def test_random_weights_are_told(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
-    import dataclasses
-
     random = dataclasses.replace(model, name="ViT-B-16")
     report = evaluate(random, pruner_of(scorer, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",)))
     assert any("random weights" in note for note in report.notes)

@@ -1,7 +1,5 @@
 """Golden: the oracle, which has tried for each image what happens without a patch."""
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,13 +14,13 @@ class Golden(RankingMethod):
         ranking: (images, N) integers, row i the patches of image i from most to least important.
 
     Raises:
-        ShapeError: the array is not two-dimensional, or a row is no permutation of 0 to N - 1.
+        ShapeError: the tensor is not two-dimensional, or a row is no permutation of 0 to N - 1.
     """
 
-    def __init__(self, ranking: npt.NDArray[np.integer]) -> None:
-        if ranking.ndim != 2 or not np.array_equal(np.sort(ranking, axis=1), np.broadcast_to(np.arange(ranking.shape[-1]), ranking.shape)):
-            raise ShapeError(f"golden ranking of shape {ranking.shape}, but each row must order the patches 0 to N - 1; rank the images again")
-        self._ranking = torch.from_numpy(ranking.astype(np.int64))
+    def __init__(self, ranking: Tensor) -> None:
+        if ranking.dim() != 2 or not bool((ranking.sort(dim=1).values == torch.arange(ranking.shape[1], device=ranking.device)).all()):
+            raise ShapeError(f"golden ranking of shape {tuple(ranking.shape)}, but each row must order the patches 0 to N - 1; rank the images again")
+        self._ranking = ranking.long().cpu()
 
     @property
     def name(self) -> str:  # noqa: D102 - as declared
