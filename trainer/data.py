@@ -74,6 +74,19 @@ def load_split(root: str | Path, split: str) -> ImageSet:
     return found
 
 
+def available_splits(root: str | Path) -> tuple[str, ...]:
+    """The splits that a data folder has images for, of `SPLITS`; what is wrong with it, `load_split` says."""
+    folder = Path(root)
+    path = folder / SPLIT_FILE
+    if not path.is_file():
+        return tuple(split for split in SPLITS if (folder / split).is_dir())
+    try:
+        parts = json.loads(path.read_bytes())
+    except (OSError, ValueError) as cause:
+        raise DataError(f"{path} cannot be read as JSON: {cause}") from cause
+    return tuple(split for split in SPLITS if isinstance(parts, dict) and parts.get(split))
+
+
 def pixel_batches(
     images: ImageSet, preprocess: Preprocess, indices: Sequence[int], batch: int, workers: int = 2
 ) -> Iterator[tuple[list[int], Tensor]]:

@@ -1,0 +1,119 @@
+"""Patch scorers: published sizes, the parts against plain PyTorch modules, and a clean export."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from prtool.errors import ConfigError, ShapeError
+from prtool.trainer.predictor import ARCHITECTURES, ChannelPool, MixMlpScorer, ScorerConfig, TransformerScorer, make_scorer
+
+SMALL = {"channels": 8, "token_hidden": 4, "channel_hidden": 16, "heads": 2}
+
+
+def small(arch, width=24, patches=9, prefix=1, **options):
+    torch.manual_seed(0)
+    return make_scorer(ScorerConfig(arch=arch, **{**SMALL, **options}), width, patches, prefix)
+
+
+def parameters(scorer):
+    return sum(parameter.numel() for parameter in scorer.parameters())
+
+
+def test_mix_mlp_has_the_published_size():
+    scorer = make_scorer(ScorerConfig(), 768, 196, 1)
+    assert isinstance(scorer, MixMlpScorer)
+    assert scorer.macs() == pytest.approx(7.3e6, rel=0.01)
+    assert parameters(scorer) == pytest.approx(46e3, rel=0.01)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_scores_every_patch_and_no_prefix_token(arch, prefix):
+    scores = small(arch, prefix=prefix)(torch.randn(3, prefix + 9, 24))
+    assert scores.shape == (3, 9)
+    assert scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_an_image_is_scored_alone(arch):
+    scorer, tokens = small(arch), torch.randn(4, 10, 24)
+    alone = torch.cat([scorer(tokens[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(scorer(tokens), alone)
+
+
+@pytest.mark.parametrize(("width", "channels"), [(768, 64), (384, 64), (32, 64), (100, 64), (24, 7)])
+def test_channel_pool_is_adaptive_average_pooling(width, channels):
+    tokens = torch.randn(2, 5, width)
+    expected = functional.adaptive_avg_pool1d(tokens, channels)
+    torch.testing.assert_close(ChannelPool(width, channels)(tokens), expected)
+
+
+def test_norm_standardises_each_token():
+    tokens = 50 * torch.randn(2, 10, 24) + 7
+    centred = tokens - tokens.mean(-1, keepdim=True)
+    expected = functional.adaptive_avg_pool1d(centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt(), 8)
+    torch.testing.assert_close(small("mix-mlp", norm=True).reduce(tokens), expected)
+    torch.testing.assert_close(small("mix-mlp", norm=False).reduce(tokens), functional.adaptive_avg_pool1d(tokens, 8))
+
+
+def test_mix_mlp_is_timms_mixer_block():
+    mixer = pytest.importorskip("timm.models.mlp_mixer")
+    block = mixer.MixerBlock(64, 197)
+    scorer = make_scorer(ScorerConfig(norm=False), 128, 196, 1)
+    ours = {name: tensor for name, tensor in scorer.state_dict().items() if not name.startswith("out")}
+    block.load_state_dict(dict(zip(block.state_dict(), ours.values(), strict=True)))
+    tokens = torch.randn(2, 197, 128)
+    expected = scorer.out(block(functional.adaptive_avg_pool1d(tokens, 64))[:, 1:]).squeeze(-1)
+    torch.testing.assert_close(scorer(tokens), expected)
+
+
+def test_transformer_is_torchs_encoder_layer():
+    scorer = small("transformer", norm=False)
+    assert isinstance(scorer, TransformerScorer)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=True).eval()
+    pairs = {"self_attn.in_proj_": scorer.query_key_value, "self_attn.out_proj.": scorer.attention_out, "norm1.": scorer.attention_norm}
+    pairs |= {"norm2.": scorer.channel_norm, "linear1.": scorer.channel_mlp[0], "linear2.": scorer.channel_mlp[2]}
+    layer.load_state_dict({prefix + name: tensor for prefix, module in pairs.items() for name, tensor in module.state_dict().items()})
+    tokens = torch.randn(2, 10, 24)
+    expected = scorer.out(layer(functional.adaptive_avg_pool1d(tokens, 8))[:, 1:]).squeeze(-1)
+    torch.testing.assert_close(scorer(tokens), expected)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_macs_are_what_matrix_products_cost(arch):
+    scorer = small(arch)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        scorer(torch.randn(1, 10, 24))
+    assert counter.get_total_flops() == 2 * scorer.macs()
+
+
+@pytest.mark.parametrize(("name", "value"), [("arch", "cnn"), ("channels", 0), ("token_hidden", -1), ("heads", 3)])
+def test_config_refuses(name, value):
+    with pytest.raises(ConfigError, match=name):
+        ScorerConfig(**{name: value})
+
+
+def test_no_patches_are_refused():
+    with pytest.raises(ShapeError, match="at least one patch"):
+        make_scorer(ScorerConfig(), 64, 0, 1)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.onnx's own use of old Python and onnx interfaces
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("arch", "width"), [("mix-mlp", 24), ("mix-mlp", 20), ("mlp", 24), ("transformer", 24)])
+def test_exports_with_a_dynamic_batch(arch, width, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    scorer, path = small(arch, width=width), tmp_path / "scorer.onnx"
+    shapes = ({0: torch.export.Dim("batch")},)
+    torch.onnx.export(
+        scorer, (torch.randn(2, 10, width),), path, dynamo=True, dynamic_shapes=shapes, input_names=["tokens"], output_names=["scores"], verbose=False
+    )
+    session = onnxruntime.InferenceSession(path)
+    for batch in (1, 3):
+        tokens = torch.randn(batch, 10, width)
+        (scores,) = session.run(None, {"tokens": tokens.numpy()})
+        np.testing.assert_allclose(scores, scorer(tokens).detach().numpy(), atol=1e-5)

@@ -1,0 +1,243 @@
+"""Checkpoint: what a training run leaves behind, a directory of checkpoint.json and predictor.safetensors, never pickle."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from prtool.errors import CheckpointError, ConfigError
+from prtool.files import storage_errors, write_bytes, write_json
+from prtool.manifest import FileDigest
+from prtool.spec import PruneSpec
+from prtool.trainer.config import read_plain, to_plain
+from prtool.trainer.model import DualEncoder, load_model
+from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
+from prtool.trainer.pruned import PrunedEncoder
+
+SCHEMA = 1
+RECORD_NAME = "checkpoint.json"
+TENSORS_NAME = "predictor.safetensors"
+_SEAL = "sha256"
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """The images of a run.
+
+    Attributes:
+        root: the data folder, absolute; "" when none was used.
+        train_sha256, val_sha256: digests of the image sets (paths, sizes, labels).
+        train_images, val_images: how many were used.
+        held_out: the validation images were held out of the training split, for the data has no val split.
+    """
+
+    root: str = ""
+    train_sha256: str = ""
+    val_sha256: str = ""
+    train_images: int = 0
+    val_images: int = 0
+    held_out: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MatchRow:
+    """Matching rate @m on the validation images: the predictor's, beside a random and a constant (mean-rank) order's."""
+
+    m: int
+    predictor: float
+    random: float
+    constant: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What training measured; empty for an untrained scorer.
+
+    Attributes:
+        matching: one row for each m.
+        best_epoch: epoch (from 1) whose weights were kept; 0 without training.
+        losses: mean training loss of each epoch.
+        rates: validation matching rate @`match_at` after each epoch.
+        match_at: m that chose the best epoch.
+    """
+
+    matching: tuple[MatchRow, ...] = ()
+    best_epoch: int = 0
+    losses: tuple[float, ...] = ()
+    rates: tuple[float, ...] = ()
+    match_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything of a checkpoint but the tensors; checkpoint.json holds it.
+
+    Attributes:
+        schema: number of this form.
+        model, pretrained: as `load_model` takes them; local paths are absolute.
+        model_seed: torch's seed while the model is loaded; it decides random weights.
+        weights_sha256: digest of the image tower's tensors.
+        width: channels D of a token.
+        prune: where tokens drop.
+        scorer_config: kind and sizes of the patch scorer.
+        scorer_trained: False for a freshly initialised scorer, whose choice of patches means nothing.
+        classnames: in label order; empty when the run had no data.
+        templates: prompts with one {} each.
+        config: the run's TrainConfig as plain JSON.
+        data, metrics: what was used and measured.
+        versions: libraries that made the run.
+        files: every other file of the checkpoint.
+    """
+
+    schema: int
+    model: str
+    pretrained: str
+    model_seed: int
+    weights_sha256: str
+    width: int
+    prune: PruneSpec
+    scorer_config: ScorerConfig
+    scorer_trained: bool
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    config: dict[str, Any]
+    data: DataInfo = field(default_factory=DataInfo)
+    metrics: Metrics = field(default_factory=Metrics)
+    versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FileDigest] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Record):
+    """A run's outcome: its record, and the scorer's tensors (one scorer a location, names begin with its number)."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def save(self, folder: str | Path) -> "Checkpoint":
+        """Writes the checkpoint; the record comes last, so a folder that was not finished holds none.
+
+        Returns:
+            The checkpoint as written, with its files' digests.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        home = Path(folder)
+        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.tensors.items())})
+        written = dataclasses.replace(self, files={TENSORS_NAME: _digest(content)})
+        plain = {item.name: to_plain(getattr(written, item.name)) for item in dataclasses.fields(Record)}
+        with storage_errors(home):
+            (home / RECORD_NAME).unlink(missing_ok=True)
+        write_bytes(home / TENSORS_NAME, content)
+        write_json(home / RECORD_NAME, {**plain, _SEAL: _seal(plain)})
+        return written
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Checkpoint":
+        """Reads and checks a checkpoint; nothing in it is run.
+
+        Raises:
+            CheckpointError: there is none, its schema is unknown, or a file is missing, damaged or changed.
+        """
+        home = Path(folder)
+        record = _read_record(home)
+        try:
+            content = (home / TENSORS_NAME).read_bytes()
+            if _digest(content) != record.files.get(TENSORS_NAME):
+                raise CheckpointError(f"{home / TENSORS_NAME} was changed: its SHA-256 is not the record's; run 'prtool train' again")
+            tensors = load(content)
+        except (OSError, SafetensorError) as cause:
+            raise CheckpointError(f"{home / TENSORS_NAME} cannot be read ({cause}); run 'prtool train' again") from cause
+        checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors)
+        for index in range(len(record.prune.locations)):
+            checkpoint.scorer(index)
+        return checkpoint
+
+    def scorer(self, index: int = 0) -> PatchScorer:
+        """The scorer of one location, in evaluation mode.
+
+        Args:
+            index: 0 for the first location.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record's scorer.
+        """
+        scorer = make_scorer(self.scorer_config, self.width, self.prune.patches, self.prune.prefix_tokens)
+        prefix = f"{index}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+        try:
+            scorer.load_state_dict(own)
+        except RuntimeError as cause:
+            kind = self.scorer_config.arch
+            raise CheckpointError(f"the predictor's tensors are not those of a {kind} scorer ({cause}); run 'prtool train' again") from cause
+        return scorer.eval()
+
+    def load_model(self, device: str = "cpu") -> DualEncoder:
+        """Loads the model that the run was made with, and checks that its weights are the same.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            CheckpointError: its weights have changed.
+        """
+        model = load_seeded(self.model, self.pretrained, self.model_seed, device)
+        if model.weights_sha256 != self.weights_sha256:
+            raise CheckpointError(
+                f"the weights of {self.model} {self.pretrained} have SHA-256 {model.weights_sha256[:12]}, but the run was made with "
+                f"{self.weights_sha256[:12]}; bring back the old weights, or run 'prtool train' again"
+            )
+        return model
+
+    def pruned_encoder(self, model: DualEncoder) -> PrunedEncoder:
+        """The pruned encoder of this checkpoint, on the model's device, in evaluation mode."""
+        scorers = [self.scorer(index) for index in range(len(self.prune.locations))]
+        device = next(model.tower.parameters()).device
+        return PrunedEncoder(model.tower, scorers, self.prune).to(device).eval()
+
+
+def scorer_tensors(scorers: list[PatchScorer]) -> dict[str, Tensor]:
+    """The tensors of one scorer a location, as a Checkpoint names them."""
+    return {f"{index}.{name}": tensor for index, scorer in enumerate(scorers) for name, tensor in scorer.state_dict().items()}
+
+
+def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu") -> DualEncoder:
+    """`load_model` under a seed that decides random weights; torch's own random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load_model(name, pretrained, device)
+
+
+def _read_record(home: Path) -> Record:
+    path = home / RECORD_NAME
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as cause:
+        raise CheckpointError(f"{home} is no finished run: it has no {RECORD_NAME}; make one with 'prtool train -o {home}'") from cause
+    except (OSError, ValueError, RecursionError) as cause:
+        raise CheckpointError(f"{path} cannot be read ({cause}); run 'prtool train' again") from cause
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise CheckpointError(f"{path} has schema {schema!r}, but this prtool reads schema {SCHEMA}; run 'prtool train' again")
+    seal = value.pop(_SEAL, None)
+    if seal != _seal(value):
+        raise CheckpointError(f"{path} was changed: its content is not what {_SEAL} says; run 'prtool train' again")
+    try:
+        record: Record = read_plain(Record, value, "")
+    except ConfigError as cause:
+        raise CheckpointError(f"{path} is damaged or was edited: {cause}; run 'prtool train' again") from cause
+    return record
+
+
+def _seal(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(content: bytes) -> FileDigest:
+    return FileDigest(len(content), hashlib.sha256(content).hexdigest())

@@ -1,0 +1,232 @@
+"""TrainConfig: everything a training run depends on, from prtool.toml and overrides, and back."""
+
+import dataclasses
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from prtool.errors import ConfigError
+from prtool.trainer.golden import GoldenConfig
+from prtool.trainer.loop import FitConfig
+from prtool.trainer.predictor import ScorerConfig
+
+PHASES = ("rank", "predictor", "none")
+_LATER_PHASES = ("tokens",)
+DEVICES = ("auto", "cpu", "cuda")
+
+NOTES: dict[str, str] = {
+    "model": 'an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO" or "local-dir:PATH"',
+    "pretrained": 'a tag ("openai") or a checkpoint file; "" for random weights, or where the model brings its own',
+    "data": "folder with split_coop.json or with train/, val/ and test/; not needed by phase none",
+    "templates": "prompts with one {} each, where the class name goes",
+    "train_images": "training images used at most; 0 = all",
+    "val_images": "validation images used at most; 0 = all",
+    "seed": "of image subsets, the first weights of the scorer, and random model weights",
+    "device": "auto (CUDA where there is one), cpu or cuda",
+    "phases": "rank (golden ranking), predictor (train the scorer), none (an untrained scorer, for speed work)",
+    "golden.score": "feature (the paper's choice), confidence or label",
+    "golden.location": "block that tokens drop on entry to, counted from 1",
+    "golden.group": "side of the square of neighbouring patches removed together; 1 = single patches",
+    "golden.step": "groups dropped in each greedy step; 0 = score once",
+    "golden.floor": "greedy search ends when at most this many patches remain",
+    "golden.memory_mb": "most memory for one batch of candidates, in MiB",
+    "golden.precision": "auto (bf16 where the machine computes it natively), fp32 or bf16",
+    "scorer.arch": "mix-mlp (the paper's choice), mlp or transformer",
+    "scorer.channels": "channels that each token is reduced to",
+    "scorer.token_hidden": "hidden width of the Mixer's MLP over tokens",
+    "scorer.channel_hidden": "hidden width of the MLP over channels",
+    "scorer.heads": "attention heads of the transformer",
+    "scorer.reduce": "linear (a learned projection) or average (adaptive average pooling, as in the research code)",
+    "scorer.norm": "standardise each token over its channels first",
+    "fit.loss": "kl (the research code's), margin, listmle or regression",
+    "fit.epochs": "passes over the training images",
+    "fit.batch": "images a step",
+    "fit.lr": "Adam's learning rate at the start",
+    "fit.final_lr": "learning rate at the end of the half cosine",
+    "fit.weight_decay": "Adam's weight decay",
+    "fit.noise": "Gaussian noise on the tokens, as a share of their standard deviation; 0 = none",
+    "fit.match_at": "m of the matching rate that chooses the best epoch; 0 = 100 of 196 patches, the same share of others",
+    "fit.seed": "of the order of images, sampled pairs and noise",
+    "fit.save_every": "epochs between two saved states",
+}
+"""What each setting means, with its unit; `show_config` prints it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything a run depends on; `NOTES` says what each setting means. The location stands once, in `golden.location`."""
+
+    model: str = "ViT-B-16"
+    pretrained: str = ""
+    data: str = ""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    train_images: int = 0
+    val_images: int = 0
+    seed: int = 0
+    device: str = "auto"
+    phases: tuple[str, ...] = ("rank", "predictor")
+    golden: GoldenConfig = field(default_factory=GoldenConfig)
+    scorer: ScorerConfig = field(default_factory=ScorerConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        _check_phases(self.phases)
+        if self.device not in DEVICES:
+            raise ConfigError(f"device = {self.device!r}, but it must be one of {', '.join(DEVICES)}")
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ConfigError(f"templates: {template!r} must hold {{}} exactly once, where the class name goes")
+        if not self.templates:
+            raise ConfigError("templates is empty, but class names need at least one prompt such as 'a photo of a {}.'")
+        for name in ("train_images", "val_images", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} = {getattr(self, name)}, but it must be 0 or more")
+
+    @classmethod
+    def load(cls, path: Path | None = None, overrides: Mapping[str, object] | None = None) -> "TrainConfig":
+        """Reads a TOML file and applies overrides.
+
+        Args:
+            path: the file, or None for the defaults.
+            overrides: dotted name -> value, such as {"golden.location": 4}; they win over the file.
+
+        Raises:
+            ConfigError: the file is missing or no TOML, a setting is unknown, or a value has the wrong type or range.
+        """
+        settings = {} if path is None else _read_toml(path)
+        for name, value in (overrides or {}).items():
+            section, dot, last = name.rpartition(".")
+            target = settings.setdefault(section, {}) if dot else settings
+            if not isinstance(target, dict):
+                raise ConfigError(f"{section} = {target!r}, but it must be a section of named settings")
+            target[last] = value
+        return cls.from_json(settings)
+
+    @classmethod
+    def from_json(cls, value: object) -> "TrainConfig":
+        """Reads plain JSON or TOML values.
+
+        Raises:
+            ConfigError: a setting is unknown, or a value has the wrong type or range.
+        """
+        config: TrainConfig = read_plain(cls, value, "")
+        return config
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings as plain JSON values; `from_json` reads them back."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+
+def show_config(config: TrainConfig) -> str:
+    """The settings as TOML text that `TrainConfig.load` reads back, each with its meaning, unit and default."""
+    plain, default = config.to_json(), TrainConfig().to_json()
+    lines = [_line(name, value, default[name], "") for name, value in plain.items() if not isinstance(value, dict)]
+    for section, values in plain.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]"]
+            lines += [_line(name, value, default[section][name], f"{section}.") for name, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def to_plain(value: Any) -> Any:  # noqa: ANN401 - any plain value
+    """Dataclasses and tuples, at any depth, as plain JSON objects and lists."""
+    if dataclasses.is_dataclass(value):
+        return {item.name: to_plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def read_plain(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 - the type is the argument
+    """Builds a value of the annotated type `kind` from plain JSON or TOML values, strictly.
+
+    Args:
+        kind: a dataclass, tuple[x, ...], tuple[x, y], dict[str, x], str, int, float or bool.
+        value: what was read.
+        where: name of the setting, for messages; "" at the top.
+
+    Raises:
+        ConfigError: a name is unknown or missing, or a value has the wrong type or range.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if kind is Any:
+        return value
+    if origin is dict:
+        return {str(key): read_plain(arguments[1], item, _join(where, str(key))) for key, item in _mapping(value, where).items()}
+    if origin is tuple:
+        return _read_tuple(arguments, value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ConfigError(f"{where} = {value!r}, but it must be {_KIND_NAMES.get(kind, str(kind))}")
+    return value
+
+
+_KIND_NAMES = {str: 'text ("...")', int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def _read_dataclass(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401
+    hints = get_type_hints(kind)
+    found = _mapping(value, where)
+    for name in found:
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=3, cutoff=0.4)
+            hint = f"near names: {', '.join(near)}" if near else f"known names: {', '.join(hints)}"
+            raise ConfigError(f"unknown setting {_join(where, str(name))!r}; {hint}")
+    fields = dataclasses.fields(kind)
+    required = [item.name for item in fields if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in found]
+    if missing:
+        raise ConfigError(f"{where or 'the record'} lacks {', '.join(missing)}")
+    return kind(**{name: read_plain(hints[name], item, _join(where, name)) for name, item in found.items()})
+
+
+def _read_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} = {value!r}, but it must be a list")
+    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+    if len(kinds) != len(value):
+        raise ConfigError(f"{where} = {value!r}, but it must hold {len(kinds)} values")
+    return tuple(read_plain(kind, item, f"{where}[{number}]") for number, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _mapping(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where or 'the settings'} = {value!r}, but it must be a section of named settings")
+    return value
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _check_phases(phases: tuple[str, ...]) -> None:
+    for phase in phases:
+        if phase in _LATER_PHASES:
+            raise ConfigError(f"phase {phase!r} (learnable tokens) is not part of this version; choose from {', '.join(PHASES)}")
+        if phase not in PHASES:
+            raise ConfigError(f"phase = {phase!r}, but it must be one of {', '.join(PHASES)}")
+    if not phases or ("none" in phases and len(phases) > 1) or len(set(phases)) != len(phases):
+        raise ConfigError(f"phases = {list(phases)}, but give rank, predictor or both, or none alone, each once")
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise ConfigError(f"config file {path} does not exist; write one with 'prtool train --show-config > {path}'") from cause
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+        raise ConfigError(f"config file {path} cannot be read as TOML: {cause}") from cause
+
+
+def _line(name: str, value: object, default: object, section: str) -> str:
+    # JSON's text, numbers, booleans and lists of them are TOML as well.
+    text = f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    return f"{text}  # {NOTES[section + name]}; default {json.dumps(default, ensure_ascii=False)}"

@@ -1,0 +1,121 @@
+"""Tokens that enter the pruning location, computed once: the encoder is frozen, so an epoch needs no forward pass of it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prtool.errors import ShapeError
+from prtool.files import new_file
+from prtool.progress import Progress, SilentProgress, stage
+from prtool.trainer.data import ImageSet, pixel_batches
+from prtool.trainer.model import DualEncoder
+
+SCHEMA = 1
+SHARD_IMAGES = 64
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Tokens of a set of images, mapped from shard files and read on demand.
+
+    Attributes:
+        shards: each (up to 64 images, prefix + N, D), float16 (float32 where float16 cannot hold a value).
+        images: number of images.
+    """
+
+    shards: tuple[Tensor, ...]
+    images: int
+
+    def __post_init__(self) -> None:
+        sizes = [len(shard) for shard in self.shards]
+        if sum(sizes) != self.images or any(size != SHARD_IMAGES for size in sizes[:-1]):
+            raise ShapeError(f"shards of {sizes} images do not make {self.images} images; each but the last must hold {SHARD_IMAGES}")
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> "Features":
+        """Features from tokens in memory: (images, prefix + N, D)."""
+        return cls(tuple(torch.split(tokens, SHARD_IMAGES)), len(tokens))
+
+    def __len__(self) -> int:
+        return self.images
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """The tokens of some images: (len(indices), prefix + N, D) float32."""
+        rows = [self.shards[index // SHARD_IMAGES][index % SHARD_IMAGES] for index in indices]
+        return torch.stack([row.float() for row in rows])
+
+
+def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Path, progress: Progress | None = None) -> Features:
+    """Computes, or finds, the tokens that enter a location; a call that was stopped goes on where it stood.
+
+    Computed in float32. Stored in float16, which halves the disk and the time of an epoch: its relative step of
+    0.05 % is far below what the scorer's first LayerNorm leaves of a token, and inference feeds it float32.
+
+    Args:
+        model: the frozen encoder.
+        images: whose tokens, in this order.
+        location: 1-based block they enter.
+        folder: shards go into a sub-folder named after model, images and location, so none is taken for another's.
+        progress: hears about images.
+
+    Raises:
+        ImageError: an image cannot be decoded.
+        StorageError: a shard cannot be written.
+    """
+    progress = progress or SilentProgress()
+    home = folder / _key(model, images, location)
+    starts = range(0, len(images), SHARD_IMAGES)
+    shards: list[Tensor] = []
+    with stage(progress, "computing tokens (images)", len(images)):
+        for number, start in enumerate(starts):
+            wanted = range(start, min(start + SHARD_IMAGES, len(images)))
+            shape = (len(wanted), model.tower.prefix_tokens + model.tower.patches, model.tower.width)
+            path = home / f"{number:05d}.safetensors"
+            found = _read_shard(path, shape)
+            if found is None:
+                _write_shard(path, _tokens(model, images, wanted, location, progress))
+                found = load_file(path)["tokens"]
+            else:
+                progress.advance(len(wanted))
+            shards.append(found)
+    return Features(tuple(shards), len(images))
+
+
+def _key(model: DualEncoder, images: ImageSet, location: int) -> str:
+    parts = [SCHEMA, model.weights_sha256, str(model.preprocess), images.digest(), location, SHARD_IMAGES]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@torch.inference_mode()
+def _tokens(model: DualEncoder, images: ImageSet, wanted: range, location: int, progress: Progress) -> Tensor:
+    device = next(model.tower.parameters()).device
+    parts = []
+    for chunk, pixels in pixel_batches(images, model.preprocess, wanted, _BATCH):
+        parts.append(model.tower.enter(pixels.to(device), location).float().cpu())
+        progress.advance(len(chunk))
+    return torch.cat(parts)
+
+
+def _write_shard(path: Path, tokens: Tensor) -> None:
+    half = tokens.half()
+    # CLIP's largest tokens stay below 1,000 and float16 ends at 65,504; a shard that leaves it keeps float32.
+    stored = half if bool(half.isfinite().all()) else tokens
+    with new_file(path) as temporary:
+        save_file({"tokens": stored.contiguous()}, temporary)
+
+
+def _read_shard(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """A finished shard, or None where it is missing or damaged and must be computed again."""
+    try:
+        tokens = load_file(path)["tokens"]
+    except (FileNotFoundError, SafetensorError, KeyError):
+        return None
+    return tokens if tuple(tokens.shape) == shape else None

@@ -1,0 +1,245 @@
+"""The training loop of a patch scorer: seeded, resumable, best epoch by validation matching rate."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prtool.errors import ConfigError, ShapeError
+from prtool.files import new_file
+from prtool.progress import Progress, SilentProgress, stage
+from prtool.trainer.features import Features
+from prtool.trainer.losses import Loss, loss_named
+from prtool.trainer.matching import default_count, matching_rate, order_of
+from prtool.trainer.predictor import PatchScorer
+
+SCHEMA = 1
+_BEST, _LAST, _ADAM = "best.", "last.", "adam."
+
+
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """How a scorer is trained.
+
+    Attributes:
+        loss: "kl" (the paper's), "margin", "listmle" or "regression".
+        epochs: passes over the training images.
+        batch: images a step.
+        lr: Adam's learning rate at the start.
+        final_lr: learning rate of the cosine's end.
+        weight_decay: Adam's, added to the gradient (as in the research code).
+        noise: standard deviation of Gaussian noise on the tokens, as a share of their own; 0 for none.
+        match_at: m of the matching rate that chooses the best epoch; 0 takes 100 of 196.
+        seed: of the order of images, sampled pairs and noise.
+        save_every: epochs between two saved states.
+    """
+
+    loss: str = "listmle"
+    epochs: int = 50
+    batch: int = 64
+    lr: float = 1e-3
+    final_lr: float = 1e-4
+    weight_decay: float = 1e-4
+    noise: float = 0.0
+    match_at: int = 0
+    seed: int = 0
+    save_every: int = 5
+
+    def __post_init__(self) -> None:
+        loss_named(self.loss)
+        for name in ("epochs", "batch", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"fit {name} = {getattr(self, name)}, but it must be at least 1")
+        for name in ("lr", "final_lr", "weight_decay", "noise", "match_at"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"fit {name} = {value}, but it must be a finite number of at least 0")
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate of an epoch, counted from 0: a half cosine from `lr` to `final_lr`."""
+        return self.final_lr + (self.lr - self.final_lr) * (1.0 + math.cos(math.pi * epoch / self.epochs)) / 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a scorer learns from.
+
+    Attributes:
+        features: the tokens of each image.
+        ranking: (images, N) integer, golden ranking, most to least important.
+        golden: (images, N) float32, golden scores by patch, high = prune first.
+    """
+
+    features: Features
+    ranking: Tensor
+    golden: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.features) != len(self.ranking) or self.ranking.shape != self.golden.shape or not len(self.ranking):
+            raise ShapeError(
+                f"tokens of {len(self.features)} images, rankings {tuple(self.ranking.shape)} and golden scores "
+                f"{tuple(self.golden.shape)} do not belong together; give the same images, at least one"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Mean training loss of an epoch, and the matching rate @m on the validation images after it."""
+
+    loss: float
+    matching_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """A trained scorer, holding the weights of `best_epoch` (from 1), and what happened in each epoch."""
+
+    scorer: PatchScorer
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    match_at: int
+
+
+@dataclass(slots=True)
+class _State:
+    """Where training stands after `len(history)` epochs."""
+
+    scorer: PatchScorer
+    adam: torch.optim.Adam
+    best: dict[str, Tensor]
+    history: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+
+
+def fit(
+    scorer: PatchScorer, train: Examples, val: Examples, config: FitConfig, state: Path | None = None, progress: Progress | None = None
+) -> FitResult:
+    """Trains a scorer in place, and leaves it with the weights of its best epoch.
+
+    Args:
+        scorer: freshly initialised; on the device to train on.
+        train: what is learned.
+        val: what chooses the best epoch; the first of equals wins.
+        config: how.
+        state: file that training is saved to every few epochs and goes on from, with the same result as if it had
+            not been stopped; one that belongs to other data, scorer or settings is replaced.
+        progress: hears about epochs.
+
+    Raises:
+        ConfigError: m of the matching rate is above N.
+        StorageError: the state cannot be written.
+    """
+    progress = progress or SilentProgress()
+    match_at = config.match_at or default_count(scorer.patches)
+    if match_at > scorer.patches:
+        raise ConfigError(f"fit match_at = {match_at}, but there are {scorer.patches} patches; give 1 to {scorer.patches}, or 0 for the default")
+    loss = loss_named(config.loss)
+    adam = torch.optim.Adam(scorer.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    key = _key(scorer, config, train, val) if state else ""
+    current = _State(scorer, adam, _weights(scorer))
+    if state is not None:
+        _restore(current, state, key)
+    with stage(progress, "training the predictor (epochs)", config.epochs):
+        progress.advance(len(current.history))
+        for epoch in range(len(current.history), config.epochs):
+            trained = _train_epoch(current, train, config, loss, epoch)
+            rate = matching_rate(order_of(predict(scorer, val.features)), val.ranking, match_at)
+            if not current.best_epoch or rate > current.history[current.best_epoch - 1].matching_rate:
+                current.best, current.best_epoch = _weights(scorer), epoch + 1
+            current.history.append(Epoch(trained, rate))
+            if state is not None and ((epoch + 1) % config.save_every == 0 or epoch + 1 == config.epochs):
+                _save(current, state, key)
+            progress.advance()
+    scorer.load_state_dict(current.best)
+    scorer.eval()
+    return FitResult(scorer, tuple(current.history), current.best_epoch, match_at)
+
+
+@torch.inference_mode()
+def predict(scorer: PatchScorer, features: Features, batch: int = 64) -> Tensor:
+    """The scores of every image: (images, N) float32 on the CPU, high = keep."""
+    device = _device(scorer)
+    chunks = [range(start, min(start + batch, len(features))) for start in range(0, len(features), batch)]
+    return torch.cat([scorer(features.batch(chunk).to(device)).float().cpu() for chunk in chunks])
+
+
+def _train_epoch(current: _State, data: Examples, config: FitConfig, loss: Loss, epoch: int) -> float:
+    # One generator an epoch: what it draws does not depend on where an earlier run was stopped.
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+    device = _device(current.scorer)
+    for group in current.adam.param_groups:
+        group["lr"] = config.lr_at(epoch)
+    current.scorer.train()
+    total = 0.0
+    for chosen in torch.split(torch.randperm(len(data.ranking), generator=generator), config.batch):
+        tokens = data.features.batch(chosen.tolist())
+        if config.noise:
+            tokens = tokens + config.noise * tokens.std() * torch.randn(tokens.shape, generator=generator)
+        value = loss(current.scorer(tokens.to(device)), data.ranking[chosen].long().to(device), data.golden[chosen].to(device), generator)
+        current.adam.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        current.adam.step()
+        total += float(value.detach()) * len(chosen)
+    current.scorer.eval()
+    return total / len(data.ranking)
+
+
+def _device(scorer: PatchScorer) -> torch.device:
+    return next(scorer.parameters()).device
+
+
+def _weights(scorer: PatchScorer) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in scorer.state_dict().items()}
+
+
+def _key(scorer: PatchScorer, config: FitConfig, train: Examples, val: Examples) -> str:
+    """Says which training a saved state belongs to: settings, initial weights and data."""
+    digest = hashlib.sha256(json.dumps([SCHEMA, asdict(config), asdict(scorer.config)], sort_keys=True).encode())
+    parts = [tensor for _, tensor in sorted(scorer.state_dict().items())]
+    for data in (train, val):
+        parts += [*data.features.shards, data.ranking, data.golden]
+    for tensor in parts:
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _save(current: _State, path: Path, key: str) -> None:
+    tensors = {_BEST + name: tensor for name, tensor in current.best.items()}
+    tensors |= {_LAST + name: tensor for name, tensor in _weights(current.scorer).items()}
+    for number, moments in current.adam.state_dict()["state"].items():
+        tensors |= {f"{_ADAM}{number}.{name}": tensor for name, tensor in moments.items()}
+    record = {"key": key, "best_epoch": current.best_epoch, "history": [[epoch.loss, epoch.matching_rate] for epoch in current.history]}
+    with new_file(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"fit": json.dumps(record)})
+
+
+def _restore(current: _State, path: Path, key: str) -> None:
+    """Continues from a saved state, if it is whole and belongs to this training."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            record: dict[str, Any] = json.loads((stored.metadata() or {}).get("fit", "{}"))
+            tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in list(stored.keys())}
+    except (FileNotFoundError, SafetensorError, ValueError):
+        return
+    if record.get("key") != key:
+        return
+    current.scorer.load_state_dict(_part(tensors, _LAST))
+    current.best = {name: tensor.to(_device(current.scorer)) for name, tensor in _part(tensors, _BEST).items()}
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _part(tensors, _ADAM).items():
+        number, _, what = name.partition(".")
+        moments.setdefault(int(number), {})[what] = tensor
+    current.adam.load_state_dict({"state": moments, "param_groups": current.adam.state_dict()["param_groups"]})
+    current.history = [Epoch(*entry) for entry in record["history"]]
+    current.best_epoch = record["best_epoch"]
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,249 @@
+"""The train verb: golden ranking, then the predictor, then a checkpoint; each phase goes on where it was stopped."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prtool.errors import CheckpointError, ConfigError, DataError
+from prtool.files import storage_errors, write_json
+from prtool.progress import Progress, SilentProgress
+from prtool.trainer.checkpoint import SCHEMA, Checkpoint, DataInfo, MatchRow, Metrics, load_seeded, scorer_tensors
+from prtool.trainer.config import TrainConfig, to_plain
+from prtool.trainer.data import ImageSet, available_splits, load_split
+from prtool.trainer.features import cache_tokens
+from prtool.trainer.golden_store import GoldenRanking, rank_images
+from prtool.trainer.loop import Examples, FitResult, fit, predict
+from prtool.trainer.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
+from prtool.trainer.model import DualEncoder
+from prtool.trainer.predictor import PatchScorer, make_scorer
+
+HELD_OUT_SHARE = 0.1
+"""Share of the training images that validate, where the data has no val split."""
+_RANKED = "golden.json"
+_VERSIONS = ("prtool", "torch", "open_clip_torch", "timm", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class RunImages:
+    """The images of a run; `held_out` says that `val` was taken out of the training split."""
+
+    train: ImageSet
+    val: ImageSet
+    held_out: bool
+
+    def info(self) -> DataInfo:
+        """What the checkpoint says about them."""
+        root = str(self.train.root.resolve())
+        return DataInfo(root, self.train.digest(), self.val.digest(), len(self.train), len(self.val), self.held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One call of `train`: what its steps share."""
+
+    config: TrainConfig
+    folder: Path
+    model: DualEncoder
+    images: RunImages
+    progress: Progress
+
+
+def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> Checkpoint:
+    """Runs the phases of `config` and writes a checkpoint into the folder `run`.
+
+    What is finished is not done again: golden rankings and tokens lie in caches under `run`, the predictor's state is
+    saved every few epochs, and a checkpoint of the same settings, model and data is returned as it stands. So a run
+    that was stopped, in any way and at any moment, goes on with the same call and ends with the same bytes.
+
+    Args:
+        config: settings. Phase "rank" ranks and leaves an untrained scorer; "predictor" needs the ranking of phase
+            "rank", of this or an earlier call; "none" leaves an untrained scorer, and needs no data.
+        run: the run's folder.
+        progress: hears about each phase.
+
+    Raises:
+        ConfigError: a setting cannot be used, or phase "predictor" finds no ranking.
+        DataError: the data set, or one of its images (ImageError), cannot be read.
+        ModelError: the model cannot be loaded or pruned.
+        CheckpointError: a cached golden ranking is damaged; the message says which file to delete.
+        StorageError: the run cannot be written.
+    """
+    images = run_images(config)
+    model = load_seeded(_absolute_model(config.model), _absolute_file(config), config.seed, _device(config.device))
+    blank = _blank(config, model, images)
+    before = _earlier(run, blank)
+    if before is not None and "rank" not in config.phases and before.scorer_trained == ("predictor" in config.phases):
+        return before
+    if images is None or config.phases == ("none",):
+        return blank.save(run)
+    current = _Run(config, run, model, images, progress or SilentProgress())
+    rankings = _rank(current)
+    if before is not None and before.scorer_trained >= ("predictor" in config.phases):
+        return before
+    if "predictor" not in config.phases:
+        return blank.save(run)
+    result, metrics = _train_predictor(current, blank.scorer(), rankings)
+    return replace(blank, scorer_trained=True, metrics=metrics, tensors=scorer_tensors([result.scorer])).save(run)
+
+
+def run_images(config: TrainConfig) -> RunImages | None:
+    """The images a configuration trains on, or None when phase "none" has no data.
+
+    Without a val split, a tenth of the training images, drawn by the seed, is held out.
+
+    Raises:
+        ConfigError: no data folder is given, but a phase needs one.
+        DataError: the data set cannot be read, or is too small.
+    """
+    if not config.data:
+        if config.phases == ("none",):
+            return None
+        raise ConfigError("no data folder is given; give --data DIR (data = in prtool.toml), or --phase none for an untrained scorer")
+    training = load_split(config.data, "train").take(config.train_images, config.seed)
+    if "val" in available_splits(config.data):
+        return RunImages(training, load_split(config.data, "val").take(config.val_images, config.seed), held_out=False)
+    if len(training) < 2:
+        raise DataError(f"{config.data} has one training image and no val split; training and validation need at least one image each")
+    count = max(1, round(HELD_OUT_SHARE * len(training)))
+    order = np.random.RandomState(config.seed).permutation(len(training))
+    held, rest = np.sort(order[:count]), np.sort(order[count:])
+    return RunImages(_subset(training, rest.tolist()), _subset(training, held.tolist()).take(config.val_images, config.seed), held_out=True)
+
+
+def point_latest(run: Path) -> Path:
+    """Points the link `latest` beside a run at it, atomically; returns the link.
+
+    Raises:
+        StorageError: the link cannot be made, or a folder that is no link stands in its place.
+    """
+    link = run.parent / "latest"
+    temporary = run.parent / f".latest.{uuid.uuid4().hex}"
+    with storage_errors(link):
+        temporary.symlink_to(run.name, target_is_directory=True)
+        try:
+            temporary.replace(link)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return link
+
+
+def _rank(run: _Run) -> tuple[GoldenRanking, GoldenRanking]:
+    """The golden rankings of training and validation images, computed by phase "rank" or read back for phase "predictor"."""
+    marker, key = run.folder / _RANKED, _ranking_key(run)
+    if "rank" not in run.config.phases and not _is_marked(marker, key):
+        raise ConfigError(f"phase predictor finds no finished golden ranking for these settings in {run.folder}; give --phase rank,predictor")
+    classes = None
+    if run.config.golden.score != "feature":
+        classes = run.model.class_embeddings(run.images.train.classnames, run.config.templates)
+    cache = run.folder / "golden"
+    learned = rank_images(run.model, run.images.train, run.config.golden, cache / "train", classes, run.progress)
+    judged = rank_images(run.model, run.images.val, run.config.golden, cache / "val", classes, run.progress)
+    write_json(marker, {"key": key})
+    return learned, judged
+
+
+def _train_predictor(run: _Run, scorer: PatchScorer, rankings: tuple[GoldenRanking, GoldenRanking]) -> tuple[FitResult, Metrics]:
+    location, cache = run.config.golden.location, run.folder / "tokens"
+    learned, judged = (
+        Examples(cache_tokens(run.model, images, location, cache, run.progress), golden.ranking, golden.scores)
+        for images, golden in zip((run.images.train, run.images.val), rankings, strict=True)
+    )
+    device = next(run.model.tower.parameters()).device
+    result = fit(scorer.to(device), learned, judged, run.config.fit, run.folder / "fit.safetensors", run.progress)
+    return result, _metrics(result, learned, judged)
+
+
+def _metrics(result: FitResult, learned: Examples, judged: Examples) -> Metrics:
+    patches = judged.ranking.shape[1]
+    order, constant = order_of(predict(result.scorer, judged.features)), constant_ranking(learned.ranking)
+    rows = tuple(
+        MatchRow(m, matching_rate(order, judged.ranking, m), random_rate(patches, m), matching_rate(constant, judged.ranking, m))
+        for m in usual_counts(patches)
+    )
+    losses = tuple(epoch.loss for epoch in result.history)
+    rates = tuple(epoch.matching_rate for epoch in result.history)
+    return Metrics(rows, result.best_epoch, losses, rates, result.match_at)
+
+
+def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) -> Checkpoint:
+    """The checkpoint of these settings with a freshly initialised scorer."""
+    prune = model.tower.prune_spec((config.golden.location,))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        scorer = make_scorer(config.scorer, model.tower.width, prune.patches, prune.prefix_tokens)
+    return Checkpoint(
+        schema=SCHEMA,
+        model=model.name,
+        pretrained=model.pretrained,
+        model_seed=config.seed,
+        weights_sha256=model.weights_sha256,
+        width=model.tower.width,
+        prune=prune,
+        scorer_config=config.scorer,
+        scorer_trained=False,
+        classnames=() if images is None else images.train.classnames,
+        templates=config.templates,
+        config=config.to_json(),
+        data=DataInfo() if images is None else images.info(),
+        versions={name: importlib.metadata.version(name) for name in _VERSIONS},
+        tensors=scorer_tensors([scorer]),
+    )
+
+
+def _earlier(run: Path, blank: Checkpoint) -> Checkpoint | None:
+    """The checkpoint that stands in `run`, if it has the same settings (phases apart), model and data."""
+    try:
+        found = Checkpoint.load(run)
+    except CheckpointError:
+        return None
+    return found if _identity(found) == _identity(blank) else None
+
+
+def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config"}
+    plain = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint) if item.name not in outcome}
+    return plain | {"settings": {name: value for name, value in checkpoint.config.items() if name != "phases"}}
+
+
+def _ranking_key(run: _Run) -> str:
+    parts = [to_plain(run.config.golden), run.model.weights_sha256, run.images.train.digest(), run.images.val.digest(), run.config.templates]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _is_marked(marker: Path, key: str) -> bool:
+    try:
+        found = json.loads(marker.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("key") == key
+
+
+def _subset(images: ImageSet, chosen: list[int]) -> ImageSet:
+    return replace(images, paths=tuple(images.paths[i] for i in chosen), labels=tuple(images.labels[i] for i in chosen))
+
+
+def _absolute_model(name: str) -> str:
+    prefix = "local-dir:"
+    return prefix + str(Path(name.removeprefix(prefix)).resolve()) if name.startswith(prefix) else name
+
+
+def _absolute_file(config: TrainConfig) -> str:
+    import open_clip
+
+    is_tag = config.pretrained in open_clip.list_pretrained_tags_by_model(config.model)
+    return config.pretrained if is_tag or not Path(config.pretrained).is_file() else str(Path(config.pretrained).resolve())
+
+
+def _device(name: str) -> str:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("device = 'cuda', but torch finds no CUDA device; give device = \"cpu\" or \"auto\"")
+    return "cuda" if name != "cpu" and available else "cpu"
