@@ -161,7 +161,7 @@ class GoldenSearch:
         affordable = (self.config.memory_mb << 20) // needed
         if affordable < 1:
             mebibytes = math.ceil(needed / (1 << 20))
-            raise ConfigError(f"golden memory_mb = {self.config.memory_mb}, but one sequence of {tokens} tokens needs about {mebibytes}; give more")
+            raise ConfigError(f"golden memory_mb = {self.config.memory_mb}, but a sequence of {tokens} tokens needs about {mebibytes} MiB; give more")
         return max(1, min(affordable, _CPU_BATCH_TOKENS // tokens)) if self.tail.device.type == "cpu" else affordable
 
 

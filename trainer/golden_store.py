@@ -115,6 +115,7 @@ def _index(model: DualEncoder, images: ImageSet, config: GoldenConfig, classes: 
     return {
         "schema": SCHEMA,
         "config": asdict(config),
+        # ViT-B-16 and ViT-B-16-quickgelu may hold the same weights and are told apart by name alone.
         "model": model.name,
         "model_sha256": model.weights_sha256,
         "preprocess": asdict(model.preprocess),
@@ -135,8 +136,7 @@ class _Store:
 
     @classmethod
     def open(cls, cache: Path, index: dict[str, object]) -> "_Store":
-        plain = json.loads(json.dumps(index))
-        key = hashlib.sha256(json.dumps({**plain, "model": ""}, sort_keys=True).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
         folder = cache / f"golden-{key[:16]}"
         path = folder / "index.json"
         if not path.exists():
@@ -176,7 +176,8 @@ class _Store:
 
     def _stamp(self, number: int, part: tuple[Tensor, Tensor]) -> dict[str, str]:
         digest = hashlib.sha256(_bytes(part[0]) + _bytes(part[1])).hexdigest()
-        return {"schema": str(SCHEMA), "key": self.key, "number": str(number), "sha256": digest}
+        # One entry: safetensors writes several in any order, and equal shards would differ in their bytes.
+        return {"prtool": json.dumps({"schema": SCHEMA, "key": self.key, "number": number, "sha256": digest})}
 
     @staticmethod
     def _damaged(path: Path, why: str) -> CheckpointError:

@@ -28,8 +28,9 @@ class Tail:
     """A frozen tower from one block to its embedding, on any number of tokens.
 
     In "bf16" the attention and MLP of each block run as a bfloat16 copy, made once; norms, the residual stream and
-    the head stay in float32. Autocast would convert every frozen weight anew in each forward, and a block that is
-    bfloat16 throughout rounds the residual stream, which doubles the noise in the scores.
+    the head stay in float32. That is the arithmetic of autocast (equal in every bit with ViT-S/14 on a CPU) without
+    converting every frozen weight anew in each forward. A block that is bfloat16 throughout is a tenth faster, but it
+    rounds the residual stream, and its ranking agreed less with float32 on five of six photographs.
 
     Args:
         tower: the image encoder.

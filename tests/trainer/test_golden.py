@@ -1,0 +1,245 @@
+"""The greedy search against a plain loop that runs the encoder once for each candidate."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_encoder import class_embeddings, entered, tiny_encoder
+from torch import Tensor
+from torch.nn import functional
+
+from prtool.errors import ConfigError, DataError, ModelError, ShapeError
+from prtool.trainer.golden import GoldenConfig, GoldenSearch, rank_tokens
+from prtool.trainer.model import DualEncoder
+from prtool.trainer.tail import Tail, resolve_precision
+
+KINDS = ["cls", "average", "siglip", "dinov2 registers"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are no faster on several threads, and much slower where those are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def loop_score(model: DualEncoder, tokens: Tensor, kept: list[int], config: GoldenConfig, label: int) -> float:
+    """One forward of one image with only the patches `kept`, from the definitions."""
+    tower, prefix = model.tower, model.tower.prefix_tokens
+    classes = class_embeddings(model)
+    with torch.no_grad():
+        shorter = torch.stack([*tokens[:prefix], *(tokens[prefix + patch] for patch in kept)])[None]
+        embedding = tower.leave(shorter, config.location)[0]
+        if config.score == "feature":
+            return functional.cosine_similarity(embedding, tower.leave(tokens[None], config.location)[0], dim=0).item()
+        logits = torch.stack([model.logit_scale * functional.cosine_similarity(embedding, c, dim=0) + model.logit_bias for c in classes])
+        probabilities = logits.exp() / logits.exp().sum()
+        return (probabilities[label] if config.score == "label" else probabilities.max()).item()
+
+
+def loop_rank(model: DualEncoder, tokens: Tensor, config: GoldenConfig, label: int) -> tuple[list[int], dict[int, float]]:
+    """Greedy search over one image, written out with lists."""
+    rows, columns = model.tower.grid
+    b = config.group
+    squares = [
+        [r * columns + c for r in range(top, min(top + b, rows)) for c in range(left, min(left + b, columns))]
+        for top in range(0, rows, b)
+        for left in range(0, columns, b)
+    ]
+    present, worst_first, last = list(range(len(squares))), [], {}
+    while len(present) > 1 and sum(len(squares[g]) for g in present) > config.floor:
+        for candidate in present:
+            kept = sorted(patch for g in present if g != candidate for patch in squares[g])
+            score = loop_score(model, tokens, kept, config, label)
+            last |= dict.fromkeys(squares[candidate], score)
+        if not config.step:
+            break
+        dropped = sorted(present, key=lambda g: (last[squares[g][0]], g))[-config.step :]
+        worst_first.append(sorted((p for g in dropped for p in squares[g]), key=lambda p: (last[p], p)))
+        present = [g for g in present if g not in dropped]
+    rest = sorted((p for g in present for p in squares[g]), key=lambda p: (last[p], p))
+    return rest + [patch for part in reversed(worst_first) for patch in part], last
+
+
+def check(model: DualEncoder, config: GoldenConfig, images: int = 3) -> None:
+    tokens, labels = entered(model, images, config.location), torch.arange(images) % 5
+    ranking, scores = rank_tokens(model, tokens, config, class_embeddings(model), labels)
+    assert ranking.shape == scores.shape == (images, model.tower.patches)
+    assert scores.dtype == torch.float32
+    for image in range(images):
+        expected, last = loop_rank(model, tokens[image], config, int(labels[image]))
+        assert sorted(ranking[image].tolist()) == sorted(expected)
+        torch.testing.assert_close(scores[image], torch.tensor([last[p] for p in range(model.tower.patches)]), atol=3e-6, rtol=0)
+        # Place by place the same score: patches that differ by rounding alone may stand in either order.
+        torch.testing.assert_close([last[p] for p in ranking[image].tolist()], [last[p] for p in expected], atol=3e-6, rtol=0)
+        if not config.step:
+            assert ranking[image].tolist() == sorted(range(model.tower.patches), key=lambda p: (scores[image][p].item(), p))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("score", ["feature", "label", "confidence"])
+@pytest.mark.parametrize("group", [1, 2])
+def test_one_step_equals_the_plain_loop(kind: str, score: str, group: int) -> None:
+    check(tiny_encoder(kind), GoldenConfig(score=score, location=2, group=group, precision="fp32"))
+
+
+@pytest.mark.parametrize("location", [1, 4])
+def test_first_and_last_block(location: int) -> None:
+    check(tiny_encoder(), GoldenConfig(location=location, precision="fp32"), images=2)
+
+
+@pytest.mark.parametrize(("kind", "group"), [("cls", 3), ("not square", 4), ("not square", 5)])
+def test_groups_that_do_not_divide_the_grid(kind: str, group: int) -> None:
+    check(tiny_encoder(kind), GoldenConfig(location=2, group=group, precision="fp32"), images=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "score", "group", "step", "floor"),
+    [
+        ("cls", "feature", 1, 3, 0),
+        ("cls", "label", 1, 5, 6),
+        ("siglip", "feature", 1, 5, 0),
+        ("siglip", "confidence", 2, 1, 4),
+        ("dinov2 registers", "feature", 2, 1, 0),
+        ("not square", "feature", 3, 1, 5),
+        ("cls", "feature", 1, 40, 0),
+    ],
+)
+def test_greedy_search_equals_the_plain_loop(kind: str, score: str, group: int, step: int, floor: int) -> None:
+    """Image by image the search takes other paths; where b does not divide the grid, sequences differ in length within a step."""
+    check(tiny_encoder(kind), GoldenConfig(score, 2, group, step, floor, precision="fp32"))
+
+
+def test_small_batches_change_nothing_but_the_last_bits() -> None:
+    model = tiny_encoder()
+    tokens = entered(model, 3, 2)
+    config = GoldenConfig(location=2, group=1, precision="fp32")
+    search = GoldenSearch(model, config)
+    scores = search.rank(tokens)[1]
+    tight = GoldenSearch(model, replace(config, memory_mb=1))
+    assert 1 <= (1 << 20) // tight.tail.sequence_bytes(16) < 48
+    torch.testing.assert_close(tight.rank(tokens)[1], scores, atol=1e-6, rtol=0)
+
+
+def test_tokens_behind_the_patches_always_stay() -> None:
+    model = tiny_encoder()
+    config = GoldenConfig(location=2, precision="fp32")
+    learned = torch.randn(2, 3, model.tower.width, generator=torch.Generator().manual_seed(6))
+    tokens = torch.cat((entered(model, 2, 2), learned), dim=1)
+    ranking, scores = rank_tokens(model, tokens, config)
+    kept = [0, *(1 + p for p in range(16) if p not in (2, 3, 6, 7)), 17, 18, 19]
+    with torch.no_grad():
+        expected = functional.cosine_similarity(model.tower.leave(tokens[:, kept], 2), model.tower.leave(tokens, 2))
+    torch.testing.assert_close(scores[:, 2], expected, atol=1e-6, rtol=0)
+    assert ranking.sort(dim=1).values.tolist() == [list(range(16))] * 2
+
+
+def test_the_patch_that_matters_ranks_first() -> None:
+    """With blocks that do nothing and average pooling, an outlier among equal patches is what the embedding hangs on."""
+    model = tiny_encoder("average")
+    for block in model.tower.blocks:
+        for parameter in block.parameters():
+            parameter.zero_()
+    generator = torch.Generator().manual_seed(7)
+    common, outlier = torch.randn(2, model.tower.width, generator=generator)
+    tokens = common.repeat(1, 17, 1)
+    tokens[0, 1 + 11] = outlier
+    ranking, scores = rank_tokens(model, tokens, GoldenConfig(location=2, group=1, precision="fp32"))
+    assert ranking[0, 0] == 11
+    assert scores[0, 11] < scores[0].sort().values[1]
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    """Equal patches leave equal sequences behind; in greedy steps the higher index is dropped first."""
+    model = tiny_encoder("average")
+    tokens = torch.randn(model.tower.width, generator=torch.Generator().manual_seed(8)).repeat(2, 17, 1)
+    for step in (0, 3):
+        ranking, _ = rank_tokens(model, tokens, GoldenConfig(location=2, group=1, step=step, precision="fp32"))
+        assert ranking.tolist() == [list(range(16))] * 2
+
+
+@pytest.mark.parametrize("kind", ["cls", "siglip", "eva"])
+def test_bf16_runs_the_same_blocks_less_exactly(kind: str) -> None:
+    model = tiny_encoder(kind)
+    before = {name: tensor.clone() for name, tensor in model.tower.state_dict().items()}
+    tokens = entered(model, 2, 2)
+    exact, rough = Tail(model.tower, 2, "fp32").embed(tokens), Tail(model.tower, 2, "bf16").embed(tokens)
+    assert rough.dtype == torch.float32
+    assert 0 < (exact - rough).abs().max() < 0.02
+    ranking, _ = rank_tokens(model, tokens, GoldenConfig(location=2, precision="bf16"))
+    assert ranking.sort(dim=1).values.tolist() == [list(range(16))] * 2
+    for name, tensor in model.tower.state_dict().items():
+        assert tensor.dtype == before[name].dtype
+        assert torch.equal(tensor, before[name])
+
+
+def test_bf16_is_the_arithmetic_of_autocast() -> None:
+    model = tiny_encoder()
+    tokens = entered(model, 2, 2)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            through = model.tower.run_blocks(tokens, 2, model.tower.depth)
+        expected = functional.normalize(model.tower.head(through.float()), dim=-1)
+    torch.testing.assert_close(Tail(model.tower, 2, "bf16").embed(tokens), expected, atol=5e-3, rtol=0)
+
+
+def test_auto_becomes_a_precision() -> None:
+    device = torch.device("cpu")
+    assert resolve_precision("auto", device) in ("fp32", "bf16")
+    assert resolve_precision("fp32", device) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"score": "attention"}, "feature, label, confidence"),
+        ({"precision": "fp16"}, "fp32, bf16, auto"),
+        ({"location": 0}, "location = 0"),
+        ({"group": 0}, "group = 0"),
+        ({"step": -1}, "step = -1"),
+        ({"floor": -1}, "floor = -1"),
+        ({"memory_mb": 0}, "memory_mb = 0"),
+        ({"floor": 9}, "step of 1 or more"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, int], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        GoldenConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (GoldenConfig(location=5), "blocks 1 to 4"),
+        (GoldenConfig(location=2, group=4), "give 1 to 3"),
+        (GoldenConfig(location=2, step=1, floor=16), "16 patches; give fewer"),
+        (GoldenConfig(location=2, score="label"), "needs class embeddings"),
+    ],
+)
+def test_settings_that_do_not_fit_the_encoder_are_refused(config: GoldenConfig, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        GoldenSearch(tiny_encoder(), config)
+
+
+def test_labels_and_tokens_are_checked() -> None:
+    model = tiny_encoder()
+    tokens, classes = entered(model, 2, 2), class_embeddings(model)
+    search = GoldenSearch(model, GoldenConfig(location=2, score="label", precision="fp32"), classes)
+    with pytest.raises(ConfigError, match="needs the true labels"):
+        search.rank(tokens)
+    with pytest.raises(DataError, match="there are 5 class embeddings"):
+        search.rank(tokens, torch.tensor([0, 5]))
+    with pytest.raises(ShapeError, match=r"\(batch, 17, 64\)"):
+        search.rank(tokens[:, :9], torch.tensor([0, 1]))
+    with pytest.raises(ModelError, match="not a finite number"):
+        search.rank(tokens * torch.inf, torch.tensor([0, 1]))
+
+
+def test_memory_too_small_for_one_sequence_is_refused() -> None:
+    model = tiny_encoder()
+    tokens = torch.zeros(1, 4000, model.tower.width)
+    with pytest.raises(ConfigError, match="a sequence of 4000 tokens needs about"):
+        rank_tokens(model, tokens, GoldenConfig(location=2, memory_mb=1, precision="fp32"))
