@@ -3,12 +3,15 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prtool.errors import PrtoolError
 from prtool.spec import Keep
+
+if TYPE_CHECKING:
+    from prtool.export.run import RunAgreement
 
 _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "matplotlib"), "train"),
@@ -129,9 +132,9 @@ def train(config_file: Path | None, output: Path | None, settings: tuple[str, ..
     run = output or Path("runs") / _run_name(config.model, config.data)
     checkpoint = train(config, run, BarProgress())
     point_latest(run)
-    columns, rows = checkpoint.matching_table()
-    if rows:
-        result_table(columns, rows, "share of the m best patches found (validation)")
+    rates = [[str(row.m), f"{row.predictor:.3f}", f"{row.random:.3f}", f"{row.constant:.3f}"] for row in checkpoint.metrics.matching]
+    if rates:
+        result_table(["m", "predictor", "random", "constant"], rates, "matching rate @m on the validation images")
     message(f"wrote {run}; next: prtool eval, prtool export --keep 0.6")
 
 
@@ -172,10 +175,11 @@ def evaluate(run: Path, output: Path | None, as_json: bool, data: Path | None, *
 def export(run: Path, keep: tuple[Keep, ...], output: Path, precision: str, data: Path | None) -> None:
     """Write a bundle of ONNX graphs, after comparing them with PyTorch."""
     from prtool.console import BarProgress, message, result_table
-    from prtool.export.write import export_run
+    from prtool.export.run import export_run
+    from prtool.export.write import ExportOptions
 
-    report = export_run(run, output, _one(keep), precision, data, BarProgress())
-    result_table(*report.table())
+    manifest = export_run(run, output, ExportOptions(_one(keep), precision), data, BarProgress())
+    result_table(["compared with PyTorch", "worst"], [[name, f"{value:.9g}"] for name, value in manifest.parity.items()])
     message(f"wrote {output}; next: prtool bench, prtool embed PHOTOS -o out.npz")
 
 
@@ -187,16 +191,15 @@ def export(run: Path, keep: tuple[Keep, ...], output: Path, precision: str, data
 @json_option
 def verify(bundle: Path, engine: str, data: Path | None, run: Path, as_json: bool) -> None:
     """Check every file's digest, and every mode's embeddings against PyTorch's recorded ones."""
-    from prtool.console import BarProgress, result_json, result_table
+    from prtool.console import result_json, result_table
+    from prtool.runtime.verify import VerifyReport
+    from prtool.runtime.verify import verify as verify_probe
 
-    if data is None:
-        from prtool.runtime.verify import verify as verify_probe
+    report: VerifyReport | RunAgreement = verify_probe(bundle, engine)
+    if data is not None:
+        from prtool.export.run import verify_run
 
-        report = verify_probe(bundle, engine)
-    else:
-        from prtool.export.parity import verify_run
-
-        report = verify_run(bundle, engine, run, data, BarProgress())
+        report = verify_run(bundle, engine, run, data)
     if as_json:
         result_json(report.to_json())
     else:
