@@ -22,7 +22,7 @@ def parameters(scorer):
 
 
 def test_mix_mlp_has_the_published_size():
-    scorer = make_scorer(ScorerConfig(), 768, 196, 1)
+    scorer = make_scorer(ScorerConfig(reduce="average"), 768, 196, 1)
     assert isinstance(scorer, MixMlpScorer)
     assert scorer.macs() == pytest.approx(7.3e6, rel=0.01)
     assert parameters(scorer) == pytest.approx(46e3, rel=0.01)
@@ -54,14 +54,17 @@ def test_norm_standardises_each_token():
     tokens = 50 * torch.randn(2, 10, 24) + 7
     centred = tokens - tokens.mean(-1, keepdim=True)
     expected = functional.adaptive_avg_pool1d(centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt(), 8)
-    torch.testing.assert_close(small("mix-mlp", norm=True).reduce(tokens), expected)
-    torch.testing.assert_close(small("mix-mlp", norm=False).reduce(tokens), functional.adaptive_avg_pool1d(tokens, 8))
+    scorer = small("mix-mlp", reduce="average")
+    torch.testing.assert_close(scorer(tokens), scorer.score(expected))
+    scorer = small("mix-mlp", reduce="linear")
+    projected = (tokens - tokens.mean(-1, keepdim=True)) / tokens.std(-1, keepdim=True, correction=0) @ scorer.reduce.weight.T + scorer.reduce.bias
+    torch.testing.assert_close(scorer(tokens), scorer.score(projected), rtol=1e-4, atol=1e-5)
 
 
 def test_mix_mlp_is_timms_mixer_block():
     mixer = pytest.importorskip("timm.models.mlp_mixer")
     block = mixer.MixerBlock(64, 197)
-    scorer = make_scorer(ScorerConfig(norm=False), 128, 196, 1)
+    scorer = make_scorer(ScorerConfig(reduce="average", norm=False), 128, 196, 1)
     ours = {name: tensor for name, tensor in scorer.state_dict().items() if not name.startswith("out")}
     block.load_state_dict(dict(zip(block.state_dict(), ours.values(), strict=True)))
     tokens = torch.randn(2, 197, 128)
@@ -70,7 +73,7 @@ def test_mix_mlp_is_timms_mixer_block():
 
 
 def test_transformer_is_torchs_encoder_layer():
-    scorer = small("transformer", norm=False)
+    scorer = small("transformer", reduce="average", norm=False)
     assert isinstance(scorer, TransformerScorer)
     layer = torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=True).eval()
     pairs = {"self_attn.in_proj_": scorer.query_key_value, "self_attn.out_proj.": scorer.attention_out, "norm1.": scorer.attention_norm}
@@ -82,32 +85,44 @@ def test_transformer_is_torchs_encoder_layer():
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_macs_are_what_matrix_products_cost(arch):
-    scorer = small(arch)
+@pytest.mark.parametrize("reduce", ["linear", "average"])
+def test_macs_are_what_matrix_products_cost(arch, reduce):
+    scorer = small(arch, reduce=reduce)
     counter = FlopCounterMode(display=False)
     with counter:
         scorer(torch.randn(1, 10, 24))
-    assert counter.get_total_flops() == 2 * scorer.macs()
+    # The MLP's output layer multiplies element by element, which the counter does not see.
+    unseen = 9 * 16 if arch == "mlp" else 0
+    assert counter.get_total_flops() == 2 * (scorer.macs() - unseen)
 
 
-@pytest.mark.parametrize(("name", "value"), [("arch", "cnn"), ("channels", 0), ("token_hidden", -1), ("heads", 3)])
+def test_mlp_is_one_linear_unit_a_patch():
+    scorer, tokens = small("mlp"), torch.randn(2, 10, 24)
+    scorer.requires_grad_(False)
+    hidden = functional.gelu(scorer.hidden_norm(scorer.hidden(scorer.reduce(scorer.norm(tokens)))))
+    expected = [[float(hidden[i, 1 + n] @ scorer.out_weight[n] + scorer.out_bias[n]) for n in range(9)] for i in range(2)]
+    torch.testing.assert_close(scorer(tokens), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("name", "value"), [("arch", "cnn"), ("reduce", "max"), ("channels", 0), ("token_hidden", -1), ("heads", 3)])
 def test_config_refuses(name, value):
     with pytest.raises(ConfigError, match=name):
         ScorerConfig(**{name: value})
 
 
 def test_no_patches_are_refused():
-    with pytest.raises(ShapeError, match="at least one patch"):
+    with pytest.raises(ShapeError, match="at least one"):
         make_scorer(ScorerConfig(), 64, 0, 1)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.onnx's own use of old Python and onnx interfaces
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize(("arch", "width"), [("mix-mlp", 24), ("mix-mlp", 20), ("mlp", 24), ("transformer", 24)])
-def test_exports_with_a_dynamic_batch(arch, width, tmp_path):
+@pytest.mark.parametrize(("arch", "reduce"), [("mix-mlp", "linear"), ("mix-mlp", "average"), ("mlp", "linear"), ("transformer", "linear")])
+def test_exports_with_a_dynamic_batch(arch, reduce, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    scorer, path = small(arch, width=width), tmp_path / "scorer.onnx"
+    width = 20
+    scorer, path = small(arch, width=width, reduce=reduce), tmp_path / "scorer.onnx"
     shapes = ({0: torch.export.Dim("batch")},)
     torch.onnx.export(
         scorer, (torch.randn(2, 10, width),), path, dynamo=True, dynamic_shapes=shapes, input_names=["tokens"], output_names=["scores"], verbose=False

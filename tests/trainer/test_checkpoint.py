@@ -1,0 +1,153 @@
+"""Checkpoints: what is saved is read back, and what was changed is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from local_model import write_model
+
+from prtool.errors import CheckpointError, StorageError
+from prtool.spec import Keep
+from prtool.trainer.checkpoint import RECORD_NAME, TENSORS_NAME, Checkpoint, DataInfo, MatchRow, Metrics, load_seeded, scorer_tensors
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.predictor import ScorerConfig, make_scorer
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def model(name):
+    return load_seeded(name, "", 0)
+
+
+@pytest.fixture
+def checkpoint(model):
+    torch.manual_seed(0)
+    prune = model.tower.prune_spec((2,))
+    config = ScorerConfig(channels=8, token_hidden=4, channel_hidden=16, heads=2)
+    return Checkpoint(
+        schema=1,
+        model=model.name,
+        pretrained="",
+        model_seed=0,
+        weights_sha256=model.weights_sha256,
+        width=model.tower.width,
+        prune=prune,
+        scorer_config=config,
+        scorer_trained=True,
+        classnames=("red", "grün"),
+        templates=("a {}.",),
+        config=TrainConfig().to_json(),
+        data=DataInfo("/data", "1", "2", 9, 1, held_out=True),
+        metrics=Metrics((MatchRow(8, 0.75, 0.5, 0.6),), 3, (1.0, 0.5), (0.6, 0.7), 8),
+        versions={"torch": "2"},
+        tensors=scorer_tensors([make_scorer(config, model.tower.width, prune.patches, prune.prefix_tokens)]),
+    )
+
+
+def test_saved_is_loaded(checkpoint, tmp_path):
+    written = checkpoint.save(tmp_path / "run")
+    found = Checkpoint.load(tmp_path / "run")
+    assert found == written
+    assert replace(found, files={}) == checkpoint
+    assert found.tensors.keys() == checkpoint.tensors.keys()
+    assert all(torch.equal(found.tensors[key], checkpoint.tensors[key]) for key in found.tensors)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [RECORD_NAME, TENSORS_NAME]
+    assert TrainConfig.from_json(found.config) == TrainConfig()
+
+
+def test_saving_twice_gives_the_same_bytes(checkpoint, tmp_path):
+    for run in ("a", "b"):
+        checkpoint.save(tmp_path / run)
+    for file in (RECORD_NAME, TENSORS_NAME):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_scorer_and_encoder(checkpoint, model, tmp_path):
+    checkpoint.save(tmp_path)
+    found = Checkpoint.load(tmp_path)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    encoder = found.pruned_encoder(found.load_model())
+    tokens = model.tower.enter(pixels, 2)
+    scores = found.scorer()(tokens)
+    kept = scores.sort(dim=1, descending=True, stable=True).indices[:, :5]
+    expected = [model.tower.leave(tokens[i : i + 1, [0, *(1 + kept[i]).tolist()]], 2)[0] for i in range(2)]
+    with torch.no_grad():
+        embedding = encoder(pixels, Keep.count(5))
+    torch.testing.assert_close(embedding, torch.nn.functional.normalize(torch.stack(expected), dim=-1).detach())
+    assert not encoder.training
+
+
+@pytest.mark.parametrize("file", [RECORD_NAME, TENSORS_NAME])
+def test_any_changed_byte_is_refused(checkpoint, tmp_path, file):
+    checkpoint.save(tmp_path)
+    path = tmp_path / file
+    content = path.read_bytes()
+    places = np.linspace(0, len(content) - 1, 40).astype(int) if file == TENSORS_NAME else range(0, len(content), 97)
+    for place in places:
+        if content[place : place + 1].isspace():
+            continue
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(CheckpointError, match="prtool train"):
+            Checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", [RECORD_NAME, TENSORS_NAME])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
+def test_damaged_files_are_refused(checkpoint, tmp_path, file, damage):
+    checkpoint.save(tmp_path)
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).unlink()
+    if damage != "missing":
+        (tmp_path / file).write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match="prtool train"):
+        Checkpoint.load(tmp_path)
+
+
+def test_an_unknown_schema_is_refused(checkpoint, tmp_path):
+    replace(checkpoint, schema=7).save(tmp_path)
+    with pytest.raises(CheckpointError, match="schema 7, but this prtool reads schema 1"):
+        Checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["[]", "3", "null", '{"schema": 1}', "[" * 100_000])
+def test_other_json_is_refused(checkpoint, tmp_path, value):
+    checkpoint.save(tmp_path)
+    (tmp_path / RECORD_NAME).write_text(value)
+    with pytest.raises(CheckpointError):
+        Checkpoint.load(tmp_path)
+
+
+def test_tensors_of_another_scorer_are_refused(checkpoint, tmp_path):
+    replace(checkpoint, scorer_config=ScorerConfig("mlp", channels=8, heads=2)).save(tmp_path)
+    with pytest.raises(CheckpointError, match="not those of a mlp scorer"):
+        Checkpoint.load(tmp_path)
+
+
+def test_changed_model_weights_are_refused(checkpoint, tmp_path):
+    moved = replace(checkpoint, model=write_model(tmp_path / "model", seed=1))
+    with pytest.raises(CheckpointError, match="bring back the old weights"):
+        moved.load_model()
+
+
+def test_random_weights_come_back():
+    state = torch.random.get_rng_state()
+    first, second, other = (load_seeded("ViT-S-32-alt", "", seed).weights_sha256 for seed in (3, 3, 4))
+    assert first == second != other
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_where_nothing_can_be_written(checkpoint, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        checkpoint.save(tmp_path / "file" / "run")
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(CheckpointError, match="no finished run"):
+        Checkpoint.load(tmp_path / "nowhere")

@@ -1,0 +1,252 @@
+"""The train verb end to end on a tiny model: phases, resuming, the same bytes, and what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from local_model import COLOURS, write_images, write_model
+
+from prtool.errors import CheckpointError, ConfigError, DataError, ModelError
+from prtool.progress import SilentProgress
+from prtool.trainer import train as module
+from prtool.trainer.checkpoint import RECORD_NAME, TENSORS_NAME, Checkpoint
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.data import load_split
+from prtool.trainer.golden_store import rank_images
+from prtool.trainer.matching import constant_ranking, matching_rate
+from prtool.trainer.train import point_latest, run_images, train
+
+SETTINGS = {"golden.location": 2, "golden.group": 1, "golden.precision": "fp32", "device": "cpu", "fit.epochs": 3, "fit.batch": 4, "fit.save_every": 1}
+SETTINGS |= {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The same bytes are promised for the same number of threads: more of them add in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def config(root):
+    data = write_images(root / "data", {"train": 4, "val": 2})
+    return TrainConfig.load(None, {"model": write_model(root / "model"), "data": str(data), **SETTINGS})
+
+
+@pytest.fixture(scope="module")
+def whole(config, root):
+    """A run that was never stopped."""
+    train(config, root / "whole")
+    return root / "whole"
+
+
+class Stop(SilentProgress):
+    """Counts what is done, and raises after so many steps, as Ctrl-C would."""
+
+    def __init__(self, after=10**9):
+        self.steps = 0
+        self.after = after
+        self.stages = []
+
+    def start(self, what, total):
+        self.stages.append(what)
+
+    def advance(self, count=1):
+        if self.steps >= self.after:
+            raise KeyboardInterrupt
+        self.steps += 1
+
+
+def outcome(run):
+    return {name: (run / name).read_bytes() for name in (RECORD_NAME, TENSORS_NAME)}
+
+
+def test_what_a_run_records(config, whole):
+    found = Checkpoint.load(whole)
+    assert found.scorer_trained
+    assert found.classnames == tuple(sorted(COLOURS))
+    assert found.prune.locations == (2,)
+    assert TrainConfig.from_json(found.config) == config
+    assert (found.data.train_images, found.data.val_images, found.data.held_out) == (12, 6, False)
+    assert [row.m for row in found.metrics.matching] == [2, 4, 6, 8, 10, 12]
+    assert len(found.metrics.losses) == len(found.metrics.rates) == 3
+    assert found.metrics.rates[found.metrics.best_epoch - 1] == max(found.metrics.rates)
+
+
+def test_the_matching_rates_are_those_of_the_golden_ranking(config, whole):
+    found = Checkpoint.load(whole)
+    model, images = found.load_model(), run_images(config)
+    learned, judged = (rank_images(model, part, config.golden, None) for part in (images.train, images.val))
+    from prtool.trainer.data import pixel_batches
+
+    ((_, pixels),) = pixel_batches(images.val, model.preprocess, range(6), 6)
+    with torch.no_grad():
+        order = found.scorer()(model.tower.enter(pixels, 2)).argsort(dim=1, descending=True, stable=True)
+    for row in found.metrics.matching:
+        assert row.predictor == pytest.approx(matching_rate(order, judged.ranking, row.m), abs=1 / (6 * row.m))
+        assert row.random == row.m / 16
+        assert row.constant == pytest.approx(matching_rate(constant_ranking(learned.ranking), judged.ranking, row.m))
+
+
+def test_same_settings_same_bytes(config, whole, tmp_path):
+    train(config, tmp_path / "again")
+    assert outcome(tmp_path / "again") == outcome(whole)
+
+
+def test_stopped_in_any_phase_it_ends_with_the_same_bytes(config, whole, tmp_path):
+    counted = Stop()
+    train(config, tmp_path / "counted", counted)
+    assert any("ranking" in stage for stage in counted.stages)
+    assert any("tokens" in stage for stage in counted.stages)
+    assert any("training" in stage for stage in counted.stages)
+    for after in range(counted.steps):
+        run = tmp_path / f"stopped-{after}"
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run, Stop(after))
+        assert not (run / RECORD_NAME).exists()
+        train(config, run)
+        assert outcome(run) == outcome(whole)
+
+
+KILLED = """
+import sys, torch
+from pathlib import Path
+from prtool.progress import SilentProgress
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.train import train
+class Wait(SilentProgress):
+    def start(self, what, total):
+        if "training" in what:
+            print("training", flush=True)
+            sys.stdin.read()
+torch.set_num_threads(1)
+train(TrainConfig.load(Path(sys.argv[1])), Path(sys.argv[2]), Wait())
+"""
+
+
+def test_killed_it_ends_with_the_same_bytes(config, whole, tmp_path):
+    from prtool.trainer.config import show_config
+
+    (tmp_path / "prtool.toml").write_text(show_config(config))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "prtool.toml"), str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "training\n"
+        os.kill(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "run" / RECORD_NAME).exists()
+    train(config, tmp_path / "run")
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_a_finished_run_is_not_repeated(config, whole, monkeypatch):
+    before = (whole / RECORD_NAME).stat().st_mtime_ns
+    monkeypatch.setattr(module, "_train_predictor", None)
+    assert train(config, whole) == Checkpoint.load(whole)
+    assert (whole / RECORD_NAME).stat().st_mtime_ns == before
+
+
+def test_changed_settings_run_again_on_the_cached_ranking(config, root, tmp_path, monkeypatch):
+    train(config, tmp_path)
+    monkeypatch.setattr("prtool.trainer.golden_store._rank", None)
+    found = train(replace(config, fit=replace(config.fit, epochs=4)), tmp_path)
+    assert len(found.metrics.losses) == 4
+    assert Checkpoint.load(tmp_path) == found
+
+
+def test_phases_one_after_the_other(config, whole, tmp_path):
+    with pytest.raises(ConfigError, match="give --phase rank,predictor"):
+        train(replace(config, phases=("predictor",)), tmp_path)
+    assert not train(replace(config, phases=("rank",)), tmp_path).scorer_trained
+    assert train(replace(config, phases=("predictor",)), tmp_path).scorer_trained
+    assert (tmp_path / TENSORS_NAME).read_bytes() == (whole / TENSORS_NAME).read_bytes()
+    assert train(replace(config, phases=("rank",)), tmp_path).scorer_trained, "ranking again must not lose the predictor"
+
+
+def test_phase_none_needs_no_data(config, tmp_path):
+    found = train(replace(config, phases=("none",), data=""), tmp_path)
+    assert not found.scorer_trained
+    assert found.classnames == ()
+    assert found.data.root == ""
+    assert Checkpoint.load(tmp_path).pruned_encoder(found.load_model()).spec == found.prune
+
+
+def test_phase_none_takes_class_names_from_data(config, tmp_path):
+    assert train(replace(config, phases=("none",)), tmp_path).classnames == tuple(sorted(COLOURS))
+
+
+def test_without_a_val_split_a_tenth_is_held_out(config, tmp_path):
+    data = write_images(tmp_path / "data", {"train": 7})
+    images = run_images(replace(config, data=str(data)))
+    assert images.held_out
+    assert (len(images.train), len(images.val)) == (19, 2)
+    assert sorted(images.train.paths + images.val.paths) == sorted(load_split(data, "train").paths)
+    assert run_images(replace(config, data=str(data))) == images
+    assert run_images(replace(config, data=str(data), seed=1)).val != images.val
+    assert train(replace(config, data=str(data)), tmp_path / "run").data.held_out
+
+
+def test_image_limits(config):
+    images = run_images(replace(config, train_images=5, val_images=2))
+    assert (len(images.train), len(images.val)) == (5, 2)
+
+
+@pytest.mark.parametrize("score", ["label", "confidence"])
+def test_scores_that_need_classes(config, tmp_path, score):
+    assert train(replace(config, golden=replace(config.golden, score=score), train_images=4), tmp_path).scorer_trained
+
+
+def test_relative_paths_become_absolute(config, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    found = train(replace(config, model="local-dir:model", data="data", phases=("none",)), tmp_path / "run")
+    monkeypatch.chdir("/")
+    assert found.load_model().weights_sha256 == found.weights_sha256
+    assert Path(found.data.root) == root / "data"
+
+
+def test_what_is_refused(config, tmp_path):
+    with pytest.raises(ConfigError, match="--data DIR"):
+        train(replace(config, data=""), tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        train(replace(config, data=str(tmp_path / "none")), tmp_path)
+    with pytest.raises(ModelError, match="near names"):
+        train(replace(config, model="ViT-B-61"), tmp_path)
+    with pytest.raises(ConfigError, match="location"):
+        train(replace(config, golden=replace(config.golden, location=9)), tmp_path)
+    with pytest.raises(DataError, match="one training image"):
+        train(replace(config, data=str(write_images(tmp_path / "data", {"train": 1})), train_images=1), tmp_path)
+    assert not (tmp_path / RECORD_NAME).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_a_missing_cuda_device_is_no_fallback(config, tmp_path):
+    with pytest.raises(ConfigError, match="finds no CUDA device"):
+        train(replace(config, device="cuda"), tmp_path)
+
+
+def test_latest_points_at_the_run(config, tmp_path):
+    for name in ("a", "b"):
+        train(replace(config, phases=("none",), data=""), tmp_path / name)
+        assert point_latest(tmp_path / name) == tmp_path / "latest"
+        assert (tmp_path / "latest").resolve() == tmp_path / name
+    Checkpoint.load(tmp_path / "latest")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
+
+
+def test_a_damaged_ranking_is_named(config, tmp_path):
+    train(config, tmp_path)
+    shard = next((tmp_path / "golden").rglob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match="delete this file"):
+        train(replace(config, fit=replace(config.fit, epochs=2)), tmp_path)
