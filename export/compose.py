@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from prtool.export.onnx import OPSET, check_axes, clean
@@ -33,13 +34,13 @@ def full(stages: Sequence[ir.Model], spec: GraphSpec) -> ir.Model:
     """The same graphs end to end, with neither scorer nor selection: the unpruned model."""
     joined = _Joined.start(stages[0], "pre")
     for place, stage in enumerate(stages[1:], start=1):
-        joined.append(stage, f"stage_{place}", {"tokens": joined.outputs["tokens"]})
+        joined.append(stage, f"stage_{place}", {"tokens": joined.tokens})
     return joined.model(spec, joined.inputs)
 
 
 def _select(joined: "_Joined", k: ir.Value, prune: PruneSpec, name: str) -> ir.Value:
     """Adds TopK and the gather of whole tokens: (batch, prefix + k + appended, D)."""
-    tokens, scores = joined.outputs["tokens"], joined.outputs["scores"]
+    tokens, scores = joined.tokens, joined.outputs["scores"]
     # TopK puts the lower index first among equal scores, as `select` in trainer and runtime does.
     order = joined.add("TopK", [scores, k], {"axis": 1, "largest": 1, "sorted": 1}, outputs=2, place=1)
     first, axis, trailing = joined.constants(name, [prune.prefix_tokens], [1], [-1])
@@ -63,6 +64,11 @@ class _Joined:
     weights: list[ir.Value]
     inputs: tuple[ir.Value, ...]
     outputs: dict[str, ir.Value]
+
+    @property
+    def tokens(self) -> ir.Value:
+        """The tokens that the last graph gives; a MID graph takes `tokens` and so cannot give a tensor of that name."""
+        return self.outputs["tokens_out"] if "tokens_out" in self.outputs else self.outputs["tokens"]
 
     @classmethod
     def start(cls, stage: ir.Model, name: str) -> "_Joined":
@@ -106,8 +112,6 @@ class _Joined:
 
     def constants(self, name: str, *lists: list[int]) -> list[ir.Value]:
         """Adds int64 constants of one dimension."""
-        import numpy as np
-
         made = [
             ir.Value(name=f"{name}/constant_{number}", const_value=ir.tensor(np.array(values, np.int64), name=f"{name}/constant_{number}"))
             for number, values in enumerate(lists)

@@ -71,19 +71,21 @@ def clean(model: ir.Model) -> ir.Model:
 
 
 def check_axes(model: ir.Model, spec: GraphSpec) -> None:
-    """Compares inputs and outputs with their declaration.
+    """Compares inputs and outputs with their declaration; an axis that the exporter derived takes its declared name.
 
     Raises:
-        ModelError: a name or an axis differs; a dynamic axis must carry its declared name.
+        ModelError: a name or an axis differs: a dynamic axis was fixed, or lost its name.
     """
+    inputs = {axis for tensor in spec.inputs for axis in tensor.shape if isinstance(axis, str)}
     for kind, values, declared in (("input", model.graph.inputs, spec.inputs), ("output", model.graph.outputs, spec.outputs)):
         names = [value.name for value in values]
         if names != [tensor.name for tensor in declared]:
             raise ModelError(f"{spec.file} has the {kind}s {names}, but the bundle needs {[tensor.name for tensor in declared]}; use another model")
         for value, tensor in zip(values, declared, strict=True):
             found = _axes(value)
-            if found != tensor.shape:
+            if len(found) != len(tensor.shape) or not all(_agree(*axes, inputs) for axes in zip(found, tensor.shape, strict=True)):
                 raise ModelError(f"{spec.file}: {kind} {tensor.name} has axes {found}, but the bundle needs {tensor.shape}; use another model")
+            value.shape = ir.Shape(tensor.shape)
 
 
 def save(model: ir.Model, path: Path, inline_limit_bytes: int = INLINE_LIMIT_BYTES) -> None:
@@ -103,6 +105,11 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+
+
+def _agree(found: int | str | None, wanted: int | str, inputs: set[str]) -> bool:
+    """Whether an axis is the declared one, or derived from the inputs' and only named otherwise."""
+    return found == wanted or (isinstance(found, str) and isinstance(wanted, str) and wanted not in inputs)
 
 
 def _axes(value: ir.Value) -> tuple[int | str | None, ...]:

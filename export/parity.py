@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, EngineOptions
+from prtool.engines.base import Array
 from prtool.errors import ParityError
 from prtool.export.probe import Probe, prompts
 from prtool.export.reference import Reference, overlap
@@ -18,7 +18,7 @@ from prtool.export.source import ExportSource
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.pipeline import Graphs
-from prtool.runtime.verify import agreement, gate_of
+from prtool.runtime.verify import QUIET, agreement, gate_of
 from prtool.spec import Keep
 
 ENGINE = "ort"
@@ -102,10 +102,10 @@ class _Bench:
     """Every way to run a bundle, as users do, closed together."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.fused = Encoder.load(bundle, engine=ENGINE, mode="fused")
-        self.split = Encoder.load(bundle, engine=ENGINE, mode="split")
-        self.full = Encoder.load(bundle, engine=ENGINE, mode="full")
-        self.graphs = Graphs(bundle, ENGINE, "fp32", EngineOptions())
+        self.fused = Encoder.load(bundle, engine=ENGINE, mode="fused", options=QUIET)
+        self.split = Encoder.load(bundle, engine=ENGINE, mode="split", options=QUIET)
+        self.full = Encoder.load(bundle, engine=ENGINE, mode="full", options=QUIET)
+        self.graphs = Graphs(bundle, ENGINE, "fp32", QUIET)
 
     def __enter__(self) -> "_Bench":
         return self

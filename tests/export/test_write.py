@@ -1,0 +1,198 @@
+"""Whole exports: what a bundle holds, that it is proved, and that a failed export leaves nothing."""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_sources import make_source
+from safetensors.numpy import load_file
+
+from prtool.bundle import Bundle
+from prtool.errors import ConfigError, KeepError, ParityError, ShapeError, StorageError
+from prtool.export import write
+from prtool.export.agreement import verify_with_model
+from prtool.export.source import ExportSource
+from prtool.export.write import ExportOptions, export_bundle
+from prtool.runtime.encoder import Encoder
+from prtool.runtime.verify import verify
+from prtool.spec import Keep
+
+
+class Steps:
+    """Counts what a Progress hears."""
+
+    def __init__(self) -> None:
+        self.stages: list[list[int]] = []
+
+    def start(self, what: str, total: int) -> None:
+        assert what
+        self.stages.append([total, 0])
+
+    def advance(self, count: int = 1) -> None:
+        self.stages[-1][1] += count
+
+    def finish(self) -> None:
+        assert self.stages[-1][0] == self.stages[-1][1] or self.stages[-1][1] == 0
+
+
+@pytest.fixture(scope="module")
+def source() -> ExportSource:
+    return make_source("cls", classes=True)
+
+
+@pytest.fixture(scope="module")
+def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One exported bundle, compared on given images, its weights in files of their own."""
+    pixels = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    out, steps = tmp_path_factory.mktemp("export") / "bundle", Steps()
+    manifest = export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=pixels, inline_limit_bytes=10_000), steps)
+    opened = Bundle.open(out)
+    assert opened.manifest == manifest
+    assert [total for total, _ in steps.stages] == [5, 21]
+    return opened
+
+
+def test_manifest(source: ExportSource, bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert (manifest.default_keep, manifest.keep_range) == (10, (1, 16))
+    assert manifest.prune == source.spec
+    assert (manifest.model.scorer, manifest.model.scorer_trained) == ("linear", False)
+    assert manifest.model.weights_sha256 == source.model.weights_sha256
+    assert manifest.cost.scorer_macs == 1000
+    assert {"prtool", "torch", "onnx", "onnxscript", "open_clip_torch"} <= set(manifest.versions)
+    assert set(manifest.graphs["fp32"]) == {"full", "pre", "post", "fused", "text"}
+    assert manifest.parity["cosine"] > 0.99999
+    assert manifest.parity["index_agreement"] == 1.0
+
+
+def test_parity_has_three_counts_two_batches_and_every_mode(bundle: Bundle) -> None:
+    report = json.loads(bundle.file("parity.json").read_bytes())
+    cases = {(case["graph"], case["batch"], case["k"]) for case in report["cases"]}
+    for batch in (1, 3):
+        assert {(graph, batch, k) for graph in ("fused", "split", "post") for k in (16, 10, 4)} <= cases
+        assert ("full", batch, 16) in cases
+    assert report["images"] == "given"
+    assert min(case["cosine"] for case in report["cases"]) == bundle.manifest.parity["cosine"]
+
+
+def test_users_get_what_torch_gives(source: ExportSource, bundle: Bundle) -> None:
+    pixels = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(9))
+    for mode in ("fused", "split"):
+        with Encoder.load(bundle, mode=mode) as encoder:
+            np.testing.assert_allclose(encoder.encode_pixels(pixels.numpy(), 7), source.pruned(pixels, Keep.count(7)).numpy(), atol=2e-6)
+    with Encoder.load(bundle) as encoder:
+        prompts = ["a photo of a cat.", "Two DOGS, and a bicycle; it's late"]
+        expected = source.model.text(source.model.tokenizer(prompts)).numpy()
+        np.testing.assert_allclose(encoder.encode_prompts(prompts), expected, atol=2e-6)
+        classes = source.model.class_embeddings(source.classnames, source.templates).numpy()
+        np.testing.assert_array_equal(encoder.classes.embeddings, classes)
+        assert encoder.classes.names == ("cat", "hot_dog", "car")
+
+
+def test_verify_passes_without_torch(bundle: Bundle) -> None:
+    report = verify(bundle.path)
+    assert report.cosine > 0.99999
+    assert {(case.mode, case.batch) for case in report.cases} >= {(mode, batch) for mode in ("fused", "split", "full") for batch in (1, 3)}
+    assert ("text", 2) in {(case.mode, case.batch) for case in report.cases}
+
+
+def test_the_probe_is_torch(source: ExportSource, bundle: Bundle) -> None:
+    probe = load_file(bundle.file("probe.safetensors"))
+    expected = source.pruned(torch.from_numpy(probe["pixels"]), Keep.count(10)).numpy()
+    np.testing.assert_allclose(probe["embedding_k10"], expected, atol=1e-6)
+
+
+def test_agreement_over_many_images(source: ExportSource, bundle: Bundle) -> None:
+    pixels = torch.randn(11, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    rows = verify_with_model(bundle, source, pixels, (16, 5))
+    assert [(row.k, row.images) for row in rows] == [(16, 11), (5, 11)]
+    assert all(row.cosine_min > 0.99999 and row.same_patches == 1.0 and row.top1 == 1.0 for row in rows)
+    with pytest.raises(ConfigError, match="no images"):
+        verify_with_model(bundle, source, pixels[:0], (5,))
+
+
+def test_weights_beyond_the_limit_lie_beside_their_graph(bundle: Bundle, tmp_path: Path) -> None:
+    names = {f"{role}.onnx.data" for role in ("full", "pre", "post", "fused", "text")}
+    assert names <= set(bundle.manifest.files)
+    assert bundle.manifest.files["fused.onnx"].size < 100_000 < bundle.manifest.files["fused.onnx.data"].size
+    moved = tmp_path / "renamed"
+    shutil.copytree(bundle.path, moved)
+    assert verify(moved).cosine > 0.99999
+    graphs = [onnx.load(path, load_external_data=False).graph for path in moved.glob("*.onnx")]
+    entries = [entry for graph in graphs for weight in graph.initializer for entry in weight.external_data]
+    assert {entry.value for entry in entries if entry.key == "location"} == names
+
+
+def negate_scorer(source: ExportSource) -> None:
+    source.pruned.scorers[0].linear.weight.neg_()
+
+
+def bend_head(source: ExportSource) -> None:
+    source.pruned.tower.host.proj.mul_(torch.linspace(0.5, 1.0, 32))
+
+
+def bend_text(source: ExportSource) -> None:
+    source.model.text.host.text_projection.mul_(torch.linspace(0.5, 1.0, 32))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(negate_scorer, "scores of pre.onnx"), (bend_head, "cosine 0.9"), (bend_text, "text at batch 2 has cosine")]
+)
+def test_a_graph_that_disagrees_is_not_written(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Callable[[ExportSource], None], words: str
+) -> None:
+    """The graphs are taken from a good bundle, and the PyTorch side changes under them."""
+    fresh = make_source("cls", classes=True)
+    host = fresh.model.text.host
+    saved = {name: tensor.clone() for name, tensor in host.state_dict().items()}
+
+    def copy_graphs(source: ExportSource, root: Path, *_: object) -> None:
+        for path in bundle.path.glob("*.onnx*"):
+            shutil.copy(path, root)
+
+    monkeypatch.setattr(write, "_write_graphs", copy_graphs)
+    old = tmp_path / "bundle"
+    shutil.copytree(bundle.path, old)
+    with torch.no_grad():
+        change(fresh)
+    try:
+        with pytest.raises(ParityError, match=words):
+            export_bundle(fresh, old, ExportOptions(Keep.count(5)))
+    finally:
+        host.load_state_dict(saved)
+    assert Bundle.open(old).manifest == bundle.manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")])
+def test_a_full_or_locked_disk_keeps_the_old_bundle(
+    source: ExportSource, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, words: str
+) -> None:
+    out = tmp_path / "bundle"
+    shutil.copytree(bundle.path, out)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, "from the test")
+
+    monkeypatch.setattr(write, "_write_graphs", fail)
+    with pytest.raises(StorageError, match=words):
+        export_bundle(source, out, ExportOptions(Keep.count(5)))
+    assert Bundle.open(out).manifest == bundle.manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_bad_options(source: ExportSource, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="precision = 'fp16', but this version exports fp32 only"):
+        ExportOptions(Keep.ratio(0.5), precision="fp16")
+    with pytest.raises(KeepError, match="keep count = 17, but the model has 16 patches"):
+        export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(17)))
+    for pixels in (torch.zeros(2, 3, 32, 32), torch.zeros(0, 3, 64, 64), torch.zeros(2, 3, 64, 64, dtype=torch.float64)):
+        with pytest.raises(ShapeError, match="pixels have shape"):
+            export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5), pixels=pixels))
+    assert not list(tmp_path.iterdir())
