@@ -1,4 +1,5 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,16 @@ from prtool.trainer.demo.scenes import (
 from prtool.trainer.model import DualEncoder, load_model
 
 PURE_HUES = {"red": 0, "orange": 28, "yellow": 56, "green": 130, "blue": 220, "purple": 284}
-ACCURACY_FLOOR = 0.90
+ACCURACY_FLOOR = 0.95
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine cost more than such small products gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +167,9 @@ def test_the_written_model_is_one_that_open_clip_loads(model_folder: Path) -> No
     assert model.encode_image(transform(scene.image)[None]).shape == (1, MODEL_CONFIG["model_cfg"]["embed_dim"])
 
 
-def test_the_model_names_unseen_scenes(model_folder: Path) -> None:
+def test_the_model_names_unseen_scenes(clip: DualEncoder) -> None:
     scenes = [draw_scene(9_000_000 + seed, label) for seed, label in enumerate(np.random.default_rng(0).integers(0, len(CLASS_NAMES), size=60))]
-    assert zero_shot_accuracy(model_folder, scenes) >= ACCURACY_FLOOR
+    assert zero_shot_accuracy(clip, scenes) >= ACCURACY_FLOOR
 
 
 def test_leaving_out_object_patches_changes_the_embedding_most(clip: DualEncoder) -> None:
@@ -171,20 +181,19 @@ def test_leaving_out_object_patches_changes_the_embedding_most(clip: DualEncoder
         coverage = patch_coverage(scene.mask, (6, 6))
         on, off = changes[coverage > 0.25], changes[coverage == 0]
         wins.append((on[:, None] > off[None, :]).mean())
-    assert np.mean(wins) > 0.8  # the area under the ROC curve
+    assert np.mean(wins) > 0.95  # the area under the ROC curve
 
 
 def _change_by_group(clip: DualEncoder, pixels: torch.Tensor) -> np.ndarray:
     with torch.inference_mode():
         tokens = clip.tower.enter(pixels, 3)
-        whole = clip.tower.leave(tokens, 3)
-        changes = []
+        without = []
         for row in range(0, 12, 2):
             for column in range(0, 12, 2):
                 gone = {1 + (row + y) * 12 + column + x for y in range(2) for x in range(2)}
-                kept = [i for i in range(tokens.shape[1]) if i not in gone]
-                changes.append(1.0 - float(torch.cosine_similarity(clip.tower.leave(tokens[:, kept], 3), whole)))
-    return np.array(changes)
+                without.append(tokens[0, [i for i in range(tokens.shape[1]) if i not in gone]])
+        similar = torch.cosine_similarity(clip.tower.leave(torch.stack(without), 3), clip.tower.leave(tokens, 3))
+    return 1.0 - similar.numpy()
 
 
 def test_weights_survive_the_compact_form(tmp_path: Path) -> None:
@@ -235,7 +244,10 @@ def test_training_repeats_and_its_weights_load(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
     save_clip(tmp_path / "w.safetensors", first, {})
     write_model(tmp_path / "model", tmp_path / "w.safetensors")
-    assert 0.0 <= zero_shot_accuracy(tmp_path / "model", fresh_scenes(1)) <= 1.0
+    loaded = load_model(f"local-dir:{tmp_path / 'model'}")
+    pixels = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    with torch.inference_mode():
+        assert torch.allclose(loaded.tower(pixels), first.encode_image(pixels), atol=0.02)  # float16 weights
 
 
 def test_recipe_refuses_what_it_cannot_do() -> None:

@@ -1,15 +1,16 @@
 """Trains the demonstration's tiny CLIP from nothing: `python -m prtool.trainer.demo.recipe --out weights.safetensors`.
 
-A vision transformer that starts from nothing learns the colours of the scenes in seconds and then, told only the
-class, nothing about shape for a long time. Four things end that, and are dropped afterwards: the patch embedding starts as a
-cosine transform and the positions as sines; the early tokens also predict the object's outline inside their patch; the late
-ones also predict the shape they lie on; and the matrices of the blocks are stepped by Muon. Only some patches enter a step, which is faster
-(Li et al., "Scaling Language-Image Pre-training via Masking", CVPR 2023) and keeps the model at home with pruned sequences.
+A vision transformer that starts from nothing learns the colours of the scenes in seconds and then, told only the class, nothing
+about shape for a long time. Four things end that after about a hundred steps: the patch embedding starts as a cosine transform
+and the positions as sines; two helper heads, dropped afterwards, have early tokens predict the object's outline inside their
+patch and late ones the shape they lie on; the matrices of the blocks are stepped by Muon; and only some patches enter a step,
+which is faster (Li et al., "Scaling Language-Image Pre-training via Masking", CVPR 2023) and keeps the model at home with pruned sequences.
 """
 
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,10 +25,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prtool.console import BarProgress
 from prtool.errors import ConfigError
 from prtool.progress import Progress, SilentProgress, stage
+from prtool.runtime.preprocess import prepare_batch
 from prtool.trainer.demo.model import MODEL_CONFIG, TEMPLATE, save_weights, write_model
 from prtool.trainer.demo.scenes import CLASS_NAMES, IMAGE_SIZE, SHAPES, Scene, draw_scene
 from prtool.trainer.hosts import tower_of
-from prtool.trainer.model import load_model
+from prtool.trainer.model import DualEncoder, load_model
 from prtool.trainer.pruned import gather, select
 
 TEMPLATES = (TEMPLATE, "a picture of a {}.", "a drawing of a {}.", "an image of one {}.", "a {} on clutter.", "a {}.", "{}")
@@ -181,24 +183,16 @@ def train_clip(recipe: Recipe, progress: Progress | None = None) -> nn.Module:
     return cast(nn.Module, pupil.clip.eval())
 
 
-def zero_shot_accuracy(folder: Path, scenes: list[Scene], batch: int = 128) -> float:
-    """The share of scenes, 0 to 1, that the model in `folder` names rightly, asked with TEMPLATE.
-
-    Raises:
-        ModelError: the folder holds no model that can be loaded.
-    """
-    import open_clip
-
-    model = load_model(f"local-dir:{folder}")
-    transform = cast(Any, open_clip.create_model_and_transforms(f"local-dir:{folder}")[2])
+@torch.inference_mode()
+def zero_shot_accuracy(model: DualEncoder, scenes: Sequence[Scene], batch: int = 128) -> float:
+    """The share of scenes, 0 to 1, that the model names rightly when asked with TEMPLATE."""
     classes = model.class_embeddings(CLASS_NAMES, [TEMPLATE])
     right = 0
-    with torch.inference_mode():
-        for start in range(0, len(scenes), batch):
-            part = scenes[start : start + batch]
-            pixels = torch.stack([transform(scene.image) for scene in part])
-            found = model.logits(functional.normalize(model.tower(pixels), dim=-1), classes).argmax(dim=1)
-            right += int((found == torch.tensor([scene.label for scene in part])).sum())
+    for start in range(0, len(scenes), batch):
+        part = scenes[start : start + batch]
+        pixels = torch.from_numpy(prepare_batch([np.asarray(scene.image) for scene in part], model.preprocess))
+        found = model.logits(functional.normalize(model.tower(pixels), dim=-1), classes).argmax(dim=1)
+        right += int((found == torch.tensor([scene.label for scene in part])).sum())
     return right / len(scenes)
 
 
@@ -302,7 +296,7 @@ def main(out: Path, steps: int, minutes: float | None, seed: int, threads: int) 
     scenes = fresh_scenes(10)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder) / "model", out)
-        accuracy = zero_shot_accuracy(Path(folder) / "model", scenes)
+        accuracy = zero_shot_accuracy(load_model(f"local-dir:{folder}/model"), scenes)
     minutes_used = (time.perf_counter() - start) / 60.0
     click.echo(f"{out}: {out.stat().st_size} bytes, {minutes_used:.1f} minutes")
     click.echo(f"zero-shot accuracy {accuracy:.3f} on {len(scenes)} unseen scenes")
