@@ -19,7 +19,7 @@ _EXTRAS = {
 }
 
 
-class KeepList(click.ParamType):
+class KeepList(click.ParamType[tuple[Keep, ...]]):
     """A comma-separated list of keep ratios (0.6) or counts (118)."""
 
     name = "keep"
@@ -34,7 +34,7 @@ class KeepList(click.ParamType):
             self.fail(str(cause), param, ctx)
 
 
-class Names(click.ParamType):
+class Names(click.ParamType[tuple[str, ...]]):
     """A comma-separated list of words, each one of a fixed set where one is given."""
 
     name = "names"
@@ -51,7 +51,7 @@ class Names(click.ParamType):
         return words
 
 
-class Counts(click.ParamType):
+class Counts(click.ParamType[tuple[int, ...]]):
     """A comma-separated list of whole numbers above 0."""
 
     name = "counts"

@@ -108,7 +108,7 @@ class TimmTower(VisionTower):
         self.prefix_tokens = int(trunk.num_prefix_tokens)
         self.has_cls = trunk.cls_token is not None
         self.width = int(trunk.embed_dim)
-        self.image_size = cast(tuple[int, int], tuple(trunk.patch_embed.img_size))
+        self.image_size = cast(tuple[int, int], tuple(cast(Any, trunk.patch_embed).img_size))
         projection = [module for module in host.head.modules() if isinstance(module, nn.Linear)]
         self.embed_dim = int(projection[-1].out_features) if projection else int(trunk.num_classes or trunk.num_features)
 

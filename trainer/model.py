@@ -107,7 +107,7 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
         text=TextTower(model).eval(),
         tokenizer=cast(Tokenizer, tokenizer),
         preprocess=_preprocess(model.visual, tower),
-        logit_scale=float(model.logit_scale.exp()),
+        logit_scale=float(cast(Tensor, model.logit_scale).exp()),
         logit_bias=0.0 if bias is None else float(bias),
         weights_sha256=tensor_digest(cast(nn.Module, model.visual)),
         context_length=int(getattr(model, "context_length", 77)),
