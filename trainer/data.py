@@ -67,7 +67,7 @@ def load_split(root: str | Path, split: str) -> ImageSet:
     if not found.paths:
         raise DataError(f"{folder} has no images in its split {split!r}; known suffixes: {' '.join(IMAGE_SUFFIXES)}")
     if len(found.classnames) < 2:
-        raise DataError(f"{folder} has one class ({found.classnames[0]!r}), but telling classes apart needs at least two")
+        raise DataError(f"{folder} has one class ({', '.join(found.classnames)}), but telling classes apart needs at least two")
     missing = [path for path in found.paths if not (folder / path).is_file()]
     if missing:
         raise DataError(f"{folder / SPLIT_FILE} names {len(missing)} images that are missing, the first {missing[0]!r}; copy the data set again")
