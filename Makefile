@@ -24,10 +24,10 @@ demo: $(STAMP)
 	$(BIN)/prtool demo -o demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu" --timeout 1800
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu" --timeout 1800
 
 lint: $(STAMP)
 	$(BIN)/ruff check prtool trainer export runtime engines tests benchmarks examples
