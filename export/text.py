@@ -6,10 +6,11 @@ from typing import Any, cast
 
 from ftfy.chardata import LIGATURES
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from prtool.export.source import ExportSource
+from prtool.files import write_bytes
 from prtool.manifest import ClassInfo
 from prtool.runtime.classes import TENSOR_NAME
 
@@ -58,7 +59,7 @@ def write_classes(source: ExportSource, root: Path) -> ClassInfo | None:
     if not source.classnames:
         return None
     embeddings = source.model.class_embeddings(source.classnames, source.templates)
-    save_file({TENSOR_NAME: embeddings.contiguous()}, root / CLASSES_NAME)
+    write_bytes(root / CLASSES_NAME, save({TENSOR_NAME: embeddings.contiguous()}))
     return ClassInfo(source.classnames, source.templates, CLASSES_NAME)
 
 

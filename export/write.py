@@ -5,7 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
-from safetensors.torch import save_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from prtool.bundle import Bundle, seal
@@ -17,7 +17,7 @@ from prtool.export.parity import prove
 from prtool.export.probe import Probe
 from prtool.export.signature import signatures
 from prtool.export.source import ExportSource
-from prtool.files import new_directory, write_json
+from prtool.files import new_directory, write_bytes, write_json
 from prtool.manifest import SCHEMA, GraphSpec, Manifest, ModelInfo, TextInfo
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.verify import PROBE_NAME
@@ -76,7 +76,8 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
         tokenizer = text.tokenizer_of(source)
         if tokenizer is not None:
             text.write_tokenizer(tokenizer, root / text.TOKENIZER_NAME)
-        save_file(probe.tensors(source), root / PROBE_NAME)
+        # save_file would make a file that only its owner may read.
+        write_bytes(root / PROBE_NAME, save_tensors(probe.tensors(source)))
         info = TextInfo(source.model.context_length, "" if tokenizer is None else text.TOKENIZER_NAME)
         unproved = seal(root, replace(_manifest(source, default), text=info, classes=classes))
         report = prove(source, Bundle(root, unproved), probe, told)

@@ -22,6 +22,7 @@ from prtool.export.source import ExportSource
 from prtool.manifest import GraphSpec, TensorSpec
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.hosts import tower_of
+from prtool.trainer.predictor import ARCHITECTURES, ScorerConfig, make_scorer
 
 KINDS = ["cls", "siglip", "dinov2 registers"]
 
@@ -110,6 +111,18 @@ def test_files_say_nothing_about_the_machine(exported: tuple[ExportSource, Path]
         assert not model.metadata_props and not model.doc_string
         assert not [node.name for node in model.graph.node if node.metadata_props or node.doc_string]
         assert b".py" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_scorer(arch: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    source = make_source("cls", scorer=make_scorer(ScorerConfig(arch=arch), 64, 16, 1), location=1)
+    save(to_onnx(PreGraph(source.pruned), signatures(source)["pre"]), tmp_path / "pre.onnx")
+    pixels = pixels_for(source, 3)
+    tokens, scores = run(tmp_path / "pre.onnx", pixels=pixels.numpy())
+    expected = source.pruned.enter(pixels)
+    np.testing.assert_allclose(tokens, expected[0].numpy(), atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(scores, expected[1].numpy(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [*OPEN_CLIP, "siglip", "dinov2 registers", "plain, average", "eva"])

@@ -71,6 +71,12 @@ def test_manifest(source: ExportSource, bundle: Bundle) -> None:
     assert manifest.parity["index_agreement"] == 1.0
 
 
+def test_every_file_has_the_rights_of_any_new_file(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    rights = {(bundle.path / name).stat().st_mode for name in [*bundle.manifest.files, "prtool.json"]}
+    assert rights == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_parity_has_three_counts_two_batches_and_every_mode(bundle: Bundle) -> None:
     report = json.loads(bundle.file("parity.json").read_bytes())
     cases = {(case["graph"], case["batch"], case["k"]) for case in report["cases"]}
