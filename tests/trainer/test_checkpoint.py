@@ -1,6 +1,5 @@
 """Checkpoints: what is saved is read back, and what was changed is refused."""
 
-import json
 from dataclasses import replace
 
 import numpy as np

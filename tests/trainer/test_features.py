@@ -82,12 +82,12 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(model, images, tmp_path, 
     assert content(tmp_path / "stopped") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("damage", [lambda c: c[:-7], lambda c: b"", lambda c: b"\xff" * len(c)])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
 def test_a_truncated_shard_is_computed_again(model, images, tmp_path, damage):
     cache_tokens(model, images, 2, tmp_path)
     before = content(tmp_path)
     (shard,) = tmp_path.rglob("00001.safetensors")
-    shard.write_bytes(damage(shard.read_bytes()))
+    shard.write_bytes({"truncated": shard.read_bytes()[:-7], "empty": b"", "other": b"\xff" * 500}[damage])
     cache_tokens(model, images, 2, tmp_path)
     assert content(tmp_path) == before
 

@@ -21,7 +21,8 @@ from prtool.trainer.golden_store import rank_images
 from prtool.trainer.matching import constant_ranking, matching_rate
 from prtool.trainer.train import point_latest, run_images, train
 
-SETTINGS = {"golden.location": 2, "golden.group": 1, "golden.precision": "fp32", "device": "cpu", "fit.epochs": 3, "fit.batch": 4, "fit.save_every": 1}
+SETTINGS = {"golden.location": 2, "golden.group": 1, "golden.precision": "fp32", "device": "cpu"}
+SETTINGS |= {"fit.epochs": 3, "fit.batch": 4, "fit.save_every": 1}
 SETTINGS |= {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
 
 
@@ -60,10 +61,10 @@ class Stop(SilentProgress):
         self.after = after
         self.stages = []
 
-    def start(self, what, total):
+    def start(self, what, total):  # noqa: ARG002 - as declared
         self.stages.append(what)
 
-    def advance(self, count=1):
+    def advance(self, count=1):  # noqa: ARG002
         if self.steps >= self.after:
             raise KeyboardInterrupt
         self.steps += 1
