@@ -45,9 +45,9 @@ def save_weights(path: Path, state: Mapping[str, NDArray[np.generic]], token_ids
     Raises:
         StorageError: the file cannot be written.
     """
-    tensors = {name: np.ascontiguousarray(value, dtype=np.float16) for name, value in state.items() if name != _TABLE}
+    tensors = {name: np.array(value, dtype=np.float16, order="C") for name, value in state.items() if name != _TABLE}
     ids = np.asarray(sorted(set(token_ids)), dtype=np.int32)
-    tensors[_ROWS] = np.ascontiguousarray(state[_TABLE][ids], dtype=np.float16)
+    tensors[_ROWS] = np.array(state[_TABLE][ids], dtype=np.float16, order="C")
     with new_file(path) as temporary:
         save_file({**tensors, _IDS: ids}, temporary, metadata={"schema": SCHEMA, **facts})
 

@@ -280,12 +280,14 @@ def _steps_for(minutes: float, recipe: Recipe) -> int:
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="The weights file to write (safetensors).")
 @click.option("--steps", default=1200, show_default=True, help="Optimiser steps.")
 @click.option("--minutes", type=float, help="In place of --steps: as many steps as fit into about this many minutes here.")
+@click.option("--batch", default=96, show_default=True, help="Images of a step.")
+@click.option("--rounds", default=300, show_default=True, help="Training scenes of each class.")
 @click.option("--seed", default=0, show_default=True, help="Seed of weights, scenes and order.")
 @click.option("--threads", default=2, show_default=True, help="CPU threads.")
-def main(out: Path, steps: int, minutes: float | None, seed: int, threads: int) -> None:
+def main(out: Path, minutes: float | None, threads: int, **choices: int) -> None:
     """Trains the demo's tiny CLIP, writes it compactly and prints its accuracy on unseen scenes."""
     torch.set_num_threads(threads)
-    recipe = Recipe(seed=seed, steps=steps)
+    recipe = Recipe(**choices)
     if minutes is not None:
         recipe = replace(recipe, steps=_steps_for(minutes, recipe))
     click.echo(f"{recipe}", err=True)
@@ -293,7 +295,7 @@ def main(out: Path, steps: int, minutes: float | None, seed: int, threads: int) 
     clip = train_clip(recipe, BarProgress())
     facts = {**{name: str(value) for name, value in asdict(recipe).items()}, "torch": torch.__version__}
     save_clip(out, clip, facts)
-    scenes = fresh_scenes(10)
+    scenes = fresh_scenes(5)
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder) / "model", out)
         accuracy = zero_shot_accuracy(load_model(f"local-dir:{folder}/model"), scenes)
