@@ -1,6 +1,6 @@
 """Measures a bundle and writes the result, with device and versions, into benchmarks/results/.
 
-    python benchmarks/encoder.py runs/b16/bundle --batch 8 --keep 0.6 --mode fused,split --threads 2
+python benchmarks/encoder.py runs/b16/bundle --batch 8 --keep 0.6 --mode fused,split --threads 2
 """
 
 import re

@@ -1,6 +1,6 @@
 """Measures the golden ranking beside its bound: a plain batched forward over the same blocks and token counts.
 
-    python benchmarks/golden.py --model local-dir:MODEL --data DATA --images 8
+python benchmarks/golden.py --model local-dir:MODEL --data DATA --images 8
 """
 
 import re

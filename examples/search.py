@@ -1,6 +1,6 @@
 """Image search by text with a bundle alone: no PyTorch is loaded.
 
-    python examples/search.py BUNDLE "a photo of a dog." PHOTO...
+python examples/search.py BUNDLE "a photo of a dog." PHOTO...
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A service's core: one encoder for all threads, the keep rate chosen for each request.
 
-    python examples/service.py BUNDLE PHOTO...
+python examples/service.py BUNDLE PHOTO...
 """
 
 import sys

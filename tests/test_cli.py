@@ -73,9 +73,9 @@ def test_embed_skips_and_counts_unreadable_images(project: Path) -> None:
     assert result.exit_code == 0
     assert "broken.jpg" in result.stderr
     assert "3 embeddings, 1 skipped" in result.stderr
-    written = np.load(project / "out.npz", allow_pickle=False)
-    assert [Path(path).name for path in written["paths"]] == ["a.png", "b.jpg", "c.png"]
-    np.testing.assert_allclose(np.linalg.norm(written["embeddings"], axis=1), 1.0, rtol=1e-5)
+    with np.load(project / "out.npz", allow_pickle=False) as written:
+        assert [Path(path).name for path in written["paths"]] == ["a.png", "b.jpg", "c.png"]
+        np.testing.assert_allclose(np.linalg.norm(written["embeddings"], axis=1), 1.0, rtol=1e-5)
 
 
 def test_the_bundle_may_be_named_first(project: Path) -> None:

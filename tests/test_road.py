@@ -60,7 +60,8 @@ def test_golden_ranking_and_predictor_prefer_the_object(project: Path) -> None:
     from prtool import Encoder
     from prtool.runtime.preprocess import prepare_batch
     from prtool.trainer.data import load_split
-    from prtool.trainer.golden import GoldenConfig, rank_images
+    from prtool.trainer.golden import GoldenConfig
+    from prtool.trainer.golden_store import rank_images
     from prtool.trainer.model import load_model
 
     images = load_split(project / "data", "test")
@@ -89,7 +90,8 @@ def test_export_verify_and_bench(project: Path) -> None:
 
 def test_embed_classify_and_show(project: Path) -> None:
     run("embed", "data/test", "--keep", "0.8", "-o", "out.npz")
-    assert np.load(project / "out.npz", allow_pickle=False)["embeddings"].shape == (48, 64)
+    with np.load(project / "out.npz", allow_pickle=False) as written:
+        assert written["embeddings"].shape == (48, 64)
     picture = sorted((project / "data" / "test").glob("*/*.png"))[0]
     run("classify", str(picture))
     run("show", str(picture), "-o", "patches.png")

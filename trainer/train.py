@@ -245,5 +245,5 @@ def _absolute_file(config: TrainConfig) -> str:
 def _device(name: str) -> str:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ConfigError("device = 'cuda', but torch finds no CUDA device; give device = \"cpu\" or \"auto\"")
+        raise ConfigError("device = cuda, but torch finds no CUDA device; give cpu or auto")
     return "cuda" if name != "cpu" and available else "cpu"
