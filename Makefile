@@ -38,7 +38,9 @@ types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/encoder.py
+	$(BIN)/prtool train --model ViT-B-16 --phase none -o runs/vit-b-16
+	$(BIN)/prtool export runs/vit-b-16 --keep 0.6 -o runs/vit-b-16/bundle
+	$(BIN)/python benchmarks/encoder.py runs/vit-b-16/bundle --batch 8 --keep 0.6 --mode fused,split --seconds 120
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

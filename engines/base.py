@@ -41,7 +41,7 @@ class EngineOptions:
 
     Attributes:
         threads: CPU threads of one call; 0 takes what the machine grants this process.
-        spinning: idle CPU threads wait actively, which saves about 0.1 ms a call and costs a core.
+        spinning: idle CPU threads wait actively, which helps where the cores are otherwise idle and hurts where others want them.
         shapes: axis name -> range, for engines that compile ahead.
     """
 
