@@ -21,6 +21,7 @@ from prtool.trainer.config import read_plain, to_plain
 from prtool.trainer.model import DualEncoder, load_model
 from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
 from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.spread import SpreadScorer
 
 SCHEMA = 1
 RECORD_NAME = "checkpoint.json"
@@ -180,6 +181,14 @@ class Checkpoint(Record):
             raise CheckpointError(f"the predictor's tensors are not those of a {kind} scorer ({cause}); run 'prtool train' again") from cause
         return scorer.eval()
 
+    def chooser(self, index: int = 0) -> SpreadScorer:
+        """The scorer of one location as patches are chosen by it: its scores spread over the grid.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record's scorer.
+        """
+        return SpreadScorer(self.scorer(index), self.prune.grid, self.scorer_config.spread).eval()
+
     def load_model(self, device: str = "cpu") -> DualEncoder:
         """Loads the model that the run was made with, and checks that its weights are the same.
 
@@ -197,7 +206,7 @@ class Checkpoint(Record):
 
     def pruned_encoder(self, model: DualEncoder) -> PrunedEncoder:
         """The pruned encoder of this checkpoint, on the model's device, in evaluation mode."""
-        scorers = [self.scorer(index) for index in range(len(self.prune.locations))]
+        scorers = [self.chooser(index) for index in range(len(self.prune.locations))]
         device = next(model.tower.parameters()).device
         return PrunedEncoder(model.tower, scorers, self.prune).to(device).eval()
 

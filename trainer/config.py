@@ -42,6 +42,7 @@ NOTES: dict[str, str] = {
     "scorer.heads": "attention heads of the transformer",
     "scorer.reduce": "linear (a learned projection) or average (adaptive average pooling, as in the research code)",
     "scorer.norm": "standardise each token over its channels first",
+    "scorer.spread": "how much every second patch is raised when patches are chosen, in standard deviations of the scores; 0 = none",
     "fit.loss": "kl (the research code's), margin, listmle or regression",
     "fit.epochs": "passes over the training images",
     "fit.batch": "images a step",

@@ -24,6 +24,7 @@ from prtool.trainer.golden_store import rank_images
 from prtool.trainer.matching import constant_ranking, matching_rate, random_rate
 from prtool.trainer.model import DualEncoder
 from prtool.trainer.predictor import PatchScorer
+from prtool.trainer.spread import SpreadScorer
 
 __all__ = ["EvalConfig", "EvalReport", "EvalRow", "Pruner", "evaluate", "evaluate_run", "matching_table"]
 
@@ -82,7 +83,7 @@ class Pruner:
     """
 
     spec: PruneSpec
-    scorer: PatchScorer | None = None
+    scorer: PatchScorer | SpreadScorer | None = None
     trained: bool = True
     golden: GoldenConfig = field(default_factory=GoldenConfig)
     cache: Path | None = None
@@ -91,7 +92,7 @@ class Pruner:
     def of_run(cls, checkpoint: Checkpoint, run: Path, split: str, device: torch.device) -> "Pruner":
         """The predictor and golden search of a run; rankings of images lie in the run's folder, beside those it trained on."""
         settings = replace(TrainConfig.from_json(checkpoint.config).golden, location=checkpoint.prune.locations[0])
-        scorer = checkpoint.scorer().to(device)
+        scorer = checkpoint.chooser().to(device)
         return cls(checkpoint.prune, scorer, checkpoint.scorer_trained, settings, run / "golden" / split)
 
 

@@ -28,6 +28,8 @@ class ScorerConfig:
         heads: attention heads of the transformer; must divide `channels`.
         reduce: "linear", a learned projection of the channels, or "average", adaptive average pooling without weights.
         norm: standardise each token over its channels before they are reduced.
+        spread: how much every second patch is raised when patches are chosen (see `SpreadScorer`), in standard deviations
+            of an image's scores; 0 for the order as predicted (the paper's).
     """
 
     arch: str = "mix-mlp"
@@ -37,6 +39,7 @@ class ScorerConfig:
     heads: int = 8
     reduce: str = "linear"
     norm: bool = True
+    spread: float = 2.0
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -47,6 +50,8 @@ class ScorerConfig:
         for name, size in sizes.items():
             if size < 1:
                 raise ConfigError(f"scorer {name} = {size}, but it must be at least 1")
+        if not 0.0 <= self.spread <= 10.0:
+            raise ConfigError(f"scorer spread = {self.spread}, but it must be from 0 (none) to 10 standard deviations")
         if self.channels % self.heads:
             raise ConfigError(f"scorer heads = {self.heads}, but {self.channels} channels must divide by it")
 

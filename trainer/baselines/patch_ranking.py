@@ -7,6 +7,7 @@ from torch import Tensor
 from prtool.spec import PruneSpec
 from prtool.trainer.baselines.base import Entered, RankingMethod
 from prtool.trainer.predictor import PatchScorer
+from prtool.trainer.spread import SpreadScorer
 
 
 class PatchRanking(RankingMethod):
@@ -16,7 +17,7 @@ class PatchRanking(RankingMethod):
         scorer: on the tower's device, in evaluation mode.
     """
 
-    def __init__(self, scorer: PatchScorer) -> None:
+    def __init__(self, scorer: PatchScorer | SpreadScorer) -> None:
         self._scorer = scorer
 
     @property

@@ -9,6 +9,7 @@ from prtool.trainer.baselines.cls_attention import ClsAttention
 from prtool.trainer.baselines.patch_ranking import PatchRanking
 from prtool.trainer.baselines.random_ import Random
 from prtool.trainer.predictor import PatchScorer
+from prtool.trainer.spread import SpreadScorer
 from prtool.trainer.vit import VisionTower
 
 GOLDEN = "golden"
@@ -26,7 +27,7 @@ class Ingredients:
     """
 
     tower: VisionTower
-    scorer: PatchScorer | None
+    scorer: PatchScorer | SpreadScorer | None
     seed: int
 
 
