@@ -90,7 +90,8 @@ def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Pa
 
 
 def _key(model: DualEncoder, images: ImageSet, location: int) -> str:
-    parts = [SCHEMA, model.weights_sha256, str(model.preprocess), images.digest(), location, SHARD_IMAGES]
+    # The name too: two architectures may share every tensor and differ in activation or pooling.
+    parts = [SCHEMA, model.name, model.weights_sha256, str(model.preprocess), images.digest(), location, SHARD_IMAGES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
