@@ -1,7 +1,9 @@
 """What an engine is: one loaded graph that turns named arrays into named arrays."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,6 +13,8 @@ from prtool.errors import ConfigError, ShapeError
 from prtool.manifest import TensorSpec
 
 Array = npt.NDArray[Any]
+DeviceArray = Any
+"""An array on an engine's device: a torch tensor or a CuPy array, as its `ArrayLibrary` makes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +39,75 @@ class ShapeRange:
             raise ConfigError(f"shape range {self.least}:{self.usual}:{self.most}, but it must rise from at least 1")
 
 
+Profile = Mapping[str, ShapeRange]
+"""One range of shapes that an engine is compiled for: the name of a dynamic axis ("batch", "tokens") -> its sizes,
+and the name of an input that is itself a shape ("k") -> its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How an engine that compiles ahead is built; the others pay no heed to it.
+
+    Attributes:
+        batch: images a call; other batches are refused.
+        keeps: patches kept, a narrow profile for each count; () builds one profile over every count of the bundle.
+        level: the builder's optimisation level, 0 (fast to build) to 5 (fast to run).
+        workspace_mib: most scratch memory of the device, in MiB; 0 leaves it to the library.
+        timing_cache: keep what the builder measured, for quicker builds of the next engines.
+        version_compatible: the file also loads in later versions of the library, at some speed.
+        hardware_compatible: the file also loads on other GPUs of the same or a later generation, at some speed.
+        strip_weights: leave the weights out of the file; they are put back from the ONNX file when it is loaded.
+    """
+
+    batch: ShapeRange = ShapeRange(1, 8, 32)
+    keeps: tuple[int, ...] = ()
+    level: int = 3
+    workspace_mib: int = 0
+    timing_cache: bool = True
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.level <= 5:
+            raise ConfigError(f"optimisation level = {self.level}, but it must be 0 to 5")
+        if self.workspace_mib < 0:
+            raise ConfigError(f"workspace = {self.workspace_mib} MiB, but it must be 0 (the library's choice) or more")
+        if any(k < 1 for k in self.keeps):
+            raise ConfigError(f"keeps = {list(self.keeps)}, but each must keep at least 1 patch")
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How an engine runs.
 
     Attributes:
+        precision: the arithmetic asked for ("fp32", "fp16", "bf16", "int8"); the engine's row of the registry says which it has.
         threads: CPU threads of one call; 0 takes what the machine grants this process.
         spinning: idle CPU threads wait actively, which helps where the cores are otherwise idle and hurts where others want them.
-        shapes: axis name -> range, for engines that compile ahead.
+        streams: parts that a batch is cut into and that run side by side on a CPU, each on its share of the threads.
+        device: number of the GPU, from 0.
+        cache: folder of built engines; None takes `prtool.engines.cache.default_root()`.
+        build: how an engine that compiles ahead is built.
+        profiles: the shapes to compile for, in the order of preference; filled in from the bundle and `build`.
     """
 
+    precision: str = "fp32"
     threads: int = 0
     spinning: bool = True
-    shapes: Mapping[str, ShapeRange] | None = None
+    streams: int = 1
+    device: int = 0
+    cache: Path | None = None
+    build: BuildOptions = BuildOptions()
+    profiles: tuple[Profile, ...] = ()
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise ConfigError(f"threads = {self.threads}, but it must be 0 (all) or more")
+        if self.streams < 1:
+            raise ConfigError(f"streams = {self.streams}, but it must be 1 or more")
+        if self.device < 0:
+            raise ConfigError(f"device = {self.device}, but GPUs are counted from 0")
 
 
 @runtime_checkable
@@ -78,6 +134,80 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees the graph; `run` fails afterwards. A second call does nothing."""
         ...
+
+
+@runtime_checkable
+class DeviceEngine(Engine, Protocol):
+    """An engine whose arrays can stay on its device between two graphs."""
+
+    @property
+    def arrays(self) -> "ArrayLibrary":
+        """How arrays on this engine's device are made, selected and read; engines of one device share it."""
+        ...
+
+    def run_device(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
+        """Runs the graph once, on the current stream of `arrays`, and returns without waiting for it.
+
+        Args:
+            inputs: one array on the device for each graph input, contiguous, of the declared dtype and shape; an
+                input that is itself a shape ("k") is a numpy array.
+
+        Returns:
+            Arrays on the device, ready for more work on the same stream. They belong to the caller.
+
+        Raises:
+            ShapeError: a name, dtype or shape differs from the graph's, or lies outside what was built.
+            EngineError: the engine failed.
+        """
+        ...
+
+
+class ArrayLibrary(Protocol):
+    """Arrays on one device, and the selection between two graphs there; the counterpart of `prtool.runtime.select`."""
+
+    @property
+    def device(self) -> str:
+        """The device in words: "cpu", "cuda:0"."""
+        ...
+
+    def to_device(self, array: object) -> DeviceArray:
+        """A contiguous array on the device, from numpy, or from anything with DLPack or the CUDA array interface (not copied where it is there)."""
+        ...
+
+    def to_host(self, array: DeviceArray) -> Array:
+        """A numpy array; waits for the work that gives it. Half-precision floats come as float32."""
+        ...
+
+    def select(self, scores: DeviceArray, k: int) -> DeviceArray:
+        """(batch, patches) -> (batch, k) int64 by falling score, the lower index first among equals; as `prtool.runtime.select.select`."""
+        ...
+
+    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, appended_tokens: int) -> DeviceArray:
+        """(batch, prefix + patches + appended, D) -> (batch, prefix + k + appended, D); as `prtool.runtime.select.gather`."""
+        ...
+
+    def capture(self, step: Callable[[], DeviceArray]) -> "Recording":
+        """Records the work of `step` as one unit to replay (a CUDA graph); where the device has none, `replay` calls `step`."""
+        ...
+
+    def synchronise(self) -> None:
+        """Waits until the device has done everything that was asked of it."""
+        ...
+
+
+class Recording(Protocol):
+    """Recorded work; it reads and writes the same memory in each replay."""
+
+    def replay(self) -> DeviceArray:
+        """Does the work again; the array is the same one each time and is overwritten by the next replay."""
+        ...
+
+
+def granted_cpus() -> int:
+    """CPUs this process may use, which can be fewer than the machine has (taskset, containers)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array], graph: str) -> None:

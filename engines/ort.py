@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
 
-from prtool.engines.base import Array, EngineInfo, EngineOptions, check_inputs
+from prtool.engines.base import Array, EngineInfo, EngineOptions, check_inputs, granted_cpus
 from prtool.errors import EngineError
 from prtool.manifest import TensorSpec
 
@@ -45,7 +45,7 @@ class OrtEngine:
         """
         self._file = model_path
         self._inputs = tuple(inputs)
-        self._threads = options.threads or _granted_cpus()
+        self._threads = options.threads or granted_cpus()
         self._session: Any = self._open(options)
         found = sorted(item.name for item in self._session.get_inputs())
         declared = sorted(spec.name for spec in inputs)
@@ -101,16 +101,9 @@ class OrtEngine:
 
 def probe() -> EngineInfo:
     """What would run: this library's version, on the CPU with every granted thread."""
-    return EngineInfo("ort", onnxruntime.__version__, f"CPU, {_granted_cpus()} threads")
+    return EngineInfo("ort", onnxruntime.__version__, f"CPU, {granted_cpus()} threads")
 
 
 def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> OrtEngine:
     """Loads an ONNX file; see `OrtEngine`."""
     return OrtEngine(model_path, inputs, options)
-
-
-def _granted_cpus() -> int:
-    """CPUs this process may use, which can be fewer than the machine has (taskset, containers)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

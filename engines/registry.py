@@ -21,11 +21,13 @@ class EngineEntry:
         module: the module that holds the engine, imported on first use; it follows `EngineModule`.
         requirement: what `pip install` takes to make the engine's library importable.
         description: one line for people.
+        precisions: arithmetic that can be asked for -> precision of the bundle's graphs that it runs.
     """
 
     module: str
     requirement: str
     description: str
+    precisions: Mapping[str, str]
 
 
 class EngineModule(Protocol):
@@ -60,9 +62,23 @@ class EngineStatus:
 
 ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
     {
-        "ort": EngineEntry("prtool.engines.ort", "onnxruntime", "ONNX Runtime on the CPU, fp32"),
+        "ort": EngineEntry("prtool.engines.ort", "onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
     }
 )
+
+
+def graph_precision(engine: str, precision: str) -> str:
+    """The precision of the graphs that an engine loads to compute in `precision`.
+
+    Raises:
+        ConfigError: no engine has that name, or it cannot compute so; the message says what it can.
+    """
+    known = _entry(engine).precisions
+    if precision not in known:
+        others = [name for name, entry in ENGINES.items() if precision in entry.precisions]
+        elsewhere = f"; {', '.join(others)} can" if others else ""
+        raise ConfigError(f"precision = {precision!r}, but engine {engine} computes in {', '.join(known)}{elsewhere}")
+    return known[precision]
 
 
 def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> Engine:
@@ -72,7 +88,7 @@ def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], optio
         name: a key of `ENGINES`.
         model_path: the ONNX file.
         inputs: the graph's declared inputs, which every call is checked against.
-        options: threads, spinning and shape ranges.
+        options: precision, threads, device and what to compile for.
 
     Raises:
         ConfigError: no engine has that name.
@@ -94,12 +110,17 @@ def _status(name: str, entry: EngineEntry) -> EngineStatus:
         return EngineStatus(name, entry.description, None, reason=str(cause))
 
 
-def _load(name: str) -> EngineModule:
+def _entry(name: str) -> EngineEntry:
     entry = ENGINES.get(name)
     if entry is None:
         near = difflib.get_close_matches(name, ENGINES, n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(f"engine = {name!r}, but it must be one of {', '.join(ENGINES)}{hint}")
+    return entry
+
+
+def _load(name: str) -> EngineModule:
+    entry = _entry(name)
     try:
         return cast(EngineModule, importlib.import_module(entry.module))
     except ImportError as cause:

@@ -90,6 +90,7 @@ class Commands(click.Group):
 
 
 engine_option = click.option("--engine", default="ort", show_default=True, help="What runs the graphs; 'prtool doctor' lists them.")
+precision_option = click.option("--precision", default="fp32", show_default=True, help="Arithmetic: fp32, fp16, bf16 or int8, as the engine has it.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 keep_option = click.option("--keep", type=KeepList(), default=None, help="Patches kept: a ratio (0.6) or a count (118). [default: the bundle's]")
 run_argument = click.argument("run", type=click.Path(path_type=Path), default=Path("runs/latest"))
@@ -186,16 +187,17 @@ def export(run: Path, keep: tuple[Keep, ...], output: Path, precision: str, data
 @app.command()
 @bundle_argument
 @engine_option
+@precision_option
 @click.option("--data", type=click.Path(path_type=Path), help="Compare on these images with the PyTorch model of --run.")
 @click.option("--run", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True, help="Run that the bundle came from.")
 @json_option
-def verify(bundle: Path, engine: str, data: Path | None, run: Path, as_json: bool) -> None:
+def verify(bundle: Path, engine: str, precision: str, data: Path | None, run: Path, as_json: bool) -> None:
     """Check every file's digest, and every mode's embeddings against PyTorch's recorded ones."""
     from prtool.console import result_json, result_table
     from prtool.runtime.verify import VerifyReport
     from prtool.runtime.verify import verify as verify_probe
 
-    report: VerifyReport | RunAgreement = verify_probe(bundle, engine)
+    report: VerifyReport | RunAgreement = verify_probe(bundle, engine, precision=precision)
     if data is not None:
         from prtool.export.run import verify_run
 
@@ -237,10 +239,11 @@ def bench(bundle: Path, engine: str, output: Path | None, as_json: bool, **optio
 @app.command()
 @paths_argument
 @engine_option
+@precision_option
 @keep_option
 @click.option("--batch", type=int, default=8, show_default=True, help="Images a call.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("embeddings.npz"), show_default=True, help=".npz or .parquet file.")
-def embed(paths: tuple[Path, ...], engine: str, keep: tuple[Keep, ...] | None, batch: int, output: Path) -> None:
+def embed(paths: tuple[Path, ...], engine: str, precision: str, keep: tuple[Keep, ...] | None, batch: int, output: Path) -> None:
     """Embeddings of images and folders of images; unreadable ones are skipped, counted and listed."""
     from prtool.console import BarProgress, message
     from prtool.runtime.embed import EmbedOptions, check_output, embed_folder, save_embeddings
@@ -248,7 +251,7 @@ def embed(paths: tuple[Path, ...], engine: str, keep: tuple[Keep, ...] | None, b
 
     check_output(output)
     bundle, images = _bundle_and_images(paths)
-    with Encoder.load(bundle, engine=engine) as encoder:
+    with Encoder.load(bundle, engine=engine, precision=precision) as encoder:
         result = embed_folder(encoder, images, EmbedOptions(keep=_one(keep) if keep else None, batch_size=batch), BarProgress())
     save_embeddings(result, output)
     for path, reason in result.skipped:
@@ -259,16 +262,17 @@ def embed(paths: tuple[Path, ...], engine: str, keep: tuple[Keep, ...] | None, b
 @app.command()
 @paths_argument
 @engine_option
+@precision_option
 @keep_option
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes named for each image.")
 @json_option
-def classify(paths: tuple[Path, ...], engine: str, keep: tuple[Keep, ...] | None, top: int, as_json: bool) -> None:
+def classify(paths: tuple[Path, ...], engine: str, precision: str, keep: tuple[Keep, ...] | None, top: int, as_json: bool) -> None:
     """The most likely classes of each image, among the bundle's classes."""
     from prtool.console import result_json, result_table
     from prtool.runtime.encoder import Encoder
 
     bundle, images = _bundle_and_images(paths)
-    with Encoder.load(bundle, engine=engine) as encoder:
+    with Encoder.load(bundle, engine=engine, precision=precision) as encoder:
         predictions = [encoder.classify([image], keep=_one(keep) if keep else None, top=top)[0] for image in images]
     if as_json:
         found = [[{"name": c.name, "probability": c.probability} for c in row] for row in predictions]

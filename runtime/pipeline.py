@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from prtool.bundle import Bundle
 from prtool.engines.base import Array, Engine, EngineOptions
-from prtool.engines.registry import open_engine
+from prtool.engines.profiles import profiles
+from prtool.engines.registry import graph_precision, open_engine
 from prtool.errors import EngineError
 from prtool.runtime.select import gather, select
 
@@ -25,13 +26,16 @@ class Graphs:
         Args:
             bundle: an opened bundle.
             engine: a name of the engine registry.
-            precision: "fp32", or another that the bundle holds.
-            options: how each engine runs.
+            precision: the arithmetic asked for: "fp32", or another that the engine has and the bundle holds graphs for.
+            options: how each engine runs; its `precision` and `profiles` are filled in.
+
+        Raises:
+            ConfigError: no engine has that name, or it cannot compute so.
         """
         self.bundle = bundle
         self._engine = engine
-        self._precision = precision
-        self._options = options
+        self._precision = graph_precision(engine, precision)
+        self._options = replace(options, precision=precision, profiles=options.profiles or profiles(bundle.manifest, options.build))
         self._opened: dict[str, Engine] = {}
         self._closed = False
         self._lock = threading.Lock()
