@@ -63,6 +63,12 @@ class EngineStatus:
 ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
     {
         "ort": EngineEntry("prtool.engines.ort", "onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
+        "openvino": EngineEntry(
+            "prtool.engines.ov",
+            "'prtool[openvino]'",
+            "OpenVINO on the CPU; bf16 is its arithmetic on the fp32 graphs",
+            {"fp32": "fp32", "bf16": "fp32", "int8": "int8"},
+        ),
     }
 )
 

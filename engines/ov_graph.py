@@ -1,0 +1,207 @@
+"""From an ONNX file to compiled OpenVINO models: read, ordered as everywhere else among equal scores, and with axes fixed where that is asked."""
+
+import functools
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from openvino import frontend
+
+from prtool.engines.base import Array, Profile
+from prtool.errors import EngineError, EngineUnavailable, ShapeError
+from prtool.manifest import TensorSpec
+
+DEVICE = "CPU"
+Fixed = Mapping[str, int]
+"""Sizes that a compiled model is made for: name of an axis, or of an input that is itself a shape -> size or value."""
+_OUTPUT_SUFFIX = "/sink_port_0"
+
+# The runtime raises the built-in errors, the reader of ONNX files its own, which have no common base.
+FAILURES: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    MemoryError,
+    frontend.GeneralFailure,
+    frontend.InitializationFailure,
+    frontend.NotImplementedFailure,
+    frontend.OpConversionFailure,
+    frontend.OpValidationFailure,
+)
+
+
+class Requests:
+    """One compiled model and the requests that run it, each by one thread at a time."""
+
+    def __init__(self, compiled: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:  # noqa: ANN401 - openvino has no types
+        self.compiled = compiled
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._idle: deque[Any] = deque()
+
+    @contextmanager
+    def take(self) -> Iterator[Any]:
+        """A request of one's own. One that fails is not used again: what it holds is unknown."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
+        yield request
+        self._idle.append(request)
+
+
+class OvGraph:
+    """One ONNX graph, compiled as it stands, or once for each combination of fixed sizes that is run; safe from many threads."""
+
+    def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], settings: Mapping[str, object]) -> None:
+        """Reads the file; compiles nothing yet.
+
+        Args:
+            model_path: the ONNX file; its external data, if any, lies beside it.
+            inputs: the declared inputs.
+            settings: OpenVINO's properties of a compiled model.
+
+        Raises:
+            EngineError: the file is missing or damaged, or its inputs are not the declared ones.
+        """
+        self._file = model_path
+        self._inputs = tuple(inputs)
+        self._settings = dict(settings)
+        self._model = read(model_path)
+        self._compiled: dict[tuple[tuple[str, int], ...], Requests] = {}
+        self._lock = threading.Lock()
+        # A tensor can have several names once a graph is simplified; its node keeps the file's.
+        found = sorted(item.get_node().get_friendly_name() for item in self._model.inputs)
+        self._outputs = [item.get_node().get_friendly_name().removesuffix(_OUTPUT_SUFFIX) for item in self._model.outputs]
+        declared = sorted(spec.name for spec in inputs)
+        if found != declared:
+            raise EngineError(f"{model_path} takes {', '.join(found)}, but it was declared to take {', '.join(declared)}; export it again")
+
+    def compiled(self, fixed: Fixed) -> Requests:
+        """The model for these sizes; the first call with them compiles.
+
+        Raises:
+            EngineError: OpenVINO cannot compile it.
+        """
+        key = tuple(sorted(fixed.items()))
+        with self._lock:
+            if key not in self._compiled:
+                self._compiled[key] = self._compile(fixed)
+            return self._compiled[key]
+
+    def _compile(self, fixed: Fixed) -> Requests:
+        try:
+            model = _with_fixed(self._model, self._inputs, fixed) if fixed else self._model
+            names = [spec.name for spec in self._inputs if spec.name not in fixed]
+            return Requests(core().compile_model(model, DEVICE, self._settings), names, self._outputs)
+        except FAILURES as cause:
+            sizes = ", ".join(f"{name} = {size}" for name, size in fixed.items())
+            raise EngineError(f"OpenVINO cannot compile {self._file}{' for ' if sizes else ''}{sizes}: {reason(cause)}") from cause
+
+
+@functools.cache
+def core() -> Any:  # noqa: ANN401 - openvino has no types
+    """OpenVINO's entry point, one for the process.
+
+    Raises:
+        EngineUnavailable: it has no CPU device.
+    """
+    made = openvino.Core()
+    if DEVICE not in made.available_devices:
+        raise EngineUnavailable(f"OpenVINO {version()} finds no CPU device, only {', '.join(made.available_devices) or 'none'}; reinstall openvino")
+    return made
+
+
+def version() -> str:
+    """OpenVINO's release, without the number of its build."""
+    return str(openvino.__version__).split("-")[0]
+
+
+def read(model_path: Path) -> Any:  # noqa: ANN401 - openvino has no types
+    """The ONNX file as OpenVINO's model.
+
+    Raises:
+        EngineError: the file is missing, damaged or holds operators that OpenVINO lacks.
+    """
+    if not model_path.is_file():
+        raise EngineError(f"{model_path} is missing; copy the whole bundle again, or export it again")
+    try:
+        # Straight to the ONNX reader: Core.read_model offers a damaged file to every reader, and some of them write to stderr.
+        onnx = frontend.FrontEndManager().load_by_framework("onnx")
+        model = onnx.convert(onnx.load(str(model_path)))
+    except FAILURES as cause:
+        raise EngineError(f"OpenVINO cannot load {model_path}: {reason(cause)}; copy or export the bundle again") from cause
+    if not model.outputs:
+        raise EngineError(f"OpenVINO cannot load {model_path}: it holds no graph; copy or export the bundle again")
+    _order_equals(model)
+    return model
+
+
+def fixed_sizes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> tuple[Fixed, ...]:
+    """What each profile fixes of this graph: every axis, and the value of an input of one element, whose range holds a single size.
+
+    Args:
+        inputs: the graph's inputs.
+        profiles: what was asked for; a graph uses the axes that it has.
+
+    Returns:
+        One mapping for each different combination, in the order of the profiles; () where nothing is fixed.
+    """
+    names = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)} | {spec.name for spec in inputs if spec.shape == (1,)}
+    found: list[Fixed] = []
+    for profile in profiles:
+        fixed = {name: sizes.least for name, sizes in profile.items() if name in names and sizes.least == sizes.most}
+        if fixed not in found:
+            found.append(fixed)
+    return () if found == [{}] else tuple(found)
+
+
+def matching(combinations: Sequence[Fixed], inputs: Sequence[TensorSpec], arrays: Mapping[str, Array], graph: str) -> Fixed:
+    """The first combination that these arrays fit.
+
+    Raises:
+        ShapeError: none does.
+    """
+    if not combinations:
+        return {}
+    sizes = {axis: n for spec in inputs for axis, n in zip(spec.shape, arrays[spec.name].shape, strict=True) if isinstance(axis, str)}
+    sizes |= {spec.name: int(arrays[spec.name][0]) for spec in inputs if spec.shape == (1,)}
+    for fixed in combinations:
+        if all(sizes[name] == size for name, size in fixed.items()):
+            return fixed
+    built = " or ".join(", ".join(f"{name} = {size}" for name, size in fixed.items()) for fixed in combinations)
+    given = ", ".join(f"{name} = {sizes[name]}" for name in combinations[0])
+    raise ShapeError(f"{graph} is compiled for {built}, but it was given {given}; build for these sizes too, or fix none to run every size")
+
+
+def reason(cause: BaseException) -> str:
+    """OpenVINO's message in one line, without the places in its source."""
+    lines = (line.strip() for line in str(cause).splitlines())
+    told = [line for line in lines if line and not line.startswith(("Exception from ", "FrontEnd API failed"))]
+    return "; ".join(told) or type(cause).__name__
+
+
+def _order_equals(model: Any) -> None:  # noqa: ANN401 - openvino has no types
+    """Among equal scores the lower index comes first, as in ONNX; OpenVINO leaves the order open unless it is told."""
+    for node in model.get_ops():
+        if node.get_type_name() == "TopK":
+            node.set_attribute("stable", True)
+    model.validate_nodes_and_infer_types()
+
+
+def _with_fixed(model: Any, inputs: Sequence[TensorSpec], fixed: Fixed) -> Any:  # noqa: ANN401 - openvino has no types
+    """A copy of the model with these sizes built in; an input whose value is fixed is no input of it."""
+    copied = model.clone()
+    for spec in inputs:
+        if spec.name in fixed:
+            parameter = copied.input(spec.name).get_node()
+            parameter.output(0).replace(openvino.opset13.constant(np.array([fixed[spec.name]], spec.dtype)).output(0))
+            copied.remove_parameter(parameter)
+    shapes = {spec.name: [fixed.get(axis, -1) if isinstance(axis, str) else axis for axis in spec.shape] for spec in inputs if spec.name not in fixed}
+    copied.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
+    return copied
