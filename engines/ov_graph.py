@@ -13,7 +13,7 @@ import openvino
 from openvino import frontend
 
 from prtool.engines.base import Array, Profile
-from prtool.errors import EngineError, EngineUnavailable, ShapeError
+from prtool.errors import EngineError, EngineUnavailable, KeepError, ShapeError
 from prtool.manifest import TensorSpec
 
 DEVICE = "CPU"
@@ -86,6 +86,7 @@ class OvGraph:
         """The model for these sizes; the first call with them compiles.
 
         Raises:
+            KeepError: a count is more than the graph has patches.
             EngineError: OpenVINO cannot compile it.
         """
         key = tuple(sorted(fixed.items()))
@@ -97,8 +98,10 @@ class OvGraph:
     def _compile(self, fixed: Fixed) -> Requests:
         try:
             model = _with_fixed(self._model, self._inputs, fixed) if fixed else self._model
-            names = [spec.name for spec in self._inputs if spec.name not in fixed]
+            names = [spec.name for spec in self._inputs if not _built_in(spec, fixed)]
             return Requests(core().compile_model(model, DEVICE, self._settings), names, self._outputs)
+        except KeepError:  # which is a ValueError, but one that is ours
+            raise
         except FAILURES as cause:
             sizes = ", ".join(f"{name} = {size}" for name, size in fixed.items())
             raise EngineError(f"OpenVINO cannot compile {self._file}{' for ' if sizes else ''}{sizes}: {reason(cause)}") from cause
@@ -152,7 +155,7 @@ def fixed_sizes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> tu
     Returns:
         One mapping for each different combination, in the order of the profiles; () where nothing is fixed.
     """
-    names = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)} | {spec.name for spec in inputs if spec.shape == (1,)}
+    names = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)} | {spec.name for spec in inputs if _is_count(spec)}
     found: list[Fixed] = []
     for profile in profiles:
         fixed = {name: sizes.least for name, sizes in profile.items() if name in names and sizes.least == sizes.most}
@@ -170,7 +173,7 @@ def matching(combinations: Sequence[Fixed], inputs: Sequence[TensorSpec], arrays
     if not combinations:
         return {}
     sizes = {axis: n for spec in inputs for axis, n in zip(spec.shape, arrays[spec.name].shape, strict=True) if isinstance(axis, str)}
-    sizes |= {spec.name: int(arrays[spec.name][0]) for spec in inputs if spec.shape == (1,)}
+    sizes |= {spec.name: int(arrays[spec.name][0]) for spec in inputs if _is_count(spec)}
     for fixed in combinations:
         if all(sizes[name] == size for name, size in fixed.items()):
             return fixed
@@ -194,14 +197,34 @@ def _order_equals(model: Any) -> None:  # noqa: ANN401 - openvino has no types
     model.validate_nodes_and_infer_types()
 
 
+def _is_count(spec: TensorSpec) -> bool:
+    """Whether an input is itself a size: how many patches to keep."""
+    return spec.shape == (1,)
+
+
+def _built_in(spec: TensorSpec, fixed: Fixed) -> bool:
+    return _is_count(spec) and spec.name in fixed
+
+
 def _with_fixed(model: Any, inputs: Sequence[TensorSpec], fixed: Fixed) -> Any:  # noqa: ANN401 - openvino has no types
     """A copy of the model with these sizes built in; an input whose value is fixed is no input of it."""
     copied = model.clone()
     for spec in inputs:
-        if spec.name in fixed:
+        if _built_in(spec, fixed):
             parameter = copied.input(spec.name).get_node()
             parameter.output(0).replace(openvino.opset13.constant(np.array([fixed[spec.name]], spec.dtype)).output(0))
             copied.remove_parameter(parameter)
-    shapes = {spec.name: [fixed.get(axis, -1) if isinstance(axis, str) else axis for axis in spec.shape] for spec in inputs if spec.name not in fixed}
+    free = [spec for spec in inputs if not _built_in(spec, fixed)]
+    shapes = {spec.name: [fixed.get(axis, -1) if isinstance(axis, str) else axis for axis in spec.shape] for spec in free}
     copied.reshape({name: openvino.PartialShape(shape) for name, shape in shapes.items()})
+    _check_counts(copied, [fixed[spec.name] for spec in inputs if _built_in(spec, fixed)])
     return copied
+
+
+def _check_counts(model: Any, counts: Sequence[int]) -> None:  # noqa: ANN401 - openvino has no types
+    """A count that is an input is checked when it runs; one that is built in gives an empty result in place of an error."""
+    for node in model.get_ops() if counts else ():
+        if node.get_type_name() == "TopK":
+            patches = node.input_value(0).get_partial_shape()[node.get_attributes()["axis"]]
+            if patches.is_static and max(counts) > patches.get_length():
+                raise KeepError(f"k = {max(counts)}, but the graph chooses among {patches.get_length()} patches; build for at most so many")
