@@ -8,11 +8,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.bundle import Bundle
-from prtool.errors import ConfigError
-from prtool.export.reference import Reference
+from prtool.errors import ConfigError, ParityError
+from prtool.export.reference import Reference, overlap
 from prtool.export.source import ExportSource
 from prtool.runtime.encoder import Encoder
+from prtool.runtime.verify import QUIET, gate_of
 from prtool.spec import Keep
+
+_WORST = 5
+_BATCH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +26,10 @@ class KeepAgreement:
     Attributes:
         k: patches kept.
         images: how many were compared.
-        cosine_min, cosine_mean: of the embeddings; where scores tie within rounding, with the graph's choice of patches.
-        same_patches: share of images whose kept patches are exactly PyTorch's.
+        cosine_min, cosine_mean: of the embeddings, each way with its own choice of patches.
+        same_patches: mean share of the kept patches that PyTorch keeps too.
         top1: share of images with PyTorch's first choice of class; None without classes.
+        worst: numbers of the images with the lowest cosines, worst first, at most five.
     """
 
     k: int
@@ -33,12 +38,13 @@ class KeepAgreement:
     cosine_mean: float
     same_patches: float
     top1: float | None
+    worst: tuple[int, ...]
 
 
 def verify_with_model(
-    bundle: Bundle, source: ExportSource, pixels: Tensor, counts: Sequence[int], *, engine: str = "ort", batch: int = 8
+    bundle: Bundle, source: ExportSource, pixels: Tensor, counts: Sequence[int], *, engine: str = "ort", precision: str = "fp32"
 ) -> tuple[KeepAgreement, ...]:
-    """Compares an engine with PyTorch over many images; nothing is gated.
+    """Compares an engine with PyTorch in float32 over many images; nothing is gated.
 
     Args:
         bundle: the graphs, opened.
@@ -46,7 +52,7 @@ def verify_with_model(
         pixels: (images, 3, height, width) float32, prepared.
         counts: keep counts.
         engine: a name of the engine registry.
-        batch: images in a call.
+        precision: what the engine computes in.
 
     Returns:
         One row a count.
@@ -57,14 +63,37 @@ def verify_with_model(
     if not len(pixels):
         raise ConfigError("there are no images to compare on; give at least one")
     classes = source.model.class_embeddings(source.classnames, source.templates) if source.classnames else None
-    with Encoder.load(bundle, engine=engine) as encoder:
-        compared = [_compare(encoder, source, chunk, counts, classes) for chunk in torch.split(pixels, batch)]
+    with Encoder.load(bundle, engine=engine, precision=precision, options=QUIET) as encoder:
+        compared = [_compare(encoder, source, chunk, counts, classes) for chunk in torch.split(pixels, _BATCH)]
     return tuple(_row(k, [batch[k] for batch in compared]) for k in counts)
+
+
+def check_agreement(rows: Sequence[KeepAgreement], precision: str, engine: str, names: Sequence[str] = ()) -> None:
+    """Holds rows against the precision's gate.
+
+    Args:
+        rows: as `verify_with_model` gives them.
+        precision, engine: what computed them.
+        names: of the images, for the message; none gives their numbers.
+
+    Raises:
+        ParityError: mean cosine or top-1 agreement is below the gate; the message names the worst images.
+    """
+    gate = gate_of(precision)
+    for row in rows:
+        if row.cosine_mean >= gate.mean_cosine and (row.top1 is None or row.top1 >= gate.top1):
+            continue
+        worst = ", ".join(names[place] if names else f"image {place}" for place in row.worst)
+        top1 = "" if row.top1 is None else f", {row.top1:.1%} of images keep their first class (gate {gate.top1:.0%})"
+        raise ParityError(
+            f"{engine} in {precision} disagrees with PyTorch at {row.k} patches over {row.images} images: mean cosine {row.cosine_mean:.6f} "
+            f"(gate {gate.mean_cosine}){top1}; worst: {worst}; use a higher precision, or export the bundle again from this run"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Compared:
-    """For each image of one batch: cosine, whether the patches are the same, whether the first class is."""
+    """For each image of one batch: cosine, share of patches in common, whether the first class is the same."""
 
     cosines: Tensor
     same_patches: Tensor
@@ -73,15 +102,13 @@ class _Compared:
 
 def _compare(encoder: Encoder, source: ExportSource, pixels: Tensor, counts: Sequence[int], classes: Tensor | None) -> dict[int, _Compared]:
     reference, array = Reference.of(source.pruned, pixels), pixels.numpy()
-    score_error = float((torch.from_numpy(encoder.scores(array)) - reference.scores).abs().max())
     compared: dict[int, _Compared] = {}
     for k in counts:
         own, chosen = reference.indices(k), torch.from_numpy(encoder.kept(array, Keep.count(k)))
-        found = torch.from_numpy(encoder.encode_pixels(array, Keep.count(k)))
-        wanted = reference.embedding(reference.accepted(chosen, score_error))
-        same = (own.sort(dim=1).values == chosen.sort(dim=1).values).all(dim=1)
+        found, wanted = torch.from_numpy(encoder.encode_pixels(array, Keep.count(k))), reference.embedding(own)
+        shared = torch.tensor([overlap(a[None], b[None]) for a, b in zip(own, chosen, strict=True)])
         first = None if classes is None else source.model.logits(found, classes).argmax(1) == source.model.logits(wanted, classes).argmax(1)
-        compared[k] = _Compared(functional.cosine_similarity(found.double(), wanted.double()), same, first)
+        compared[k] = _Compared(functional.cosine_similarity(found.double(), wanted.double()), shared, first)
     return compared
 
 
@@ -95,4 +122,5 @@ def _row(k: int, parts: Sequence[_Compared]) -> KeepAgreement:
         cosine_mean=float(cosines.mean()),
         same_patches=float(torch.cat([part.same_patches for part in parts]).double().mean()),
         top1=float(torch.cat(classes).double().mean()) if classes else None,
+        worst=tuple(int(place) for place in cosines.argsort(stable=True)[:_WORST]),
     )

@@ -18,9 +18,11 @@ _TINY = 1e-12
 class PreGraph(nn.Module):
     """Pixels to the tokens that enter the pruning location, and their scores."""
 
-    def __init__(self, encoder: PrunedEncoder) -> None:
+    def __init__(self, encoder: PrunedEncoder, *, flat: bool = True) -> None:
+        """`flat`: linear layers work on rows; see `FlatLinear`."""
         super().__init__()
         self.encoder = plain_copy(encoder)
+        set_flat(self, flat)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 3, height, width) -> tokens (batch, prefix + N, D), scores (batch, N)."""
@@ -30,9 +32,11 @@ class PreGraph(nn.Module):
 class PostGraph(nn.Module):
     """The tokens that stay to the embedding."""
 
-    def __init__(self, encoder: PrunedEncoder) -> None:
+    def __init__(self, encoder: PrunedEncoder, *, flat: bool = True) -> None:
+        """`flat`: linear layers work on rows; see `FlatLinear`."""
         super().__init__()
         self.tower = plain_copy(encoder.tower)
+        set_flat(self, flat)
         self.location = encoder.spec.locations[-1]
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -143,7 +147,10 @@ class FlatLinear(nn.Linear):
     """A linear layer that flattens (batch, tokens, D) to rows, so that it exports as one Gemm with its bias inside.
 
     A product with a separate addition reads and writes the activations twice: 8 % of ViT-B/16 on ONNX Runtime.
+    With `flat` off it stays three-dimensional, as int8 needs it; see `prtool.export.quantise.to_int8`.
     """
+
+    flat: bool = True
 
     @classmethod
     def like(cls, linear: nn.Linear) -> "FlatLinear":
@@ -160,7 +167,7 @@ class FlatLinear(nn.Linear):
         return made
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: D102 - as torch's
-        if self.bias is None or input.dim() != 3:
+        if not self.flat or self.bias is None or input.dim() != 3:
             return functional.linear(input, self.weight, self.bias)
         rows = functional.linear(input.reshape(-1, self.in_features), self.weight, self.bias)
         return rows.reshape(input.shape[0], input.shape[1], self.out_features)
@@ -179,6 +186,13 @@ def plain_copy(module: nn.Module, leave_out: nn.Module | None = None) -> Any:  #
     copied = copy.deepcopy(module, known).eval()
     _replace(copied)
     return copied
+
+
+def set_flat(module: nn.Module, flat: bool) -> None:
+    """Sets the form of every linear layer inside an exportable copy."""
+    for layer in module.modules():
+        if isinstance(layer, FlatLinear):
+            layer.flat = flat
 
 
 def _replace(module: nn.Module) -> None:

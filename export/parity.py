@@ -1,8 +1,9 @@
 """The proof that ends every export: the bundle's graphs against PyTorch, through the engine that users run."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from prtool.bundle import Bundle
 from prtool.engines.base import Array
 from prtool.errors import ParityError
+from prtool.export.agreement import KeepAgreement, check_agreement, verify_with_model
 from prtool.export.probe import Probe, prompts
 from prtool.export.reference import Reference, overlap
 from prtool.export.source import ExportSource
@@ -21,9 +23,8 @@ from prtool.runtime.pipeline import Graphs
 from prtool.runtime.verify import QUIET, agreement, gate_of
 from prtool.spec import Keep
 
-ENGINE = "ort"
-# A score may differ by this share of the largest score: rounding stays below 1e-5.
-_SCORE_GATE = 1e-4
+# What runs each precision's graphs for the proof: every user has ONNX Runtime, but on a CPU it computes neither fp16 well nor bf16 at all.
+ENGINES: Mapping[str, str] = MappingProxyType({"fp32": "ort", "fp16": "torch", "bf16": "torch", "int8": "ort"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +51,48 @@ class ParityCase:
 
 
 @dataclass(frozen=True, slots=True)
-class ParityReport:
-    """Every comparison, the gate that each passed, and what the images were ("given" or "noise")."""
+class PrecisionParity:
+    """The comparisons of one precision.
 
-    gate: float
-    images: str
+    Attributes:
+        precision: of the graphs.
+        engine: what ran them, with its version.
+        gate: the cosine that every case passed.
+        cases: every comparison.
+        agreement: over real images, one row a keep count; none for fp32, and where there were no images.
+    """
+
+    precision: str
     engine: str
+    gate: float
     cases: tuple[ParityCase, ...]
+    agreement: tuple[KeepAgreement, ...] = ()
 
     def summary(self) -> dict[str, float]:
-        """The worst figures, for the manifest."""
-        return {
+        """The worst figures."""
+        worst = {
             "cosine": min(case.cosine for case in self.cases),
             "max_error": max(case.max_error for case in self.cases),
             "score_error": max(case.score_error for case in self.cases),
             "index_agreement": min(case.index_agreement for case in self.cases),
+        }
+        if self.agreement:
+            worst["mean_cosine"] = min(row.cosine_mean for row in self.agreement)
+            worst |= {"top1": min(row.top1 for row in self.agreement if row.top1 is not None)} if self.agreement[0].top1 is not None else {}
+        return worst
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    """Every comparison, by precision, and what the images were ("given" or "noise")."""
+
+    images: str
+    precisions: tuple[PrecisionParity, ...]
+
+    def summary(self) -> dict[str, float]:
+        """The worst figures, for the manifest; those of a reduced precision carry its name."""
+        return {
+            key if part.precision == "fp32" else f"{part.precision}.{key}": value for part in self.precisions for key, value in part.summary().items()
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -72,40 +100,60 @@ class ParityReport:
         return dataclasses.asdict(self)
 
 
-def prove(source: ExportSource, bundle: Bundle, probe: Probe, progress: Progress | None = None) -> ParityReport:
-    """Runs fused, split, full and text graphs and compares each with PyTorch.
+def prove(source: ExportSource, bundle: Bundle, probe: Probe, held_out: Tensor | None = None, progress: Progress | None = None) -> ParityReport:
+    """Runs fused, split, full and text graphs of every precision and compares each with PyTorch in float32.
 
     Args:
         source: the reference.
         bundle: the graphs, opened.
         probe: images and keep counts.
+        held_out: (images, 3, height, width) real images on which reduced precisions are compared too; None leaves that out.
         progress: hears one step for each comparison.
 
     Raises:
         ParityError: a comparison failed; the message names it.
     """
-    gate = gate_of("fp32")
     told = progress or SilentProgress()
+    parts = [_prove(source, bundle, probe, precision, told) for precision in bundle.manifest.graphs]
+    if held_out is not None:
+        parts = [part if part.precision == "fp32" else _agree(source, bundle, probe, held_out, part) for part in parts]
+    return ParityReport(probe.images, tuple(parts))
+
+
+def _prove(source: ExportSource, bundle: Bundle, probe: Probe, precision: str, told: Progress) -> PrecisionParity:
+    gate = gate_of(precision)
     cases: list[ParityCase] = []
     batches = sorted({1, len(probe.pixels)})
-    with stage(told, "comparing with PyTorch, cases", len(batches) * (3 * len(probe.counts) + 1) + 1), _Bench(bundle) as bench:
+    texts = int(precision == "fp32")
+    steps = len(batches) * (3 * len(probe.counts) + 1) + texts
+    with stage(told, f"comparing {precision} with PyTorch, cases", steps), _Bench(bundle, precision) as bench:
         for batch in batches:
             for case in _image_cases(source, bench, probe.pixels[:batch], probe.counts):
-                cases.append(_gated(case, gate))
+                cases.append(_gated(case, gate.worst_cosine))
                 told.advance()
-        cases.append(_gated(_text_case(source, bench), gate))
-        told.advance()
-    return ParityReport(gate, probe.images, f"{bench.fused.info.name} {bench.fused.info.version}", tuple(cases))
+        if texts:
+            cases.append(_gated(_text_case(source, bench), gate.worst_cosine))
+            told.advance()
+        return PrecisionParity(precision, f"{bench.fused.info.name} {bench.fused.info.version}", gate.worst_cosine, tuple(cases))
+
+
+def _agree(source: ExportSource, bundle: Bundle, probe: Probe, held_out: Tensor, part: PrecisionParity) -> PrecisionParity:
+    engine = ENGINES[part.precision]
+    rows = verify_with_model(bundle, source, held_out, probe.counts, engine=engine, precision=part.precision)
+    check_agreement(rows, part.precision, engine)
+    return dataclasses.replace(part, agreement=rows)
 
 
 class _Bench:
     """Every way to run a bundle, as users do, closed together."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.fused = Encoder.load(bundle, engine=ENGINE, mode="fused", options=QUIET)
-        self.split = Encoder.load(bundle, engine=ENGINE, mode="split", options=QUIET)
-        self.full = Encoder.load(bundle, engine=ENGINE, mode="full", options=QUIET)
-        self.graphs = Graphs(bundle, ENGINE, "fp32", QUIET)
+    def __init__(self, bundle: Bundle, precision: str) -> None:
+        engine = ENGINES[precision]
+        self.precision = precision
+        self.fused = Encoder.load(bundle, engine=engine, mode="fused", precision=precision, options=QUIET)
+        self.split = Encoder.load(bundle, engine=engine, mode="split", precision=precision, options=QUIET)
+        self.full = Encoder.load(bundle, engine=engine, mode="full", precision=precision, options=QUIET)
+        self.graphs = Graphs(bundle, engine, precision, QUIET)
 
     def __enter__(self) -> "_Bench":
         return self
@@ -118,7 +166,7 @@ class _Bench:
 def _image_cases(source: ExportSource, bench: _Bench, pixels: Tensor, counts: Sequence[int]) -> Iterator[ParityCase]:
     reference = Reference.of(source.pruned, pixels)
     array = pixels.numpy()
-    score_error = _score_error(bench.split.scores(array), reference.scores.numpy())
+    score_error = _score_error(bench.split.scores(array), reference.scores.numpy(), bench.precision)
     for k in counts:
         keep = Keep.count(k)
         found = torch.from_numpy(bench.split.kept(array, keep))
@@ -142,12 +190,12 @@ def _text_case(source: ExportSource, bench: _Bench) -> ParityCase:
     return ParityCase("text", len(tokens), 0, near.cosine, near.max_error)
 
 
-def _score_error(found: Array, wanted: Array) -> float:
+def _score_error(found: Array, wanted: Array, precision: str) -> float:
     """Largest difference of a score; raises ParityError where it is more than rounding."""
     error, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
-    if not error <= _SCORE_GATE * max(largest, 1e-6):
+    if not error <= gate_of(precision).score_error * max(largest, 1e-6):
         raise ParityError(
-            f"the scores of pre.onnx differ from PyTorch's by {error:.3g}, with scores up to {largest:.3g}; "
+            f"the scores of pre.onnx in {precision} differ from PyTorch's by {error:.3g}, with scores up to {largest:.3g}; "
             "nothing was written; use another model, or report this one's name"
         )
     return error

@@ -7,8 +7,12 @@ BATCH = "batch"
 TOKENS = "tokens"
 
 
-def signatures(source: ExportSource) -> dict[str, GraphSpec]:
-    """Role -> file, inputs and outputs of the graphs that `source` gives."""
+def signatures(source: ExportSource, precision: str = "fp32") -> dict[str, GraphSpec]:
+    """Role -> file, inputs and outputs of the graphs that `source` gives at one precision.
+
+    Inputs and outputs are float32 at every precision; the text side, which runs once for a set of classes, is fp32 only.
+    """
+    folder = "" if precision == "fp32" else f"{precision}/"
     tower, prune = source.pruned.tower, source.spec
     pixels = TensorSpec("pixels", "float32", (BATCH, 3, *tower.image_size))
     embedding = TensorSpec("embedding", "float32", (BATCH, tower.embed_dim))
@@ -17,10 +21,10 @@ def signatures(source: ExportSource) -> dict[str, GraphSpec]:
     staying = TensorSpec("tokens", "float32", (BATCH, TOKENS, tower.width))
     counts = TensorSpec("k", "int64", (len(prune.locations),))
     token_ids = TensorSpec("tokens", "int64", (BATCH, source.model.context_length))
-    return {
-        "full": GraphSpec("full.onnx", (pixels,), (embedding,)),
-        "pre": GraphSpec("pre.onnx", (pixels,), (entering, scores)),
-        "post": GraphSpec("post.onnx", (staying,), (embedding,)),
-        "fused": GraphSpec("fused.onnx", (pixels, counts), (embedding,)),
-        "text": GraphSpec("text.onnx", (token_ids,), (embedding,)),
+    graphs = {
+        "full": GraphSpec(f"{folder}full.onnx", (pixels,), (embedding,)),
+        "pre": GraphSpec(f"{folder}pre.onnx", (pixels,), (entering, scores)),
+        "post": GraphSpec(f"{folder}post.onnx", (staying,), (embedding,)),
+        "fused": GraphSpec(f"{folder}fused.onnx", (pixels, counts), (embedding,)),
     }
+    return graphs if folder else {**graphs, "text": GraphSpec("text.onnx", (token_ids,), (embedding,))}

@@ -1,20 +1,23 @@
 """From a model in memory to a bundle on disk, which appears only once it is proved equal to PyTorch."""
 
-from dataclasses import dataclass, replace
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx_ir as ir
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from prtool.bundle import Bundle, seal
 from prtool.errors import ConfigError
 from prtool.export import compose, text
-from prtool.export.graphs import PostGraph, PreGraph, TextGraph
+from prtool.export.graphs import TextGraph
 from prtool.export.onnx import INLINE_LIMIT_BYTES, save, to_onnx
 from prtool.export.parity import prove
-from prtool.export.probe import Probe
+from prtool.export.precision import PRECISIONS, Int8Request, at_precision, stages
+from prtool.export.probe import Probe, keep_counts
+from prtool.export.quantise import LEAST_IMAGES, Int8Options
 from prtool.export.signature import signatures
 from prtool.export.source import ExportSource
 from prtool.files import new_directory, write_bytes, write_json
@@ -23,7 +26,6 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.verify import PROBE_NAME
 from prtool.spec import Keep
 
-PRECISIONS = ("fp32",)
 PARITY_NAME = "parity.json"
 _LIBRARIES = ("prtool", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "open_clip_torch", "timm")
 
@@ -34,19 +36,38 @@ class ExportOptions:
 
     Attributes:
         keep: what a call keeps that names nothing.
-        precision: "fp32".
+        precisions: of `PRECISIONS`; fp32 is always written, for it is the reference and holds the text side.
         pixels: (images, 3, height, width) float32, prepared, for the comparison with PyTorch; None takes seeded noise.
+        calibration: the same form, for int8's scales; at least 16.
+        held_out: the same form, on which the reduced precisions must agree with PyTorch; None leaves that to the few of `pixels`.
+        int8: how int8's scales are chosen.
         inline_limit_bytes: a graph with more bytes of weights keeps them in a file of their own.
     """
 
     keep: Keep
-    precision: str = "fp32"
+    precisions: tuple[str, ...] = ("fp32",)
     pixels: Tensor | None = None
+    calibration: Tensor | None = None
+    held_out: Tensor | None = None
+    int8: Int8Options = field(default_factory=Int8Options)
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision = {self.precision!r}, but this version exports {', '.join(PRECISIONS)} only; give --precision fp32")
+        for precision in self.precisions:
+            if precision not in PRECISIONS:
+                near = difflib.get_close_matches(precision, PRECISIONS, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"precision = {precision!r}, but it must be one of {', '.join(PRECISIONS)}{hint}")
+
+    def check_images(self) -> None:
+        """Raises ConfigError where int8 is asked for and there are too few images to choose its scales from."""
+        images = 0 if self.calibration is None else len(self.calibration)
+        if "int8" in self.precisions and images < LEAST_IMAGES:
+            raise ConfigError(f"int8 takes its scales from real images, and there are {images}; give at least {LEAST_IMAGES} with --data")
+
+    def written(self) -> tuple[str, ...]:
+        """The precisions of the bundle, fp32 first, each once."""
+        return tuple(dict.fromkeys(("fp32", *self.precisions)))
 
 
 def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progress: Progress | None = None) -> Manifest:
@@ -55,7 +76,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
     Args:
         source: the model and its pruned encoder.
         out: the bundle's directory; a bundle that stands there is replaced only once the new one is proved.
-        options: default keep, precision, images.
+        options: default keep, precisions, images.
         progress: hears one step a graph, then one a comparison.
 
     Returns:
@@ -63,15 +84,17 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
 
     Raises:
         KeepError: the default keep is out of range.
+        ConfigError: int8 is asked for without images.
         ModelError: a graph cannot be exported.
         ParityError: a graph disagrees with PyTorch; nothing was written.
         StorageError: the disk is full or may not be written to.
     """
     told = progress or SilentProgress()
     default = options.keep.resolve(source.spec.patches)
+    options.check_images()
     probe = Probe.choose(source, options.pixels, default)
     with new_directory(out) as root:
-        _write_graphs(source, root, options.inline_limit_bytes, told)
+        _write_graphs(source, root, options, default, told)
         classes = text.write_classes(source, root)
         tokenizer = text.tokenizer_of(source)
         if tokenizer is not None:
@@ -79,33 +102,34 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
         # save_file would make a file that only its owner may read.
         write_bytes(root / PROBE_NAME, save_tensors(probe.tensors(source)))
         info = TextInfo(source.model.context_length, "" if tokenizer is None else text.TOKENIZER_NAME)
-        unproved = seal(root, replace(_manifest(source, default), text=info, classes=classes))
-        report = prove(source, Bundle(root, unproved), probe, told)
+        unproved = seal(root, replace(_manifest(source, default, options.written()), text=info, classes=classes))
+        report = prove(source, Bundle(root, unproved), probe, options.held_out, told)
         write_json(root / PARITY_NAME, report.to_json())
         return seal(root, replace(unproved, parity=report.summary()))
 
 
-def _write_graphs(source: ExportSource, root: Path, limit: int, progress: Progress) -> None:
-    specs = signatures(source)
-
-    def write(role: str, model: ir.Model) -> ir.Model:
-        save(model, root / specs[role].file, limit)
+def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, default_keep: int, progress: Progress) -> None:
+    precisions = options.written()
+    with stage(progress, "exporting graphs", 4 * len(precisions) + 1):
+        plain = stages(source)
+        request = Int8Request(options.calibration, keep_counts(default_keep, source.spec.patches)[:2], options.int8)
+        for precision in precisions:
+            specs = signatures(source, precision)
+            ready = at_precision(source, plain, precision, request)
+            graphs = dict(zip(("pre", "post"), ready, strict=True))
+            graphs |= {"fused": compose.fused(ready, source.spec, specs["fused"]), "full": compose.full(ready, specs["full"])}
+            for role, model in graphs.items():
+                (root / specs[role].file).parent.mkdir(exist_ok=True)
+                save(model, root / specs[role].file, options.inline_limit_bytes)
+                progress.advance()
+        specs = signatures(source)
+        save(to_onnx(TextGraph(source.model.text), specs["text"]), root / specs["text"].file, options.inline_limit_bytes)
         progress.advance()
-        return model
-
-    with stage(progress, "exporting graphs", len(specs)):
-        stages = [
-            write("pre", to_onnx(PreGraph(source.pruned), specs["pre"])),
-            write("post", to_onnx(PostGraph(source.pruned), specs["post"])),
-        ]
-        write("fused", compose.fused(stages, source.spec, specs["fused"]))
-        write("full", compose.full(stages, specs["full"]))
-        write("text", to_onnx(TextGraph(source.model.text), specs["text"]))
 
 
-def _manifest(source: ExportSource, default_keep: int) -> Manifest:
+def _manifest(source: ExportSource, default_keep: int, precisions: Sequence[str]) -> Manifest:
     model = source.model
-    graphs: dict[str, dict[str, GraphSpec]] = {"fp32": signatures(source)}
+    graphs: dict[str, dict[str, GraphSpec]] = {precision: signatures(source, precision) for precision in precisions}
     return Manifest(
         schema=SCHEMA,
         model=ModelInfo(
@@ -125,5 +149,5 @@ def _manifest(source: ExportSource, default_keep: int) -> Manifest:
         keep_range=(1, source.spec.patches),
         graphs=graphs,
         parity={},
-        versions={name: version(name) for name in _LIBRARIES},
+        versions={name: version(name) for name in (*_LIBRARIES, *(("nncf",) if "int8" in precisions else ()))},
     )

@@ -171,15 +171,15 @@ def evaluate(run: Path, output: Path | None, as_json: bool, data: Path | None, *
 @run_argument
 @click.option("--keep", type=KeepList(), default="0.6", show_default=True, help="Default number of patches kept: a ratio or a count.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True, help="Bundle folder.")
-@click.option("--precision", default="fp32", show_default=True, help="Number format of the graphs.")
-@click.option("--data", type=click.Path(path_type=Path), help="Images of the parity check.  [default: the run's, where present]")
-def export(run: Path, keep: tuple[Keep, ...], output: Path, precision: str, data: Path | None) -> None:
+@click.option("--precision", "precisions", type=Names(), default="fp32", show_default=True, help="Graphs besides fp32: fp16, bf16, int8.")
+@click.option("--data", type=click.Path(path_type=Path), help="Images that prove the bundle and set int8's scales.  [default: the run's]")
+def export(run: Path, keep: tuple[Keep, ...], output: Path, precisions: tuple[str, ...], data: Path | None) -> None:
     """Write a bundle of ONNX graphs, after comparing them with PyTorch."""
     from prtool.console import BarProgress, message, result_table
     from prtool.export.run import export_run
     from prtool.export.write import ExportOptions
 
-    manifest = export_run(run, output, ExportOptions(_one(keep), precision), data, BarProgress())
+    manifest = export_run(run, output, ExportOptions(_one(keep), precisions), data, BarProgress())
     result_table(["compared with PyTorch", "worst"], [[name, f"{value:.9g}"] for name, value in manifest.parity.items()])
     message(f"wrote {output}; next: prtool bench, prtool embed PHOTOS -o out.npz")
 
@@ -199,9 +199,9 @@ def verify(bundle: Path, engine: str, precision: str, data: Path | None, run: Pa
 
     report: VerifyReport | RunAgreement = verify_probe(bundle, engine, precision=precision)
     if data is not None:
-        from prtool.export.run import verify_run
+        from prtool.export.run import VerifyRequest, verify_run
 
-        report = verify_run(bundle, engine, run, data)
+        report = verify_run(bundle, VerifyRequest(engine, precision), run, data)
     if as_json:
         result_json(report.to_json())
     else:
@@ -210,30 +210,35 @@ def verify(bundle: Path, engine: str, precision: str, data: Path | None, run: Pa
 
 @app.command()
 @bundle_argument
-@engine_option
+@click.option("--engine", "engines", type=Names(), default="ort", show_default=True, help="Engines, side by side; 'prtool doctor' lists them.")
+@click.option("--precision", "precisions", type=Names(), default="fp32", show_default=True, help="Of fp32, fp16, bf16, int8, as the engines have it.")
 @click.option("--batch", "batches", type=Counts(), default="1,8", show_default=True, help="Images a call.")
 @click.option("--keep", "keeps", type=KeepList(), default="1.0,0.8,0.6,0.5", show_default=True, help="Keep ratios or counts.")
 @click.option("--mode", "modes", type=Names("fused", "split"), default="fused", show_default=True, help="One graph, or two with selection between.")
+@click.option("--reference", default="", help="Also relate every row to the unpruned model of ENGINE/PRECISION, or of the 'slowest'.")
 @click.option("--threads", type=int, default=0, help="CPU threads; 0 takes all that are granted.  [default: 0]")
+@click.option("--streams", type=int, default=1, show_default=True, help="Parts of a batch that run side by side, where an engine has streams.")
 @click.option("--seconds", "budget_s", type=float, default=60.0, show_default=True, help="Time for measuring; more gives steadier medians.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write the JSON here.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write FILE.json, .csv or .png; without a suffix, all three.")
 @json_option
-def bench(bundle: Path, engine: str, output: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def bench(bundle: Path, output: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Speed against the unpruned model in the same run, beside the theoretical bound."""
     from prtool.console import BarProgress, message, result_json, result_table
-    from prtool.files import write_json
+    from prtool.runtime.bench import BenchConfig
     from prtool.runtime.bench import bench as measure
-    from prtool.runtime.bench_config import BenchConfig
+    from prtool.runtime.bench.files import output_files, write_report
 
-    report = measure(bundle, BenchConfig(engine=engine, **options), BarProgress())
-    if output is not None:
-        write_json(output, report.to_json())
+    files = () if output is None else output_files(output)
+    report = measure(bundle, BenchConfig(**options), BarProgress())
+    write_report(report, files)
     if as_json:
         result_json(report.to_json())
     else:
         result_table(*report.table())
     for note in report.notes:
         message(f"note: {note}")
+    for file in files:
+        message(f"wrote {file}")
 
 
 @app.command()

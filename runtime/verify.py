@@ -20,8 +20,34 @@ from prtool.runtime.pipeline import MODES
 from prtool.spec import Keep
 
 PROBE_NAME = "probe.safetensors"
-# The worst cosine of any image must be above this, for each precision.
-COSINE_GATES: Mapping[str, float] = MappingProxyType({"fp32": 0.99999})
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What a precision must reach; embeddings are compared with PyTorch's in float32.
+
+    Attributes:
+        worst_cosine: of any of the few probe images.
+        mean_cosine, top1: over many real images, at each keep count: mean cosine, and share of images that keep their first class.
+        score_error: largest difference of a patch score, as a share of the largest score.
+    """
+
+    worst_cosine: float
+    mean_cosine: float
+    top1: float
+    score_error: float
+
+
+# Measured on four data sets with a ViT-S/14, the worst at keep 1.0, .6 and .5 (docs/method.md): fp16 mean cosine 0.99999 and
+# top-1 100 %; bf16 0.9997 and 99.2 %; int8 0.997 and 97.5 %. A bf16 or int8 engine may choose other patches where scores are close.
+GATES: Mapping[str, Gate] = MappingProxyType(
+    {
+        "fp32": Gate(0.99999, 0.99999, 0.99, 1e-4),
+        "fp16": Gate(0.999, 0.999, 0.99, 1e-2),
+        "bf16": Gate(0.98, 0.998, 0.97, 1e-1),
+        "int8": Gate(0.90, 0.99, 0.95, 5e-1),
+    }
+)
 # Three engines one after another, and no time is taken: waiting threads give their core away.
 QUIET = EngineOptions(spinning=False)
 Tensors = Mapping[str, Array]
@@ -98,15 +124,15 @@ def agreement(found: Array, wanted: Array) -> Agreement:
     return Agreement(float(cosines.min()), float(errors.max()))
 
 
-def gate_of(precision: str) -> float:
-    """The cosine that must be passed at a precision.
+def gate_of(precision: str) -> Gate:
+    """What must be reached at a precision.
 
     Raises:
         ConfigError: no gate is set for it.
     """
-    gate = COSINE_GATES.get(precision)
+    gate = GATES.get(precision)
     if gate is None:
-        raise ConfigError(f"precision = {precision!r}, but it must be one of {', '.join(COSINE_GATES)}")
+        raise ConfigError(f"precision = {precision!r}, but it must be one of {', '.join(GATES)}")
     return gate
 
 
@@ -125,7 +151,8 @@ def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOpti
         EngineUnavailable: the engine's library is not installed, or finds no device.
         ParityError: a case is not above the gate; the message names it.
     """
-    gate = gate_of(precision)
+    gate = gate_of(precision).worst_cosine
+    text_gate = gate_of("fp32").worst_cosine
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     probe = read_probe(opened)
     cases: list[VerifyCase] = []
@@ -133,7 +160,8 @@ def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOpti
     for mode in MODES:
         with Encoder.load(opened, engine=engine, mode=mode, precision=precision, options=options or QUIET) as encoder:
             infos.append(encoder.info)
-            cases += [_gated(case, gate, f"{encoder.info.name} {encoder.info.version}") for case in _cases(encoder, mode, probe)]
+            name = f"{encoder.info.name} {encoder.info.version}"
+            cases += [_gated(case, text_gate if case.mode == "text" else gate, name) for case in _cases(encoder, mode, probe)]
     return VerifyReport(infos[0], precision, gate, tuple(cases))
 
 
