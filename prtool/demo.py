@@ -11,8 +11,8 @@ from prtool.export.write import ExportOptions
 from prtool.files import new_file, write_json
 from prtool.progress import Progress
 from prtool.runtime.bench import bench
-from prtool.runtime.bench_config import ENCODER, BenchConfig
-from prtool.runtime.bench_report import BenchReport
+from prtool.runtime.bench.config import ENCODER, BenchConfig
+from prtool.runtime.bench.report import BenchReport
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.preprocess import prepare_batch
 from prtool.runtime.select import select

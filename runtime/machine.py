@@ -58,6 +58,23 @@ def peak_memory_mib() -> float | None:
     return round(peak * bytes_per_unit / 2**20, 1)
 
 
+def available_memory_mib(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Memory that this process can still take without swapping, in MiB: the system's, or less where its container grants less.
+
+    None where the system does not say (outside Linux).
+    """
+    found = [line.split() for line in _text(proc / "meminfo").splitlines() if line.startswith("MemAvailable:")]
+    if not found:
+        return None
+    available = int(found[0][1]) / 1024
+    limit, used = _text(cgroup / "memory.max"), _text(cgroup / "memory.current")
+    if limit.isdigit() and used.isdigit():
+        # Cached files count as used there, but give way; meminfo's figure has them already.
+        cached = sum(int(line.split()[1]) for line in _text(cgroup / "memory.stat").splitlines() if line.startswith("inactive_file "))
+        available = min(available, (int(limit) - int(used) + cached) / 2**20)
+    return round(available, 1)
+
+
 class EnergyMeter:
     """Energy of the processor packages, from the RAPL counters of Linux.
 

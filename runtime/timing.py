@@ -1,8 +1,10 @@
 """Timing of several ways to do one thing, interleaved so that a change of the machine meets all of them alike."""
 
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -16,15 +18,34 @@ Joules = Callable[[], float | None]
 """Joules since its last call; None where nothing counts them."""
 
 
+class DeviceClock(Protocol):
+    """The device's own clock around one call, such as a pair of CUDA events."""
+
+    def start(self) -> None:
+        """The call comes next."""
+        ...
+
+    def stop(self) -> int:
+        """Nanoseconds of the device's time since `start`; waits for the device."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One thing to time: `run(round, mark)` does it once and calls `mark` after each of its stages.
 
     `round` counts from 0, so that a case can take another input each time; cases of one group that are given
     the same round take the same input.
+
+    Attributes:
+        run: does it once.
+        library: what runs it; `Plan.settle_s` lies between calls of different libraries.
+        device_clock: also times it on its device; None where there is no such clock.
     """
 
     run: Callable[[int, Mark], None]
+    library: str = ""
+    device_clock: DeviceClock | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +64,8 @@ class Plan:
         warmup_rounds: rounds before them that are not counted, at least 1.
         budget_s: seconds after which no further round starts, once there are `min_rounds`.
         seed: of the order within each round.
+        settle_s: seconds of rest between calls of different libraries, which are not timed: the idle threads of a
+            library may spin for some milliseconds after a call, and would take the cores from its successor.
     """
 
     min_rounds: int
@@ -50,6 +73,7 @@ class Plan:
     warmup_rounds: int
     budget_s: float
     seed: int
+    settle_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -60,11 +84,13 @@ class Samples:
         total_ns: of the whole call.
         stages_ns: stage name -> its share; a stage that a call marks twice is added up.
         joules: energy of all calls together; None where nothing counts it.
+        device_ns: of the whole call by the device's clock; empty where there is none.
     """
 
     total_ns: list[int] = field(default_factory=list)
     stages_ns: dict[str, list[int]] = field(default_factory=dict)
     joules: float | None = None
+    device_ns: list[int] = field(default_factory=list)
 
     def percentile_ms(self, percent: float) -> float:
         """Of the totals, in milliseconds, interpolated linearly between neighbours."""
@@ -73,6 +99,10 @@ class Samples:
     def stages_ms(self) -> dict[str, float]:
         """Median of each stage, in milliseconds."""
         return {name: float(np.median(values)) / 1e6 for name, values in self.stages_ns.items()}
+
+    def device_ms(self) -> float | None:
+        """Median by the device's clock, in milliseconds; None where there is none."""
+        return float(np.median(self.device_ns)) / 1e6 if self.device_ns else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +120,16 @@ class Speedup:
     high: float
 
 
-def measure(groups: Sequence[Group], plan: Plan, clock: Clock, joules: Joules, progress: Progress) -> list[list[Samples]]:
+@dataclass(frozen=True, slots=True)
+class Sensors:
+    """How time passes and is read, and energy; tests put their own in."""
+
+    clock: Clock = time.perf_counter_ns
+    joules: Joules = lambda: None
+    sleep: Callable[[float], None] = time.sleep
+
+
+def measure(groups: Sequence[Group], plan: Plan, sensors: Sensors, progress: Progress) -> list[list[Samples]]:
     """Times every case of every group in each round.
 
     A round visits the groups in a shuffled order, and the cases of a group, baseline included, one directly
@@ -101,7 +140,8 @@ def measure(groups: Sequence[Group], plan: Plan, clock: Clock, joules: Joules, p
         For each group, the samples of its cases, in the order given; every case has the same number of rounds.
     """
     rng = np.random.default_rng(plan.seed)
-    stopwatch = _Stopwatch(clock, joules)
+    clock = sensors.clock
+    stopwatch = _Stopwatch(sensors, plan.settle_s)
     cases = sum(len(group.cases) for group in groups)
     round_s = plan.budget_s
     with stage(progress, "warming up (calls)", plan.warmup_rounds * cases):
@@ -136,25 +176,36 @@ def speedup(baseline: Samples, case: Samples) -> Speedup:
 
 
 class _Stopwatch:
-    """Times one call of one case."""
+    """Times one call of one case, after a rest where another library ran before."""
 
-    def __init__(self, clock: Clock, joules: Joules) -> None:
-        self._clock = clock
-        self._joules = joules
+    def __init__(self, sensors: Sensors, settle_s: float) -> None:
+        self._sensors = sensors
+        self._settle_s = settle_s
+        self._library = ""
 
     def time(self, case: Case, number: int, samples: Samples) -> None:
         marks: list[tuple[str, int]] = []
-        clock = self._clock
-        self._joules()
+        clock, joules = self._sensors.clock, self._sensors.joules
+        self._settle(case.library)
+        joules()
+        if case.device_clock is not None:
+            case.device_clock.start()
         started = clock()
         case.run(number, lambda name: marks.append((name, clock())))
         ended = clock()
-        used = self._joules()
+        used = joules()
+        if case.device_clock is not None:
+            samples.device_ns.append(case.device_clock.stop())
         if used is not None:
             samples.joules = used + (samples.joules or 0.0)
         samples.total_ns.append(max(ended - started, 1))
         for name, spent in _stages(marks, started).items():
             samples.stages_ns.setdefault(name, []).append(spent)
+
+    def _settle(self, library: str) -> None:
+        if self._library and library != self._library and self._settle_s > 0.0:
+            self._sensors.sleep(self._settle_s)
+        self._library = library
 
 
 def _stages(marks: Iterable[tuple[str, int]], started: int) -> dict[str, int]:

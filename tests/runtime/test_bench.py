@@ -4,7 +4,7 @@ import io
 import itertools
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import comb
 from pathlib import Path
@@ -16,21 +16,27 @@ from PIL import Image
 
 from prtool.bundle import Bundle
 from prtool.engines.base import EngineInfo
-from prtool.errors import ConfigError, DataError, ImageError, KeepError
-from prtool.runtime.bench import BenchConfig, Instruments, bench
-from prtool.runtime.bench_report import BenchRow, notes_on
+from prtool.errors import ConfigError, DataError, EngineUnavailable, ImageError, KeepError
+from prtool.runtime.bench import BenchConfig, BenchRow, Instruments, bench
+from prtool.runtime.bench.gpu import GpuMeter
+from prtool.runtime.bench.notes import notes_on
+from prtool.runtime.bench.offers import Offer
 from prtool.runtime.machine import EnergyMeter, Machine, library_versions, peak_memory_mib, this_machine
 from prtool.runtime.pipeline import Stage
 from prtool.runtime.sample_photos import sample_photos
-from prtool.runtime.timing import Case, Group, Plan, Samples, measure, speedup
+from prtool.runtime.timing import Case, Group, Plan, Samples, Sensors, measure, speedup
+from prtool.spec import Keep
 
 ROW_NAMES = [
     "scope",
     "batch",
+    "engine",
+    "device",
+    "precision",
+    "mode",
     "keep",
     "k",
-    "mode",
-    "precision",
+    "gmacs",
     "p50_ms",
     "p90_ms",
     "p99_ms",
@@ -40,12 +46,15 @@ ROW_NAMES = [
     "speedup_high",
     "bound",
     "share_of_bound",
+    "reference_ratio",
     "stages_ms",
+    "device_ms",
     "joules_per_image",
+    "gpu_joules_per_image",
 ]
 REPORT_NAMES = [
     "schema",
-    "engine",
+    "engines",
     "device",
     "versions",
     "rows",
@@ -53,10 +62,15 @@ REPORT_NAMES = [
     "rounds",
     "warmup_rounds",
     "seed",
+    "threads",
+    "streams",
+    "reference",
     "images",
     "machine",
     "peak_memory_mib",
+    "gpu_memory_mib",
     "energy_reason",
+    "gpu_reason",
     "date",
     "notes",
     "speedup_method",
@@ -74,43 +88,53 @@ class FakeLab:
         self.spent_ns: list[int] = []
         self.inputs: dict[int, list[bytes]] = {}
         self.loaded: list[FakeEncoder] = []
+        self.rests: list[float] = []
+        self.missing: set[str] = set()
+        self.slowness: dict[str, float] = {}
+        self.device = "thin air"
         self._rng = np.random.default_rng(5)
 
     def clock(self) -> int:
         return self.now
 
-    def load(self, bundle: Bundle, config: BenchConfig, mode: str, precision: str) -> "FakeEncoder":  # noqa: ARG002 - a Loader
-        self.loaded.append(FakeEncoder(self, mode, precision))
+    def load(self, bundle: Bundle, config: BenchConfig, offer: Offer, mode: str) -> "FakeEncoder":  # noqa: ARG002 - a Loader
+        if offer.engine in self.missing:
+            raise EngineUnavailable(f"engine {offer.engine} cannot be imported")
+        self.loaded.append(FakeEncoder(self, mode, offer))
         return self.loaded[-1]
 
-    def work(self, mode: str, batch: int) -> int:
+    def sleep(self, seconds: float) -> None:
+        self.rests.append(seconds)
+        self.now += int(1e9 * seconds)
+
+    def work(self, encoder: "FakeEncoder", batch: int) -> int:
         """Moves the clock: 10 ms an image, less when pruned, with noise."""
-        share = 1.0 if mode == "full" else self.pruned_share
-        spent = int(1e7 * batch * share * self._rng.uniform(1.0, 1.5))
+        share = 1.0 if encoder.mode == "full" else self.pruned_share
+        spent = int(1e7 * batch * share * self.slowness.get(encoder.offer.engine, 1.0) * self._rng.uniform(1.0, 1.5))
         self.now += spent
         return spent
 
-    def instruments(self, meter: EnergyMeter | None = None) -> Instruments:
-        return Instruments(self.load, self.clock, meter or EnergyMeter(Path("/nowhere")))
+    def instruments(self, meter: EnergyMeter | None = None, gpu_meter: Callable[[], GpuMeter] = GpuMeter) -> Instruments:
+        return Instruments(self.load, self.clock, self.sleep, meter or EnergyMeter(Path("/nowhere")), gpu_meter)
 
 
 class FakeEncoder:
-    def __init__(self, lab: FakeLab, mode: str, precision: str) -> None:
-        self.lab, self.mode, self.precision, self.closed = lab, mode, precision, False
+    def __init__(self, lab: FakeLab, mode: str, offer: Offer) -> None:
+        self.lab, self.mode, self.offer, self.closed = lab, mode, offer, False
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo("fake", "9.9", "thin air")
+        return EngineInfo(self.offer.engine, "9.9", self.lab.device)
 
     def encode_pixels(self, pixels: np.ndarray, keep: object = None) -> np.ndarray:
         assert pixels.dtype == np.float32 and pixels.flags.c_contiguous and not self.closed
         self.lab.inputs.setdefault(len(pixels), []).append(pixels.tobytes())
-        self.lab.calls.append((self.mode, self.precision, len(pixels), keep))
-        self.lab.spent_ns.append(self.lab.work(self.mode, len(pixels)))
+        self.lab.calls.append((self.mode, str(self.offer), len(pixels), keep))
+        self.lab.spent_ns.append(self.lab.work(self, len(pixels)))
         return np.zeros((len(pixels), EMBED), np.float32)
 
     def stages(self, pixels: np.ndarray, keep: object = None) -> Iterator[Stage]:
-        self.lab.calls.append((self.mode, self.precision, len(pixels), keep))
+        self.lab.calls.append((self.mode, str(self.offer), len(pixels), keep))
         for name, spent in (("pre", 5), ("select_1", 1), ("mid_1", 2), ("select_2", 3), ("post", 4)):
             self.lab.now += spent * 1_000_000
             yield Stage(name, {})
@@ -250,34 +274,55 @@ def test_json_names_are_stable(bundle: Bundle) -> None:
     report = bench(bundle, BenchConfig(min_rounds=5, max_rounds=5), instruments=FakeLab().instruments())
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert list(value) == REPORT_NAMES and all(list(row) == ROW_NAMES for row in value["rows"])
-    assert value["schema"] == 1 and value["engine"] == "fake" and value["device"].startswith("thin air (")
-    assert {"prtool", "python", "numpy", "pillow", "fake"} <= set(value["versions"]) and value["versions"]["fake"] == "9.9"
+    assert value["schema"] == 2 and value["engines"] == {"ort": "thin air"} and value["device"] == this_machine().cpu
+    assert {"prtool", "python", "numpy", "pillow", "ort"} <= set(value["versions"]) and value["versions"]["ort"] == "9.9"
     assert list(value["machine"]) == ["cpu", "cores", "threads_granted", "system", "load_average"]
     assert value["rows"][0]["joules_per_image"] is None and "RAPL" in value["energy_reason"]
     columns, cells = report.table()
     assert all(len(row) == len(columns) for row in cells) and len(cells) == len(report.rows) == 2 * 2 * 3
-    assert cells[0][:5] == ["encoder", "1", "1", "full", "fp32"] and cells[0][8:] == [f"{report.rows[0].images_per_s:.1f}", "1.00x", "1.00x", "100%"]
+    assert cells[0][:6] == ["encoder", "1", "ort", "fp32", "full", "1"]
+    assert cells[0][9:] == [f"{report.rows[0].images_per_s:.1f}", "1.00x", "1.00x", "100%"]
 
 
 def test_notes_say_where_pruning_does_not_pay(bundle: Bundle) -> None:
     def notes(pruned_share: float) -> str:
         report = bench(bundle, encoder_only(keeps=(1.0, 0.5), min_rounds=200, max_rounds=200), instruments=FakeLab(pruned_share).instruments())
-        return "\n".join(notes_on(report.rows, 16, QUIET))
+        return "\n".join(notes_on(report.rows, (), 16, QUIET))
 
     assert notes(0.8) == ""
-    assert notes(1.0).startswith("Pruning does not pay for batch 2, keep 0.5, fused, fp32, encoder: speed-up ")
+    assert notes(1.0).startswith("Pruning does not pay for batch 2, keep 0.5, fused, ort fp32, encoder: speed-up ")
     assert notes(1.0).count("\n") == 0, "keep 1.0 prunes nothing, so it needs no such sentence"
 
 
 def test_notes_say_what_is_uncertain_and_what_pruning_cannot_shorten() -> None:
-    times = {"p50_ms": 10.0, "p90_ms": 11.0, "p99_ms": 12.0, "images_per_s": 100.0, "bound": 1.4, "share_of_bound": 0.9}
-    stages = {"decode": 2.0, "preprocess": 1.0, "encode": 7.0}
     row = BenchRow(
-        "end-to-end", 1, 0.6, 10, "fused", "fp32", **times, speedup=1.3, speedup_low=1.1, speedup_high=1.4, stages_ms=stages, joules_per_image=None
+        scope="end-to-end",
+        batch=1,
+        engine="ort",
+        device="thin air",
+        precision="fp32",
+        mode="fused",
+        keep=0.6,
+        k=10,
+        gmacs=1.0,
+        p50_ms=10.0,
+        p90_ms=11.0,
+        p99_ms=12.0,
+        images_per_s=100.0,
+        speedup=1.3,
+        speedup_low=1.1,
+        speedup_high=1.4,
+        bound=1.4,
+        share_of_bound=0.9,
+        reference_ratio=None,
+        stages_ms={"decode": 2.0, "preprocess": 1.0, "encode": 7.0},
+        device_ms=None,
+        joules_per_image=None,
+        gpu_joules_per_image=None,
     )
-    assert notes_on((row,), 16, replace(QUIET, load_average=3.0)) == (
-        "Decoding and preprocessing take 30 % of a call for batch 1, keep 0.6, fused, fp32, end-to-end; pruning does not shorten them.",
-        "1 of 1 speed-ups are known less exactly than +-5 % (widest: batch 1, keep 0.6, fused, fp32, end-to-end, 1.10 to 1.40); "
+    assert notes_on((row,), (), 16, replace(QUIET, load_average=3.0)) == (
+        "Decoding and preprocessing take 30 % of a call for batch 1, keep 0.6, fused, ort fp32, end-to-end; pruning does not shorten them.",
+        "1 of 1 speed-ups are known less exactly than +-5 % (widest: batch 1, keep 0.6, fused, ort fp32, end-to-end, 1.10 to 1.40); "
         "measure for longer or on a quiet machine.",
         "Other jobs ran before the measurement: the load average was 3.0 on 4 processors.",
     )
@@ -307,6 +352,11 @@ def test_notes_say_what_is_uncertain_and_what_pruning_cannot_shorten() -> None:
         ({"budget_s": -1.0}, "budget_s"),
         ({"threads": -1}, "threads"),
         ({"seed": -1}, "seed"),
+        ({"engines": ()}, "engines"),
+        ({"engines": ("ort", "ort")}, "engines names ort twice"),
+        ({"keeps": (0.5, Keep.ratio(0.5))}, "keeps names 0.5 twice"),
+        ({"streams": 0}, "streams"),
+        ({"reference": "openvino/fp32"}, "reference = 'openvino/fp32', but it must be one of slowest, ort/fp32"),
     ],
 )
 def test_bad_configurations_are_refused(changes: dict[str, object], words: str) -> None:
@@ -331,13 +381,13 @@ def test_a_missing_precision_and_an_unknown_engine_are_refused(bundle: Bundle) -
     with pytest.raises(ConfigError, match="fp16"):
         bench(bundle, BenchConfig(precisions=("fp16",)))
     with pytest.raises(ConfigError, match="engine = 'orrt'"):
-        bench(bundle, BenchConfig(engine="orrt"))
+        bench(bundle, BenchConfig(engines=("orrt",)))
 
 
 def test_a_real_run(bundle: Bundle) -> None:
     config = BenchConfig(batches=(2,), keeps=(16, 5), modes=("fused", "split"), budget_s=0.0, warmup_rounds=1, threads=1)
     report = bench(bundle.path, config)
-    assert report.engine == "ort" and "1 thread" in report.device and report.rounds == 5
+    assert list(report.engines) == ["ort"] and "1 thread" in report.engines["ort"] and report.rounds == 5
     assert [(row.scope, row.mode, row.k) for row in report.rows] == [
         (scope, mode, k)
         for scope in ("encoder", "end-to-end")
@@ -355,7 +405,7 @@ def test_measure_calls_a_case_with_the_number_of_its_round() -> None:
     seen: list[int] = []
     case = Case(lambda number, _mark: seen.append(number))
     ticks = itertools.count()
-    samples = measure([Group((case,))], Plan(5, 5, 2, 0.0, 0), lambda: next(ticks), lambda: None, CountingProgress())
+    samples = measure([Group((case,))], Plan(5, 5, 2, 0.0, 0), Sensors(lambda: next(ticks)), CountingProgress())
     assert seen == [0, 1, 0, 1, 2, 3, 4] and samples[0][0].total_ns == [1] * 5
 
 

@@ -3,9 +3,10 @@
 import difflib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
 from prtool.errors import ConfigError
 from prtool.runtime.timing import Plan
 from prtool.spec import Keep
@@ -14,7 +15,10 @@ ENCODER, END_TO_END = "encoder", "end-to-end"
 SCOPES = (ENCODER, END_TO_END)
 BASELINE_MODE = "full"
 PRUNED_MODES = ("fused", "split")
+SLOWEST = "slowest"
 MOST_BATCH, MOST_ROUNDS, MOST_IMAGES = 1024, 10_000, 256
+SETTLE_S = 0.03
+"""Rest between calls of different libraries; an OpenMP thread spins for a few milliseconds after its call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,28 +26,36 @@ class BenchConfig:
     """What is measured; every combination, and for each the unpruned model beside it.
 
     Attributes:
-        engine: a name of the engine registry.
+        engines: names of the engine registry.
+        precisions: arithmetic; each row is compared with the unpruned model on the same engine in the same precision.
         batches: images a call, 1 to 1024.
         keeps: a ratio (0.6), a count (118) or a `Keep` each; 1.0 shows what scoring and selection cost.
         modes: of "fused", "split".
-        precisions: that the bundle holds; each is compared with the unpruned model at the same precision.
         scopes: "encoder" (from prepared pixels) and "end-to-end" (from encoded files in memory: decode, preprocess, encode).
+        reference: every row is also related to the unpruned model of "ENGINE/PRECISION", or of the "slowest"; "" for neither.
         images: files or their bytes for the end-to-end rows, at most 256 of them are used; none takes generated JPEGs of 500 x 375.
         threads: CPU threads of one call; 0 takes what the machine grants this process.
+        streams: parts that a batch is cut into and that run side by side, on engines that have streams.
+        cache: folder of built engines; None takes the engines' own default.
+        build: how engines that compile ahead are built; widened to the batches that are measured.
         budget_s: seconds of timed calls; loading and warming up come on top.
         min_rounds, max_rounds: timed rounds whatever the budget says; 5 are the least for a median with an interval.
         warmup_rounds: rounds before them that do not count.
         seed: of pixels, generated images and order.
     """
 
-    engine: str = "ort"
+    engines: tuple[str, ...] = ("ort",)
+    precisions: tuple[str, ...] = ("fp32",)
     batches: tuple[int, ...] = (1, 8)
     keeps: tuple[Keep | float | int, ...] = (1.0, 0.6)
     modes: tuple[str, ...] = ("fused",)
-    precisions: tuple[str, ...] = ("fp32",)
     scopes: tuple[str, ...] = SCOPES
+    reference: str = ""
     images: tuple[str | Path | bytes, ...] | None = None
     threads: int = 0
+    streams: int = 1
+    cache: Path | None = None
+    build: BuildOptions = field(default_factory=BuildOptions)
     budget_s: float = 60.0
     min_rounds: int = 5
     max_rounds: int = 500
@@ -51,19 +63,22 @@ class BenchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, values in (("batches", self.batches), ("keeps", self.keeps), ("modes", self.modes), ("precisions", self.precisions)):
-            if not values:
-                raise ConfigError(f"{name} = (), but a benchmark needs at least one")
+        for name in ("engines", "precisions", "batches", "keeps", "modes"):
+            _check_some(name, getattr(self, name))
         for batch in self.batches:
             _check_range("batch", batch, 1, MOST_BATCH)
         _check_names("mode", self.modes, PRUNED_MODES, f" ({BASELINE_MODE!r} is always measured, as the baseline)")
         _check_names("scope", self.scopes, SCOPES, "")
         if not self.scopes:
             raise ConfigError(f"scopes = (), but a benchmark needs at least one of {', '.join(SCOPES)}")
-        self.chosen_keeps()
+        _check_some("keeps", self.chosen_keeps())
         if self.images is not None and not self.images:
             raise ConfigError("images = (), but the end-to-end rows need at least one; give None for generated ones")
+        references = (SLOWEST, *(f"{engine}/{precision}" for engine in self.engines for precision in self.precisions))
+        if self.reference:
+            _check_names("reference", (self.reference,), references, "")
         _check_range("threads", self.threads, 0, 4096)
+        _check_range("streams", self.streams, 1, 4096)
         _check_range("min_rounds", self.min_rounds, 5, MOST_ROUNDS)
         _check_range("max_rounds", self.max_rounds, self.min_rounds, MOST_ROUNDS)
         _check_range("warmup_rounds", self.warmup_rounds, 1, MOST_ROUNDS)
@@ -81,7 +96,22 @@ class BenchConfig:
 
     def plan(self) -> Plan:
         """The part that the timing needs."""
-        return Plan(self.min_rounds, self.max_rounds, self.warmup_rounds, self.budget_s, self.seed)
+        return Plan(self.min_rounds, self.max_rounds, self.warmup_rounds, self.budget_s, self.seed, SETTLE_S)
+
+    def engine_options(self) -> EngineOptions:
+        """The part that the engines need."""
+        batch = self.build.batch
+        most = max(batch.most, *self.batches)
+        build = replace(self.build, batch=ShapeRange(min(batch.least, *self.batches), batch.usual, most))
+        return EngineOptions(threads=self.threads, streams=self.streams, cache=self.cache, build=build)
+
+
+def _check_some(name: str, values: Sequence[object]) -> None:
+    if not values:
+        raise ConfigError(f"{name} = (), but a benchmark needs at least one")
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ConfigError(f"{name} names {value} twice; name each once")
 
 
 def _check_range(name: str, value: object, low: int, high: int) -> None:

@@ -1,0 +1,61 @@
+"""Where a benchmark's result goes: JSON, CSV and PNG, each whole or not at all."""
+
+import csv
+import importlib.util
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prtool.errors import ConfigError
+from prtool.files import write_bytes, write_json
+from prtool.runtime.bench.report import BenchReport
+
+SUFFIXES = (".json", ".csv", ".png")
+
+
+def output_files(output: Path) -> tuple[Path, ...]:
+    """The files that `output` stands for: one by its suffix, or NAME.json, NAME.csv and NAME.png where it has none.
+
+    Raises:
+        ConfigError: another suffix, or a picture is asked for and matplotlib is not installed. Ask before measuring.
+    """
+    suffix = output.suffix.lower()
+    if suffix and suffix not in SUFFIXES:
+        raise ConfigError(f"output = {output}, but its name must end in {', '.join(SUFFIXES)}, or in none of them to write all three")
+    files = (output,) if suffix else tuple(output.with_name(output.name + item) for item in SUFFIXES)
+    if files[-1].suffix.lower() == ".png" and importlib.util.find_spec("matplotlib") is None:
+        other = output.with_suffix(".json")
+        raise ConfigError(f"output = {output} needs matplotlib for its picture, which is not installed; pip install matplotlib, or write {other}")
+    return files
+
+
+def write_report(report: BenchReport, files: Sequence[Path]) -> None:
+    """Writes each file in the form that its suffix names.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    for file in files:
+        match file.suffix.lower():
+            case ".json":
+                write_json(file, report.to_json())
+            case ".csv":
+                write_csv(file, report.to_csv())
+            case _:
+                from prtool.runtime.bench.plot import plot_report
+
+                plot_report(report, file)
+
+
+def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Writes records with the same keys as CSV, UTF-8, a heading first; None becomes an empty cell.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    write_bytes(path, text.getvalue().encode())
