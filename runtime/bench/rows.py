@@ -52,10 +52,10 @@ def _plateaus(lineup: Lineup, steps: Sequence[Way], measured: Measured) -> list[
 
 
 def _is_flat(manifest: Manifest, more: Way, fewer: Way, measured: Measured) -> bool:
-    """Whether fewer patches are no faster within noise, and surely not as fast as their cost promises."""
+    """Whether fewer patches are hardly faster, and surely by less than half of what their cost promises."""
     gained = speedup(measured[more], measured[fewer])
     promised = manifest.bound(patches_kept(manifest, fewer)) / manifest.bound(patches_kept(manifest, more))
-    return gained.median < _FLAT and gained.low <= 1.0 and gained.high < promised
+    return gained.median < _FLAT and gained.high < 1.0 + 0.5 * (promised - 1.0)
 
 
 def _plateau(lineup: Lineup, ways: Sequence[Way], measured: Measured) -> Plateau | None:

@@ -4,25 +4,21 @@ import io
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import comb
 from pathlib import Path
 
 import numpy as np
 import pytest
-from models import EMBED, TinyModel, tiny_bundle
+from bench_lab import FakeLab
+from models import TinyModel, tiny_bundle
 from PIL import Image
 
 from prtool.bundle import Bundle
-from prtool.engines.base import EngineInfo
-from prtool.errors import ConfigError, DataError, EngineUnavailable, ImageError, KeepError
-from prtool.runtime.bench import BenchConfig, BenchRow, Instruments, bench
-from prtool.runtime.bench.gpu import GpuMeter
+from prtool.errors import ConfigError, DataError, ImageError, KeepError
+from prtool.runtime.bench import BenchConfig, BenchRow, bench
 from prtool.runtime.bench.notes import notes_on
-from prtool.runtime.bench.offers import Offer
 from prtool.runtime.machine import EnergyMeter, Machine, library_versions, peak_memory_mib, this_machine
-from prtool.runtime.pipeline import Stage
 from prtool.runtime.sample_photos import sample_photos
 from prtool.runtime.timing import Case, Group, Plan, Samples, Sensors, measure, speedup
 from prtool.spec import Keep
@@ -76,72 +72,6 @@ REPORT_NAMES = [
     "speedup_method",
 ]
 QUIET = Machine("a processor", cores=4, threads_granted=4, system="Linux", load_average=0.0)
-
-
-class FakeLab:
-    """A clock in nanoseconds, and encoders whose calls move it; writes down who was called with what."""
-
-    def __init__(self, pruned_share: float = 0.8) -> None:
-        self.now = 0
-        self.pruned_share = pruned_share
-        self.calls: list[tuple[str, str, int, object]] = []
-        self.spent_ns: list[int] = []
-        self.inputs: dict[int, list[bytes]] = {}
-        self.loaded: list[FakeEncoder] = []
-        self.rests: list[float] = []
-        self.missing: set[str] = set()
-        self.slowness: dict[str, float] = {}
-        self.device = "thin air"
-        self._rng = np.random.default_rng(5)
-
-    def clock(self) -> int:
-        return self.now
-
-    def load(self, bundle: Bundle, config: BenchConfig, offer: Offer, mode: str) -> "FakeEncoder":  # noqa: ARG002 - a Loader
-        if offer.engine in self.missing:
-            raise EngineUnavailable(f"engine {offer.engine} cannot be imported")
-        self.loaded.append(FakeEncoder(self, mode, offer))
-        return self.loaded[-1]
-
-    def sleep(self, seconds: float) -> None:
-        self.rests.append(seconds)
-        self.now += int(1e9 * seconds)
-
-    def work(self, encoder: "FakeEncoder", batch: int) -> int:
-        """Moves the clock: 10 ms an image, less when pruned, with noise."""
-        share = 1.0 if encoder.mode == "full" else self.pruned_share
-        spent = int(1e7 * batch * share * self.slowness.get(encoder.offer.engine, 1.0) * self._rng.uniform(1.0, 1.5))
-        self.now += spent
-        return spent
-
-    def instruments(self, meter: EnergyMeter | None = None, gpu_meter: Callable[[], GpuMeter] = GpuMeter) -> Instruments:
-        return Instruments(self.load, self.clock, self.sleep, meter or EnergyMeter(Path("/nowhere")), gpu_meter)
-
-
-class FakeEncoder:
-    def __init__(self, lab: FakeLab, mode: str, offer: Offer) -> None:
-        self.lab, self.mode, self.offer, self.closed = lab, mode, offer, False
-
-    @property
-    def info(self) -> EngineInfo:
-        return EngineInfo(self.offer.engine, "9.9", self.lab.device)
-
-    def encode_pixels(self, pixels: np.ndarray, keep: object = None) -> np.ndarray:
-        assert pixels.dtype == np.float32 and pixels.flags.c_contiguous and not self.closed
-        self.lab.inputs.setdefault(len(pixels), []).append(pixels.tobytes())
-        self.lab.calls.append((self.mode, str(self.offer), len(pixels), keep))
-        self.lab.spent_ns.append(self.lab.work(self, len(pixels)))
-        return np.zeros((len(pixels), EMBED), np.float32)
-
-    def stages(self, pixels: np.ndarray, keep: object = None) -> Iterator[Stage]:
-        self.lab.calls.append((self.mode, str(self.offer), len(pixels), keep))
-        for name, spent in (("pre", 5), ("select_1", 1), ("mid_1", 2), ("select_2", 3), ("post", 4)):
-            self.lab.now += spent * 1_000_000
-            yield Stage(name, {})
-        self.lab.spent_ns.append(15_000_000)
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class CountingProgress:
