@@ -1,0 +1,373 @@
+"""The engine cache: what makes an engine stale, what is refused, and many builders at once."""
+
+import dataclasses
+import errno
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from prtool.engines import cache as cache_module
+from prtool.engines.cache import EngineCache, beyond_size, unused_for
+from prtool.engines.cache_key import NO_DEVICE, EngineKey, onnx_digest
+from prtool.engines.cache_record import ENGINE_FILE, RECORD_FILE, default_root
+from prtool.errors import EngineError, StorageError
+
+KEY = EngineKey("1" * 64, "fp32", "batch 1:8:32", "level=3", "tensorrt", "11.4", "NVIDIA H200", "9.0", "580.65", "Linux", "x86_64")
+PLAN = b"plan" * 1000
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "engines")
+
+
+def writes(content: bytes = PLAN) -> Callable[[Path], None]:
+    def build(path: Path) -> None:
+        path.write_bytes(content)
+
+    return build
+
+
+def refuses(path: Path) -> None:
+    pytest.fail(f"{path} should have been taken from the cache")
+
+
+def test_what_was_built_is_taken_next_time(cache: EngineCache) -> None:
+    first = cache.obtain(KEY, writes(), source="pre.onnx")
+    again = cache.obtain(dataclasses.replace(KEY), refuses, source="pre.onnx")
+    assert (first.built, again.built) == (True, False)
+    assert (first.reason, again.reason) == ("not in the cache", "in the cache")
+    assert first.path == again.path
+    assert again.read() == PLAN
+    assert again.record == first.record
+
+
+def test_the_record_describes_the_file(cache: EngineCache) -> None:
+    built = cache.obtain(KEY, writes(), source="/bundle/pre.onnx")
+    value = json.loads((built.path.parent / RECORD_FILE).read_text())
+    assert value["schema"] == 1
+    assert value["key"] == dataclasses.asdict(KEY)
+    assert (value["size"], value["source"]) == (len(PLAN), "/bundle/pre.onnx")
+    assert subprocess.run(["sha256sum", built.path], capture_output=True, text=True, check=True).stdout.split()[0] == value["sha256"]
+
+
+@pytest.mark.parametrize("field", [item.name for item in dataclasses.fields(EngineKey)])
+def test_every_field_of_the_key_makes_a_new_engine_and_says_so(cache: EngineCache, field: str, caplog: pytest.LogCaptureFixture) -> None:
+    cache.obtain(KEY, writes(), source="pre.onnx")
+    changed = dataclasses.replace(KEY, **{field: "another"})
+    with caplog.at_level(logging.WARNING):
+        second = cache.obtain(changed, writes(b"other"), source="pre.onnx")
+    assert second.built
+    assert second.reason == f"stale: {field} changed from {str(getattr(KEY, field))[:12]!r} to 'another'"
+    assert caplog.messages == [f"building an engine of pre.onnx: {second.reason}"]
+    assert cache.obtain(KEY, refuses).read() == PLAN
+
+
+def test_the_nearest_earlier_engine_explains(cache: EngineCache) -> None:
+    cache.obtain(dataclasses.replace(KEY, driver="1", device="2", precision="3"), writes(), source="a.onnx")
+    cache.obtain(dataclasses.replace(KEY, driver="570.10"), writes(), source="a.onnx")
+    cache.obtain(dataclasses.replace(KEY, builder="level=0"), writes(), source="b.onnx")
+    assert cache.obtain(KEY, writes(), source="a.onnx").reason == "stale: driver changed from '570.10' to '580.65'"
+
+
+def test_another_graph_is_no_reason(cache: EngineCache) -> None:
+    cache.obtain(dataclasses.replace(KEY, driver="570.10"), writes(), source="a.onnx")
+    assert cache.obtain(KEY, writes(), source="b.onnx").reason == "not in the cache"
+
+
+def test_keys_without_a_device_say_so() -> None:
+    key = EngineKey("1" * 64, "fp32", "", "", "tensorrt_rtx", "1.7")
+    assert (key.device, key.compute_capability, key.driver) == (NO_DEVICE,) * 3
+    assert key.system
+    assert key.architecture
+
+
+def test_rebuild_builds_again(cache: EngineCache) -> None:
+    cache.obtain(KEY, writes())
+    again = cache.obtain(KEY, writes(b"new"), rebuild=True)
+    assert (again.built, again.reason, again.read()) == (True, "asked for", b"new")
+    assert cache.obtain(KEY, refuses).read() == b"new"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda plan: plan.write_bytes(PLAN[:100]), r"engine\.plan is not loaded: it has 100 bytes, but 4000 were built"),
+        (lambda plan: plan.write_bytes(b"x" + PLAN[1:]), r"its SHA-256 is not the one recorded"),
+        (lambda plan: plan.unlink(), "it is missing"),
+        (lambda plan: (plan.parent / RECORD_FILE).unlink(), r"build\.json is not loaded: it is missing"),
+        (lambda plan: (plan.parent / RECORD_FILE).write_text("{"), r"build\.json is not loaded: it cannot be read"),
+        (lambda plan: (plan.parent / RECORD_FILE).write_text("[]"), "not a JSON object"),
+        (lambda plan: (plan.parent / RECORD_FILE).write_bytes(b"[" * 100_000), "it cannot be read"),
+    ],
+)
+def test_a_damaged_engine_is_refused(cache: EngineCache, damage: Callable[[Path], object], message: str) -> None:
+    plan = cache.obtain(KEY, writes()).path
+    damage(plan)
+    with pytest.raises(EngineError, match=message) as caught:
+        cache.obtain(KEY, refuses)
+    assert f"prtool engine-cache clear {KEY.digest} --engine-cache {cache.root}" in str(caught.value)
+    assert "--rebuild" in str(caught.value)
+    assert cache.obtain(KEY, writes(), rebuild=True).read() == PLAN
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sha256": "0" * 64}, "SHA-256"),
+        ({"size": 4001}, "it has 4000 bytes, but 4001 were built"),
+        ({"size": "4000"}, "kinds"),
+        ({"key": {**dataclasses.asdict(KEY), "device": "another"}}, "its key is not the one that its folder is named by"),
+        ({"key": {**dataclasses.asdict(KEY), "device": 3}}, "fields"),
+        ({"key": []}, "fields"),
+        ({"more": 1}, "fields"),
+    ],
+)
+def test_an_altered_record_is_refused(cache: EngineCache, change: dict[str, object], message: str) -> None:
+    path = cache.obtain(KEY, writes()).path.parent / RECORD_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(EngineError, match=message):
+        cache.obtain(KEY, refuses)
+    (entry,) = cache.entries()
+    if entry.record is None:
+        assert message in entry.problem
+
+
+def test_a_record_of_another_schema_is_stale(cache: EngineCache) -> None:
+    path = cache.obtain(KEY, writes()).path.parent / RECORD_FILE
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 0}))
+    assert cache.obtain(KEY, writes()).reason == "stale: its record is not of schema 1"
+
+
+def test_bytes_that_change_after_the_check_are_refused(cache: EngineCache) -> None:
+    found = cache.obtain(KEY, writes())
+    found.path.write_bytes(b"x" * len(PLAN))
+    with pytest.raises(EngineError, match="changed while it was loaded"):
+        found.read()
+    found.path.unlink()
+    with pytest.raises(EngineError, match="cannot be read"):
+        found.read()
+
+
+def test_a_failed_build_leaves_nothing(cache: EngineCache) -> None:
+    def fails(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise EngineError("no tactic")
+
+    with pytest.raises(EngineError, match="no tactic"):
+        cache.obtain(KEY, fails)
+    with pytest.raises(EngineError, match="wrote nothing"):
+        cache.obtain(KEY, writes(b""))
+    assert [path.name for path in cache.root.iterdir()] == [".locks"]
+
+
+def test_a_full_disk_leaves_nothing(cache: EngineCache) -> None:
+    def fills(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"engine\.plan: no space left on the disk"):
+        cache.obtain(KEY, fills)
+    assert [path.name for path in cache.root.iterdir()] == [".locks"]
+    assert cache.obtain(KEY, writes()).reason == "not in the cache"
+
+
+def test_a_disk_that_fills_at_the_record_leaves_nothing(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache_module, "write_json", full)
+    with pytest.raises(StorageError, match="no space left"):
+        cache.obtain(KEY, writes())
+    assert cache.entries() == []
+    assert [path.name for path in cache.root.iterdir()] == [".locks"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        EngineCache(tmp_path / "file" / "engines").obtain(KEY, writes())
+
+
+def test_a_read_only_cache_serves_what_it_has(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.obtain(KEY, writes())
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert cache.obtain(KEY, refuses).read() == PLAN
+    with pytest.raises(StorageError, match="read-only"):
+        cache.obtain(dataclasses.replace(KEY, driver="1"), writes())
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_cache import KEY
+from prtool.engines.cache import EngineCache
+import logging
+logging.basicConfig(stream=sys.stderr)
+
+def build(path):
+    with open({log!r}, "a") as stream:
+        stream.write("built\\n")
+    Path({started!r}).touch()
+    while not Path({go!r}).exists():
+        time.sleep(0.01)
+    path.write_bytes(b"from a process")
+
+found = EngineCache(Path({root!r})).obtain(KEY, build)
+print(found.built, found.read().decode())
+"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_of_two_processes_one_builds_and_the_other_takes_its_result(tmp_path: Path) -> None:
+    root, log, started, go = (tmp_path / name for name in ("engines", "log", "started", "go"))
+    names = {"tests": str(Path(__file__).parent), "log": str(log), "started": str(started), "go": str(go), "root": str(root)}
+    program = [sys.executable, "-c", BUILDER.format(**names)]
+    errors = tmp_path / "second"
+    with (
+        errors.open("w") as stream,
+        subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first,
+    ):
+        wait_for(started.exists)
+        with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=stream, text=True) as second:
+            wait_for(lambda: "waiting for it" in errors.read_text())
+            busy = EngineCache(root).clear([KEY.digest])
+            go.touch()
+            answers = sorted([first.communicate()[0].strip(), second.communicate()[0].strip()])
+    assert busy.busy == (KEY.digest,)
+    assert answers == ["False from a process", "True from a process"]
+    assert log.read_text() == "built\n"
+
+
+def test_of_many_threads_one_builds(cache: EngineCache) -> None:
+    builds: list[int] = []
+
+    def build(path: Path) -> None:
+        builds.append(1)
+        time.sleep(0.05)
+        path.write_bytes(PLAN)
+
+    threads = [threading.Thread(target=cache.obtain, args=(KEY, build)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert builds == [1]
+
+
+def test_a_killed_build_is_swept_by_the_next(cache: EngineCache) -> None:
+    left = cache.root / f".{KEY.digest}.abc.part"
+    left.mkdir(parents=True)
+    (left / ENGINE_FILE).write_bytes(b"half")
+    assert cache.entries() == []
+    cache.obtain(KEY, writes())
+    assert not left.exists()
+
+
+def test_entries_are_listed_the_last_used_first(cache: EngineCache) -> None:
+    other = dataclasses.replace(KEY, precision="fp16")
+    for key, used in ((KEY, 1000.0), (other, 2000.0)):
+        folder = cache.obtain(key, writes()).path.parent
+        for path in folder.iterdir():
+            os.utime(path, (used, used))
+    assert [entry.digest for entry in cache.entries()] == [other.digest, KEY.digest]
+    cache.obtain(KEY, refuses)
+    first, second = cache.entries()
+    assert (first.digest, second.digest) == (KEY.digest, other.digest)
+    assert first.record is not None
+    assert first.record.key == KEY
+    assert first.size == sum(path.stat().st_size for path in (cache.root / KEY.digest).iterdir())
+    assert unused_for([first, second], days=1) == [other.digest]
+
+
+def test_the_latest_of_several_builds(cache: EngineCache) -> None:
+    for place, profiles in enumerate(("batch 1:8:64", "batch 1:1:1")):
+        folder = cache.obtain(dataclasses.replace(KEY, profiles=profiles), writes()).path.parent
+        for path in folder.iterdir():
+            os.utime(path, (1000 - place, 1000 - place))
+    found = cache.latest(KEY, ignoring=("profiles", "builder"))
+    assert found is not None
+    assert found.key.profiles == "batch 1:8:64"
+    assert cache.latest(dataclasses.replace(KEY, driver="1"), ignoring=("profiles", "builder")) is None
+
+
+def test_the_ones_used_longest_ago_go_beyond_a_size(cache: EngineCache) -> None:
+    keys = [dataclasses.replace(KEY, driver=str(place)) for place in range(4)]
+    for place, key in enumerate(keys):
+        folder = cache.obtain(key, writes()).path.parent
+        for path in folder.iterdir():
+            os.utime(path, (place + 1, place + 1))
+    size = cache.entries()[0].size
+    assert beyond_size(cache.entries(), 2 * size + 10) == [keys[1].digest, keys[0].digest]
+    assert beyond_size(cache.entries(), 0) == [key.digest for key in reversed(keys)]
+
+
+def test_clearing(cache: EngineCache) -> None:
+    other = dataclasses.replace(KEY, precision="fp16")
+    for key in (KEY, other):
+        cache.obtain(key, writes())
+    assert cache.clear([KEY.digest, "0" * 32, "../.."]).removed == (KEY.digest,)
+    assert [entry.digest for entry in cache.entries()] == [other.digest]
+    (cache.root / f".{KEY.digest}.abc.part").mkdir()
+    cache.timing_folder.mkdir()
+    assert cache.clear_all().removed == (other.digest, KEY.digest)
+    assert [path.name for path in cache.root.iterdir()] == [".locks"]
+    assert EngineCache(cache.root / "absent").clear_all().removed == ()
+
+
+def test_default_root_follows_the_custom_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_root() == tmp_path / "prtool" / "engines"
+    for unusable in ("", "relative/path"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unusable)
+        monkeypatch.setattr(sys, "platform", "linux")
+        assert default_root() == Path.home() / ".cache" / "prtool" / "engines"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert default_root() == Path.home() / "Library" / "Caches" / "prtool" / "engines"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path))
+    assert default_root() == tmp_path / "prtool" / "engines"
+
+
+def test_the_digest_of_a_graph_covers_its_weights_file(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx makes the test graph")
+    weights = onnx.numpy_helper.from_array(np.arange(2000, dtype=np.float32), "weights")
+    nodes = [onnx.helper.make_node("Add", ["x", "weights"], ["y"])]
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (2000,)) for name in "xy"]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [weights]))
+    path, data = tmp_path / "graph.onnx", tmp_path / "weights of it.bin"
+    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=0)
+    before = onnx_digest(path)
+    assert before == onnx_digest(path)
+    content = bytearray(data.read_bytes())
+    content[5] ^= 1
+    data.write_bytes(content)
+    changed = onnx_digest(path)
+    assert changed != before
+    data.unlink()
+    assert onnx_digest(path) not in (before, changed)
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    assert len(onnx_digest(tmp_path / "empty.onnx")) == 64
