@@ -1,10 +1,11 @@
 """What an export starts from: a model, its pruned encoder, and the classes to carry along."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from prtool.errors import ConfigError
+from prtool.export.last_block import asking_tokens, key_value_macs
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.model import DualEncoder
 from prtool.trainer.pruned import PrunedEncoder
@@ -46,6 +47,7 @@ class ExportSource:
         return self.pruned.spec
 
     def cost(self) -> Cost:
-        """MACs of the tower and its scorer."""
-        tower = self.pruned.tower.cost()
-        return Cost(tower.embed_macs, tower.token_macs, tower.attention_macs, tower.head_macs, tower.head_token_macs, self.scorer_macs)
+        """MACs of the exported tower and its scorer."""
+        tower = self.pruned.tower
+        asking = asking_tokens(tower)
+        return replace(tower.cost(), scorer_macs=self.scorer_macs, last_asking=asking, key_value_macs=key_value_macs(tower) if asking else 0)

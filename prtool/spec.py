@@ -137,6 +137,8 @@ class Cost:
         head_macs: pooling and projection, once an image.
         head_token_macs: attentional pooling, for each token that reaches it; 0 for CLS and average pooling.
         scorer_macs: the patch scorer, once an image and location.
+        last_asking: tokens that the last block computes, all others only answer with keys and values; 0 where it computes all.
+        key_value_macs: keys and values of one block, for each token; counts where `last_asking` does.
     """
 
     embed_macs: int
@@ -145,10 +147,15 @@ class Cost:
     head_macs: int
     head_token_macs: int = 0
     scorer_macs: int = 0
+    last_asking: int = 0
+    key_value_macs: int = 0
 
     def gmacs(self, tokens_by_block: list[int], scorers: int = 0) -> float:
         """Cost of one image in 10^9 MAC, with `scorers` runs of the scorer."""
-        blocks = sum(n * self.token_macs + n * n * self.attention_macs for n in tokens_by_block)
+        blocks = sum(n * self.token_macs + n * n * self.attention_macs for n in tokens_by_block[:-1])
+        last = tokens_by_block[-1]
+        asking = min(self.last_asking or last, last)
+        blocks += asking * (self.token_macs + last * self.attention_macs) + (last - asking) * self.key_value_macs
         head = self.head_macs + tokens_by_block[-1] * self.head_token_macs
         return (self.embed_macs + blocks + head + scorers * self.scorer_macs) / 1e9
 

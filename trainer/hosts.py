@@ -47,6 +47,7 @@ class OpenClipTower(VisionTower):
         self.width = int(host.conv1.out_channels)
         self.embed_dim = int(host.proj.shape[1])
         self.image_size = cast(tuple[int, int], tuple(host.image_size))
+        self.head_reads = int(host.attn_pool is None and host.pool_type == "tok")
 
     @property
     def blocks(self) -> Sequence[nn.Module]:  # noqa: D102 - as declared
@@ -109,6 +110,7 @@ class TimmTower(VisionTower):
         self.has_cls = trunk.cls_token is not None
         self.width = int(trunk.embed_dim)
         self.image_size = cast(tuple[int, int], tuple(cast(Any, trunk.patch_embed).img_size))
+        self.head_reads = int(trunk.attn_pool is None and trunk.global_pool == "token")
         projection = [module for module in host.head.modules() if isinstance(module, nn.Linear)]
         self.embed_dim = int(projection[-1].out_features) if projection else int(trunk.num_classes or trunk.num_features)
 

@@ -22,6 +22,7 @@ class VisionTower(nn.Module, ABC):
         width: channels D of a token.
         embed_dim: channels E of an embedding.
         image_size: height and width of the pixels.
+        head_reads: tokens, from the front, that the head reads: 1 with CLS pooling; 0 where it reads all.
     """
 
     grid: tuple[int, int]
@@ -30,6 +31,7 @@ class VisionTower(nn.Module, ABC):
     width: int
     embed_dim: int
     image_size: tuple[int, int]
+    head_reads: int
 
     @property
     @abstractmethod
