@@ -69,6 +69,18 @@ ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
             "OpenVINO on the CPU; bf16 is its arithmetic on the fp32 graphs",
             {"fp32": "fp32", "bf16": "fp32", "int8": "int8"},
         ),
+        "torch": EngineEntry(
+            "prtool.engines.torch_",
+            "'prtool[export]'",
+            "PyTorch on the CUDA device, else on the CPU",
+            {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
+        ),
+        "torch-compile": EngineEntry(
+            "prtool.engines.torch_compile",
+            "'prtool[export]'",
+            "torch.compile on the CUDA device, else on the CPU",
+            {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
+        ),
     }
 )
 

@@ -1,0 +1,188 @@
+"""Arrays of PyTorch on a CPU or a CUDA device, the selection between two graphs there, and CUDA graphs."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prtool.engines.base import Array, DeviceArray, Recording
+from prtool.errors import EngineError, KeepError, ShapeError
+
+# Lazy work of the libraries (handles, workspaces, autotuning) must be over before anything is recorded.
+_WARM_UPS = 3
+
+
+class TorchArrays:
+    """An `ArrayLibrary` of torch tensors; safe from many threads. `torch_arrays` makes the one of a device.
+
+    Work goes to the device's current stream of the calling thread. What would need a value from a CUDA device is not
+    checked there, because the answer would have to be waited for: NaN in scores, which has no rank, and indices out of range.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda:0"."""
+        return str(self._device)
+
+    def to_device(self, array: object) -> DeviceArray:
+        """A contiguous tensor on the device; see `ArrayLibrary.to_device`. On a CPU it shares the memory of a contiguous array.
+
+        Raises:
+            ShapeError: the object is no array, or of a dtype that torch has not.
+        """
+        try:
+            return self._tensor(array).detach().to(self._device).contiguous()
+        except (TypeError, ValueError, BufferError, RuntimeError) as cause:
+            kind = f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
+            raise ShapeError(f"a {kind} cannot become a torch tensor on {self.device}: {cause}; give numpy, torch, DLPack or CUDA arrays") from cause
+
+    def to_host(self, array: DeviceArray) -> Array:
+        """A numpy array; see `ArrayLibrary.to_host`."""
+        tensor: Tensor = array
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor = tensor.float()
+        try:
+            found: Array = tensor.cpu().numpy()
+        except RuntimeError as cause:
+            raise EngineError(f"the work on {self.device} failed: {cause}") from cause
+        return found
+
+    def copy(self, array: DeviceArray) -> DeviceArray:
+        """A new tensor of the same content."""
+        copied: Tensor = array.clone(memory_format=torch.contiguous_format)
+        return copied
+
+    def select(self, scores: DeviceArray, k: int) -> DeviceArray:
+        """The k patches with the highest scores; see `ArrayLibrary.select`. On a CPU NaN is refused.
+
+        Raises:
+            ShapeError: scores are not two-dimensional, not floating, or hold NaN.
+            KeepError: k is out of range.
+        """
+        if scores.dim() != 2 or not scores.is_floating_point():
+            raise ShapeError(f"scores have shape {tuple(scores.shape)} and dtype {scores.dtype}, but selection takes (batch, patches) of floats")
+        patches = scores.shape[1]
+        if not 1 <= k <= patches:
+            raise KeepError(f"k = {k}, but there are {patches} patches to choose from; give 1 to {patches}")
+        if not scores.is_cuda and bool(scores.isnan().any()):
+            raise ShapeError(
+                "scores hold NaN, and NaN has no rank; look for NaN or infinity in the pixels, or for overflow in a half-precision graph"
+            )
+        # -0.0 + 0.0 is 0.0, so the two zeros are equal to every sort; torch.topk promises no order among equals.
+        return torch.sort(scores + 0.0, dim=1, descending=True, stable=True).indices[:, :k].contiguous()
+
+    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, appended_tokens: int) -> DeviceArray:
+        """The sequence with only the selected patches; see `ArrayLibrary.gather`.
+
+        Raises:
+            ShapeError: the shapes do not fit together, or, on a CPU, an index names no patch.
+        """
+        if tokens.dim() != 3 or indices.dim() != 2 or len(indices) != len(tokens):
+            raise ShapeError(
+                f"tokens {tuple(tokens.shape)} and indices {tuple(indices.shape)} do not fit; they must be (batch, tokens, width) and (batch, k)"
+            )
+        batch, length, width = tokens.shape
+        patches = length - prefix_tokens - appended_tokens
+        if not indices.is_cuda and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < patches:
+            raise ShapeError(f"indices run from {int(indices.min())} to {int(indices.max())}, but there are the patches 0 to {patches - 1}")
+        places = torch.arange(length, device=tokens.device).expand(batch, length)
+        parts = (places[:, :prefix_tokens], indices + prefix_tokens, places[:, length - appended_tokens :])
+        rows = torch.cat(parts, dim=1) + torch.arange(batch, device=tokens.device)[:, None] * length
+        # Whole rows of one flat array: the sequence is written once, and no index is read for each channel.
+        return tokens.reshape(batch * length, width).index_select(0, rows.flatten()).reshape(batch, -1, width)
+
+    def capture(self, step: Callable[[], DeviceArray]) -> Recording:
+        """A CUDA graph of `step`, in memory of its own; on a CPU `replay` calls `step`.
+
+        Raises:
+            EngineError: `step` does something that cannot be recorded (waiting for the device, a copy from the host).
+        """
+        if self._device.type != "cuda":
+            return _Repeated(step)
+        try:
+            return self._record(step)
+        except RuntimeError as cause:
+            raise EngineError(f"the work on {self.device} cannot be recorded as a CUDA graph: {cause}") from cause
+
+    def fence(self) -> Callable[[], None]:
+        """Marks the end of what was asked for so far; calling the result makes the caller's current stream wait for it."""
+        if self._device.type != "cuda":
+            return _nothing
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return lambda: torch.cuda.current_stream(self._device).wait_event(event)
+
+    def synchronise(self) -> None:
+        """Waits until the device is idle; see `ArrayLibrary.synchronise`."""
+        if self._device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self._device)
+        except RuntimeError as cause:
+            raise EngineError(f"the work on {self.device} failed: {cause}") from cause
+
+    def _tensor(self, array: object) -> Tensor:
+        if isinstance(array, Tensor):
+            return array
+        if isinstance(array, np.ndarray):
+            # PyTorch warns of memory that must not be written to, though nothing here writes to it.
+            return torch.from_numpy(array if array.flags.writeable else array.copy())
+        if hasattr(array, "__dlpack__"):
+            return torch.from_dlpack(array)
+        if hasattr(array, "__cuda_array_interface__"):
+            return torch.as_tensor(array, device=self._device)
+        raise TypeError("it has neither DLPack nor the CUDA array interface")
+
+    def _record(self, step: Callable[[], DeviceArray]) -> Recording:
+        with torch.cuda.device(self._device), torch.no_grad():
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UPS):
+                    step()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on with their own work while this one records.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                result = step()
+        return _Graph(graph, result)
+
+
+class _Repeated:
+    """Work that is done again by calling it."""
+
+    def __init__(self, step: Callable[[], DeviceArray]) -> None:
+        self._step = step
+
+    def replay(self) -> DeviceArray:
+        return self._step()
+
+
+class _Graph:
+    """A CUDA graph and the tensor that it writes."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, result: DeviceArray) -> None:
+        self._graph = graph
+        self._result = result
+
+    def replay(self) -> DeviceArray:
+        try:
+            self._graph.replay()
+        except RuntimeError as cause:
+            raise EngineError(f"a CUDA graph failed: {cause}") from cause
+        return self._result
+
+
+def _nothing() -> None:
+    pass
+
+
+@functools.cache
+def torch_arrays(device: str) -> TorchArrays:
+    """The arrays of a device by its torch name ("cpu", "cuda:0"); the same object for all engines of that device."""
+    return TorchArrays(torch.device(device))
