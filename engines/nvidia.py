@@ -1,0 +1,92 @@
+"""What NVIDIA's driver says about a GPU, asked through the libraries that come with the driver."""
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from prtool.errors import EngineUnavailable
+
+_DRIVER = ("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1", "nvml.dll" if sys.platform == "win32" else "libnvidia-ml.so.1")
+_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_NAME_BYTES = 256
+_VERSION_BYTES = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU: its name, its compute capability ("9.0"), and the driver's version with the newest CUDA that it runs."""
+
+    name: str
+    compute_capability: str
+    driver: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (compute capability {self.compute_capability}, driver {self.driver})"
+
+
+def gpu(device: int) -> Gpu:
+    """The GPU of that number, counted as CUDA counts.
+
+    Raises:
+        EngineUnavailable: there is no driver, no GPU or none of that number; the message has the driver's reason.
+    """
+    cuda = _library(_DRIVER[0])
+    _check(cuda, cuda.cuInit(0), "cannot be started")
+    count, handle = ctypes.c_int(), ctypes.c_int()
+    _check(cuda, cuda.cuDeviceGetCount(ctypes.byref(count)), "lists no GPU")
+    if device >= count.value:
+        raise EngineUnavailable(f"device = {device}, but the NVIDIA driver lists {count.value} (from 0); CUDA_VISIBLE_DEVICES may hide others")
+    _check(cuda, cuda.cuDeviceGet(ctypes.byref(handle), device), f"does not give device {device}")
+    name = ctypes.create_string_buffer(_NAME_BYTES)
+    _check(cuda, cuda.cuDeviceGetName(name, _NAME_BYTES, handle), f"does not name device {device}")
+    numbers = [_attribute(cuda, handle, attribute) for attribute in (_MAJOR, _MINOR)]
+    return Gpu(name.value.decode(), f"{numbers[0]}.{numbers[1]}", _driver_version(cuda))
+
+
+def free_memory() -> int | None:
+    """Free bytes of the GPU that the calling thread uses now; None where that cannot be asked."""
+    try:
+        cuda = _library(_DRIVER[0])
+    except EngineUnavailable:
+        return None
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    status = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    return None if status else free.value
+
+
+def _attribute(cuda: Any, handle: ctypes.c_int, attribute: int) -> int:  # noqa: ANN401 - a loaded library
+    value = ctypes.c_int()
+    _check(cuda, cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle), f"does not give attribute {attribute}")
+    return value.value
+
+
+def _driver_version(cuda: Any) -> str:  # noqa: ANN401
+    newest = ctypes.c_int()
+    _check(cuda, cuda.cuDriverGetVersion(ctypes.byref(newest)), "has no version")
+    runs = f"CUDA {newest.value // 1000}.{newest.value % 1000 // 10}"
+    try:
+        nvml = _library(_DRIVER[1])
+    except EngineUnavailable:
+        return runs  # some systems (Jetson, some containers) have a driver without its management library
+    text = ctypes.create_string_buffer(_VERSION_BYTES)
+    if nvml.nvmlInit_v2() or nvml.nvmlSystemGetDriverVersion(text, _VERSION_BYTES):
+        return runs
+    return f"{text.value.decode()}, {runs}"
+
+
+def _library(name: str) -> Any:  # noqa: ANN401
+    try:
+        return ctypes.CDLL(name)
+    except OSError as cause:
+        raise EngineUnavailable(
+            f"no NVIDIA driver was found ({cause}); install one, or choose another engine ('prtool doctor' lists them)"
+        ) from cause
+
+
+def _check(cuda: Any, status: int, problem: str) -> None:  # noqa: ANN401
+    if status:
+        text = ctypes.c_char_p()
+        cuda.cuGetErrorString(status, ctypes.byref(text))
+        reason = text.value.decode() if text.value else "unknown"
+        raise EngineUnavailable(f"the NVIDIA driver {problem} (error {status}: {reason}); check it with nvidia-smi")
