@@ -106,7 +106,7 @@ def test_a_missing_library_is_noted_and_alone_an_error(bundle: Bundle) -> None:
     assert report.notes[0] == "third/fp32 is left out: engine third cannot be imported"
     with pytest.raises(EngineUnavailable, match="engine third cannot be imported"):
         bench(bundle, small(engines=("third",)), instruments=lab.instruments())
-    with pytest.raises(ConfigError, match="reference = 'third/fp32', but .* cannot be imported; choose one of ort/fp32"):
+    with pytest.raises(ConfigError, match=r"reference = 'third/fp32', but .* cannot be imported; choose one of ort/fp32"):
         bench(bundle, small(engines=("third", "ort"), reference="third/fp32"), instruments=lab.instruments())
 
 
