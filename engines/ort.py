@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the embedded default engine."""
+"""ONNX Runtime on the CPU: the embedded default engine; and what its GPU engines share with it."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,14 @@ _PROVIDER = "CPUExecutionProvider"
 # ONNX Runtime writes what it raises to stderr as well; every error reaches the caller as an EngineError.
 _FATAL_ONLY = 4
 # Its exceptions have no common base; the built-in ones come from its binding (bad allocation, unusual status).
-_FAILURES: tuple[type[Exception], ...] = (
+FAILURES: tuple[type[Exception], ...] = (
     *(kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)),
     RuntimeError,
     ValueError,
     MemoryError,
 )
+Provider = str | tuple[str, dict[str, str]]
+"""An execution provider of ONNX Runtime: its name, or its name and options."""
 
 
 class OrtEngine:
@@ -65,16 +67,13 @@ class OrtEngine:
             ShapeError: a name, dtype or shape differs from the declared one.
             EngineError: the engine is closed, or ONNX Runtime failed; the message has its reason.
         """
-        session = self._session
-        if session is None:
-            raise EngineError(f"{self._file.name} is closed; open it again to run it")
+        session = self._opened()
         check_inputs(self._inputs, inputs, self._file.name)
         feed = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
             results = session.run(self._outputs, feed)
-        except _FAILURES as cause:
-            sizes = ", ".join(f"{name} {array.shape}" for name, array in feed.items())
-            raise EngineError(f"ONNX Runtime failed in {self._file} on {sizes}: {cause}") from cause
+        except FAILURES as cause:
+            raise self._failed(feed, cause) from cause
         return dict(zip(self._outputs, results, strict=True))
 
     def close(self) -> None:
@@ -82,21 +81,45 @@ class OrtEngine:
         self._session = None
 
     def _open(self, options: EngineOptions) -> Any:  # noqa: ANN401 - onnxruntime has no types
-        if not self._file.is_file():
-            raise EngineError(f"{self._file} is missing; copy the whole bundle again, or export it again")
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = _FATAL_ONLY
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        settings.intra_op_num_threads = self._threads
-        settings.inter_op_num_threads = 1
-        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
-        # Each session has its own pool, and one that spins on after its call takes the cores from the next session:
-        # split mode took 1.12-1.15x the time of fused without this, 1.01-1.04x with it (ViT-B/16, 2 threads, batch 1 and 8).
-        settings.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            return onnxruntime.InferenceSession(os.fspath(self._file), settings, providers=[_PROVIDER])
-        except _FAILURES as cause:
-            raise EngineError(f"ONNX Runtime cannot load {self._file}: {cause}; copy or export the bundle again") from cause
+        return open_session(self._file, session_settings(self._threads, options.spinning), [_PROVIDER])
+
+    def _opened(self) -> Any:  # noqa: ANN401 - onnxruntime has no types
+        session = self._session
+        if session is None:
+            raise EngineError(f"{self._file.name} is closed; open it again to run it")
+        return session
+
+    def _failed(self, feed: Mapping[str, Any], cause: Exception) -> EngineError:
+        sizes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feed.items())
+        return EngineError(f"ONNX Runtime failed in {self._file} on {sizes}: {cause}")
+
+
+def session_settings(threads: int, spinning: bool) -> Any:  # noqa: ANN401 - onnxruntime has no types
+    """What every session here has in common; it writes nothing to stdout or stderr."""
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = _FATAL_ONLY
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    # Each session has its own pool, and one that spins on after its call takes the cores from the next session:
+    # split mode took 1.12-1.15x the time of fused without this, 1.01-1.04x with it (ViT-B/16, 2 threads, batch 1 and 8).
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    return settings
+
+
+def open_session(model_path: Path, settings: Any, providers: Sequence[Provider]) -> Any:  # noqa: ANN401 - onnxruntime has no types
+    """Loads a graph; ONNX Runtime may not exchange a provider that fails for another.
+
+    Raises:
+        EngineError: the file is missing or damaged, or ONNX Runtime refuses it.
+    """
+    if not model_path.is_file():
+        raise EngineError(f"{model_path} is missing; copy the whole bundle again, or export it again")
+    try:
+        return onnxruntime.InferenceSession(os.fspath(model_path), settings, providers=list(providers), enable_fallback=0)
+    except FAILURES as cause:
+        raise EngineError(f"ONNX Runtime cannot load {model_path}: {cause}; copy or export the bundle again") from cause
 
 
 def probe() -> EngineInfo:

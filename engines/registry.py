@@ -63,6 +63,11 @@ class EngineStatus:
 ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
     {
         "ort": EngineEntry("prtool.engines.ort", "onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
+        # No bf16: the CUDA provider has no bfloat16 convolution before operator set 22, and the graphs are of set 20.
+        "ort-cuda": EngineEntry("prtool.engines.ort_cuda", "onnxruntime-gpu", "ONNX Runtime with CUDA", {"fp32": "fp32", "fp16": "fp16"}),
+        "ort-tensorrt": EngineEntry(
+            "prtool.engines.ort_tensorrt", "onnxruntime-gpu", "ONNX Runtime with TensorRT engines inside", {"fp32": "fp32", "fp16": "fp16"}
+        ),
         "openvino": EngineEntry(
             "prtool.engines.ov",
             "'prtool[openvino]'",
