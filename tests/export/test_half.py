@@ -1,0 +1,99 @@
+"""Half-precision graphs: typed as declared, float32 where sums are long, and near to the float32 graph they came from."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from export_sources import make_source
+from onnx.reference import ReferenceEvaluator
+
+from prtool.errors import ModelError
+from prtool.export.compose import fused
+from prtool.export.half import to_half
+from prtool.export.precision import stages
+from prtool.export.regions import head, last_norm, scorer
+from prtool.export.signature import signatures
+from prtool.export.source import ExportSource
+
+HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+# Half the distance of neighbouring numbers near 1, times a few for the blocks in a row.
+NEAR = {"fp16": 1e-3, "bf16": 1e-2}
+
+
+@pytest.fixture(scope="module", params=["cls", "siglip", "dinov2 registers"])
+def halves(request: pytest.FixtureRequest) -> Iterator[tuple[ExportSource, list[ir.Model]]]:
+    source = make_source(request.param)
+    yield source, stages(source)
+
+
+def types_of(proto: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every value, as ONNX's own inference gives it."""
+    graph = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    return types | {weight.name: weight.data_type for weight in graph.initializer}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_types(halves: tuple[ExportSource, list[ir.Model]], precision: str) -> None:
+    source, plain = halves
+    ready = [to_half(stage, precision) for stage in plain]
+    scoring = {node.name for node in scorer(ready[0].graph)}
+    for stage in (*ready, fused(ready, source.spec, signatures(source)["fused"])):
+        proto = ir.to_proto(stage)
+        onnx.checker.check_model(proto, full_check=True)
+        types = types_of(proto)
+        for node in proto.graph.node:
+            if node.op_type in ("LayerNormalization", "Softmax"):
+                assert types[node.input[0]] == onnx.TensorProto.FLOAT, node.name
+        products = [node for node in proto.graph.node if node.op_type in ("MatMul", "Gemm")]
+        in_half = [node for node in products if types[node.input[0]] == HALF[precision]]
+        in_float = {node.name.rpartition("/")[2] for node in products} - {node.name.rpartition("/")[2] for node in in_half}
+        assert in_float <= scoring
+        assert in_half
+        assert {types[value.name] for value in (*proto.graph.input, *proto.graph.output)} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_values_by_the_reference_evaluator(halves: tuple[ExportSource, list[ir.Model]], precision: str) -> None:
+    """ONNX's own evaluator in numpy runs both; it rounds after every operator, as an engine does at most."""
+    source, (pre, post) = halves
+    pixels = torch.randn(2, 3, *source.pruned.tower.image_size, generator=torch.Generator().manual_seed(2)).numpy()
+    tokens = source.pruned.enter(torch.from_numpy(pixels))[0][:, :9].detach().numpy()
+    for stage, feed in ((pre, {"pixels": pixels}), (post, {"tokens": tokens})):
+        wanted = ReferenceEvaluator(ir.to_proto(stage)).run(None, feed)
+        found = ReferenceEvaluator(ir.to_proto(to_half(stage, precision))).run(None, feed)
+        for first, second in zip(wanted, found, strict=True):
+            assert second.dtype == np.float32
+            assert 0.0 < np.abs(first - second).max() < NEAR[precision] * max(1.0, np.abs(first).max()) * 5
+
+
+def test_the_graph_it_came_from_is_unchanged(halves: tuple[ExportSource, list[ir.Model]]) -> None:
+    before = [ir.to_proto(stage).SerializeToString(deterministic=True) for stage in halves[1]]
+    for stage in halves[1]:
+        to_half(stage, "fp16")
+    assert [ir.to_proto(stage).SerializeToString(deterministic=True) for stage in halves[1]] == before
+
+
+def test_a_weight_beyond_float16_is_refused() -> None:
+    source = make_source("cls")
+    (pre, _) = stages(source)
+    weight = next(value for value in pre.graph.initializers.values() if value.const_value is not None and len(value.shape or ()) == 2)
+    weight.const_value = ir.tensor(np.full(tuple(weight.shape or ()), 7e4, np.float32), name=weight.name)
+    with pytest.raises(ModelError, match=r"holds 7e\+04, but float16 ends at 65504; export bf16"):
+        to_half(pre, "fp16")
+    to_half(pre, "bf16")
+
+
+def test_regions_are_found(halves: tuple[ExportSource, list[ir.Model]]) -> None:
+    _, (pre, post) = halves
+    assert scorer(post.graph) == ()
+    names = [node.name for node in scorer(pre.graph)]
+    assert names and len(names) < len(list(pre.graph))
+    made_by_scorer = {value.name for node in scorer(pre.graph) for value in node.outputs}
+    assert "scores" in made_by_scorer and "tokens" not in made_by_scorer
+    assert [node.op_type for node in last_norm(post.graph)] == ["ReduceL2", "Clip", "Div"]
+    assert last_norm(pre.graph) == ()
+    assert all(node.op_type in ("MatMul", "Gemm") for node in head(post.graph))
