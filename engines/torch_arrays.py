@@ -1,7 +1,9 @@
 """Arrays of PyTorch on a CPU or a CUDA device, the selection between two graphs there, and CUDA graphs."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,11 +17,7 @@ _WARM_UPS = 3
 
 
 class TorchArrays:
-    """An `ArrayLibrary` of torch tensors; safe from many threads. `torch_arrays` makes the one of a device.
-
-    Work goes to the device's current stream of the calling thread. What would need a value from a CUDA device is not
-    checked there, because the answer would have to be waited for: NaN in scores, which has no rank, and indices out of range.
-    """
+    """An `ArrayLibrary` of torch tensors, as it stands for the CPU; safe from many threads. `torch_arrays` makes the one of a device."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -34,9 +32,13 @@ class TorchArrays:
 
         Raises:
             ShapeError: the object is no array, or of a dtype that torch has not.
+            EngineError: the device has too little memory.
         """
         try:
             return self._tensor(array).detach().to(self._device).contiguous()
+        except torch.OutOfMemoryError as cause:
+            shape = tuple(getattr(array, "shape", ()))
+            raise EngineError(f"an array {shape} needs more memory than {self.device} has free; give a smaller batch") from cause
         except (TypeError, ValueError, BufferError, RuntimeError) as cause:
             kind = f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
             raise ShapeError(f"a {kind} cannot become a torch tensor on {self.device}: {cause}; give numpy, torch, DLPack or CUDA arrays") from cause
@@ -46,19 +48,12 @@ class TorchArrays:
         tensor: Tensor = array
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
-        try:
+        with self._mapped():
             found: Array = tensor.cpu().numpy()
-        except RuntimeError as cause:
-            raise EngineError(f"the work on {self.device} failed: {cause}") from cause
         return found
 
-    def copy(self, array: DeviceArray) -> DeviceArray:
-        """A new tensor of the same content."""
-        copied: Tensor = array.clone(memory_format=torch.contiguous_format)
-        return copied
-
     def select(self, scores: DeviceArray, k: int) -> DeviceArray:
-        """The k patches with the highest scores; see `ArrayLibrary.select`. On a CPU NaN is refused.
+        """The k patches with the highest scores; see `ArrayLibrary.select`.
 
         Raises:
             ShapeError: scores are not two-dimensional, not floating, or hold NaN.
@@ -69,10 +64,7 @@ class TorchArrays:
         patches = scores.shape[1]
         if not 1 <= k <= patches:
             raise KeepError(f"k = {k}, but there are {patches} patches to choose from; give 1 to {patches}")
-        if not scores.is_cuda and bool(scores.isnan().any()):
-            raise ShapeError(
-                "scores hold NaN, and NaN has no rank; look for NaN or infinity in the pixels, or for overflow in a half-precision graph"
-            )
+        self._check_scores(scores)
         # -0.0 + 0.0 is 0.0, so the two zeros are equal to every sort; torch.topk promises no order among equals.
         return torch.sort(scores + 0.0, dim=1, descending=True, stable=True).indices[:, :k].contiguous()
 
@@ -80,16 +72,14 @@ class TorchArrays:
         """The sequence with only the selected patches; see `ArrayLibrary.gather`.
 
         Raises:
-            ShapeError: the shapes do not fit together, or, on a CPU, an index names no patch.
+            ShapeError: the shapes do not fit together, or an index names no patch.
         """
         if tokens.dim() != 3 or indices.dim() != 2 or len(indices) != len(tokens):
             raise ShapeError(
                 f"tokens {tuple(tokens.shape)} and indices {tuple(indices.shape)} do not fit; they must be (batch, tokens, width) and (batch, k)"
             )
         batch, length, width = tokens.shape
-        patches = length - prefix_tokens - appended_tokens
-        if not indices.is_cuda and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < patches:
-            raise ShapeError(f"indices run from {int(indices.min())} to {int(indices.max())}, but there are the patches 0 to {patches - 1}")
+        self._check_indices(indices, length - prefix_tokens - appended_tokens)
         places = torch.arange(length, device=tokens.device).expand(batch, length)
         parts = (places[:, :prefix_tokens], indices + prefix_tokens, places[:, length - appended_tokens :])
         rows = torch.cat(parts, dim=1) + torch.arange(batch, device=tokens.device)[:, None] * length
@@ -97,34 +87,21 @@ class TorchArrays:
         return tokens.reshape(batch * length, width).index_select(0, rows.flatten()).reshape(batch, -1, width)
 
     def capture(self, step: Callable[[], DeviceArray]) -> Recording:
-        """A CUDA graph of `step`, in memory of its own; on a CPU `replay` calls `step`.
-
-        Raises:
-            EngineError: `step` does something that cannot be recorded (waiting for the device, a copy from the host).
-        """
-        if self._device.type != "cuda":
-            return _Repeated(step)
-        try:
-            return self._record(step)
-        except RuntimeError as cause:
-            raise EngineError(f"the work on {self.device} cannot be recorded as a CUDA graph: {cause}") from cause
-
-    def fence(self) -> Callable[[], None]:
-        """Marks the end of what was asked for so far; calling the result makes the caller's current stream wait for it."""
-        if self._device.type != "cuda":
-            return _nothing
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
-        return lambda: torch.cuda.current_stream(self._device).wait_event(event)
+        """A CPU records nothing: `replay` calls `step`."""
+        return _Repeated(step)
 
     def synchronise(self) -> None:
-        """Waits until the device is idle; see `ArrayLibrary.synchronise`."""
-        if self._device.type != "cuda":
-            return
-        try:
-            torch.cuda.synchronize(self._device)
-        except RuntimeError as cause:
-            raise EngineError(f"the work on {self.device} failed: {cause}") from cause
+        """A CPU has done everything when a call returns."""
+
+    def _check_scores(self, scores: Tensor) -> None:
+        if bool(scores.isnan().any()):
+            raise ShapeError(
+                "scores hold NaN, and NaN has no rank; look for NaN or infinity in the pixels, or for overflow in a half-precision graph"
+            )
+
+    def _check_indices(self, indices: Tensor, patches: int) -> None:
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < patches:
+            raise ShapeError(f"indices run from {int(indices.min())} to {int(indices.max())}, but there are the patches 0 to {patches - 1}")
 
     def _tensor(self, array: object) -> Tensor:
         if isinstance(array, Tensor):
@@ -133,23 +110,88 @@ class TorchArrays:
             # PyTorch warns of memory that must not be written to, though nothing here writes to it.
             return torch.from_numpy(array if array.flags.writeable else array.copy())
         if hasattr(array, "__dlpack__"):
-            return torch.from_dlpack(array)
+            return cast(Tensor, cast(Any, torch).from_dlpack(array))
         if hasattr(array, "__cuda_array_interface__"):
             return torch.as_tensor(array, device=self._device)
         raise TypeError("it has neither DLPack nor the CUDA array interface")
 
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        """Work on a device fails where it is waited for."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as cause:
+            raise EngineError(f"the work on {self.device} failed: {cause}") from cause
+
+
+class CudaTorchArrays(TorchArrays):
+    """Tensors on a CUDA device; all work goes to the calling thread's current stream there.
+
+    What would need a value from the device is not checked, because the answer would have to be waited for: NaN in scores
+    (it shows as an embedding that is not finite) and indices out of range (`select` gives none).
+    """
+
+    @property
+    def stream(self) -> int:
+        """The handle of the calling thread's current stream; 0 is the default stream."""
+        return int(torch.cuda.current_stream(self._device).cuda_stream)
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """A contiguous tensor whose content is not set, for an engine to write to.
+
+        Raises:
+            RuntimeError: the device has too little memory; the engine knows what to say about it.
+        """
+        made: Tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self._device)
+        return made
+
+    def copy(self, array: DeviceArray) -> DeviceArray:
+        """A new tensor of the same content."""
+        copied: Tensor = array.clone(memory_format=torch.contiguous_format)
+        return copied
+
+    def fence(self) -> Callable[[], None]:
+        """Marks the end of what was asked for so far on this stream; calling the result makes the caller's stream wait for it."""
+        event = cast(Any, torch.cuda.Event)()
+        event.record(torch.cuda.current_stream(self._device))
+        return lambda: torch.cuda.current_stream(self._device).wait_event(event)
+
+    def capture(self, step: Callable[[], DeviceArray]) -> Recording:
+        """A CUDA graph of `step`, in memory of its own.
+
+        Raises:
+            EngineError: `step` does something that cannot be recorded (waiting for the device, a copy from the host), or memory ran out.
+        """
+        try:
+            with torch.cuda.device(self._device), torch.no_grad():
+                return self._record(step)
+        except RuntimeError as cause:
+            raise EngineError(f"the work on {self.device} cannot be recorded as a CUDA graph: {cause}") from cause
+
+    def synchronise(self) -> None:
+        """Waits until the device is idle; see `ArrayLibrary.synchronise`."""
+        with self._mapped():
+            torch.cuda.synchronize(self._device)
+
+    def _check_scores(self, scores: Tensor) -> None:
+        pass
+
+    def _check_indices(self, indices: Tensor, patches: int) -> None:
+        pass
+
     def _record(self, step: Callable[[], DeviceArray]) -> Recording:
-        with torch.cuda.device(self._device), torch.no_grad():
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UPS):
-                    step()
-            torch.cuda.current_stream().wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may go on with their own work while this one records.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                result = step()
+        side = cast(Any, torch.cuda.Stream)()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may go on with their own work while this one records.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+            result = step()
         return _Graph(graph, result)
 
 
@@ -178,11 +220,8 @@ class _Graph:
         return self._result
 
 
-def _nothing() -> None:
-    pass
-
-
 @functools.cache
 def torch_arrays(device: str) -> TorchArrays:
     """The arrays of a device by its torch name ("cpu", "cuda:0"); the same object for all engines of that device."""
-    return TorchArrays(torch.device(device))
+    chosen = torch.device(device)
+    return CudaTorchArrays(chosen) if chosen.type == "cuda" else TorchArrays(chosen)

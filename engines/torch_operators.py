@@ -4,10 +4,11 @@ Sizes never become tensors: a number that came from a device would make each cal
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def _patch_only(attributes: Attributes) -> dict[str, Any]:
     return _needs(group=1, auto_pad=b"NOTSET", pads=[0, 0, 0, 0], dilations=[1, 1])(attributes)
 
 
-def gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float, beta: float, transA: int, transB: int) -> Tensor:  # noqa: N803, PLR0913 - ONNX's
+def gemm(a: Tensor, b: Tensor, c: Tensor | None = None, *, alpha: float, beta: float, transA: int, transB: int) -> Tensor:  # noqa: PLR0913 - ONNX's
     """alpha a b + beta c."""
     if transB and not transA and alpha == beta == 1.0 and (c is None or c.dim() == 1):
         return functional.linear(a, b, c)
@@ -130,7 +131,9 @@ def _reshape(x: Tensor, shape: tuple[int, ...], *, allowzero: int) -> Tensor:
 
 
 def _expand(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return x.expand(torch.broadcast_shapes(tuple(x.shape), shape))
+    # Untyped in torch.
+    common = cast(tuple[int, ...], cast(Any, torch.broadcast_shapes)(tuple(x.shape), shape))
+    return x.expand(common)
 
 
 def _slice(
@@ -175,9 +178,10 @@ def _gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int) -> Tensor:
 
 def _split(x: Tensor, sizes: tuple[int, ...] | None = None, *, axis: int, num_outputs: int) -> tuple[Tensor, ...]:
     if sizes is None:
-        each = -(-x.shape[axis] // num_outputs)
-        return tuple(x.split(each, dim=axis))
-    return tuple(x.split(list(sizes), dim=axis))
+        length = x.shape[axis]
+        each = -(-length // num_outputs)
+        sizes = (each,) * (num_outputs - 1) + (length - each * (num_outputs - 1),)
+    return tuple(x.split_with_sizes(list(sizes), dim=axis))
 
 
 def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -190,11 +194,11 @@ def _reduce(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _l2(x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim)
+    return cast(Tensor, torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim))
 
 
 def _l2_normalised(x: Tensor, *, axis: int, p: int) -> Tensor:
-    return x / torch.linalg.vector_norm(x, ord=p, dim=axis, keepdim=True)
+    return torch.div(x, torch.linalg.vector_norm(x, ord=p, dim=axis, keepdim=True))
 
 
 def _extreme(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -322,10 +326,10 @@ def _host_concat(*parts: Host, axis: int) -> Host:  # noqa: ARG001 - a vector ha
     return tuple(item for part in parts for item in _vector(part))
 
 
-def _host_slice(
-    value: Host, starts: tuple[int, ...], ends: tuple[int, ...], axes: tuple[int, ...] | None = None, steps: tuple[int, ...] | None = None
-) -> Host:  # noqa: ARG001 - a vector has one axis
-    return _vector(value)[starts[0] : ends[0] : steps[0] if steps else 1]
+def _host_slice(value: Host, starts: tuple[int, ...], ends: tuple[int, ...], *rest: tuple[int, ...] | None) -> Host:
+    axes_and_steps = (*rest, None, None)
+    step = axes_and_steps[1]
+    return _vector(value)[starts[0] : ends[0] : step[0] if step else 1]
 
 
 def _host_gather(value: Host, index: Host, *, axis: int) -> Host:  # noqa: ARG001
@@ -374,20 +378,20 @@ def _integers_only(attributes: Attributes) -> dict[str, Any]:
 
 HOST_OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
-        "Add": Operator(_pairwise(lambda a, b: a + b)),
+        "Add": Operator(_pairwise(operator.add)),
         "Cast": Operator(_host_identity, _integers_only),
         "Concat": Operator(_host_concat, _picked(axis=0)),
-        "Div": Operator(_pairwise(lambda a, b: a // b)),
+        "Div": Operator(_pairwise(operator.floordiv)),
         "Gather": Operator(_host_gather, _picked(axis=0)),
         "Identity": Operator(_host_identity),
-        "Max": Operator(_pairwise(lambda a, b: max(a, b))),
-        "Min": Operator(_pairwise(lambda a, b: min(a, b))),
-        "Mul": Operator(_pairwise(lambda a, b: a * b)),
+        "Max": Operator(_pairwise(max)),
+        "Min": Operator(_pairwise(min)),
+        "Mul": Operator(_pairwise(operator.mul)),
         "ReduceProd": Operator(_host_reduce_prod, _REDUCTION),
         "Reshape": Operator(_host_reshape, _picked(allowzero=0)),
         "Slice": Operator(_host_slice),
         "Squeeze": Operator(_host_squeeze),
-        "Sub": Operator(_pairwise(lambda a, b: a - b)),
+        "Sub": Operator(_pairwise(operator.sub)),
         "Unsqueeze": Operator(_host_unsqueeze),
     }
 )

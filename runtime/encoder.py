@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, EngineInfo, EngineOptions
+from prtool.engines.base import Array, DeviceArray, DeviceEngine, EngineInfo, EngineOptions
 from prtool.errors import ConfigError, EngineError, KeepError, ShapeError
 from prtool.manifest import Manifest
 from prtool.runtime.classes import ClassTable, Prediction
+from prtool.runtime.device import DevicePipeline, DeviceSplitPipeline
 from prtool.runtime.images import ImageSource
 from prtool.runtime.pipeline import MODES, Graphs, PipelineKind, SplitPipeline, Stage
 from prtool.runtime.preprocess import prepare_batch
@@ -44,12 +45,16 @@ class Encoder:
         self._mode = mode
         self._graphs = graphs
         self._text_graphs = text_graphs
-        self._pipeline = _pipeline_kind(mode)(graphs)
-        self._split = SplitPipeline(graphs)
         self._text = TextEncoder(text_graphs)
         self._classes: ClassTable | None = None
         self._lock = threading.Lock()
-        self._info = self._pipeline.open().info
+        pipeline = _pipeline_kind(mode)(graphs)
+        engine = pipeline.open()
+        self._info = engine.info
+        on_device = isinstance(engine, DeviceEngine)
+        self._device = DevicePipeline(graphs, mode) if on_device else None
+        self._embed = pipeline.embed if self._device is None else self._device.embed
+        self._split = DeviceSplitPipeline(graphs) if on_device else SplitPipeline(graphs)
 
     @classmethod
     def load(
@@ -67,7 +72,8 @@ class Encoder:
         Args:
             bundle: a bundle directory, or an opened bundle.
             engine: a name of the engine registry; `prtool doctor` lists them.
-            mode: "fused" (one graph), "split" (selection on the host, between two graphs) or "full" (unpruned, the baseline).
+            mode: "fused" (one graph), "split" (selection between two graphs, on the engine's device where it keeps arrays
+                there) or "full" (unpruned, the baseline).
             precision: "fp32", or another that the bundle holds.
             options: threads and spinning; None takes `EngineOptions()`.
             verify: check the SHA-256 of every file of the directory.
@@ -120,7 +126,31 @@ class Encoder:
             KeepError: keep is out of the bundle's range.
             EngineError: the encoder is closed, the engine failed, or an embedding is not finite.
         """
-        return _finite(self._pipeline.embed(_array(pixels), self._mode_counts(keep)))
+        return _finite(self._embed(_array(pixels), self._mode_counts(keep)))
+
+    def encode_device(self, pixels: DeviceArray, keep: KeepLike = None) -> DeviceArray:
+        """Encodes one batch that lies on the engine's device, with no copy to the host, and returns without waiting for it.
+
+        On a CUDA device the second call with a batch size and keep records the whole chain as a CUDA graph; later calls replay it.
+
+        Args:
+            pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says: a torch tensor, a CuPy array, or
+                anything with DLPack or the CUDA array interface; one that lies elsewhere is copied to the device.
+            keep: patches to keep; in mode "full" only None or all of them.
+
+        Returns:
+            (batch, E) float32, L2-normalised, an array of the engine's library (torch or CuPy) that belongs to the caller,
+            ready for more work on the calling thread's current stream. Whether it is finite is not checked.
+
+        Raises:
+            ShapeError: shape or dtype differ from the manifest's.
+            KeepError: keep is out of the bundle's range.
+            EngineError: the engine has no arrays on a device, the encoder is closed, or the engine failed.
+        """
+        counts = self._mode_counts(keep)
+        if self._device is None:
+            raise EngineError(f"engine {self._info.name} keeps no arrays on a device; use encode_pixels, or load engine torch or another on a GPU")
+        return self._device.embed_device(pixels, counts)
 
     def encode_images(self, images: Sequence[ImageSource], keep: KeepLike = None) -> Embeddings:
         """Prepares and encodes images as one batch; see `encode_pixels`.
@@ -135,7 +165,7 @@ class Encoder:
         counts = self._mode_counts(keep)
         if isinstance(images, (str, bytes, Path)) or len(images) == 0:
             raise ConfigError(f"images = {images!r:.60}, but it must be a list of at least one image")
-        return _finite(self._pipeline.embed(prepare_batch(images, self.manifest.preprocess), counts))
+        return _finite(self._embed(prepare_batch(images, self.manifest.preprocess), counts))
 
     def classify(self, images: Sequence[ImageSource], keep: KeepLike = None, top: int = 5) -> list[list[Prediction]]:
         """The most probable classes of each image, best first; see `ClassTable.predict`.
@@ -178,6 +208,8 @@ class Encoder:
 
     def close(self) -> None:
         """Frees every graph; methods that run one fail afterwards. A second call does nothing."""
+        if self._device is not None:
+            self._device.forget()
         self._graphs.close()
         self._text_graphs.close()
 

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, Engine, EngineOptions
+from prtool.engines.base import Array, DeviceArray, Engine, EngineOptions
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import graph_precision, open_engine
 from prtool.errors import EngineError
 from prtool.runtime.select import gather, select
+from prtool.spec import PruneSpec
 
 
 class Graphs:
@@ -79,11 +80,55 @@ class Stage:
 
     Attributes:
         name: "pre", "select_1", "mid_1", "select_2", ..., "post".
-        tensors: what the step gave: a graph's outputs, or "tokens" and "indices" of a selection.
+        tensors: what the step gave: a graph's outputs, or "tokens" and "indices" of a selection. What lies on a device is
+            copied to the host when it is looked at.
     """
 
     name: str
     tensors: Mapping[str, Array]
+
+
+class Steps(Protocol):
+    """What the split mode is made of, on the host or on a device."""
+
+    def run(self, role: str, inputs: Mapping[str, DeviceArray]) -> Mapping[str, DeviceArray]:
+        """Runs the graph of one role."""
+        ...
+
+    def select(self, scores: DeviceArray, k: int) -> DeviceArray:
+        """See `prtool.runtime.select.select`."""
+        ...
+
+    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, appended_tokens: int) -> DeviceArray:
+        """See `prtool.runtime.select.gather`."""
+        ...
+
+
+class HostSteps:
+    """Steps on numpy arrays."""
+
+    def __init__(self, graphs: Graphs) -> None:
+        self.run = graphs.run
+        self.select = select
+        self.gather = gather
+
+
+def split_steps(steps: Steps, prune: PruneSpec, pixels: DeviceArray, counts: tuple[int, ...]) -> Iterator[tuple[str, Mapping[str, DeviceArray]]]:
+    """PRE, then for each location a selection and the graph behind it; (stage name, what it gave), one step for each `next`."""
+    outputs, carried = steps.run("pre", {"pixels": pixels}), "tokens"
+    yield "pre", outputs
+    for place, (role, k) in enumerate(zip(roles_after_selection(prune), counts, strict=True), start=1):
+        indices = steps.select(outputs["scores"], k)
+        tokens = steps.gather(outputs[carried], indices, prune.prefix_tokens, prune.appended_tokens)
+        yield f"select_{place}", {"tokens": tokens, "indices": indices}
+        # A graph cannot give a tensor of the name it takes: a middle graph turns "tokens" into "tokens_out".
+        outputs, carried = steps.run(role, {"tokens": tokens}), "tokens_out"
+        yield role, outputs
+
+
+def roles_after_selection(prune: PruneSpec) -> list[str]:
+    """The roles of the graphs behind each location: "mid_1", ..., "post"."""
+    return [*(f"mid_{place}" for place in range(1, len(prune.locations))), "post"]
 
 
 class Pipeline(Protocol):
@@ -145,7 +190,7 @@ class SplitPipeline:
 
     def open(self) -> Engine:
         """Loads every graph of the chain; see `Pipeline.open`."""
-        for role in self._roles_after_selection():
+        for role in roles_after_selection(self._prune):
             self._graphs.engine(role)
         return self._graphs.engine("pre")
 
@@ -161,15 +206,8 @@ class SplitPipeline:
             pixels: (batch, 3, height, width) float32.
             counts: patches kept at each location.
         """
-        outputs, carried = self._graphs.run("pre", {"pixels": pixels}), "tokens"
-        yield Stage("pre", outputs)
-        for place, (role, k) in enumerate(zip(self._roles_after_selection(), counts, strict=True), start=1):
-            indices = select(outputs["scores"], k)
-            tokens = gather(outputs[carried], indices, self._prune.prefix_tokens, self._prune.appended_tokens)
-            yield Stage(f"select_{place}", {"tokens": tokens, "indices": indices})
-            # A graph cannot give a tensor of the name it takes: a middle graph turns "tokens" into "tokens_out".
-            outputs, carried = self._graphs.run(role, {"tokens": tokens}), "tokens_out"
-            yield Stage(role, outputs)
+        for name, tensors in split_steps(HostSteps(self._graphs), self._prune, pixels, counts):
+            yield Stage(name, tensors)
 
     def scores(self, pixels: Array) -> Array:
         """(batch, patches) float32 scores at the first location, high = keep; only PRE runs."""
@@ -185,10 +223,6 @@ class SplitPipeline:
             if stage.name == last:
                 break
         return patches
-
-    def _roles_after_selection(self) -> list[str]:
-        middle = len(self._prune.locations) - 1
-        return [*(f"mid_{place}" for place in range(1, middle + 1)), "post"]
 
     def _prune_nothing(self) -> tuple[int, ...]:
         return (self._prune.patches,) * len(self._prune.locations)
