@@ -44,6 +44,30 @@ def gpu(device: int) -> Gpu:
     return Gpu(name.value.decode(), f"{numbers[0]}.{numbers[1]}", _driver_version(cuda))
 
 
+class DeviceScope:
+    """A context manager in which the calling thread's CUDA calls go to one GPU; many threads may be in it at once."""
+
+    def __init__(self, device: int) -> None:
+        """Takes hold of the GPU's primary context, which CUDA's runtime and all libraries on it share, for the life of the process.
+
+        Raises:
+            EngineUnavailable: there is no driver, or no such GPU.
+        """
+        self._cuda = _library(_DRIVER[0])
+        handle = ctypes.c_int()
+        self._context = ctypes.c_void_p()
+        _check(self._cuda, self._cuda.cuInit(0), "cannot be started")
+        _check(self._cuda, self._cuda.cuDeviceGet(ctypes.byref(handle), device), f"does not give device {device}")
+        _check(self._cuda, self._cuda.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), handle), f"does not start device {device}")
+
+    def __enter__(self) -> None:
+        _check(self._cuda, self._cuda.cuCtxPushCurrent_v2(self._context), "does not change the device")
+
+    def __exit__(self, *_: object) -> None:
+        left = ctypes.c_void_p()
+        _check(self._cuda, self._cuda.cuCtxPopCurrent_v2(ctypes.byref(left)), "does not change the device back")
+
+
 def free_memory() -> int | None:
     """Free bytes of the GPU that the calling thread uses now; None where that cannot be asked."""
     try:
@@ -53,6 +77,17 @@ def free_memory() -> int | None:
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     status = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
     return None if status else free.value
+
+
+def is_capturing(stream: int) -> bool:
+    """Whether work put on a CUDA stream is being recorded into a CUDA graph instead of being done."""
+    try:
+        cuda = _library(_DRIVER[0])
+    except EngineUnavailable:
+        return False
+    state = ctypes.c_int()
+    status = cuda.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(state))
+    return status == 0 and state.value != 0
 
 
 def _attribute(cuda: Any, handle: ctypes.c_int, attribute: int) -> int:  # noqa: ANN401 - a loaded library

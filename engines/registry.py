@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from prtool.engines.base import Engine, EngineInfo, EngineOptions
 from prtool.errors import ConfigError, EngineUnavailable
 from prtool.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    from prtool.engines.cache import CachedEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +25,14 @@ class EngineEntry:
         requirement: what `pip install` takes to make the engine's library importable.
         description: one line for people.
         precisions: arithmetic that can be asked for -> precision of the bundle's graphs that it runs.
+        builds_ahead: engines are files that `prtool build` makes; its module follows `BuilderModule`.
     """
 
     module: str
     requirement: str
     description: str
     precisions: Mapping[str, str]
+    builds_ahead: bool = False
 
 
 class EngineModule(Protocol):
@@ -47,6 +52,23 @@ class EngineModule(Protocol):
         Raises:
             EngineError: the file is missing or damaged, or the engine refuses it; the message names file and reason.
         """
+        ...
+
+
+class BuilderModule(EngineModule, Protocol):
+    """What the module of an engine that builds ahead offers besides."""
+
+    def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, *, rebuild: bool = False) -> "CachedEngine":
+        """The engine file of one graph, from the cache or built now; without a GPU where the library can.
+
+        Raises:
+            EngineError: the library refuses the graph, or the stored engine is damaged.
+            StorageError: the engine cannot be written.
+        """
+        ...
+
+    def build_target(self, device: int) -> str:
+        """The device that a build is for, in words; "no device" and the reason where there is none."""
         ...
 
 
@@ -86,6 +108,20 @@ ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
             "torch.compile on the CUDA device, else on the CPU",
             {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
         ),
+        "trt": EngineEntry(
+            "prtool.engines.trt",
+            "'prtool[tensorrt]'",
+            "TensorRT on an NVIDIA GPU",
+            {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
+            builds_ahead=True,
+        ),
+        "trt-rtx": EngineEntry(
+            "prtool.engines.trt_rtx",
+            "'prtool[tensorrt-rtx]'",
+            "TensorRT-RTX on an RTX GPU; builds without one",
+            {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
+            builds_ahead=True,
+        ),
     }
 )
 
@@ -119,6 +155,19 @@ def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], optio
         EngineError: the file is missing or damaged, or the engine refuses it.
     """
     return _load(name).open_graph(model_path, inputs, options)
+
+
+def builder(name: str) -> BuilderModule:
+    """The module of an engine that builds ahead.
+
+    Raises:
+        ConfigError: no engine has that name, or it loads graphs as they are; the message says which ones build.
+        EngineUnavailable: its library cannot be imported.
+    """
+    if not _entry(name).builds_ahead:
+        others = [other for other, entry in ENGINES.items() if entry.builds_ahead]
+        raise ConfigError(f"engine {name} builds nothing ahead: it loads the bundle's graphs as they are; engines to build are {', '.join(others)}")
+    return cast(BuilderModule, _load(name))
 
 
 def available() -> list[EngineStatus]:

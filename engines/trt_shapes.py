@@ -1,0 +1,126 @@
+"""Which shapes a TensorRT engine is built for, and which of its profiles a call belongs to."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prtool.engines.base import BuildOptions, DeviceArray, Profile, ShapeRange
+from prtool.errors import ConfigError, ShapeError
+from prtool.manifest import TensorSpec
+
+Sizes = Mapping[str, tuple[int, ...]]
+"""What a call asks for: the name of a dynamic axis, or of an input that is itself a shape -> its size or its values."""
+
+_COMMAND = "prtool build --engine {engine}"
+
+
+def is_shape_input(spec: TensorSpec) -> bool:
+    """Whether an input is itself a shape: a few int64 numbers ("k"), which TensorRT reads on the host."""
+    return spec.dtype == "int64" and len(spec.shape) == 1 and isinstance(spec.shape[0], int)
+
+
+def dynamic_names(inputs: Sequence[TensorSpec]) -> list[str]:
+    """The names that need a range: dynamic axes in their order, then inputs that are shapes."""
+    axes = [axis for spec in inputs for axis in spec.shape if isinstance(axis, str)]
+    return list(dict.fromkeys([*axes, *(spec.name for spec in inputs if is_shape_input(spec))]))
+
+
+def graph_profiles(inputs: Sequence[TensorSpec], profiles: Sequence[Profile], build: BuildOptions) -> tuple[Profile, ...]:
+    """The profiles of one graph: of each profile the ranges that the graph has, the same ones once.
+
+    Args:
+        inputs: the graph's declared inputs.
+        profiles: of the whole bundle; () builds for `build.batch` where the batch is all that varies.
+        build: how the engine is built.
+
+    Raises:
+        ConfigError: an axis or a shape input has no range.
+    """
+    names = dynamic_names(inputs)
+    chosen: list[Profile] = []
+    for profile in profiles or ({"batch": build.batch},):
+        missing = [name for name in names if name not in profile]
+        if missing:
+            raise ConfigError(
+                f"no range is given for {', '.join(missing)}, but TensorRT builds for ranges of every size that varies ({', '.join(names)}); "
+                "take them from prtool.engines.profiles.profiles(manifest, build)"
+            )
+        own = {name: profile[name] for name in names}
+        if own not in chosen:
+            chosen.append(own)
+    return tuple(chosen)
+
+
+def profiles_text(profiles: Sequence[Profile]) -> str:
+    """Profiles in words, as an engine's key holds them: "batch 1:8:32, k 98:118:196 | ..."."""
+    return " | ".join(", ".join(f"{name} {r.least}:{r.usual}:{r.most}" for name, r in sorted(profile.items())) for profile in profiles)
+
+
+def parse_profiles(text: str) -> tuple[Profile, ...]:
+    """What `profiles_text` wrote."""
+    return tuple(dict(_parse_range(part) for part in profile.split(", ") if part) for profile in text.split(" | "))
+
+
+def call_sizes(inputs: Sequence[TensorSpec], arrays: Mapping[str, DeviceArray]) -> Sizes:
+    """What a call asks for, from arrays that agree with the declared inputs; shape inputs are numpy arrays."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    for spec in inputs:
+        if is_shape_input(spec):
+            sizes[spec.name] = tuple(int(value) for value in np.asarray(arrays[spec.name]))
+        else:
+            sizes.update({axis: (int(n),) for axis, n in zip(spec.shape, arrays[spec.name].shape, strict=True) if isinstance(axis, str)})
+    return sizes
+
+
+def choose_profile(profiles: Sequence[Profile], sizes: Sizes, graph: str, engine: str) -> int:
+    """The index of the narrowest profile that holds a call; among equally narrow ones, of the one whose usual sizes are nearest.
+
+    Raises:
+        ShapeError: no profile holds it; the message names the value, what was built, and the command that builds for it.
+    """
+    fitting = [place for place, profile in enumerate(profiles) if all(_holds(profile[name], values) for name, values in sizes.items())]
+    if not fitting:
+        raise ShapeError(_outside(profiles, sizes, graph, engine))
+
+    def narrowness(place: int) -> tuple[int, int]:
+        ranges = profiles[place]
+        width = math.prod(ranges[name].most - ranges[name].least + 1 for name in sizes)
+        return width, sum(abs(value - ranges[name].usual) for name, values in sizes.items() for value in values)
+
+    return min(fitting, key=narrowness)
+
+
+def _holds(allowed: ShapeRange, values: Sequence[int]) -> bool:
+    return all(allowed.least <= value <= allowed.most for value in values)
+
+
+def _outside(profiles: Sequence[Profile], sizes: Sizes, graph: str, engine: str) -> str:
+    command = _COMMAND.format(engine=engine)
+    for name, values in sizes.items():
+        ranges = sorted({(profile[name].least, profile[name].most) for profile in profiles})
+        wrong = [value for value in values if not any(low <= value <= high for low, high in ranges)]
+        if wrong:
+            built = ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in ranges)
+            return f"{name} = {wrong[0]}, but {graph} was built for {built}; {_remedy(name, wrong[0], profiles, command)}"
+    asked = ", ".join(f"{name} = {', '.join(map(str, values))}" for name, values in sizes.items())
+    return f"{graph} was built for {profiles_text(profiles)}, and no single profile of these holds {asked}; build it with '{command}'"
+
+
+def _remedy(name: str, value: int, profiles: Sequence[Profile], command: str) -> str:
+    if name == "batch":
+        old = profiles[0]["batch"]
+        least, most = min(old.least, value), max(old.most, value)
+        return f"build it again with '{command} --batch {least}:{old.usual}:{most}'"
+    if any(profile[name].least < profile[name].most for profile in profiles):
+        return f"the bundle allows no other; build it again with '{command}', or export the bundle again for other counts"
+    if name == "tokens":
+        return f"build it again with '{command}' for every count, or add the count behind these tokens to --static-keep"
+    counts = ",".join(str(count) for count in sorted({value, *(profile[name].usual for profile in profiles)}))
+    return f"build it again with '{command} --static-keep {counts}', or without --static-keep for every count"
+
+
+def _parse_range(part: str) -> tuple[str, ShapeRange]:
+    name, _, numbers = part.rpartition(" ")
+    least, usual, most = (int(number) for number in numbers.split(":"))
+    return name, ShapeRange(least, usual, most)
