@@ -230,6 +230,8 @@ class TrtEngine:
         try:
             return self._arrays.empty(shape, dtype)
         except (RuntimeError, EngineError) as cause:
+            if "memory" not in str(cause):
+                raise EngineError(f"{self._graph} gets no memory on {self._arrays.device} for {_words(call.sizes)}: {cause}") from cause
             needed = int(np.prod(shape)) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
             raise EngineError(_out_of_memory(self._graph, call.sizes, needed, free_memory(), str(cause))) from cause
 
