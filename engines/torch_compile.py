@@ -1,5 +1,7 @@
 """torch.compile: the PyTorch engine with kernels made for the graph; the first call of a new shape takes seconds to minutes."""
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -8,9 +10,10 @@ import torch
 from torch import Tensor
 
 from prtool.engines.base import EngineInfo, EngineOptions
-from prtool.engines.torch_ import TorchEngine
+from prtool.engines.torch_ import TorchEngine, chosen_device
 from prtool.engines.torch_ import probe as probe_torch
 from prtool.engines.torch_graph import TorchGraph
+from prtool.errors import EngineUnavailable
 from prtool.manifest import TensorSpec
 
 NAME = "torch-compile"
@@ -19,7 +22,12 @@ _MODES = {"cuda": "max-autotune-no-cudagraphs", "cpu": "default"}
 
 
 def probe() -> EngineInfo:
-    """What would run: as engine torch; a CPU also needs a C++ compiler, which only the first call tries."""
+    """What would run: as engine torch.
+
+    Raises:
+        EngineUnavailable: there is no CUDA device, and for a CPU no C++ compiler.
+    """
+    _check_compiler(chosen_device(EngineOptions()))
     found = probe_torch()
     return EngineInfo(NAME, found.version, found.device)
 
@@ -30,9 +38,10 @@ def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOp
     Batch and tokens are symbolic: at most a handful of programs serves every size (1 has its own).
 
     Raises:
-        EngineUnavailable: there is no such device.
+        EngineUnavailable: there is no such device, or for a CPU no C++ compiler.
         EngineError: the file is missing or damaged, holds an operator that is not known, or takes other inputs.
     """
+    _check_compiler(chosen_device(options))
     axes = {spec.name: [place for place, axis in enumerate(spec.shape) if isinstance(axis, str)] for spec in inputs}
 
     def prepare(graph: TorchGraph, device: torch.device) -> Callable[..., tuple[Tensor, ...]]:
@@ -44,6 +53,12 @@ def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOp
         return call
 
     return TorchEngine(model_path, inputs, options, NAME, prepare)
+
+
+def _check_compiler(device: torch.device) -> None:
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise EngineUnavailable(f"torch.compile on a CPU needs a C++ compiler, and there is no {compiler}; install one (apt install g++), or set CXX")
 
 
 def _marked(argument: Tensor | tuple[int, ...], axes: Sequence[int]) -> Tensor | tuple[int, ...]:

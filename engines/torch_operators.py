@@ -110,9 +110,9 @@ def patch_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 
 def _patch_only(attributes: Attributes) -> dict[str, Any]:
-    stride = list(attributes.get("strides", [1, 1]))
-    if list(attributes.get("kernel_shape", stride)) != stride or len(stride) != 2:
-        raise UnsupportedOperator(f"kernel {attributes.get('kernel_shape')} with strides {stride} (only patches that do not overlap)")
+    stride, kernel = list(attributes.get("strides", [1, 1])), list(attributes.get("kernel_shape", []))
+    if kernel != stride or len(stride) != 2:
+        raise UnsupportedOperator(f"kernel {kernel or 'unknown'} with strides {stride}, but only patches that do not overlap are known")
     return _needs(group=1, auto_pad=b"NOTSET", pads=[0, 0, 0, 0], dilations=[1, 1])(attributes)
 
 
@@ -197,8 +197,8 @@ def _l2(x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
     return cast(Tensor, torch.linalg.vector_norm(x, dim=axes, keepdim=keepdim))
 
 
-def _l2_normalised(x: Tensor, *, axis: int, p: int) -> Tensor:
-    return torch.div(x, torch.linalg.vector_norm(x, ord=p, dim=axis, keepdim=True))
+def _l2_normalised(x: Tensor, *, axis: int) -> Tensor:
+    return torch.div(x, torch.linalg.vector_norm(x, dim=axis, keepdim=True))
 
 
 def _extreme(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -266,7 +266,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "LayerNormalization": Operator(layer_norm, lambda a: _needs(stash_type=1, axis=-1)(a) or _picked(epsilon=1e-5)(a)),
         "Less": Operator(torch.lt),
         "Log": Operator(torch.log),
-        "LpNormalization": Operator(_l2_normalised, _picked(axis=-1, p=2)),
+        "LpNormalization": Operator(_l2_normalised, lambda a: _needs(p=2)(a) or _picked(axis=-1)(a)),
         "MatMul": Operator(torch.matmul),
         "Max": Operator(torch.maximum),
         "Min": Operator(torch.minimum),

@@ -25,7 +25,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return tiny_bundle(tmp_path_factory.mktemp("engines") / "bundle", MODEL)
 
 
-@pytest.fixture(params=sorted(ENGINES))
+# Engines that take seconds to minutes for their first call.
+SLOW = ("torch-compile",)
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in sorted(ENGINES)]
+
+
+@pytest.fixture(params=NAMES)
 def engine_name(request: pytest.FixtureRequest) -> str:
     reasons = {status.name: status.reason for status in available()}
     if reasons[request.param]:
