@@ -161,7 +161,11 @@ class _Translator:
             None if not name else self._host(name) if place in row.host_inputs else self._tensor(name, dtype)
             for place, name in enumerate(node.inputs)
         ]
-        self._set(node, self.fx.call_function(row.run, tuple(arguments), row.settings(node.attributes)))
+        attributes = node.attributes
+        if node.operator == "Conv" and node.inputs[1] in self.weights:
+            # The attribute may be left out, and then the weight tells.
+            attributes = {"kernel_shape": list(self.weights[node.inputs[1]].dims[2:]), **attributes}
+        self._set(node, self.fx.call_function(row.run, tuple(arguments), row.settings(attributes)))
 
     def _set(self, node: Node, made: fx.Node, host: bool = False) -> None:
         if len(node.outputs) == 1 and node.operator not in ("Split", "TopK"):
