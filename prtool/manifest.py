@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from prtool.errors import BundleError, ConfigError, KeepError
 from prtool.spec import Cost, Keep, Preprocess, PruneSpec
 
-SCHEMA = 1
+SCHEMA = 2
 ROLES = ("full", "pre", "post", "fused", "text")
 
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from prtool.errors import BundleError, KeepError
-from prtool.manifest import ClassInfo, FileDigest, GraphSpec, Manifest, ModelInfo, TensorSpec, TextInfo
+from prtool.manifest import SCHEMA, ClassInfo, FileDigest, GraphSpec, Manifest, ModelInfo, TensorSpec, TextInfo
 from prtool.spec import Cost, Keep, Preprocess, PruneSpec
 
 
 def manifest() -> Manifest:
     pixels = TensorSpec("pixels", "float32", ("batch", 3, 32, 32))
     return Manifest(
-        schema=1,
+        schema=SCHEMA,
         model=ModelInfo("ViT-B-16", "openai", "00" * 32, 512, 100.0, 0.0, "mix-mlp", scorer_trained=True),
         prune=PruneSpec((4, 4), 12, (4, 6)),
         cost=Cost(1, 2, 3, 4),
@@ -59,7 +59,7 @@ def damaged(path: list[str | int], new: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "new", "named"),
     [
-        (["schema"], 2, "schema 2"),
+        (["schema"], 1, "schema 1"),
         (["schema"], KeyError, "schema None"),
         (["model", "embed_dim"], "512", "manifest.model.embed_dim"),
         (["model", "embed_dim"], True, "manifest.model.embed_dim"),

@@ -68,6 +68,14 @@ def test_cost_against_a_loop() -> None:
     assert cost.bound(spec, Keep.count(2)) == pytest.approx(full / by_hand)
 
 
+def test_a_last_block_that_one_token_asks() -> None:
+    """By hand: 3 blocks of 5 tokens; in the last, 1 token is computed and 4 give keys and values."""
+    cost = Cost(100, 20, 3, 7, last_asking=1, key_value_macs=8)
+    whole = 2 * (5 * 20 + 25 * 3) + (20 + 5 * 3) + 4 * 8
+    assert cost.gmacs([5, 5, 5]) == pytest.approx((100 + whole + 7) / 1e9)
+    assert cost.gmacs([1]) == pytest.approx((100 + 20 + 3 + 7) / 1e9)
+
+
 @pytest.mark.parametrize("locations", [(), (0,), (13,), (4, 4), (6, 4)])
 def test_bad_locations_are_refused(locations: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError):
