@@ -266,23 +266,6 @@ class EngineCache:
             raise StorageError(f"cannot read the engine cache {self.root} ({cause}); choose another folder with --engine-cache") from cause
 
 
-def unused_for(entries: Iterable[CacheEntry], days: float) -> list[str]:
-    """Digests of the entries that were not used for that many days."""
-    oldest = time.time() - days * 86_400
-    return [entry.digest for entry in entries if entry.last_used < oldest]
-
-
-def beyond_size(entries: Iterable[CacheEntry], limit: int) -> list[str]:
-    """Digests of the entries to remove so that the others hold at most `limit` bytes; those used longest ago go first."""
-    chosen, kept = [], 0
-    for entry in sorted(entries, key=lambda item: item.last_used, reverse=True):
-        if kept + entry.size > limit:
-            chosen.append(entry.digest)
-        else:
-            kept += entry.size
-    return chosen
-
-
 def _entry(folder: Path) -> CacheEntry:
     record, problem = None, ""
     try:

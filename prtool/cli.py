@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prtool.cache_commands import cache_option, engine_cache, json_option
 from prtool.errors import PrtoolError
 from prtool.spec import Keep
 
@@ -91,7 +92,6 @@ class Commands(click.Group):
 
 engine_option = click.option("--engine", default="ort", show_default=True, help="What runs the graphs; 'prtool doctor' lists them.")
 precision_option = click.option("--precision", default="fp32", show_default=True, help="Arithmetic: fp32, fp16, bf16 or int8, as the engine has it.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 keep_option = click.option("--keep", type=KeepList(), default=None, help="Patches kept: a ratio (0.6) or a count (118). [default: the bundle's]")
 run_argument = click.argument("run", type=click.Path(path_type=Path), default=Path("runs/latest"))
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path), default=Path("bundle"))
@@ -182,6 +182,38 @@ def export(run: Path, keep: tuple[Keep, ...], output: Path, precisions: tuple[st
     manifest = export_run(run, output, ExportOptions(_one(keep), precisions), data, BarProgress())
     result_table(["compared with PyTorch", "worst"], [[name, f"{value:.9g}"] for name, value in manifest.parity.items()])
     message(f"wrote {output}; next: prtool bench, prtool embed PHOTOS -o out.npz")
+
+
+@app.command()
+@bundle_argument
+@click.option("--engine", required=True, help="Engine that builds ahead: trt or trt-rtx.")
+@precision_option
+@click.option("--batch", default="1:8:32", show_default=True, help="Images a call: LEAST:USUAL:MOST, or one number.")
+@click.option(
+    "--static-keep", "keeps", type=KeepList(), default=(), help="A narrow, quicker profile for each of these keeps.  [default: every count]"
+)
+@click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Optimisation: 0 builds fast, 5 runs fast.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="workspace_mib, timing_cache, strip_weights, version_compatible, ...")
+@cache_option
+@click.option("--rebuild", is_flag=True, help="Build also what is in the cache.")
+@json_option
+def build(bundle: Path, engine: str, precision: str, cache: Path | None, rebuild: bool, as_json: bool, **asked: Any) -> None:  # noqa: ANN401 - as click hands them over
+    """Build engine files for this machine's GPU; other commands with the same engine then take them."""
+    from prtool.bundle import Bundle
+    from prtool.console import BarProgress, message, result_json, result_table
+    from prtool.engines.base import EngineOptions
+    from prtool.engines.registry import builder
+    from prtool.runtime.build import build_bundle, build_options
+
+    builder(engine)
+    opened = Bundle.open(bundle)
+    options = build_options(opened.manifest, asked["batch"], asked["keeps"], {"level": asked["level"], **_settings(asked["settings"])})
+    report = build_bundle(opened, engine, precision, EngineOptions(cache=cache, build=options), BarProgress(), rebuild=rebuild)
+    if as_json:
+        result_json(report.to_json())
+    else:
+        result_table(*report.table())
+    message(f"{report.library} {report.version}, {report.precision}, for {report.target}; {report.state}")
 
 
 @app.command()
@@ -331,6 +363,9 @@ def demo(output: Path, speed: bool) -> None:
     for title, (columns, rows) in run_demo(output, speed, BarProgress()).items():
         result_table(columns, rows, title)
     message(f"pictures and tables: {output}")
+
+
+app.add_command(engine_cache)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -17,10 +17,11 @@ import pytest
 from filelock import FileLock
 
 from prtool.engines import cache as cache_module
-from prtool.engines.cache import EngineCache, beyond_size, unused_for
+from prtool.engines.cache import EngineCache
 from prtool.engines.cache_key import NO_DEVICE, EngineKey, onnx_digest
 from prtool.engines.cache_record import ENGINE_FILE, RECORD_FILE, default_root
-from prtool.errors import EngineError, StorageError
+from prtool.engines.cache_view import CacheView, ClearRequest, beyond_size, clear, unused_for
+from prtool.errors import ConfigError, EngineError, StorageError
 
 KEY = EngineKey("1" * 64, "fp32", "batch 1:8:32", "level=3", "tensorrt", "11.4", "NVIDIA H200", "9.0", "580.65", "Linux", "x86_64")
 PLAN = b"plan" * 1000
@@ -371,3 +372,29 @@ def test_the_digest_of_a_graph_covers_its_weights_file(tmp_path: Path) -> None:
     assert onnx_digest(path) not in (before, changed)
     (tmp_path / "empty.onnx").write_bytes(b"")
     assert len(onnx_digest(tmp_path / "empty.onnx")) == 64
+
+
+def test_the_view_shows_whole_and_damaged_engines(cache: EngineCache) -> None:
+    cache.obtain(KEY, writes(), source="/bundle/pre.onnx")
+    broken = cache.obtain(dataclasses.replace(KEY, precision="fp16"), writes()).path.parent
+    (broken / RECORD_FILE).write_text("{")
+    view = CacheView.of(cache)
+    columns, rows = view.table()
+    by_id = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+    assert by_id[KEY.digest]["graph"] == "/bundle/pre.onnx"
+    assert by_id[KEY.digest]["device"] == "NVIDIA H200"
+    assert "it cannot be read" in by_id[broken.name]["graph"]
+    assert {item["id"]: bool(item["problem"]) for item in json.loads(json.dumps(view.to_json()))["engines"]} == {KEY.digest: False, broken.name: True}
+    assert clear(cache, ClearRequest((broken.name,))).removed == (broken.name,)
+
+
+def test_what_to_clear_must_be_said(cache: EngineCache) -> None:
+    cache.obtain(KEY, writes())
+    with pytest.raises(ConfigError, match="--older-than DAYS, --max-mib MIB or --all"):
+        clear(cache, ClearRequest())
+    with pytest.raises(ConfigError, match=r"id = 'abc', but .* holds no such engine"):
+        clear(cache, ClearRequest(("abc",)))
+    assert clear(cache, ClearRequest(days=1)).removed == ()
+    assert clear(cache, ClearRequest(max_mib=1)).removed == ()
+    assert clear(cache, ClearRequest(days=0, max_mib=0)).removed == (KEY.digest,)
+    assert clear(cache, ClearRequest(everything=True)).removed == ()

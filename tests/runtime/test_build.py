@@ -1,0 +1,172 @@
+"""`prtool build` and `prtool engine-cache`: every graph of a bundle, by the real TensorRT-RTX, which builds without a GPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from models import TinyModel, tiny_bundle
+
+from prtool.bundle import Bundle
+from prtool.cli import app
+from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
+from prtool.engines.cache import EngineCache
+from prtool.engines.registry import ENGINES, builder
+from prtool.errors import ConfigError, EngineUnavailable, KeepError
+from prtool.progress import SilentProgress
+from prtool.runtime.build import BuildReport, build_bundle, build_options
+from prtool.spec import Keep
+
+MODEL = TinyModel((2, 3), prefix_tokens=2, appended_tokens=1)
+ROLES = ["pre", "mid_1", "post", "full", "fused"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("build") / "bundle", MODEL)
+
+
+@pytest.fixture
+def rtx() -> str:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'prtool[tensorrt-rtx]'")
+    return "trt-rtx"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def built(bundle: Bundle, cache: Path, rebuild: bool = False, **options: object) -> BuildReport:
+    chosen = EngineOptions(cache=cache, build=BuildOptions(**options))
+    return build_bundle(bundle, "trt-rtx", "fp32", chosen, SilentProgress(), rebuild=rebuild)
+
+
+def test_every_image_graph_is_built_once(bundle: Bundle, rtx: str, tmp_path: Path) -> None:
+    first, again, forced = built(bundle, tmp_path), built(bundle, tmp_path), built(bundle, tmp_path, rebuild=True)
+    assert sorted(item.role for item in first.graphs) == sorted(ROLES)
+    assert [{item.built for item in report.graphs} for report in (first, again, forced)] == [{True}, {False}, {True}]
+    assert {item.reason for item in first.graphs} == {"not in the cache"}
+    for item in first.graphs:
+        assert Path(item.engine_file).stat().st_size == item.size
+        assert item.graph == bundle.graph(item.role).file
+    assert (first.engine, first.library, first.precision) == ("trt-rtx", "tensorrt_rtx", "fp32")
+    assert len(EngineCache(tmp_path).entries()) == len(ROLES)
+
+
+def test_graphs_without_tokens_are_taken_when_only_the_counts_change(bundle: Bundle, rtx: str, tmp_path: Path) -> None:
+    built(bundle, tmp_path)
+    second = built(bundle, tmp_path, keeps=(5, 9))
+    assert {item.role: item.built for item in second.graphs} == {"pre": False, "full": False, "mid_1": True, "post": True, "fused": True}
+
+
+def test_without_a_gpu_the_report_says_so(bundle: Bundle, rtx: str, tmp_path: Path) -> None:
+    from prtool.engines import trt_rtx
+
+    try:
+        trt_rtx.probe()
+    except EngineUnavailable:
+        report = built(bundle, tmp_path)
+        assert report.target.startswith("no device: ")
+        assert report.state == "built, not run: no device"
+    else:
+        pytest.skip("this machine has a GPU")
+
+
+@pytest.mark.parametrize("engine", [name for name, entry in ENGINES.items() if not entry.builds_ahead])
+def test_engines_that_do_not_build_ahead_are_refused(bundle: Bundle, engine: str) -> None:
+    with pytest.raises(ConfigError, match=f"engine {engine} builds nothing ahead: .*engines to build are trt, trt-rtx"):
+        build_bundle(bundle, engine, "fp32", EngineOptions(), SilentProgress())
+    with pytest.raises(ConfigError, match="builds nothing ahead"):
+        builder(engine)
+
+
+def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Bundle, rtx: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"precision = 'fp16', but .* holds fp32"):
+        build_bundle(bundle, "trt-rtx", "fp16", EngineOptions(cache=tmp_path), SilentProgress())
+    with pytest.raises(ConfigError, match="precision = 'int8', but engine trt-rtx computes in fp32, fp16, bf16"):
+        build_bundle(bundle, "trt-rtx", "int8", EngineOptions(cache=tmp_path), SilentProgress())
+
+
+def test_options_as_typed(bundle: Bundle) -> None:
+    made = build_options(bundle.manifest, "1:4:16", [Keep.ratio(0.5), Keep.count(9), Keep.count(8)], {"level": 5, "strip_weights": True})
+    assert made == BuildOptions(batch=ShapeRange(1, 4, 16), keeps=(8, 9), level=5, strip_weights=True)
+    assert build_options(bundle.manifest, "8", [], {}).batch == ShapeRange(8, 8, 8)
+
+
+@pytest.mark.parametrize("batch", ["", "1:2", "a", "1:8:32:64", "-1", "1.5", "8:4:1", "0"])
+def test_a_batch_that_is_no_range_is_refused(bundle: Bundle, batch: str) -> None:
+    with pytest.raises(ConfigError, match=r"batch = |shape range"):
+        build_options(bundle.manifest, batch, [], {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 3}, "batch is no option"),
+        ({"speed": 3}, "speed is no option .* workspace_mib"),
+        ({"level": True}, "level = True"),
+        ({"level": 9}, "0 to 5"),
+    ],
+)
+def test_unusable_settings_are_refused(bundle: Bundle, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_options(bundle.manifest, "8", [], settings)
+
+
+def test_a_count_beyond_the_bundle_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(KeepError, match="17"):
+        build_options(bundle.manifest, "8", [Keep.count(17)], {})
+
+
+def test_the_commands(bundle: Bundle, rtx: str, tmp_path: Path) -> None:
+    place = ("--engine-cache", tmp_path / "engines")
+    call = ("build", bundle.path, "--engine", rtx, "--batch", "1:2:4", "--static-keep", "0.5,9", "--level", 1, *place)
+    first = run(*call, "--json")
+    assert first.exit_code == 0, first.output
+    report = json.loads(first.stdout)
+    assert [item["built"] for item in report["graphs"]] == [True] * len(ROLES)
+    again = run(*call)
+    assert again.exit_code == 0
+    assert again.stdout.count("in the cache") == len(ROLES)
+    forced = run(*call, "--rebuild", "--set", "timing_cache=false")
+    assert forced.stdout.count("asked for") == len(ROLES)
+
+    listed = json.loads(run("engine-cache", "list", *place, "--json").stdout)
+    assert len(listed["engines"]) == 2 * len(ROLES)
+    assert listed["mib"] > 1
+    some = listed["engines"][0]["id"]
+    assert some in run("engine-cache", "list", *place).stdout
+    assert "removed 1 engines" in run("engine-cache", "clear", some, *place).output
+    assert "removed 0 engines" in run("engine-cache", "clear", "--older-than", 1, *place).output
+    refused = run("engine-cache", "clear", *place)
+    assert (refused.exit_code, "nothing to clear was named" in refused.output) == (1, True)
+    assert f"removed {2 * len(ROLES) - 1} engines" in run("engine-cache", "clear", "--all", *place).output
+
+
+def test_a_damaged_engine_is_refused_until_it_is_rebuilt(bundle: Bundle, rtx: str, tmp_path: Path) -> None:
+    call = ("build", bundle.path, "--engine", rtx, "--engine-cache", tmp_path)
+    report = json.loads(run(*call, "--json").stdout)
+    plan = Path(report["graphs"][0]["engine_file"])
+    plan.write_bytes(plan.read_bytes()[:-1])
+    refused = run(*call)
+    assert refused.exit_code == 1
+    assert f"error: {plan} is not loaded: it has" in refused.output
+    assert run(*call, "--rebuild").exit_code == 0
+    assert run(*call).exit_code == 0
+
+
+def test_engines_and_options_that_cannot_be_used_end_with_one_line(bundle: Bundle, tmp_path: Path) -> None:
+    for engine, message in (("ort", "builds nothing ahead"), ("trtt", "did you mean trt")):
+        result = run("build", bundle.path, "--engine", engine)
+        assert (result.exit_code, message in result.output, result.output.count("\n")) == (1, True, 1)
+    assert run("build", bundle.path).exit_code == 2
+
+
+def test_a_missing_library_has_the_pip_line(bundle: Bundle) -> None:
+    try:
+        import tensorrt  # noqa: F401 - whether it is there
+    except (ImportError, OSError):
+        result = run("build", bundle.path, "--engine", "trt")
+        assert (result.exit_code, "pip install 'prtool[tensorrt]'" in result.output) == (1, True)
+    else:
+        pytest.skip("tensorrt is installed")
