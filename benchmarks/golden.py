@@ -3,7 +3,6 @@
 python benchmarks/golden.py --model local-dir:MODEL --data DATA --images 8
 """
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,12 +14,11 @@ from typing import Any
 
 import click
 import torch
+from results_file import in_one_line, named, publish_json, show
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.console import BarProgress, message, result_table
-from prtool.errors import PrtoolError
-from prtool.files import write_json
+from prtool.console import BarProgress
 from prtool.progress import Progress, stage
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.trainer.data import ImageSet, load_split, pixel_batches
@@ -28,7 +26,6 @@ from prtool.trainer.golden import GoldenConfig, GoldenSearch
 from prtool.trainer.golden_store import rank_images
 from prtool.trainer.model import DualEncoder, load_model
 
-RESULTS = Path(__file__).resolve().parent / "results"
 CPU_BATCHES = (8, 16, 32)
 GPU_BATCHES = (64, 128, 256)
 PROBES = 2
@@ -158,10 +155,7 @@ def measure(model: DualEncoder, images: ImageSet, config: GoldenConfig, rounds: 
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="JSON file; named after the model if absent.")
 def main(**options: object) -> None:
     """Ranks a few images again and again, beside a plain forward of as many sequences."""
-    try:
-        _run(options)
-    except PrtoolError as error:
-        raise click.ClickException(str(error)) from error
+    in_one_line(_run, options)
 
 
 def _run(options: dict[str, object]) -> None:
@@ -182,17 +176,14 @@ def _run(options: dict[str, object]) -> None:
         "images": len(images),
         **found,
     }
-    name = re.sub(r"[^a-z0-9]+", "-", f"golden {report['model']} {options['device']} {report['precision']}".lower()).strip("-")
-    path = options["output"] if isinstance(options["output"], Path) else RESULTS / f"{name}.json"
-    write_json(path, report)
+    file = publish_json(named(options["output"], "golden", report["model"], options["device"], report["precision"]), report)
     rows = [[row["what"], f"{row['images_per_s']:.2f}", f"{row['sequences_per_s']:.1f}", f"{row['share_of_bound']:.3f}"] for row in found["rows"]]
     plain = found["plain_forward"]
     title = f"{report['model']} in {report['precision']}, {config.group} x {config.group} groups on entry to block {config.location}, on {device}"
-    result_table(["what", "images/s", "sequences/s", "share of bound"], rows, title)
-    message(f"bound = plain forward ({plain['kind']}, {plain['batch']} sequences a batch); ranking = search + decoding and the blocks before")
+    notes = [f"bound = plain forward ({plain['kind']}, {plain['batch']} sequences a batch); ranking = search + decoding and the blocks before"]
     if machine.load_average and machine.load_average > 1.0:
-        message(f"the load was {machine.load_average} before the measurement: other jobs ran, and the rates are lower than the machine's")
-    message(f"written to {path}")
+        notes.append(f"the load was {machine.load_average} before the measurement: other jobs ran, and the rates are lower than the machine's")
+    show((["what", "images/s", "sequences/s", "share of bound"], rows), title, notes, (file,))
 
 
 if __name__ == "__main__":

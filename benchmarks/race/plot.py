@@ -1,0 +1,56 @@
+"""The picture of the race: images a second against the cost of an image, a panel a batch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prtool.files import new_file
+from prtool.runtime.bench.plot import COLOURS
+from race.report import RaceReport, RaceRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MARKERS = {"fp32": "o", "bf16": "s", "fp16": "D", "int8": "^"}
+
+
+def plot_race(report: RaceReport, path: Path) -> None:
+    """Writes a PNG: a colour a way, a marker a precision, a line from the whole encoder to the cheapest one.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    batches = sorted({row.batch for row in report.rows})
+    ways = list(dict.fromkeys(_way(row) for row in report.rows))
+    colours = dict(zip(ways, COLOURS * len(ways), strict=False))
+    figure = Figure(figsize=(5.2 * len(batches), 6.2), dpi=150, layout="constrained")
+    panels = figure.subplots(1, len(batches), squeeze=False)[0]
+    for axes, batch in zip(panels, batches, strict=True):
+        _draw(axes, [row for row in report.rows if row.batch == batch], colours)
+        axes.set_title(f"batch {batch}", fontsize=11)
+    panels[0].set_ylabel("images/s")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(batches)), frameon=False, fontsize=8)
+    figure.suptitle(f"{report.model['name']} on {report.device}, {report.threads} threads", fontsize=12)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _draw(axes: "Axes", rows: Sequence[RaceRow], colours: dict[str, str]) -> None:
+    for way, precision in dict.fromkeys((_way(row), row.precision) for row in rows):
+        own = [row for row in rows if (_way(row), row.precision) == (way, precision)]
+        best = {row.gmacs: max(item.images_per_s for item in own if item.gmacs == row.gmacs) for row in own}
+        points = sorted(best.items())
+        axes.plot(*zip(*points, strict=True), color=colours[way], marker=_MARKERS.get(precision, "v"), linewidth=1.2, label=f"{way} {precision}")
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("cost of one image (GMAC)")
+    axes.grid(color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _way(row: RaceRow) -> str:
+    """A bundle's engine with its pruned and unpruned graphs is one way; so is each method of PyTorch."""
+    return row.method if row.mode == "" else f"prtool on {row.engine}"
