@@ -119,7 +119,7 @@ def build_bundle(
     return BuildReport(str(opened.path), engine, *library, precision, target, state, tuple(made))
 
 
-def build_options(manifest: Manifest, batch: str, keeps: Sequence[Keep], settings: Mapping[str, object]) -> BuildOptions:
+def build_options(manifest: Manifest, batch: str, keeps: Sequence[Keep], settings: Mapping[str, Any]) -> BuildOptions:
     """How to build, from what a person types.
 
     Args:
@@ -145,4 +145,4 @@ def build_options(manifest: Manifest, batch: str, keeps: Sequence[Keep], setting
         if type(value) is not kinds[name]:
             raise ConfigError(f"{name} = {value!r}, but it must be {'true or false' if kinds[name] is bool else 'a whole number'}")
     counts = tuple(dict.fromkeys(manifest.resolve(keep) for keep in keeps))
-    return replace(defaults, batch=ShapeRange(least, usual, most), keeps=counts, **settings)  # type: ignore[arg-type] - checked above
+    return replace(defaults, batch=ShapeRange(least, usual, most), keeps=counts, **settings)
