@@ -1,6 +1,5 @@
 """ONNX Runtime on an NVIDIA GPU: what its CUDA and TensorRT providers have in common."""
 
-import importlib
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +12,11 @@ import numpy as np
 import onnxruntime
 
 from prtool.engines.base import Array, ArrayLibrary, DeviceArray, EngineInfo, EngineOptions, Recording, check_inputs
+from prtool.engines.cuda import cuda_arrays
+from prtool.engines.device_memory import address, outline
+from prtool.engines.nvidia import gpu
 from prtool.engines.ort import FAILURES, OrtEngine, Provider, open_session, session_settings
-from prtool.errors import EngineUnavailable, ShapeError
+from prtool.errors import EngineUnavailable
 from prtool.manifest import TensorSpec
 
 CUDA = "CUDAExecutionProvider"
@@ -67,6 +69,7 @@ class OrtGpuEngine(OrtEngine):
             EngineError: as `OrtEngine`.
         """
         require(session.engine, session.asked)
+        gpu(options.device)
         self._plan = session
         self._device = options.device
         self._turn = threading.Lock()
@@ -74,8 +77,8 @@ class OrtGpuEngine(OrtEngine):
 
     @property
     def info(self) -> EngineInfo:
-        """ONNX Runtime's version, the provider and the device's number."""
-        return EngineInfo(self._plan.engine, onnxruntime.__version__, f"cuda:{self._device}, {self._plan.asked}")
+        """ONNX Runtime's version, the GPU's name and the provider."""
+        return EngineInfo(self._plan.engine, onnxruntime.__version__, f"{gpu(self._device).name}, {self._plan.asked}")
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once; see `Engine.run`."""
@@ -127,14 +130,14 @@ class OrtDeviceEngine(OrtGpuEngine):
             EngineError: the engine is closed, or ONNX Runtime failed; the message has its reason.
         """
         session = self._opened()
-        described = {name: _outline(name, array) for name, array in inputs.items()}
+        described = {name: outline(name, array) for name, array in inputs.items()}
         check_inputs(self._inputs, described, self._file.name)
         in_order = self._stream != 0 and self._library.stream == self._stream
         try:
             with self._turn:
                 binding = session.io_binding()
                 for name, array in inputs.items():
-                    self._bind(binding, name, array)
+                    self._bind(binding, name, array, described[name])
                 for name in self._outputs:
                     binding.bind_output(name, "cuda", self._device)
                 if not in_order:
@@ -146,11 +149,11 @@ class OrtDeviceEngine(OrtGpuEngine):
         # Through DLPack: the array holds ONNX Runtime's memory and gives it back when it goes.
         return {name: self._library.to_device(value) for name, value in zip(self._outputs, results, strict=True)}
 
-    def _bind(self, binding: Any, name: str, array: DeviceArray) -> None:  # noqa: ANN401 - onnxruntime has no types
+    def _bind(self, binding: Any, name: str, array: DeviceArray, described: Array) -> None:  # noqa: ANN401 - onnxruntime has no types
         if isinstance(array, np.ndarray):
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         else:
-            binding.bind_input(name, "cuda", self._device, _dtype(array).type, list(array.shape), _pointer(array))
+            binding.bind_input(name, "cuda", self._device, described.dtype.type, list(described.shape), address(array))
 
 
 class _Uncaptured:
@@ -226,35 +229,11 @@ def _run_options(waits: bool) -> Any:  # noqa: ANN401 - onnxruntime has no types
     return options
 
 
-def _pointer(array: DeviceArray) -> int:
-    """The device address of a contiguous array: a torch tensor's, or by the CUDA array interface."""
-    if hasattr(array, "data_ptr"):
-        return int(array.data_ptr())
-    return int(array.__cuda_array_interface__["data"][0])
-
-
-def _dtype(array: DeviceArray) -> np.dtype[Any]:
-    """numpy's dtype; torch's are named alike, behind "torch."."""
-    try:
-        return np.dtype(str(array.dtype).removeprefix("torch."))
-    except TypeError as cause:
-        raise ShapeError(f"an array on the device has dtype {array.dtype}, which no graph takes; give float32 or int64") from cause
-
-
-def _outline(name: str, array: DeviceArray) -> Array:
-    """A host array of the same shape and dtype, without memory of its own, to be checked in its place."""
-    contiguous = array.is_contiguous() if hasattr(array, "is_contiguous") else array.flags.c_contiguous
-    if not contiguous:
-        raise ShapeError(f"{name} is not contiguous on the device; make it so (.contiguous() in PyTorch, ascontiguousarray in CuPy)")
-    return np.broadcast_to(np.zeros((), _dtype(array)), tuple(array.shape))
-
-
 def device_arrays(device: int) -> StreamArrays | None:
     """Arrays on the GPU of that number; None where no library for them (PyTorch, CuPy) is installed."""
     try:
-        cuda = importlib.import_module("prtool.engines.cuda")
-        return cast(StreamArrays, cuda.cuda_arrays(device))
-    except (ImportError, EngineUnavailable):
+        return cast(StreamArrays, cuda_arrays(device))
+    except EngineUnavailable:
         return None
 
 
@@ -262,11 +241,7 @@ def probe_gpu(engine: str, provider: str) -> EngineInfo:
     """What would run on the first GPU.
 
     Raises:
-        EngineUnavailable: the provider is not in the installed ONNX Runtime, or there is no device.
+        EngineUnavailable: the provider is not in the installed ONNX Runtime, or there is no driver or device.
     """
     require(engine, provider)
-    try:
-        onnxruntime.OrtValue.ortvalue_from_shape_and_type([1], np.float32, "cuda", 0)
-    except FAILURES as cause:
-        raise EngineUnavailable(f"engine {engine} finds no device ({cause}); check the driver with nvidia-smi") from cause
-    return EngineInfo(engine, onnxruntime.__version__, f"cuda:0, {provider}")
+    return EngineInfo(engine, onnxruntime.__version__, f"{gpu(0).name}, {provider}")

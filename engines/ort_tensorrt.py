@@ -11,6 +11,7 @@ from filelock import FileLock
 from prtool.engines.base import EngineInfo, EngineOptions, Profile, ShapeRange
 from prtool.engines.cache_key import EngineKey, onnx_digest
 from prtool.engines.cache_record import default_root
+from prtool.engines.nvidia import gpu
 from prtool.engines.ort_gpu import CUDA, TENSORRT, GpuSession, OrtGpuEngine, cuda_settings, open_on, probe_gpu, require
 from prtool.errors import ConfigError, EngineError
 from prtool.files import sha256_file, storage_errors, write_json
@@ -47,12 +48,14 @@ def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOp
 
 
 def engine_folder(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> Path:
-    """Where the provider keeps this graph's engines.
+    """Where the provider keeps this graph's engines; everything they depend on is in the folder's name, but TensorRT's own version.
 
-    The folder's name carries what the provider itself does not look at: graph, shapes, options and versions.
-    The names of its files carry the GPU's compute capability, and TensorRT refuses an engine of another
-    TensorRT version or GPU model.
+    TensorRT refuses an engine of another version of itself.
+
+    Raises:
+        EngineUnavailable: there is no such GPU.
     """
+    device = gpu(options.device)
     key = EngineKey(
         onnx_sha256=onnx_digest(model_path),
         precision=options.precision,
@@ -60,7 +63,9 @@ def engine_folder(model_path: Path, inputs: Sequence[TensorSpec], options: Engin
         builder=f"level={options.build.level} workspace_mib={options.build.workspace_mib}",
         library=f"onnxruntime {TENSORRT}",
         library_version=onnxruntime.__version__,
-        device=f"cuda:{options.device}",
+        device=device.name,
+        compute_capability=device.compute_capability,
+        driver=device.driver,
     )
     return (options.cache or default_root()) / _NAME / key.digest
 

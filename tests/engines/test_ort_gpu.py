@@ -17,6 +17,7 @@ from models import PIXELS, TinyModel, tiny_bundle
 from prtool.bundle import Bundle
 from prtool.engines import ort_gpu, ort_tensorrt
 from prtool.engines.base import BuildOptions, DeviceEngine, EngineOptions, ShapeRange
+from prtool.engines.nvidia import Gpu
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import available, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
@@ -138,6 +139,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Session]]:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: GPU_PROVIDERS)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: None)
+    for module in (ort_gpu, ort_tensorrt):
+        monkeypatch.setattr(module, "gpu", lambda number: Gpu(f"GPU of number {number}", "9.0", "580.1"))
     yield Session
     Session.opened = []
 
@@ -170,15 +173,15 @@ def test_a_provider_that_did_not_start_is_refused(bundle: Bundle, gpu: type[Sess
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_device_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_device(*arguments: object) -> None:
-        raise RuntimeError("CUDA failure 35: driver version is insufficient")
+def test_a_device_that_is_not_there_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_device(number: int) -> Gpu:
+        raise EngineUnavailable(f"device = {number}, but the NVIDIA driver lists 0")
 
-    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", no_device)
+    monkeypatch.setattr(ort_gpu, "gpu", no_device)
     status = next(item for item in available() if item.name == "ort-cuda")
-    assert status.info is None
-    assert "driver version is insufficient" in status.reason
-    assert "nvidia-smi" in status.reason
+    assert (status.info, status.reason) == (None, "device = 0, but the NVIDIA driver lists 0")
+    with pytest.raises(EngineUnavailable, match="device = 3, but"):
+        open_role(bundle, "full", device=3)
 
 
 def test_options_of_cuda(bundle: Bundle, gpu: type[Session], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +202,7 @@ def test_host_arrays_pass_through(bundle: Bundle, gpu: type[Session]) -> None:
     engine, pixels = open_role(bundle, "fused"), MODEL.pixels(3)
     assert not isinstance(engine, DeviceEngine)
     assert engine.info.name == "ort-cuda"
-    assert engine.info.device == "cuda:0, CUDAExecutionProvider"
+    assert engine.info.device == "GPU of number 0, CUDAExecutionProvider"
     np.testing.assert_allclose(engine.run({"pixels": pixels, "k": counted(7)})["embedding"], MODEL.embed(pixels, (7,)), atol=1e-5)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
@@ -291,7 +294,8 @@ def test_a_graph_uses_the_axes_it_has(bundle: Bundle, gpu: type[Session], tmp_pa
         open_role(bundle, "post", "ort-tensorrt", cache=tmp_path, profiles=({"batch": ShapeRange(1, 1, 1)},))
 
 
-def test_engines_of_other_graphs_shapes_and_options_lie_apart(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("gpu")
+def test_engines_of_other_graphs_shapes_devices_and_options_lie_apart(bundle: Bundle, tmp_path: Path) -> None:
     inputs = (PIXELS, TensorSpec("k", "int64", (1,)))
     wide, narrow = profiles(bundle.manifest, BuildOptions()), profiles(bundle.manifest, BuildOptions(keeps=(5,)))
     variants = [
