@@ -1,0 +1,67 @@
+"""TensorRT-RTX takes what `prtool export` writes: real attention, each precision, each kind of tower. Nothing is run: that needs a GPU."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'prtool[tensorrt-rtx]'")
+pytest.importorskip("onnxscript", reason="exporting needs onnxscript; pip install 'prtool[export]'")
+from click.testing import CliRunner
+from export_sources import make_source
+
+from prtool.bundle import Bundle
+from prtool.cli import app
+from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
+from prtool.export.write import ExportOptions, export_bundle
+from prtool.progress import SilentProgress
+from prtool.runtime.build import build_bundle
+from prtool.spec import Keep
+
+IMAGE_ROLES = {"pre", "post", "fused", "full"}
+
+
+def build_all(bundle: Bundle, precision: str, cache: Path, build: BuildOptions) -> int:
+    """The number of engines that exist on disk afterwards."""
+    report = build_bundle(bundle, "trt-rtx", precision, EngineOptions(cache=cache, build=build), SilentProgress())
+    assert {item.role for item in report.graphs} == IMAGE_ROLES
+    assert all(item.built for item in report.graphs)
+    return len(list(cache.glob("*/engine.plan")))
+
+
+@pytest.mark.parametrize("kind", ["cls", pytest.param("siglip", marks=pytest.mark.slow)])
+def test_every_precision_of_a_small_tower_builds(kind: str, tmp_path: Path) -> None:
+    export_bundle(make_source(kind), tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), ("fp32", "fp16", "bf16")), SilentProgress())
+    bundle, build = Bundle.open(tmp_path / "bundle"), BuildOptions(batch=ShapeRange(1, 2, 4))
+    counts = [build_all(bundle, precision, tmp_path / "cache", build) for precision in ("fp32", "fp16", "bf16")]
+    assert counts == [4, 8, 12]
+
+
+def exported(name: str, folder: Path, precisions: str) -> Bundle:
+    """A bundle of a real architecture with random weights, by the commands that a person types."""
+    for call in (
+        ["train", "--model", name, "--phase", "none", "-o", folder / "run"],
+        ["export", folder / "run", "--keep", "0.6", "--precision", precisions, "-o", folder / "bundle"],
+    ):
+        result = CliRunner().invoke(app, [str(word) for word in call])
+        assert result.exit_code == 0, result.output
+    return Bundle.open(folder / "bundle")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_graph_of_vit_b_16_builds_in_fp32_and_fp16(tmp_path: Path) -> None:
+    bundle = exported("ViT-B-16", tmp_path, "fp32,fp16")
+    assert build_all(bundle, "fp32", tmp_path / "cache", BuildOptions()) == 4
+    assert build_all(bundle, "fp16", tmp_path / "cache", BuildOptions()) == 8
+    # Half the bytes for the weights shows that the half-precision graphs were not built in float32.
+    sizes = {
+        item.role: item.size for item in build_bundle(bundle, "trt-rtx", "fp16", EngineOptions(cache=tmp_path / "cache"), SilentProgress()).graphs
+    }
+    whole = {
+        item.role: item.size for item in build_bundle(bundle, "trt-rtx", "fp32", EngineOptions(cache=tmp_path / "cache"), SilentProgress()).graphs
+    }
+    assert all(sizes[role] < 0.65 * whole[role] for role in IMAGE_ROLES)
+    # One narrow profile for each keep.
+    narrow = EngineOptions(cache=tmp_path / "narrow", build=BuildOptions(keeps=(118, 157)))
+    report = build_bundle(bundle, "trt-rtx", "fp32", narrow, SilentProgress())
+    assert {item.role for item in report.graphs} == IMAGE_ROLES
