@@ -3,6 +3,7 @@
 from prtool.engines.base import BuildOptions, Profile, ShapeRange
 from prtool.errors import KeepError
 from prtool.manifest import Manifest
+from prtool.spec import Keep
 
 
 def profiles(manifest: Manifest, build: BuildOptions) -> tuple[Profile, ...]:
@@ -24,7 +25,9 @@ def profiles(manifest: Manifest, build: BuildOptions) -> tuple[Profile, ...]:
         if not low <= k <= high:
             raise KeepError(f"k = {k}, but the bundle allows {low} to {high} patches; build for counts in that range")
     usual = min(max(manifest.default_keep, low), high)
-    ranges = [ShapeRange(k, k, k) for k in build.keeps] or [ShapeRange(low, usual, high)]
+    asked = [(k, k, k) for k in build.keeps] or [(low, usual, high)]
+    # With several locations a graph sees the counts of each, which fall towards the last.
+    ranges = [ShapeRange(least, middle, max(manifest.prune.counts(Keep.count(most)))) for least, middle, most in asked]
     return tuple(_profile(manifest.prune.always_kept, counts, build.batch) for counts in ranges)
 
 

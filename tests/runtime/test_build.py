@@ -11,7 +11,9 @@ from prtool.bundle import Bundle
 from prtool.cli import app
 from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
 from prtool.engines.cache import EngineCache
+from prtool.engines.profiles import profiles
 from prtool.engines.registry import ENGINES, builder
+from prtool.engines.trt_shapes import choose_profile
 from prtool.errors import ConfigError, EngineUnavailable, KeepError
 from prtool.progress import SilentProgress
 from prtool.runtime.build import BuildReport, build_bundle, build_options
@@ -85,6 +87,19 @@ def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Bundle, rtx: str, 
         build_bundle(bundle, "trt-rtx", "fp16", EngineOptions(cache=tmp_path), SilentProgress())
     with pytest.raises(ConfigError, match="precision = 'int8', but engine trt-rtx computes in fp32, fp16, bf16"):
         build_bundle(bundle, "trt-rtx", "int8", EngineOptions(cache=tmp_path), SilentProgress())
+
+
+@pytest.mark.parametrize("keeps", [(), (5, 9)])
+def test_profiles_hold_the_counts_of_every_location(bundle: Bundle, keeps: tuple[int, ...]) -> None:
+    """What a call with a kept count puts into the graphs lies in a profile, at each location."""
+    built_for = profiles(bundle.manifest, BuildOptions(keeps=keeps))
+    always = MODEL.prefix_tokens + MODEL.appended_tokens
+    for k in keeps or range(2, MODEL.patches + 1):
+        counts = MODEL.spec.counts(Keep.count(k))
+        assert len(counts) == 2
+        sizes = [{"k": counts}, *({"tokens": (always + count,)} for count in counts)]
+        for size in sizes:
+            choose_profile(built_for, size, "graph", "trt")
 
 
 def test_options_as_typed(bundle: Bundle) -> None:
