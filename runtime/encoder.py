@@ -9,6 +9,7 @@
 import difflib
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, DeviceArray, DeviceEngine, EngineInfo, EngineOptions
+from prtool.engines.base import Array, BuildOptions, DeviceArray, DeviceEngine, EngineInfo, EngineOptions, ShapeRange
 from prtool.errors import ConfigError, EngineError, KeepError, ShapeError
 from prtool.manifest import Manifest
 from prtool.runtime.classes import ClassTable, Prediction
@@ -30,6 +31,7 @@ from prtool.spec import Keep
 
 KeepLike = Keep | float | int | None
 Embeddings = npt.NDArray[np.float32]
+_TEXT_BUILD = BuildOptions(batch=ShapeRange(1, 64, 1024))
 
 
 class Encoder:
@@ -87,7 +89,9 @@ class Encoder:
         _pipeline_kind(mode)
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         chosen = options or EngineOptions()
-        return cls(opened, mode, Graphs(opened, engine, precision, chosen), Graphs(opened, engine, "fp32", chosen))
+        # Prompts come in other numbers than images, so nothing that was narrowed for images holds for them.
+        text = replace(chosen, streams=1, build=_TEXT_BUILD, profiles=())
+        return cls(opened, mode, Graphs(opened, engine, precision, chosen), Graphs(opened, engine, "fp32", text))
 
     @property
     def manifest(self) -> Manifest:
