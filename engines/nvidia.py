@@ -1,6 +1,7 @@
 """What NVIDIA's driver says about a GPU, asked through the libraries that come with the driver."""
 
 import ctypes
+import functools
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,7 @@ def _driver_version(cuda: Any) -> str:  # noqa: ANN401
     return f"{text.value.decode()}, {runs}"
 
 
+@functools.cache
 def _library(name: str) -> Any:  # noqa: ANN401
     try:
         return ctypes.CDLL(name)

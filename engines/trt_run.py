@@ -164,6 +164,7 @@ class TrtEngine:
         check_inputs(plan.inputs, {name: outline(name, array) for name, array in inputs.items()}, plan.graph)
         call = _call(plan, inputs)
         with plan.on_device, self._lock:
+            self._opened()  # another thread may have closed it while this one waited
             stream = self._arrays.stream
             bucket = self._bucket(plan, call, stream)
             outputs = {name: self._empty(bucket.output_shapes[name], dtype, call) for name, dtype in plan.outputs.items()}

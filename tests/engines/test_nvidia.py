@@ -3,13 +3,13 @@
 # ruff: noqa: ARG002 - stand-ins have the parameters of the C functions
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from prtool.engines import nvidia
-from prtool.engines.nvidia import Gpu, free_memory, gpu
+from prtool.engines.nvidia import DeviceScope, Gpu, free_memory, gpu, is_capturing
 from prtool.errors import EngineUnavailable
 
 
@@ -23,6 +23,7 @@ class Driver:
 
     def __init__(self, start: int = 0, count: int = 2) -> None:
         self.start, self.count = start, count
+        self.current: list[int] = []
 
     def cuInit(self, flags: int) -> int:
         return self.start
@@ -51,6 +52,19 @@ class Driver:
         give(total, 80 << 30)
         return give(free, 3 << 30)
 
+    def cuStreamIsCapturing(self, stream: ctypes.c_void_p, state: Any) -> int:
+        return 906 if stream.value is None else give(state, int(stream.value == 5))
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, handle: ctypes.c_int) -> int:
+        return give(context, 40 + handle.value)
+
+    def cuCtxPushCurrent_v2(self, context: ctypes.c_void_p) -> int:
+        self.current.append(context.value or 0)
+        return self.start
+
+    def cuCtxPopCurrent_v2(self, context: Any) -> int:
+        return give(context, self.current.pop())
+
     def nvmlInit_v2(self) -> int:
         return 0
 
@@ -63,7 +77,7 @@ Installed = Callable[..., None]
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> Installed:
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Installed]:
     def install(driver: Driver, *names: str) -> None:
         def load(name: str) -> Driver:
             if not any(known in name for known in names):
@@ -71,8 +85,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Installed:
             return driver
 
         monkeypatch.setattr(nvidia.ctypes, "CDLL", load)
+        nvidia._library.cache_clear()
 
-    return install
+    yield install
+    nvidia._library.cache_clear()
 
 
 def test_a_gpu_and_its_driver(installed: Installed) -> None:
@@ -104,3 +120,23 @@ def test_a_number_beyond_the_gpus_is_refused(installed: Installed) -> None:
     installed(Driver(count=1), "libcuda")
     with pytest.raises(EngineUnavailable, match="device = 1, but the NVIDIA driver lists 1"):
         gpu(1)
+
+
+def test_whether_a_stream_is_recorded(installed: Installed) -> None:
+    installed(Driver(), "libcuda")
+    assert [is_capturing(stream) for stream in (5, 6, 0)] == [True, False, False]
+    installed(Driver())
+    assert not is_capturing(5)
+
+
+def test_a_scope_is_left_as_it_was_found(installed: Installed) -> None:
+    driver = Driver()
+    installed(driver, "libcuda")
+    scope = DeviceScope(1)
+    driver.current.append(1)
+    with scope, scope:
+        assert driver.current == [1, 48, 48]
+    assert driver.current == [1]
+    driver.start = 201
+    with pytest.raises(EngineUnavailable, match="does not change the device"), scope:
+        pass
