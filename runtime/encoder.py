@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, BuildOptions, DeviceArray, DeviceEngine, EngineInfo, EngineOptions, ShapeRange
+from prtool.engines.base import Array, ArrayLibrary, BuildOptions, DeviceArray, DeviceEngine, EngineInfo, EngineOptions, ShapeRange
 from prtool.errors import ConfigError, EngineError, KeepError, ShapeError
 from prtool.manifest import Manifest
 from prtool.runtime.classes import ClassTable, Prediction
@@ -53,10 +53,10 @@ class Encoder:
         pipeline = _pipeline_kind(mode)(graphs)
         engine = pipeline.open()
         self._info = engine.info
-        on_device = isinstance(engine, DeviceEngine)
-        self._device = DevicePipeline(graphs, mode) if on_device else None
+        self._arrays = engine.arrays if isinstance(engine, DeviceEngine) else None
+        self._device = None if self._arrays is None else DevicePipeline(graphs, mode)
         self._embed = pipeline.embed if self._device is None else self._device.embed
-        self._split = DeviceSplitPipeline(graphs) if on_device else SplitPipeline(graphs)
+        self._split = SplitPipeline(graphs) if self._arrays is None else DeviceSplitPipeline(graphs)
 
     @classmethod
     def load(
@@ -102,6 +102,11 @@ class Encoder:
     def info(self) -> EngineInfo:
         """The engine that really runs, its version and device."""
         return self._info
+
+    @property
+    def arrays(self) -> ArrayLibrary | None:
+        """How arrays on the engine's device are made and read, for `encode_device`; None where the engine keeps none there."""
+        return self._arrays
 
     @property
     def classes(self) -> ClassTable:

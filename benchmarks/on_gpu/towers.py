@@ -1,0 +1,92 @@
+"""Image towers with random weights in half precision, whole and in the two halves that pruning makes of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prtool.spec import Cost, Keep, PruneSpec
+from prtool.trainer.hosts import tower_of
+from prtool.trainer.predictor import ScorerConfig, make_scorer
+from prtool.trainer.spread import SpreadScorer
+from prtool.trainer.vit import VisionTower
+
+LOCATION = 4
+TINY = "tiny"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+Function = Callable[..., object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoder:
+    """A pruned encoder on a device; scores and the last norm are float32 in every precision.
+
+    Attributes:
+        tower: the tower, in `dtype`.
+        scorer: the default patch scorer with random weights, in float32.
+        prune: pruning at block 4.
+        cost: multiply-accumulates, scorer included.
+        dtype: of the tower.
+    """
+
+    tower: VisionTower
+    scorer: nn.Module
+    prune: PruneSpec
+    cost: Cost
+    dtype: torch.dtype
+
+    def full(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) float32 -> (batch, E) float32, unpruned."""
+        return functional.normalize(self.tower(pixels.to(self.dtype)).float(), dim=-1)
+
+    def pre(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels -> tokens that enter the location, and their scores."""
+        tokens = self.tower.enter(pixels.to(self.dtype), LOCATION)
+        return tokens, cast(Tensor, self.scorer(tokens.float()))
+
+    def post(self, tokens: Tensor) -> Tensor:
+        """(batch, tokens, D) -> (batch, E) float32."""
+        return functional.normalize(self.tower.leave(tokens, LOCATION).float(), dim=-1)
+
+    def count(self, keep: float) -> int:
+        """Patches that a ratio keeps."""
+        return Keep.ratio(keep).resolve(self.prune.patches)
+
+    def bound(self, keep: float) -> float:
+        """The most that pruning can gain."""
+        return self.cost.bound(self.prune, Keep.ratio(keep))
+
+
+def make_encoder(name: str, precision: str, device: torch.device) -> Encoder:
+    """An encoder of open_clip's architecture `name` (or "tiny"); the same weights in each precision, made on the device."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        tower = tower_of(_visual(name)).eval().requires_grad_(False)
+        spread = ScorerConfig()
+        inner = make_scorer(spread, tower.width, tower.patches, tower.prefix_tokens)
+        scorer = SpreadScorer(inner, tower.grid, spread.spread).eval().requires_grad_(False)
+    cost = replace(tower.cost(), scorer_macs=scorer.macs())
+    # Buffers that a `torch.device` block does not reach (numpy made them) go along here.
+    return Encoder(tower.to(device, DTYPES[precision]), scorer.to(device), tower.prune_spec((LOCATION,)), cost, DTYPES[precision])
+
+
+def pixels_for(encoder: Encoder, batch: int, device: torch.device) -> Tensor:
+    """(batch, 3, height, width) float32 noise."""
+    generator = torch.Generator(device).manual_seed(1)
+    return torch.randn(batch, 3, *encoder.tower.image_size, device=device, generator=generator)
+
+
+def _visual(name: str) -> nn.Module:
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+    if name == TINY:
+        return _build_vision_tower(32, CLIPVisionCfg(image_size=64, layers=6, width=64, head_width=32, patch_size=8))
+    import open_clip
+
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise ValueError(f"open_clip has no architecture {name}")
+    return _build_vision_tower(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), config.get("quick_gelu", False))
