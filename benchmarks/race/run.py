@@ -16,7 +16,7 @@ from prtool.runtime.bench.lineup import Lineup, Way, load_encoder
 from prtool.runtime.bench.report import BenchRow
 from prtool.runtime.bench.rows import rows_of
 from prtool.runtime.machine import library_versions, peak_memory_mib, this_machine
-from prtool.runtime.timing import Case, Group, Samples, Sensors, measure, speedup
+from prtool.runtime.timing import Case, Group, Mark, Samples, Sensors, measure, speedup
 from prtool.trainer.checkpoint import load_seeded
 from prtool.trainer.model import DualEncoder
 from race.accuracy import PRUNED, UNPRUNED, Accuracies
@@ -109,7 +109,11 @@ def _model(bundle: Bundle, settings: RaceSettings) -> DualEncoder:
 
 def _case(rival: Rival, lineup: Lineup, batch: int) -> Case:
     pixels = lineup.inputs.pixels[:batch]
-    return Case(lambda _number, _mark: rival.run(pixels), _TORCH)
+
+    def run(_number: int, _mark: Mark) -> None:
+        rival.run(pixels)
+
+    return Case(run, _TORCH)
 
 
 Cosines = Mapping[tuple[str, str, str], float]

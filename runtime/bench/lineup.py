@@ -1,7 +1,7 @@
 """What is measured: each configuration of a bundle, its loaded encoder, and the call that is timed."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, EngineInfo
+from prtool.engines.base import Array, ArrayLibrary, EngineInfo
 from prtool.errors import ConfigError, EngineUnavailable
 from prtool.manifest import Manifest
 from prtool.runtime.bench.config import BASELINE_MODE, END_TO_END, SLOWEST, BenchConfig
 from prtool.runtime.bench.gpu import cuda_events, on_gpu
 from prtool.runtime.bench.inputs import Inputs, make_inputs
 from prtool.runtime.bench.offers import Offer, Refusal, asked_offers, check_any, check_memory
+from prtool.runtime.device import MOST_RECORDINGS
 from prtool.runtime.encoder import Encoder, KeepLike
 from prtool.runtime.images import open_image
 from prtool.runtime.pipeline import Stage
@@ -30,6 +31,11 @@ class TimedEncoder(Protocol):
     @property
     def info(self) -> EngineInfo:
         """The engine that really runs."""
+        ...
+
+    @property
+    def arrays(self) -> ArrayLibrary | None:
+        """None where the engine keeps no arrays on a device between two graphs."""
         ...
 
     def encode_pixels(self, pixels: Array, keep: KeepLike = None) -> npt.NDArray[np.float32]:
@@ -112,6 +118,7 @@ class Lineup:
                 refusals.append(Refusal(offer, cause))
         check_any(offers, refusals)
         _check_reference(config, offers, refusals)
+        _check_recordings(bundle.manifest, config, encoders)
         return cls(bundle.manifest, config, _ways(config, offers), encoders, tuple(refusals), make_inputs(config, bundle.manifest))
 
     @property
@@ -128,12 +135,15 @@ class Lineup:
         return [Group(tuple(self._timed(way) for way in group)) for group in self.ways]
 
     def breakdown(self, way: Way) -> Case | None:
-        """The stages of a configuration on a GPU, which are not marked in its timed call; None for every other."""
-        return self._case(way, in_stages=True) if way.mode == "split" and on_gpu(self.info(way)) else None
+        """The stages of a configuration whose timed call does not mark them; None for every other."""
+        return self._case(way, in_stages=True) if way.mode == "split" and self._stays_on_device(way) else None
 
     def _timed(self, way: Way) -> Case:
-        # On a GPU, asking for stages waits for the device after each, which the whole call need not.
-        return self._case(way, in_stages=way.mode == "split" and not on_gpu(self.info(way)))
+        # To ask for stages is to wait for the device after each, which the whole call need not.
+        return self._case(way, in_stages=way.mode == "split" and not self._stays_on_device(way))
+
+    def _stays_on_device(self, way: Way) -> bool:
+        return self.encoders[way.offer, way.mode].arrays is not None
 
     def _case(self, way: Way, in_stages: bool) -> Case:
         encoder, inputs, preprocess = self.encoders[way.offer, way.mode], self.inputs, self.manifest.preprocess
@@ -177,3 +187,15 @@ def _check_reference(config: BenchConfig, offers: Sequence[Offer], refusals: Seq
         return
     reason = next(str(refusal.cause) for refusal in refusals if str(refusal.offer) == config.reference)
     raise ConfigError(f"reference = {config.reference!r}, but it cannot be measured: {reason}; choose one of {', '.join(map(str, offers))}")
+
+
+def _check_recordings(manifest: Manifest, config: BenchConfig, encoders: Mapping[tuple[Offer, str], TimedEncoder]) -> None:
+    """Refuses more shapes than a GPU's encoder keeps recordings of: each call would record anew, and that would be timed."""
+    counts = {manifest.resolve(keep) for keep in config.chosen_keeps()}
+    shapes = len(config.batches) * len(counts)
+    recorded = [str(offer) for (offer, _), encoder in encoders.items() if on_gpu(encoder.info) and encoder.arrays is not None]
+    if recorded and shapes > MOST_RECORDINGS:
+        raise ConfigError(
+            f"{len(config.batches)} batches x {len(counts)} keeps are {shapes} shapes, but {recorded[0]} keeps the recordings of {MOST_RECORDINGS} "
+            "and would time the recording of the others; measure fewer in one run"
+        )

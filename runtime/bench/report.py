@@ -32,7 +32,8 @@ class BenchRow:
         share_of_bound: speedup / bound.
         reference_ratio: against the report's `reference` with the same scope and batch; None where none was asked for.
         stages_ms: median of each stage ("pre", "select", "mid", "post" in split mode; end to end "decode", "preprocess" before
-            them, and "encode" for a mode of one graph). On a GPU they come from calls of their own, which wait after each stage.
+            them, and "encode" for a mode of one graph). Where arrays stay on a device they come from calls of their own, which
+            wait after each stage.
         device_ms: median of one call by CUDA events; None on other devices.
         joules_per_image: energy of the processor packages; None where nothing counts it.
         gpu_joules_per_image: energy of the GPU, what it takes when idle included; None without a GPU, or where nothing counts it.

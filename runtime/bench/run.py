@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,7 +65,7 @@ def bench(bundle: str | Path | Bundle, config: BenchConfig, progress: Progress |
         lineup = Lineup.load(opened, config, tools.load, stack)
         samples = measure(lineup.groups(), config.plan(), tools.sensors(), told)
         measured = {way: taken for ways, found in zip(lineup.ways, samples, strict=True) for way, taken in zip(ways, found, strict=True)}
-        rows = gpu.completed(lineup, rows_of(lineup, measured), tools)
+        rows = gpu.with_energy(lineup, _with_stages(lineup, rows_of(lineup, measured), tools), tools.clock)
         gpu_memory, gpu_reason = gpu.memory(lineup)
     infos = lineup.infos
     return BenchReport(
@@ -98,21 +98,15 @@ class _Gpu:
         self._meter = meter
         self._before_mib = meter.memory_mib()
 
-    def completed(self, lineup: Lineup, rows: tuple[BenchRow, ...], tools: Instruments) -> tuple[BenchRow, ...]:
-        """Adds stages and energy to the rows of engines on a GPU."""
-        ways = [(way, case) for ways, group in zip(lineup.ways, lineup.groups(), strict=True) for way, case in zip(ways, group.cases, strict=True)]
-        found = list(rows)
-        for place, (way, case) in enumerate(ways):
-            if not on_gpu(lineup.info(way)):
-                continue
-            joules = None if self._meter.reason else joules_per_call([case], self._meter, tools.clock)[0]
-            breakdown = lineup.breakdown(way)
-            if breakdown is not None:
-                plan = Plan(5, 5, 1, 0.0, lineup.config.seed)
-                samples = measure([Group((breakdown,))], plan, tools.sensors(), SilentProgress())[0][0]
-                found[place] = replace(found[place], stages_ms=samples.stages_ms())
-            found[place] = replace(found[place], gpu_joules_per_image=None if joules is None else joules / way.batch)
-        return tuple(found)
+    def with_energy(self, lineup: Lineup, rows: Sequence[BenchRow], clock: Clock) -> tuple[BenchRow, ...]:
+        """Adds the GPU's energy to the rows of engines that run there."""
+        if self._meter.reason is not None:
+            return tuple(rows)
+        cases = [case for group in lineup.groups() for case in group.cases]
+        return tuple(
+            replace(row, gpu_joules_per_image=_image_share(joules_per_call([case], self._meter, clock)[0], way)) if on_gpu(lineup.info(way)) else row
+            for way, case, row in zip(_ways(lineup), cases, rows, strict=True)
+        )
 
     def memory(self, lineup: Lineup) -> tuple[float | None, str | None]:
         """MiB that the run took on the GPU, and why there are no figures of the GPU."""
@@ -122,6 +116,25 @@ class _Gpu:
         if now is None or self._before_mib is None:
             return torch_peak_mib(), self._meter.reason
         return round(now - self._before_mib, 1), None
+
+
+def _ways(lineup: Lineup) -> list[Way]:
+    return [way for group in lineup.ways for way in group]
+
+
+def _with_stages(lineup: Lineup, rows: Sequence[BenchRow], tools: Instruments) -> list[BenchRow]:
+    """Adds the stages of the configurations whose timed calls do not mark them, from a few calls that do."""
+    found = list(rows)
+    for place, way in enumerate(_ways(lineup)):
+        breakdown = lineup.breakdown(way)
+        if breakdown is not None:
+            samples = measure([Group((breakdown,))], Plan(5, 5, 1, 0.0, lineup.config.seed), tools.sensors(), SilentProgress())[0][0]
+            found[place] = replace(found[place], stages_ms=samples.stages_ms())
+    return found
+
+
+def _image_share(joules: float | None, way: Way) -> float | None:
+    return None if joules is None else joules / way.batch
 
 
 def _notes(lineup: Lineup, rows: tuple[BenchRow, ...], measured: Mapping[Way, Samples], machine: Machine) -> tuple[str, ...]:

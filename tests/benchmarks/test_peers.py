@@ -259,9 +259,10 @@ def test_the_verdict_names_the_best_row_and_whoever_beats_it() -> None:
     best = "Batch 8: the fastest pruned row within 1 point is patch-ranking on ort fp32, keep 0.5, fused (7.00x, -1.0 points); "
     assert verdict([*pruned, *slower]) == [best + "no other row at equal or better accuracy is faster."]
     faster = [row("unpruned", 7.5, 0.0, precision="int8"), row("tome", 8.5, None, keep=0.5)]
-    assert verdict([*pruned, *slower, *faster]) == [
-        best
-        + "faster at equal or better accuracy: unpruned on ort int8 (7.50x, +0.0 points); faster at unknown accuracy: tome on ort fp32, keep 0.5 (8.50x)."
+    found = verdict([*pruned, *slower, *faster])
+    assert found[0].removeprefix(best).split("; ") == [
+        "faster at equal or better accuracy: unpruned on ort int8 (7.50x, +0.0 points)",
+        "faster at unknown accuracy: tome on ort fp32, keep 0.5 (8.50x).",
     ]
     assert verdict(slower) == []
     assert with_accuracy(slower[0], None) is slower[0]

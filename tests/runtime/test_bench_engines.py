@@ -271,6 +271,17 @@ def test_energy_memory_and_stages_of_a_gpu(bundle: Bundle, nvml: FakeNvml) -> No
     assert report.gpu_memory_mib == 5.0 and report.gpu_reason is None
 
 
+def test_more_shapes_than_recordings_are_refused_on_a_gpu(bundle: Bundle) -> None:
+    lab = FakeLab()
+    config = small(batches=(1, 2, 3), keeps=(1.0, 0.75, 0.5))
+    bench(bundle, config, instruments=lab.instruments())
+    lab.device = "imaginary, cuda:0"
+    with pytest.raises(ConfigError, match="3 batches x 3 keeps are 9 shapes, but ort/fp32 keeps the recordings of 8"):
+        bench(bundle, config, instruments=lab.instruments())
+    assert all(encoder.closed for encoder in lab.loaded)
+    assert bench(bundle, small(batches=(1, 2), keeps=(1.0, 0.75, 0.5, 0.25)), instruments=lab.instruments()).rounds == 7
+
+
 def test_without_a_gpu_the_report_says_why(bundle: Bundle, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     report = bench(bundle, small(), instruments=nvml.lab.instruments())
     assert report.gpu_memory_mib is None and "no engine" in str(report.gpu_reason) and report.rows[0].gpu_joules_per_image is None
