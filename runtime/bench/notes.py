@@ -14,7 +14,7 @@ _MUCH_PREPARATION = 0.2
 def notes_on(rows: Sequence[BenchRow], plateaus: Sequence[Plateau], patches: int, machine: Machine) -> tuple[str, ...]:
     """Where pruning does not pay, where fewer patches bring nothing, what else takes time, and whether the machine was too busy to tell."""
     pruned = [row for row in rows if not row.is_baseline and row.k < patches]
-    notes = [_does_not_pay(row) for row in pruned if row.speedup < PAYS]
+    notes = _do_not_pay([row for row in pruned if row.speedup < PAYS])
     notes += [_brings_nothing(plateau) for plateau in plateaus]
     notes += _preparation(pruned)
     unsure = [row for row in pruned if row.speedup_high - row.speedup_low > 2.0 * _UNSURE * row.speedup]
@@ -29,11 +29,19 @@ def notes_on(rows: Sequence[BenchRow], plateaus: Sequence[Plateau], patches: int
     return tuple(notes)
 
 
-def _does_not_pay(row: BenchRow) -> str:
-    return (
-        f"Pruning does not pay for {_where(row)}: speed-up {row.speedup:.2f}x ({_interval(row)}), where the bound is {row.bound:.2f}x; "
-        "run the unpruned model (mode 'full') there."
-    )
+def _do_not_pay(rows: Sequence[BenchRow]) -> list[str]:
+    """One sentence for all keeps of a batch, mode, engine, precision and scope."""
+    places: dict[str, list[BenchRow]] = {}
+    for row in rows:
+        places.setdefault(_place(row), []).append(row)
+    return [
+        f"Pruning does not pay for {place}: {', '.join(map(_gain, found))}; run the unpruned model (mode 'full') there."
+        for place, found in places.items()
+    ]
+
+
+def _gain(row: BenchRow) -> str:
+    return f"{row.speedup:.2f}x at keep {row.keep:g} ({_interval(row)}, bound {row.bound:.2f}x)"
 
 
 def _brings_nothing(plateau: Plateau) -> str:
@@ -61,4 +69,8 @@ def _interval(row: BenchRow) -> str:
 
 
 def _where(row: BenchRow) -> str:
-    return f"batch {row.batch}, keep {row.keep:g}, {row.mode}, {row.engine} {row.precision}, {row.scope}"
+    return f"keep {row.keep:g}, {_place(row)}"
+
+
+def _place(row: BenchRow) -> str:
+    return f"batch {row.batch}, {row.mode}, {row.engine} {row.precision}, {row.scope}"
