@@ -12,6 +12,7 @@ from prtool.errors import ConfigError, ParityError
 from prtool.export.reference import Reference, overlap
 from prtool.export.source import ExportSource
 from prtool.runtime.encoder import Encoder
+from prtool.runtime.select import select
 from prtool.runtime.verify import QUIET, gate_of
 from prtool.spec import Keep
 
@@ -102,9 +103,10 @@ class _Compared:
 
 def _compare(encoder: Encoder, source: ExportSource, pixels: Tensor, counts: Sequence[int], classes: Tensor | None) -> dict[int, _Compared]:
     reference, array = Reference.of(source.pruned, pixels), pixels.numpy()
+    scores = encoder.scores(array)
     compared: dict[int, _Compared] = {}
     for k in counts:
-        own, chosen = reference.indices(k), torch.from_numpy(encoder.kept(array, Keep.count(k)))
+        own, chosen = reference.indices(k), torch.from_numpy(select(scores, k))
         found, wanted = torch.from_numpy(encoder.encode_pixels(array, Keep.count(k))), reference.embedding(own)
         shared = torch.tensor([overlap(a[None], b[None]) for a, b in zip(own, chosen, strict=True)])
         first = None if classes is None else source.model.logits(found, classes).argmax(1) == source.model.logits(wanted, classes).argmax(1)

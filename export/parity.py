@@ -178,7 +178,7 @@ def _image_cases(source: ExportSource, bench: _Bench, pixels: Tensor, counts: Se
         tokens = reference.kept(reference.indices(k))
         near = agreement(bench.graphs.run("post", {"tokens": tokens.numpy()})["embedding"], reference.encoder.leave(tokens).detach().numpy())
         yield ParityCase("post", len(pixels), k, near.cosine, near.max_error)
-    near = agreement(bench.full.encode_pixels(array), reference.full.numpy())
+    near = agreement(bench.full.encode_pixels(array), reference.full().numpy())
     yield ParityCase("full", len(pixels), source.spec.patches, near.cosine, near.max_error)
 
 

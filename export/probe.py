@@ -61,7 +61,7 @@ class Probe:
         tokens = prompts(source)
         with torch.no_grad():
             embedding = source.model.text(tokens)
-        tensors = {"pixels": self.pixels, "embedding_full": reference.full, "text_tokens": tokens, "text_embedding": embedding}
+        tensors = {"pixels": self.pixels, "embedding_full": reference.full(), "text_tokens": tokens, "text_embedding": embedding}
         tensors |= {f"embedding_k{k}": reference.embedding(reference.indices(k)) for k in self.counts}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 

@@ -18,22 +18,27 @@ class Reference:
 
     Attributes:
         encoder: the PyTorch encoder.
+        pixels: (batch, 3, height, width) float32.
         tokens: (batch, prefix + N + appended, D) float32, entering the location.
         scores: (batch, N) float32.
-        full: (batch, E) float32, the unpruned embedding, L2-normalised.
     """
 
     encoder: PrunedEncoder
+    pixels: Tensor
     tokens: Tensor
     scores: Tensor
-    full: Tensor
 
     @classmethod
     @torch.no_grad()
     def of(cls, encoder: PrunedEncoder, pixels: Tensor) -> "Reference":
         """Runs PyTorch on (batch, 3, height, width) float32."""
         tokens, scores = encoder.enter(pixels)
-        return cls(encoder, tokens, scores, functional.normalize(encoder.tower(pixels), dim=-1))
+        return cls(encoder, pixels, tokens, scores)
+
+    @torch.no_grad()
+    def full(self) -> Tensor:
+        """The unpruned embedding (batch, E), L2-normalised; computed in each call."""
+        return functional.normalize(self.encoder.tower(self.pixels), dim=-1)
 
     def indices(self, k: int) -> Tensor:
         """The patches that PyTorch keeps, (batch, k) int64."""

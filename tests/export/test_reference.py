@@ -13,7 +13,7 @@ SCORES = torch.tensor([[0.9, 0.5, 0.5 - 1e-7, 0.1], [0.9, 0.5, 0.4, 0.1]])
 
 def reference() -> Reference:
     source = make_source("cls")
-    return Reference(source.pruned, torch.zeros(2, 5, 64), SCORES, torch.zeros(2, 32))
+    return Reference(source.pruned, torch.zeros(2, 3, 64, 64), torch.zeros(2, 5, 64), SCORES)
 
 
 def test_a_tie_within_rounding_takes_the_graphs_choice() -> None:
