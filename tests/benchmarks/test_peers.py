@@ -218,6 +218,17 @@ def test_accuracies_are_found_by_engine_or_any(tmp_path: Path) -> None:
     found = Accuracies.load(path)
     assert found.reference == 81.0 and found.about == ""
     assert (found.of("unpruned", "ort", "fp32", 1.0), found.of("unpruned", "torch", "fp32", 1.0)) == (82.0, 80.0)
+    path.write_text(json.dumps([entry(engine="ort", mean=82.0)]))
+    alone = Accuracies.load(path)
+    assert (
+        alone.of("unpruned", "torch", "fp32", 1.0),
+        alone.of("unpruned", "torch", "bf16", 1.0),
+        alone.of("unpruned", "openvino", "fp32", 1.0),
+    ) == (
+        82.0,
+        None,
+        None,
+    )
     assert found.of("tome", "torch", "fp32", 118 / 196) == 70.0 and found.of("tome", "ort", "fp32", 0.6) is None
 
 
