@@ -5,7 +5,7 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
 
@@ -69,7 +69,7 @@ def to_int8(model: ir.Model, samples: Sequence[Mapping[str, Array]], options: In
             )
         except (RuntimeError, ValueError, KeyError, nncf.ValidationError, nncf.InternalError) as cause:
             raise ModelError(f"{model.graph.name} cannot be quantised: {type(cause).__name__}: {cause}; export fp16 or bf16 instead") from cause
-    return ir.from_proto(made)
+    return cast(ir.Model, ir.from_proto(made))
 
 
 def _library() -> Any:  # noqa: ANN401 - NNCF is loosely typed
