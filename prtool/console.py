@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 from rich.table import Table
+from rich.text import Text
 
 _messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -76,7 +77,8 @@ def result_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: s
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*row)
+        # What stands in brackets is text ("prtool[tensorrt]"), not a style.
+        table.add_row(*(Text(cell) for cell in row))
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False).print(table)
 

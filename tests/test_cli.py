@@ -10,6 +10,7 @@ from models import TinyModel, tiny_bundle
 from PIL import Image
 
 from prtool.cli import app
+from prtool.console import result_table
 
 
 def run(*arguments: str) -> Result:
@@ -113,3 +114,8 @@ def test_doctor_tells_versions_and_state(project: Path) -> None:
     assert facts["run"].startswith("none")
     assert "keep" in facts["bundle"]
     assert run("doctor").exit_code == 0
+
+
+def test_brackets_in_a_table_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    result_table(["what"], [["pip install 'prtool[tensorrt]'"]])
+    assert "pip install 'prtool[tensorrt]'" in capsys.readouterr().out
