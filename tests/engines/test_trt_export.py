@@ -65,3 +65,11 @@ def test_every_graph_of_vit_b_16_builds_in_fp32_and_fp16(tmp_path: Path) -> None
     narrow = EngineOptions(cache=tmp_path / "narrow", build=BuildOptions(keeps=(118, 157)))
     report = build_bundle(bundle, "trt-rtx", "fp32", narrow, SilentProgress())
     assert {item.role for item in report.graphs} == IMAGE_ROLES
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_graph_of_vit_l_14_builds(tmp_path: Path) -> None:
+    """Weights of 1.2 GB a graph, in one file with it."""
+    bundle = exported("ViT-L-14", tmp_path, "fp32")
+    assert build_all(bundle, "fp32", tmp_path / "cache", BuildOptions(level=0)) == 4
