@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import cupy
+import cupy  # pyright: ignore[reportMissingImports] - there is none without CUDA
 
 from prtool.engines.base import Array, DeviceArray, Recording
 from prtool.errors import EngineError, KeepError, ShapeError

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from prtool.engines.cuda import cuda_arrays  # noqa: E402
 from prtool.engines.torch_arrays import CudaTorchArrays, TorchArrays, torch_arrays  # noqa: E402
@@ -52,6 +53,17 @@ def test_selection_on_cuda_equals_the_host(dtype: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("PyTorch finds no CUDA device")
     check_selection(cuda_arrays(0), dtype)
+
+
+def test_selection_on_cuda_never_waits() -> None:
+    """On tensors without values, where a step that asks for one raises."""
+    arrays = CudaTorchArrays(torch.device("cuda", 0))
+    with FakeTensorMode():
+        indices = arrays.select(torch.empty(3, 16, device="cuda:0"), 5)
+        kept = arrays.gather(torch.empty(3, 18, 4, device="cuda:0"), indices, 1, 1)
+        assert (indices.shape, kept.shape, kept.device) == ((3, 5), (3, 7, 4), torch.device("cuda", 0))
+        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
+            CPU.select(torch.empty(3, 16), 5)
 
 
 @pytest.mark.parametrize("k", [0, -1, 6])
