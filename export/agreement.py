@@ -1,7 +1,8 @@
 """A finished bundle beside the PyTorch model that it came from, over many real images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,8 +43,18 @@ class KeepAgreement:
     worst: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class VerifyRequest:
+    """What is compared with PyTorch: an engine of the registry, its precision, on how many images at most, and where its built engines lie."""
+
+    engine: str = "ort"
+    precision: str = "fp32"
+    images: int = 64
+    cache: Path | None = None
+
+
 def verify_with_model(
-    bundle: Bundle, source: ExportSource, pixels: Tensor, counts: Sequence[int], *, engine: str = "ort", precision: str = "fp32"
+    bundle: Bundle, source: ExportSource, pixels: Tensor, counts: Sequence[int], ask: VerifyRequest | None = None
 ) -> tuple[KeepAgreement, ...]:
     """Compares an engine with PyTorch in float32 over many images; nothing is gated.
 
@@ -52,8 +63,7 @@ def verify_with_model(
         source: the model that made them; with classes, the first choice of each image is compared too.
         pixels: (images, 3, height, width) float32, prepared.
         counts: keep counts.
-        engine: a name of the engine registry.
-        precision: what the engine computes in.
+        ask: engine and precision; all of `pixels` are compared.
 
     Returns:
         One row a count.
@@ -64,7 +74,9 @@ def verify_with_model(
     if not len(pixels):
         raise ConfigError("there are no images to compare on; give at least one")
     classes = source.model.class_embeddings(source.classnames, source.templates) if source.classnames else None
-    with Encoder.load(bundle, engine=engine, precision=precision, options=QUIET) as encoder:
+    chosen = ask or VerifyRequest()
+    options = replace(QUIET, cache=chosen.cache)
+    with Encoder.load(bundle, engine=chosen.engine, precision=chosen.precision, options=options) as encoder:
         compared = [_compare(encoder, source, chunk, counts, classes) for chunk in torch.split(pixels, _BATCH)]
     return tuple(_row(k, [batch[k] for batch in compared]) for k in counts)
 

@@ -24,11 +24,11 @@ def to_half(model: ir.Model, precision: str) -> ir.Model:
     """A copy of a float32 graph that computes in half precision.
 
     Args:
-        model: float32, with the inputs and outputs of a bundle's graph; unchanged.
+        model: float32 PRE, MID or POST, every value of which has a type; unchanged. FUSED and FULL are composed of the results.
         precision: "fp16" or "bf16".
 
     Raises:
-        ModelError: a weight is too large for float16 (above 65504).
+        ModelError: a weight is too large for float16 (above 65504), or a value has no type.
     """
     made = ir.Model(model.graph.clone(), ir_version=model.ir_version)
     made.producer_name = model.producer_name
@@ -53,6 +53,8 @@ class _Rewriter:
 
     def run(self) -> None:
         for node in tuple(self.graph):
+            if any(value.dtype is None for value in node.outputs):
+                raise ModelError(f"node {node.name} of {self.graph.name} gives a value without a type; convert the stages before they are joined")
             wanted = ir.DataType.FLOAT if self._in_float32(node) else self.half
             for place, value in enumerate(node.inputs):
                 if value is not None and value.dtype in (ir.DataType.FLOAT, self.half) and value.dtype != wanted:

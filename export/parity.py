@@ -13,7 +13,7 @@ from torch import Tensor
 from prtool.bundle import Bundle
 from prtool.engines.base import Array
 from prtool.errors import ParityError
-from prtool.export.agreement import KeepAgreement, check_agreement, verify_with_model
+from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.probe import Probe, prompts
 from prtool.export.reference import Reference, overlap
 from prtool.export.source import ExportSource
@@ -139,7 +139,7 @@ def _prove(source: ExportSource, bundle: Bundle, probe: Probe, precision: str, t
 
 def _agree(source: ExportSource, bundle: Bundle, probe: Probe, held_out: Tensor, part: PrecisionParity) -> PrecisionParity:
     engine = ENGINES[part.precision]
-    rows = verify_with_model(bundle, source, held_out, probe.counts, engine=engine, precision=part.precision)
+    rows = verify_with_model(bundle, source, held_out, probe.counts, VerifyRequest(engine, part.precision))
     check_agreement(rows, part.precision, engine)
     return dataclasses.replace(part, agreement=rows)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, DataError
-from prtool.export.agreement import KeepAgreement, check_agreement, verify_with_model
+from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.probe import keep_counts
 from prtool.export.source import ExportSource
 from prtool.export.write import ExportOptions, export_bundle
@@ -24,15 +24,6 @@ _PARITY_IMAGES = 16
 # NNCF's scales settle within some dozens of images.
 _CALIBRATION_IMAGES = 96
 _HELD_OUT_IMAGES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyRequest:
-    """What `verify_run` runs: an engine of the registry, its precision, and on how many images at most."""
-
-    engine: str = "ort"
-    precision: str = "fp32"
-    images: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +114,7 @@ def verify_run(bundle: str | Path, ask: VerifyRequest, run: Path, data: Path) ->
         raise ConfigError(f"{bundle} was made from other weights than those of {run}; give --run the run that it was exported from")
     counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune.patches)
     pixels, names = _pixels(data, "test", ask.images, source.model.preprocess)
-    rows = verify_with_model(opened, source, pixels, counts, engine=ask.engine, precision=ask.precision)
+    rows = verify_with_model(opened, source, pixels, counts, ask)
     check_agreement(rows, ask.precision, ask.engine, names)
     return RunAgreement(ask.engine, ask.precision, str(data), rows)
 

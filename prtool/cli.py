@@ -1,14 +1,28 @@
 """The commands: one verb a stage, with the library's names; each parses, calls one function, and prints."""
 
 import re
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prtool.cache_commands import cache_option, engine_cache, json_option
+from prtool.build_commands import build, engine_cache
 from prtool.errors import PrtoolError
+from prtool.parameters import (
+    Counts,
+    EngineChoice,
+    KeepList,
+    Names,
+    bundle_argument,
+    cache_option,
+    engine_options,
+    json_option,
+    keep_option,
+    only,
+    paths_argument,
+    run_argument,
+    settings_of,
+)
 from prtool.spec import Keep
 
 if TYPE_CHECKING:
@@ -18,53 +32,6 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "matplotlib"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
 }
-
-
-class KeepList(click.ParamType[tuple[Keep, ...]]):
-    """A comma-separated list of keep ratios (0.6) or counts (118)."""
-
-    name = "keep"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Keep, ...]:  # noqa: ANN401 - as click declares
-        """Text to Keeps; defaults pass through."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(Keep.parse(part) for part in str(value).split(","))
-        except PrtoolError as cause:
-            self.fail(str(cause), param, ctx)
-
-
-class Names(click.ParamType[tuple[str, ...]]):
-    """A comma-separated list of words, each one of a fixed set where one is given."""
-
-    name = "names"
-
-    def __init__(self, *known: str) -> None:
-        self.known = known
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:  # noqa: ANN401
-        """Text to words."""
-        words = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
-        for word in words:
-            if self.known and word not in self.known:
-                self.fail(f"{word!r} is not one of {', '.join(self.known)}", param, ctx)
-        return words
-
-
-class Counts(click.ParamType[tuple[int, ...]]):
-    """A comma-separated list of whole numbers above 0."""
-
-    name = "counts"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:  # noqa: ANN401
-        """Text to numbers."""
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a list of whole numbers above 0, such as 1,8", param, ctx)
-        return tuple(int(part) for part in parts)
 
 
 class Commands(click.Group):
@@ -88,14 +55,6 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             message("interrupted; finished work is kept, run the same command again to go on")
             ctx.exit(130)
-
-
-engine_option = click.option("--engine", default="ort", show_default=True, help="What runs the graphs; 'prtool doctor' lists them.")
-precision_option = click.option("--precision", default="fp32", show_default=True, help="Arithmetic: fp32, fp16, bf16 or int8, as the engine has it.")
-keep_option = click.option("--keep", type=KeepList(), default=None, help="Patches kept: a ratio (0.6) or a count (118). [default: the bundle's]")
-run_argument = click.argument("run", type=click.Path(path_type=Path), default=Path("runs/latest"))
-bundle_argument = click.argument("bundle", type=click.Path(path_type=Path), default=Path("bundle"))
-paths_argument = click.argument("paths", metavar="[BUNDLE] PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -126,7 +85,7 @@ def train(config_file: Path | None, output: Path | None, settings: tuple[str, ..
 
     given = {_SETTING_OF.get(name, name): value for name, value in flags.items() if value is not None}
     in_folder = Path("prtool.toml") if Path("prtool.toml").is_file() else None
-    config = TrainConfig.load(config_file or in_folder, {**given, **_settings(settings)})
+    config = TrainConfig.load(config_file or in_folder, {**given, **settings_of(settings)})
     if show_config:
         click.echo(config_text(config), nl=False)
         return
@@ -179,61 +138,29 @@ def export(run: Path, keep: tuple[Keep, ...], output: Path, precisions: tuple[st
     from prtool.export.run import export_run
     from prtool.export.write import ExportOptions
 
-    manifest = export_run(run, output, ExportOptions(_one(keep), precisions), data, BarProgress())
+    manifest = export_run(run, output, ExportOptions(only(keep), precisions), data, BarProgress())
     result_table(["compared with PyTorch", "worst"], [[name, f"{value:.9g}"] for name, value in manifest.parity.items()])
     message(f"wrote {output}; next: prtool bench, prtool embed PHOTOS -o out.npz")
 
 
 @app.command()
 @bundle_argument
-@click.option("--engine", required=True, help="Engine that builds ahead: trt or trt-rtx.")
-@precision_option
-@click.option("--batch", default="1:8:32", show_default=True, help="Images a call: LEAST:USUAL:MOST, or one number.")
-@click.option(
-    "--static-keep", "keeps", type=KeepList(), default=(), help="A narrow, quicker profile for each of these keeps.  [default: every count]"
-)
-@click.option("--level", type=click.IntRange(0, 5), default=3, show_default=True, help="Optimisation: 0 builds fast, 5 runs fast.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="workspace_mib, timing_cache, strip_weights, version_compatible, ...")
-@cache_option
-@click.option("--rebuild", is_flag=True, help="Build also what is in the cache.")
-@json_option
-def build(bundle: Path, engine: str, precision: str, cache: Path | None, rebuild: bool, as_json: bool, **asked: Any) -> None:  # noqa: ANN401 - as click hands them over
-    """Build engine files for this machine's GPU; other commands with the same engine then take them."""
-    from prtool.bundle import Bundle
-    from prtool.console import BarProgress, message, result_json, result_table
-    from prtool.engines.base import EngineOptions
-    from prtool.engines.registry import builder
-    from prtool.runtime.build import build_bundle, build_options
-
-    builder(engine)
-    opened = Bundle.open(bundle)
-    options = build_options(opened.manifest, asked["batch"], asked["keeps"], {"level": asked["level"], **_settings(asked["settings"])})
-    report = build_bundle(opened, engine, precision, EngineOptions(cache=cache, build=options), BarProgress(), rebuild=rebuild)
-    if as_json:
-        result_json(report.to_json())
-    else:
-        result_table(*report.table())
-    message(f"{report.library} {report.version}, {report.precision}, for {report.target}; {report.state}")
-
-
-@app.command()
-@bundle_argument
-@engine_option
-@precision_option
+@engine_options
 @click.option("--data", type=click.Path(path_type=Path), help="Compare on these images with the PyTorch model of --run.")
 @click.option("--run", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True, help="Run that the bundle came from.")
 @json_option
-def verify(bundle: Path, engine: str, precision: str, data: Path | None, run: Path, as_json: bool) -> None:
+def verify(bundle: Path, choice: EngineChoice, data: Path | None, run: Path, as_json: bool) -> None:
     """Check every file's digest, and every mode's embeddings against PyTorch's recorded ones."""
     from prtool.console import result_json, result_table
     from prtool.runtime.verify import VerifyReport
     from prtool.runtime.verify import verify as verify_probe
 
-    report: VerifyReport | RunAgreement = verify_probe(bundle, engine, precision=precision)
+    report: VerifyReport | RunAgreement = verify_probe(bundle, choice.engine, choice.options(spinning=False), choice.precision)
     if data is not None:
-        from prtool.export.run import VerifyRequest, verify_run
+        from prtool.export.agreement import VerifyRequest
+        from prtool.export.run import verify_run
 
-        report = verify_run(bundle, VerifyRequest(engine, precision), run, data)
+        report = verify_run(bundle, VerifyRequest(choice.engine, choice.precision, cache=choice.cache), run, data)
     if as_json:
         result_json(report.to_json())
     else:
@@ -252,6 +179,7 @@ def verify(bundle: Path, engine: str, precision: str, data: Path | None, run: Pa
 @click.option("--streams", type=int, default=1, show_default=True, help="Parts of a batch that run side by side, where an engine has streams.")
 @click.option("--seconds", "budget_s", type=float, default=60.0, show_default=True, help="Time for measuring; more gives steadier medians.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write FILE.json, .csv or .png; without a suffix, all three.")
+@cache_option
 @json_option
 def bench(bundle: Path, output: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Speed against the unpruned model in the same run, beside the theoretical bound."""
@@ -275,21 +203,19 @@ def bench(bundle: Path, output: Path | None, as_json: bool, **options: Any) -> N
 
 @app.command()
 @paths_argument
-@engine_option
-@precision_option
+@engine_options
 @keep_option
 @click.option("--batch", type=int, default=8, show_default=True, help="Images a call.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("embeddings.npz"), show_default=True, help=".npz or .parquet file.")
-def embed(paths: tuple[Path, ...], engine: str, precision: str, keep: tuple[Keep, ...] | None, batch: int, output: Path) -> None:
+def embed(paths: tuple[Path, ...], choice: EngineChoice, keep: tuple[Keep, ...] | None, batch: int, output: Path) -> None:
     """Embeddings of images and folders of images; unreadable ones are skipped, counted and listed."""
     from prtool.console import BarProgress, message
     from prtool.runtime.embed import EmbedOptions, check_output, embed_folder, save_embeddings
-    from prtool.runtime.encoder import Encoder
 
     check_output(output)
     bundle, images = _bundle_and_images(paths)
-    with Encoder.load(bundle, engine=engine, precision=precision) as encoder:
-        result = embed_folder(encoder, images, EmbedOptions(keep=_one(keep) if keep else None, batch_size=batch), BarProgress())
+    with choice.load(bundle) as encoder:
+        result = embed_folder(encoder, images, EmbedOptions(keep=only(keep) if keep else None, batch_size=batch), BarProgress())
     save_embeddings(result, output)
     for path, reason in result.skipped:
         message(f"skipped {path}: {reason}")
@@ -298,19 +224,17 @@ def embed(paths: tuple[Path, ...], engine: str, precision: str, keep: tuple[Keep
 
 @app.command()
 @paths_argument
-@engine_option
-@precision_option
+@engine_options
 @keep_option
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes named for each image.")
 @json_option
-def classify(paths: tuple[Path, ...], engine: str, precision: str, keep: tuple[Keep, ...] | None, top: int, as_json: bool) -> None:
+def classify(paths: tuple[Path, ...], choice: EngineChoice, keep: tuple[Keep, ...] | None, top: int, as_json: bool) -> None:
     """The most likely classes of each image, among the bundle's classes."""
     from prtool.console import result_json, result_table
-    from prtool.runtime.encoder import Encoder
 
     bundle, images = _bundle_and_images(paths)
-    with Encoder.load(bundle, engine=engine, precision=precision) as encoder:
-        predictions = [encoder.classify([image], keep=_one(keep) if keep else None, top=top)[0] for image in images]
+    with choice.load(bundle) as encoder:
+        predictions = [encoder.classify([image], keep=only(keep) if keep else None, top=top)[0] for image in images]
     if as_json:
         found = [[{"name": c.name, "probability": c.probability} for c in row] for row in predictions]
         result_json({"results": [{"path": str(path), "classes": row} for path, row in zip(images, found, strict=True)]})
@@ -321,17 +245,16 @@ def classify(paths: tuple[Path, ...], engine: str, precision: str, keep: tuple[K
 
 @app.command()
 @paths_argument
-@engine_option
+@engine_options
 @click.option("--keep", "keeps", type=KeepList(), default="1.0,0.8,0.6,0.4", show_default=True, help="Keep ratios or counts, side by side.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("patches.png"), show_default=True, help="PNG file.")
-def show(paths: tuple[Path, ...], engine: str, keeps: tuple[Keep, ...], output: Path) -> None:
+def show(paths: tuple[Path, ...], choice: EngineChoice, keeps: tuple[Keep, ...], output: Path) -> None:
     """A picture of which patches stay: dropped ones are dimmed."""
     from prtool.console import message
-    from prtool.runtime.encoder import Encoder
     from prtool.runtime.show import show as draw
 
     bundle, images = _bundle_and_images(paths)
-    with Encoder.load(bundle, engine=engine) as encoder:
+    with choice.load(bundle) as encoder:
         draw(encoder, images, list(keeps), output)
     message(f"wrote {output}")
 
@@ -365,6 +288,7 @@ def demo(output: Path, speed: bool) -> None:
     message(f"pictures and tables: {output}")
 
 
+app.add_command(build)
 app.add_command(engine_cache)
 
 
@@ -376,30 +300,10 @@ def main(arguments: list[str] | None = None) -> None:
 _SETTING_OF = {"location": "golden.location"}
 
 
-def _settings(items: tuple[str, ...]) -> dict[str, object]:
-    """`KEY=VALUE` words as settings; a value that is no TOML value is text."""
-    found: dict[str, object] = {}
-    for item in items:
-        key, separator, text = item.partition("=")
-        if not separator or not key.strip():
-            raise click.UsageError(f"--set takes KEY=VALUE, but it was given {item!r}")
-        try:
-            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key.strip()] = text
-    return found
-
-
 def _run_name(model: str, data: str) -> str:
     """MODEL-DATA in plain characters, so that the same command finds its own unfinished run."""
     words = [re.split(r"[:/\\]", part.rstrip("/"))[-1] for part in (model, data) if part]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words)) or "run"
-
-
-def _one(keeps: tuple[Keep, ...]) -> Keep:
-    if len(keeps) != 1:
-        raise click.UsageError(f"--keep takes one value here, but {len(keeps)} were given")
-    return keeps[0]
 
 
 def _bundle_and_images(paths: tuple[Path, ...]) -> tuple[Path, tuple[Path, ...]]:

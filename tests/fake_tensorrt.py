@@ -4,8 +4,6 @@ It reads and writes memory by the addresses it is given, and computes with anoth
 profile or stream gives a wrong result or an error.
 """
 
-
-
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

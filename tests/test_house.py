@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "trainer": {"prtool", "trainer", "runtime"},
     "export": {"prtool", "trainer", "engines", "runtime", "export"},
 }
-TOP = {"prtool/cli.py", "prtool/cache_commands.py", "prtool/demo.py", "prtool/doctor.py", "prtool/__init__.py"}
+TOP = {"prtool/cli.py", "prtool/build_commands.py", "prtool/parameters.py", "prtool/demo.py", "prtool/doctor.py", "prtool/__init__.py"}
 
 
 def sources(folder: str) -> Iterator[Path]:

@@ -87,6 +87,12 @@ def test_a_weight_beyond_float16_is_refused() -> None:
     to_half(pre, "bf16")
 
 
+def test_a_joined_graph_is_refused(halves: tuple[ExportSource, list[ir.Model]]) -> None:
+    source, plain = halves
+    with pytest.raises(ModelError, match="convert the stages before they are joined"):
+        to_half(fused(plain, source.spec, signatures(source)["fused"]), "fp16")
+
+
 def test_regions_are_found(halves: tuple[ExportSource, list[ir.Model]]) -> None:
     _, (pre, post) = halves
     assert scorer(post.graph) == ()

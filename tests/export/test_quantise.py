@@ -12,7 +12,7 @@ from export_sources import make_source
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, EngineUnavailable, ParityError
 from prtool.export import agreement, quantise
-from prtool.export.agreement import KeepAgreement, check_agreement, verify_with_model
+from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.precision import Int8Request, at_precision, calibration_samples, stages
 from prtool.export.quantise import Int8Options
 from prtool.export.regions import head, scorer
@@ -80,7 +80,7 @@ def test_a_bundle_in_two_precisions(source: ExportSource, bundle: Bundle) -> Non
     assert bundle.manifest.versions["nncf"]
     report = verify(bundle, precision="int8")
     assert report.precision == "int8" and 0.9 < report.cosine < 1.0
-    rows = verify_with_model(bundle, source, images(16, 9), (16, 10), precision="int8")
+    rows = verify_with_model(bundle, source, images(16, 9), (16, 10), VerifyRequest(precision="int8"))
     assert all(0.99 < row.cosine_mean < 1.0 and row.same_patches > 0.8 for row in rows)
 
 
