@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all lint types bench clean
+.PHONY: help install demo test test-all test-builds lint types bench peers clean
 
 help:
 	@echo "make demo      environment, then train, eval, export, bench and show on a small world (CPU, offline)"
 	@echo "make test      the test suite (under 10 minutes on 2 cores)"
 	@echo "make test-all  also the tests marked slow"
+	@echo "make test-builds  TensorRT-RTX builds every graph of ViT-B/16 and ViT-L/14, without a GPU (10 minutes)"
+	@echo "make peers     ViT-B/16 against open_clip, torch.compile, token merging and every engine (half an hour)"
 	@echo "make lint      ruff      make types  mypy strict and pyright      make bench  ViT-B/16 encoder benchmark"
 
 install: $(STAMP)
@@ -29,6 +31,9 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu" --timeout 1800
 
+test-builds: $(STAMP)
+	$(BIN)/python -m pytest tests/engines/test_trt_export.py -k vit --timeout 1800 --durations 0
+
 lint: $(STAMP)
 	$(BIN)/ruff check prtool trainer export runtime engines tests benchmarks examples
 	$(BIN)/ruff format --check prtool trainer export runtime engines tests benchmarks examples
@@ -41,6 +46,9 @@ bench: $(STAMP)
 	$(BIN)/prtool train --model ViT-B-16 --phase none -o runs/vit-b-16
 	$(BIN)/prtool export runs/vit-b-16 --keep 0.6 -o runs/vit-b-16/bundle
 	$(BIN)/python benchmarks/encoder.py runs/vit-b-16/bundle --batch 8 --keep 0.6 --mode fused,split --seconds 120
+
+peers: $(STAMP)
+	$(BIN)/python benchmarks/peers.py --model ViT-B-16 --precision fp32,bf16 --accuracy benchmarks/results/accuracy-dual-s14-engines.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo
