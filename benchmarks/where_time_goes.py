@@ -1,0 +1,121 @@
+"""Where an OpenVINO call spends its time, by kind of operator; beside what the processor could do at most.
+
+python benchmarks/where_time_goes.py runs/b16/bundle --precision int8 --keep 0.5 --batch 8
+
+The peak is measured, not looked up: a square product of the same precision, large enough to keep every core busy.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import openvino as ov
+from results_file import in_one_line, named, publish_json, short, show
+
+from prtool.bundle import Bundle
+from prtool.engines.base import Array, EngineOptions, granted_cpus
+from prtool.engines.ov import OvEngine, open_graph
+from prtool.engines.ov_graph import core
+from prtool.engines.registry import graph_precision
+from prtool.runtime.machine import library_versions, this_machine
+from prtool.spec import Keep
+
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+_ROUNDS = 7
+
+
+def operators(bundle: Bundle, precision: str, feed: dict[str, Array]) -> dict[str, float]:
+    """Kind of operator -> milliseconds of one call, the median over some calls."""
+    graph = bundle.graph("fused", graph_precision("openvino", precision))
+    settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": granted_cpus(), "PERF_COUNT": True}
+    request = core().compile_model(core().read_model(bundle.file(graph.file)), "CPU", settings).create_infer_request()
+    spent: dict[str, list[float]] = defaultdict(list)
+    for call in range(_ROUNDS + 1):
+        request.infer(feed, share_inputs=True)
+        found: dict[str, float] = defaultdict(float)
+        for step in request.get_profiling_info():
+            found[f"{step.node_type} {step.exec_type}"] += step.real_time.total_seconds() * 1e3
+        for name, milliseconds in found.items() if call else ():
+            spent[name].append(milliseconds)
+    return {name: float(np.median(values)) for name, values in spent.items()}
+
+
+def call_ms(engine: OvEngine, feed: dict[str, Array]) -> float:
+    """Milliseconds of one call as users make it, the median."""
+    return _median_ms(lambda: engine.run(feed))
+
+
+def peak_gmacs(precision: str, size: int = 3072) -> float:
+    """10^9 multiply-accumulates a second of one large product in this precision, as OpenVINO runs it."""
+    rng = np.random.default_rng(0)
+    rows = ov.opset13.parameter([size, size], np.float32, name="rows")
+    weights: ov.Node = ov.opset13.constant(rng.standard_normal((size, size)).astype(np.float32))
+    given: ov.Node = rows.output(0).get_node()
+    if precision == "int8":
+        low, high = ov.opset13.constant(np.float32(-4.0)), ov.opset13.constant(np.float32(4.0))
+        given = ov.opset13.fake_quantize(given, low, high, low, high, 256)
+        weights = ov.opset13.fake_quantize(weights, low, high, low, high, 255)
+    product = ov.opset13.matmul(given, weights, False, True)
+    settings = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": granted_cpus()}
+    request = core().compile_model(ov.Model([product], [rows]), "CPU", settings).create_infer_request()
+    values = rng.standard_normal((size, size)).astype(np.float32)
+    return size**3 / 1e6 / _median_ms(lambda: request.infer([values], share_inputs=True))
+
+
+def _median_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of a call, the median."""
+    spent = []
+    for _ in range(_ROUNDS + 1):
+        started = time.perf_counter()
+        call()
+        spent.append(1e3 * (time.perf_counter() - started))
+    return float(np.median(spent[1:]))
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--precision", default="int8", show_default=True, type=click.Choice(list(_HINTS)), help="As `prtool bench --engine openvino`.")
+@click.option("--keep", default="0.6", show_default=True, help="Ratio or count of patches.")
+@click.option("--batch", default=8, show_default=True, help="Images a call.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="JSON file; named after the model if absent.")
+def main(**options: object) -> None:
+    """Profiles the fused graph of BUNDLE in OpenVINO."""
+    in_one_line(_run, options)
+
+
+def _run(options: dict[str, object]) -> None:
+    bundle = Bundle.open(Path(str(options["bundle"])))
+    precision, batch, manifest = str(options["precision"]), int(str(options["batch"])), bundle.manifest
+    k = manifest.resolve(Keep.parse(str(options["keep"])))
+    pixels = np.random.default_rng(0).standard_normal((batch, 3, *manifest.preprocess.size)).astype(np.float32)
+    feed: dict[str, Array] = {"pixels": pixels, "k": np.array([k], np.int64)}
+    graph = bundle.graph("fused", graph_precision("openvino", precision))
+    engine = open_graph(bundle.file(graph.file), graph.inputs, EngineOptions(precision=precision))
+    spent, whole, peak = operators(bundle, precision, feed), call_ms(engine, feed), peak_gmacs(precision)
+    gmacs = batch * manifest.cost.pruned_gmacs(manifest.prune, Keep.count(k))
+    rows = sorted(spent.items(), key=lambda item: -item[1])
+    report = {
+        "what": "milliseconds of one call of the fused graph in OpenVINO, by kind of operator (with counters on), and as users call it",
+        "model": manifest.model.name,
+        "precision": precision,
+        "batch": batch,
+        "k": k,
+        "call_ms": round(whole, 2),
+        "gmacs": round(gmacs, 2),
+        "peak_gmacs_per_s": round(peak, 1),
+        "least_ms_at_peak": round(1e3 * gmacs / peak, 2),
+        "operators_ms": {name: round(value, 3) for name, value in rows},
+        "cpu": this_machine().cpu,
+        "versions": library_versions() | {"openvino": engine.info.version},
+    }
+    file = publish_json(named(options["output"], "profile", short(manifest.model.name), "openvino", precision), report)
+    cells = [[name, f"{value:.1f}"] for name, value in rows if value >= 0.5]
+    title = f"{whole:.0f} ms a call; {gmacs:.0f} GMAC take {1e3 * gmacs / peak:.0f} ms at the measured peak of {peak:.0f} GMAC/s"
+    show((["operator", "ms"], cells), title, (), [file])
+
+
+if __name__ == "__main__":
+    main()
