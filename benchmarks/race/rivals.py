@@ -75,7 +75,8 @@ class Rivals:
             device: "cpu" or "cuda".
         """
         self.model, self.spec, self.cost, self.device = model, spec, cost, device
-        self.gmacs = cost.full_gmacs(spec)
+        # What eager code computes: it does not leave out what the head never reads.
+        self.gmacs = model.tower.cost().full_gmacs(spec)
         self.left_out: list[str] = []
 
     def all(self, plan: RivalPlan, inputs: Sequence[npt.NDArray[np.float32]], progress: Progress) -> list[Rival]:
