@@ -11,6 +11,7 @@ from results_file import in_one_line, keeps, named, numbers, short, show, words
 from prtool.console import BarProgress
 from prtool.runtime.bench import BenchConfig, bench
 from prtool.runtime.bench.files import output_files, write_report
+from prtool.runtime.bench.plot import plot_report
 from prtool.runtime.images import expand_images
 
 
@@ -56,7 +57,7 @@ def _run(options: dict[str, object]) -> None:
     report = bench(str(options["bundle"]), config, BarProgress())
     model = short(str(report.model["name"]))
     files = output_files(named(options["output"], "encoder", model, *report.engines, config.threads or "all", "threads"))
-    write_report(report, files)
+    write_report(report, files, plot_report)
     show(report.table(), f"{model} on {', '.join(report.engines)}, {report.device}, {report.rounds} rounds", report.notes, files)
 
 

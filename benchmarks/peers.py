@@ -22,7 +22,6 @@ from pathlib import Path
 import click
 from race.accuracy import Accuracies
 from race.plot import plot_race
-from race.report import RaceReport
 from race.run import RaceSettings, race
 from race.table import cells, markdown
 from results_file import in_one_line, keeps, named, numbers, short, show, words
@@ -31,9 +30,8 @@ from prtool.bundle import Bundle
 from prtool.console import BarProgress
 from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import BundleError, ConfigError, DataError
-from prtool.files import write_json
 from prtool.runtime.bench.config import ENCODER, BenchConfig
-from prtool.runtime.bench.files import output_files, write_csv
+from prtool.runtime.bench.files import output_files, write_report
 from prtool.trainer.demo.model import write_model
 
 COMPILE = ("none", "whole", "all")
@@ -88,7 +86,7 @@ def _run(options: dict[str, object]) -> None:
     report = race(Bundle.open(bundle), settings, BarProgress())
     device = "cpu" if settings.device == "cpu" else report.device
     files = output_files(named(options["output"], "peers", report.model["name"], device))
-    _write(report, files)
+    write_report(report, files, plot_race)
     title = f"{report.model['name']} on {report.device}, {report.threads} threads, {report.rounds} rounds"
     show(cells(report.to_json()), title, report.notes(), files)
 
@@ -150,17 +148,6 @@ def _prtool(*arguments: str) -> None:
 
     if app.main(list(arguments), prog_name="prtool", standalone_mode=False):
         raise ConfigError(f"prtool {' '.join(arguments)} failed; its message stands above")
-
-
-def _write(report: RaceReport, files: tuple[Path, ...]) -> None:
-    for file in files:
-        match file.suffix.lower():
-            case ".json":
-                write_json(file, report.to_json())
-            case ".csv":
-                write_csv(file, report.to_csv())
-            case _:
-                plot_race(report, file)
 
 
 if __name__ == "__main__":

@@ -187,10 +187,11 @@ def bench(bundle: Path, output: Path | None, as_json: bool, **options: Any) -> N
     from prtool.runtime.bench import BenchConfig
     from prtool.runtime.bench import bench as measure
     from prtool.runtime.bench.files import output_files, write_report
+    from prtool.runtime.bench.plot import plot_report
 
     files = () if output is None else output_files(output)
     report = measure(bundle, BenchConfig(**options), BarProgress())
-    write_report(report, files)
+    write_report(report, files, plot_report)
     if as_json:
         result_json(report.to_json())
     else:

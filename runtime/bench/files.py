@@ -3,15 +3,29 @@
 import csv
 import importlib.util
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from prtool.errors import ConfigError
 from prtool.files import write_bytes, write_json
-from prtool.runtime.bench.report import BenchReport
 
 SUFFIXES = (".json", ".csv", ".png")
+
+
+class Writable(Protocol):
+    """A result with rows."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        ...
+
+    def to_csv(self) -> list[dict[str, Any]]:
+        """Records with the same keys."""
+        ...
+
+
+Report = TypeVar("Report", bound=Writable)
 
 
 def output_files(output: Path) -> tuple[Path, ...]:
@@ -30,8 +44,13 @@ def output_files(output: Path) -> tuple[Path, ...]:
     return files
 
 
-def write_report(report: BenchReport, files: Sequence[Path]) -> None:
+def write_report(report: Report, files: Sequence[Path], plot: Callable[[Report, Path], None]) -> None:
     """Writes each file in the form that its suffix names.
+
+    Args:
+        report: what is written as JSON or CSV.
+        files: ending in .json, .csv or .png.
+        plot: draws the report into a PNG file.
 
     Raises:
         StorageError: a file cannot be written.
@@ -43,9 +62,7 @@ def write_report(report: BenchReport, files: Sequence[Path]) -> None:
             case ".csv":
                 write_csv(file, report.to_csv())
             case _:
-                from prtool.runtime.bench.plot import plot_report
-
-                plot_report(report, file)
+                plot(report, file)
 
 
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

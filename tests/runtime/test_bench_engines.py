@@ -26,6 +26,7 @@ from prtool.runtime.bench import BenchConfig, bench
 from prtool.runtime.bench.files import output_files, write_report
 from prtool.runtime.bench.gpu import CudaEvents, GpuMeter, joules_per_call, on_gpu
 from prtool.runtime.bench.offers import Offer, asked_offers, check_memory
+from prtool.runtime.bench.plot import plot_report
 from prtool.runtime.machine import available_memory_mib
 from prtool.runtime.timing import Case, Group, Plan, Sensors, measure
 
@@ -204,7 +205,7 @@ def test_files_say_what_the_report_says(bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="draws the picture")
     config = small(batches=(1, 2), keeps=(1.0, 0.5), modes=("fused", "split"), scopes=("encoder", "end-to-end"))
     report = bench(bundle, config, instruments=FakeLab().instruments())
-    write_report(report, output_files(tmp_path / "out" / "bench"))
+    write_report(report, output_files(tmp_path / "out" / "bench"), plot_report)
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(report.to_json()))
     with (tmp_path / "out" / "bench.csv").open() as stream:
         records = list(csv.DictReader(stream))
@@ -217,7 +218,7 @@ def test_files_say_what_the_report_says(bundle: Bundle, tmp_path: Path) -> None:
         assert picture.format == "PNG" and picture.width > 2 * 500 and len(np.unique(np.asarray(picture))) > 10
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
-        write_report(report, (tmp_path / "file" / "bench.csv",))
+        write_report(report, (tmp_path / "file" / "bench.csv",), plot_report)
 
 
 class FakeNvml(types.ModuleType):
