@@ -61,12 +61,12 @@ class Accuracies:
 
     def of(self, method: str, engine: str, precision: str, keep: float) -> float | None:
         """Percent; None where the file does not say. In fp32 any engine's figure stands for all: each is proved equal to PyTorch."""
-        others = sorted({name for _, name, _, _ in self.means}) if precision == "fp32" else []
+        others = sorted({name for _, name, _, _ in self.means}) if precision == "fp32" and method != MERGED else []
         for name in (engine, ANY, *others):
             found = self.means.get((method, name, precision, _rounded(keep)))
             if found is not None:
                 return found
-        return self.reference if (method, engine, precision) == (UNPRUNED, "torch", "fp32") else None
+        return None
 
 
 def _entry(path: Path, entry: Any) -> tuple[Key, float]:  # noqa: ANN401 - it comes from a file
