@@ -82,6 +82,8 @@ class EngineStatus:
     reason: str
 
 
+# Each precision runs the graphs of its own name.
+_TYPED = MappingProxyType({"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"})
 ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
     {
         "ort": EngineEntry("prtool.engines.ort", "onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
@@ -100,26 +102,26 @@ ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
             "prtool.engines.torch_",
             "'prtool[export]'",
             "PyTorch on the CUDA device, else on the CPU",
-            {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
+            _TYPED,
         ),
         "torch-compile": EngineEntry(
             "prtool.engines.torch_compile",
             "'prtool[export]'",
             "torch.compile on the CUDA device, else on the CPU",
-            {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
+            _TYPED,
         ),
         "trt": EngineEntry(
             "prtool.engines.trt",
             "'prtool[tensorrt]'",
             "TensorRT on an NVIDIA GPU",
-            {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
+            _TYPED,
             builds_ahead=True,
         ),
         "trt-rtx": EngineEntry(
             "prtool.engines.trt_rtx",
             "'prtool[tensorrt-rtx]'",
             "TensorRT-RTX on an RTX GPU; builds without one",
-            {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"},
+            _TYPED,
             builds_ahead=True,
         ),
     }

@@ -104,6 +104,29 @@ def open_engine(library: TrtLibrary, graph: TrtGraph) -> TrtEngine:
     return TrtEngine(plan, arrays, EngineInfo(library.engine, library.version, str(found)))
 
 
+class TrtModule:
+    """What the registry asks of the module of an engine that builds ahead, for one of the libraries."""
+
+    def __init__(self, library: TrtLibrary) -> None:
+        self._library = library
+
+    def probe(self) -> EngineInfo:
+        """What would run; see `probe`."""
+        return probe(self._library)
+
+    def build_target(self, device: int) -> str:
+        """The GPU that a build is for, in words; see `build_target`."""
+        return build_target(device)
+
+    def open_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> TrtEngine:
+        """Builds or takes an engine, and loads it; see `open_engine`."""
+        return open_engine(self._library, TrtGraph(model_path, tuple(inputs), options))
+
+    def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, *, rebuild: bool = False) -> CachedEngine:
+        """The engine file of one graph, from the cache or built now; see `build`."""
+        return build(self._library, TrtGraph(model_path, tuple(inputs), options), rebuild=rebuild)
+
+
 def _as_built_last(library: TrtLibrary, graph: TrtGraph) -> TrtGraph:
     """The graph with the profiles and options of the engine to take, as far as the caller left them open."""
     options = graph.options
