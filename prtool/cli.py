@@ -72,18 +72,20 @@ def app() -> None:
 @click.option("--pretrained", help="open_clip tag or checkpoint file; none gives random weights.")
 @click.option("--data", help="Folder with split_coop.json, or with train/, val/ and test/ class folders.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/MODEL-DATA]")
-@click.option("--location", type=int, help="Block (1-based) on entry to which patches are dropped.  [default: 4]")
-@click.option("--phase", "phases", type=Names("rank", "predictor", "none"), help="Phases to run.  [default: rank,predictor]")
+@click.option("--location", "locations", type=Counts(), help="Blocks (1-based) on entry to which patches are dropped, e.g. 4,6,8,10.  [default: 4]")
+@click.option("--phase", "phases", type=Names("rank", "predictor", "tokens", "none"), help="Phases to run.  [default: rank,predictor]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of --show-config, e.g. --set golden.group=1.")
 @click.option("--show-config", is_flag=True, help="Print every setting with its unit, and stop.")
 def train(config_file: Path | None, output: Path | None, settings: tuple[str, ...], show_config: bool, **flags: Any) -> None:  # noqa: ANN401
-    """Rank patches, train the predictor, write a run that resumes where it stopped."""
+    """Rank patches, train the predictor, tune learnable tokens; the run resumes where it stopped."""
     from prtool.console import BarProgress, message, result_table
     from prtool.trainer.config import TrainConfig
     from prtool.trainer.config import show_config as config_text
     from prtool.trainer.train import point_latest, train
 
-    given = {_SETTING_OF.get(name, name): value for name, value in flags.items() if value is not None}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if "locations" in given:
+        given["golden.location"], *given["prune.then"] = given.pop("locations")
     in_folder = Path("prtool.toml") if Path("prtool.toml").is_file() else None
     config = TrainConfig.load(config_file or in_folder, {**given, **settings_of(settings)})
     if show_config:
@@ -296,9 +298,6 @@ app.add_command(engine_cache)
 def main(arguments: list[str] | None = None) -> None:
     """The `prtool` program: exit 0 done, 1 our error in one line, 2 wrong usage, 130 interrupted."""
     app.main(arguments, prog_name="prtool")
-
-
-_SETTING_OF = {"location": "golden.location"}
 
 
 def _run_name(model: str, data: str) -> str:

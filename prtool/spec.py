@@ -1,7 +1,7 @@
 """The plain facts that training, export, engines and runtime share: what is kept, how pixels are made, what it costs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prtool.errors import ConfigError, KeepError
 
@@ -83,6 +83,8 @@ class PruneSpec:
         locations: 1-based and increasing; tokens drop on entry to that block.
         prefix_tokens: tokens before the patches (CLS, registers), always kept.
         appended_tokens: learnable tokens after the patches, always kept.
+        appended_from: 1-based block on entry to which those are appended, the first location at the latest.
+        drops: how many of the dropped patches drop at each location, in relation to each other; empty for equal numbers.
     """
 
     grid: tuple[int, int]
@@ -90,6 +92,8 @@ class PruneSpec:
     locations: tuple[int, ...] = (4,)
     prefix_tokens: int = 1
     appended_tokens: int = 0
+    appended_from: int = 1
+    drops: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.locations or any(not 1 <= place <= self.depth for place in self.locations):
@@ -98,6 +102,12 @@ class PruneSpec:
             raise ConfigError(f"pruning locations = {list(self.locations)}, but they must increase")
         if min(*self.grid, self.prefix_tokens + 1, self.appended_tokens + 1) < 1:
             raise ConfigError(f"grid {self.grid}, {self.prefix_tokens} prefix and {self.appended_tokens} appended tokens make no sequence")
+        if not 1 <= self.appended_from <= self.locations[0]:
+            raise ConfigError(f"tokens are appended at block {self.appended_from}, but it must be 1 to the first location, {self.locations[0]}")
+        if self.drops and (len(self.drops) != len(self.locations) or min(self.drops) < 0 or self.drops[-1] < 1):
+            raise ConfigError(
+                f"drops = {list(self.drops)} for locations {list(self.locations)}, but give one number of 0 or more for each, the last at least 1"
+            )
 
     @property
     def patches(self) -> int:
@@ -110,10 +120,28 @@ class PruneSpec:
         return self.prefix_tokens + self.appended_tokens
 
     def counts(self, keep: Keep) -> tuple[int, ...]:
-        """Patches that stay at each location: equal numbers drop at each, the last leaves `keep`."""
-        final = keep.resolve(self.patches)
-        steps = len(self.locations)
-        return tuple(self.patches - (self.patches - final) * (step + 1) // steps for step in range(steps))
+        """Patches that stay at each location: they drop in proportion to `drops`, and the last location leaves `keep`."""
+        dropped = self.patches - keep.resolve(self.patches)
+        drops = self.drops or (1,) * len(self.locations)
+        return tuple(self.patches - dropped * sum(drops[: place + 1]) // sum(drops) for place in range(len(drops)))
+
+    def with_counts(self, counts: tuple[int, ...]) -> "PruneSpec":
+        """The same locations with drops in the proportion of the given counts, which come back at the keep `counts[-1]`.
+
+        Args:
+            counts: patches that stay at each location, falling; the last is below N.
+
+        Raises:
+            ConfigError: they grow, are too many or too few, or leave no patch.
+        """
+        before = (self.patches, *counts[:-1])
+        falling = all(0 < after <= first for first, after in zip(before, counts, strict=True))
+        if len(counts) != len(self.locations) or not falling or counts[-1] >= (before[-1] if len(counts) > 1 else self.patches):
+            raise ConfigError(
+                f"keep counts {list(counts)} at locations {list(self.locations)}, but they must fall from {self.patches} patches, "
+                "one count a location, and the last location must drop at least one patch"
+            )
+        return replace(self, drops=tuple(first - after for first, after in zip(before, counts, strict=True)))
 
     def tokens_by_block(self, counts: tuple[int, ...]) -> list[int]:
         """Sequence length inside each of the `depth` blocks, for the given patches kept at each location."""
@@ -122,7 +150,7 @@ class PruneSpec:
         drops = dict(zip(self.locations, counts, strict=True))
         for block in range(1, self.depth + 1):
             kept = drops.get(block, kept)
-            lengths.append(self.always_kept + kept)
+            lengths.append(self.prefix_tokens + kept + (self.appended_tokens if block >= self.appended_from else 0))
         return lengths
 
 
@@ -136,7 +164,7 @@ class Cost:
         attention_macs: query-key and attention-value products of one block, for each pair of tokens.
         head_macs: pooling and projection, once an image.
         head_token_macs: attentional pooling, for each token that reaches it; 0 for CLS and average pooling.
-        scorer_macs: the patch scorer, once an image and location.
+        scorer_macs: the patch scorers of all locations, once an image; a later one counts as if no patch had dropped before it.
         last_asking: tokens that the last block computes, all others only answer with keys and values; 0 where it computes all.
         key_value_macs: keys and values of one block, for each token; counts where `last_asking` does.
     """
@@ -150,22 +178,22 @@ class Cost:
     last_asking: int = 0
     key_value_macs: int = 0
 
-    def gmacs(self, tokens_by_block: list[int], scorers: int = 0) -> float:
-        """Cost of one image in 10^9 MAC, with `scorers` runs of the scorer."""
+    def gmacs(self, tokens_by_block: list[int], *, scored: bool = False) -> float:
+        """Cost of one image in 10^9 MAC, with the scorers where it is `scored`."""
         blocks = sum(n * self.token_macs + n * n * self.attention_macs for n in tokens_by_block[:-1])
         last = tokens_by_block[-1]
         asking = min(self.last_asking or last, last)
         blocks += asking * (self.token_macs + last * self.attention_macs) + (last - asking) * self.key_value_macs
         head = self.head_macs + tokens_by_block[-1] * self.head_token_macs
-        return (self.embed_macs + blocks + head + scorers * self.scorer_macs) / 1e9
+        return (self.embed_macs + blocks + head + (self.scorer_macs if scored else 0)) / 1e9
 
     def full_gmacs(self, spec: PruneSpec) -> float:
-        """Cost of the unpruned encoder, without scorer."""
-        return self.gmacs([spec.always_kept + spec.patches] * spec.depth)
+        """Cost of the unpruned encoder, with neither scorer nor learnable tokens."""
+        return self.gmacs([spec.prefix_tokens + spec.patches] * spec.depth)
 
     def pruned_gmacs(self, spec: PruneSpec, keep: Keep) -> float:
-        """Cost at `keep`, scorer included."""
-        return self.gmacs(spec.tokens_by_block(spec.counts(keep)), scorers=len(spec.locations))
+        """Cost at `keep`, scorer and learnable tokens included."""
+        return self.gmacs(spec.tokens_by_block(spec.counts(keep)), scored=True)
 
     def bound(self, spec: PruneSpec, keep: Keep) -> float:
         """Upper bound of the speed-up: unpruned cost over cost at `keep` (method, section 5)."""

@@ -87,3 +87,35 @@ def test_bad_preprocess_is_refused() -> None:
         Preprocess((8, 8), (0, 0, 0), (1, 1, 1), resize_mode="fit")
     with pytest.raises(ConfigError, match="bicubic"):
         Preprocess((8, 8), (0, 0, 0), (1, 1, 1), interpolation="lanczos")
+
+
+@pytest.mark.parametrize(
+    ("drops", "expected"), [((), (164, 132, 100)), ((1, 1, 1), (164, 132, 100)), ((3, 0, 1), (124, 124, 100)), ((0, 0, 5), (196, 196, 100))]
+)
+def test_patches_drop_in_the_given_proportion(drops: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """N = 196, k = 100: 96 patches drop; location i keeps 196 - floor(96 x share of the first i drops)."""
+    found = PruneSpec((14, 14), 12, (2, 4, 6), drops=drops).counts(Keep.count(100))
+    by_hand = [196 - (96 * sum((drops or (1, 1, 1))[: i + 1])) // sum(drops or (1, 1, 1)) for i in range(3)]
+    assert found == tuple(by_hand)
+    assert found[-1] == 100
+    assert found == expected
+
+
+def test_given_counts_come_back() -> None:
+    spec = PruneSpec((14, 14), 12, (2, 4, 6)).with_counts((160, 130, 98))
+    assert spec.counts(Keep.count(98)) == (160, 130, 98)
+    assert spec.counts(Keep.ratio(1.0)) == (196, 196, 196)
+    assert PruneSpec((14, 14), 12, (4,)).with_counts((98,)).counts(Keep.count(50)) == (50,)
+
+
+@pytest.mark.parametrize("counts", [(160, 170, 98), (160, 98), (197, 160, 98), (160, 130, 0), (160, 98, 98), (160, 130, 130)])
+def test_counts_that_grow_or_do_not_fit_are_refused(counts: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="must fall from 196 patches"):
+        PruneSpec((14, 14), 12, (2, 4, 6)).with_counts(counts)
+
+
+def test_appended_tokens_count_from_their_block_on() -> None:
+    spec = PruneSpec((2, 2), 4, (3,), appended_tokens=2, appended_from=2)
+    assert spec.tokens_by_block((1,)) == [5, 7, 4, 4]
+    cost = Cost(embed_macs=0, token_macs=10, attention_macs=0, head_macs=0)
+    assert cost.full_gmacs(spec) == pytest.approx(4 * 5 * 10 / 1e9)

@@ -1,9 +1,9 @@
-"""Checkpoint: what a training run leaves behind, a directory of checkpoint.json and predictor.safetensors, never pickle."""
+"""Checkpoint: what a training run leaves behind, a directory of checkpoint.json and tensors.safetensors, never pickle."""
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from prtool.errors import CheckpointError, ConfigError
 from prtool.files import storage_errors, write_bytes, write_json
@@ -19,14 +19,16 @@ from prtool.manifest import FileDigest
 from prtool.spec import PruneSpec
 from prtool.trainer.config import read_plain, to_plain
 from prtool.trainer.model import DualEncoder, load_model
-from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
-from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.predictor import PatchScorer, ScorerConfig, later_config, make_scorer
+from prtool.trainer.prompts import TextContext, VisualTokens
+from prtool.trainer.pruned import FirstOrder, PrunedEncoder
 from prtool.trainer.spread import SpreadScorer
 
-SCHEMA = 1
+SCHEMA = 2
 RECORD_NAME = "checkpoint.json"
-TENSORS_NAME = "predictor.safetensors"
+TENSORS_NAME = "tensors.safetensors"
 _SEAL = "sha256"
+_VISUAL, _CONTEXT = "visual.values", "context.values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,31 @@ class MatchRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TunedTokens:
+    """The learnable tokens of a run; none by default.
+
+    Attributes:
+        visual: tokens behind the patches, 0 for none.
+        first: 1-based block on entry to which they are appended.
+        layers: blocks, from `first` on, that have tokens of their own.
+        text: tokens of context in the prompts, 0 for none.
+        words: what the context stands for in the text of a prompt.
+        keep: the keep ratio that they were tuned at.
+        losses: mean loss of each epoch.
+        accuracies: zero-shot accuracy on the validation images in percent, before the first epoch and after each.
+    """
+
+    visual: int = 0
+    first: int = 1
+    layers: int = 0
+    text: int = 0
+    words: str = ""
+    keep: float = 0.0
+    losses: tuple[float, ...] = ()
+    accuracies: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """What training measured; empty for an untrained scorer.
 
@@ -68,6 +95,8 @@ class Metrics:
         losses: mean training loss of each epoch.
         rates: validation matching rate @`match_at` after each epoch.
         match_at: m that chose the best epoch.
+
+    With several scorers these are the first one's.
     """
 
     matching: tuple[MatchRow, ...] = ()
@@ -89,11 +118,13 @@ class Record:
         width: channels D of a token.
         prune: where tokens drop.
         scorer_config: kind and sizes of the patch scorer.
+        rescored: later locations have scorers of their own; False where they keep the order of the first.
         scorer_trained: False for a freshly initialised scorer, whose choice of patches means nothing.
         classnames: in label order; empty when the run had no data.
         templates: prompts with one {} each.
         config: the run's TrainConfig as plain JSON.
         data, metrics: what was used and measured.
+        tokens: the learnable tokens.
         versions: libraries that made the run.
         files: every other file of the checkpoint.
     """
@@ -110,15 +141,17 @@ class Record:
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
     config: dict[str, Any]
+    rescored: bool = False
     data: DataInfo = field(default_factory=DataInfo)
     metrics: Metrics = field(default_factory=Metrics)
+    tokens: TunedTokens = field(default_factory=TunedTokens)
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileDigest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint(Record):
-    """A run's outcome: its record, and the scorer's tensors (one scorer a location, names begin with its number)."""
+    """A run's outcome: its record, the scorers' tensors (names begin with the number of the location, from 0) and the learnable tokens."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
@@ -158,36 +191,82 @@ class Checkpoint(Record):
         except (OSError, SafetensorError) as cause:
             raise CheckpointError(f"{home / TENSORS_NAME} cannot be read ({cause}); run 'prtool train' again") from cause
         checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors)
-        for index in range(len(record.prune.locations)):
-            checkpoint.scorer(index)
+        checkpoint.choosers()
+        checkpoint.visual()
+        checkpoint.context()
         return checkpoint
 
     def scorer(self, index: int = 0) -> PatchScorer:
         """The scorer of one location, in evaluation mode.
 
         Args:
-            index: 0 for the first location.
+            index: 0 for the first location; others only where the run is `rescored`.
 
         Raises:
             CheckpointError: the tensors are not those of the record's scorer.
         """
-        scorer = make_scorer(self.scorer_config, self.width, self.prune.patches, self.prune.prefix_tokens)
+        config = self.scorer_config if index == 0 else later_config(self.scorer_config)
+        scorer = make_scorer(config, self.width, self.prune.patches, self.prune.prefix_tokens)
         prefix = f"{index}."
         own = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
         try:
             scorer.load_state_dict(own)
         except RuntimeError as cause:
-            kind = self.scorer_config.arch
-            raise CheckpointError(f"the predictor's tensors are not those of a {kind} scorer ({cause}); run 'prtool train' again") from cause
+            raise CheckpointError(f"the predictor's tensors are not those of a {config.arch} scorer ({cause}); run 'prtool train' again") from cause
         return scorer.eval()
 
-    def chooser(self, index: int = 0) -> SpreadScorer:
-        """The scorer of one location as patches are chosen by it: its scores spread over the grid.
+    def chooser(self) -> SpreadScorer:
+        """The first location's scorer as patches are chosen by it: its scores spread over the grid.
 
         Raises:
             CheckpointError: the tensors are not those of the record's scorer.
         """
-        return SpreadScorer(self.scorer(index), self.prune.grid, self.scorer_config.spread).eval()
+        return SpreadScorer(self.scorer(), self.prune.grid, self.scorer_config.spread).eval()
+
+    def choosers(self) -> list[nn.Module]:
+        """What chooses at each location: the first location's `chooser`, then scorers of their own or the order of the first.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record's scorers.
+        """
+        later = range(1, len(self.prune.locations))
+        own: list[nn.Module] = [self.scorer(index) if self.rescored else FirstOrder(self.prune.prefix_tokens) for index in later]
+        return [self.chooser(), *own]
+
+    def scorer_macs(self) -> int:
+        """Multiply-accumulates of all scorers for one image; a later one counts as if no patch had dropped before it."""
+        scorers = [self.scorer(index) for index in range(len(self.prune.locations) if self.rescored else 1)]
+        return sum(scorer.macs() for scorer in scorers)
+
+    def visual(self) -> VisualTokens | None:
+        """The learnable visual tokens; None where the run has none.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record.
+        """
+        if not self.tokens.visual:
+            return None
+        values = self._tensor(_VISUAL, (self.tokens.layers, self.tokens.visual, self.width))
+        return VisualTokens(values, self.tokens.first).requires_grad_(False)
+
+    def context(self) -> TextContext | None:
+        """The learned context of the prompts; None where the run has none.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record.
+        """
+        if not self.tokens.text:
+            return None
+        values = self._tensor(_CONTEXT, (self.tokens.text, -1))
+        return TextContext(values, self.tokens.words).requires_grad_(False)
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of this shape, -1 for any size."""
+        found = self.tensors.get(name)
+        if found is None or found.dim() != len(shape) or any(want not in (-1, size) for want, size in zip(shape, found.shape, strict=True)):
+            seen = "none" if found is None else str(tuple(found.shape))
+            raise CheckpointError(f"the tensor {name} should have shape {shape}, but the run has {seen}; run 'prtool train' again")
+        return found.clone()
 
     def load_model(self, device: str = "cpu") -> DualEncoder:
         """Loads the model that the run was made with, and checks that its weights are the same.
@@ -204,16 +283,47 @@ class Checkpoint(Record):
             )
         return model
 
-    def pruned_encoder(self, model: DualEncoder) -> PrunedEncoder:
-        """The pruned encoder of this checkpoint, on the model's device, in evaluation mode."""
-        scorers = [self.chooser(index) for index in range(len(self.prune.locations))]
+    def pruned_encoder(self, model: DualEncoder, *, tuned: bool = True) -> PrunedEncoder:
+        """The pruned encoder of this checkpoint, on the model's device, in evaluation mode.
+
+        Args:
+            model: as `load_model` gives it.
+            tuned: with the learnable tokens, where the run has some.
+        """
+        visual = self.visual() if tuned else None
+        spec = self.prune if tuned else untuned(self.prune)
         device = next(model.tower.parameters()).device
-        return PrunedEncoder(model.tower, scorers, self.prune).to(device).eval()
+        return PrunedEncoder(model.tower, self.choosers(), spec, visual).to(device).eval()
+
+    def class_embeddings(self, model: DualEncoder, classnames: Sequence[str] = (), *, tuned: bool = True) -> Tensor:
+        """Class embeddings (classes, E) float32, L2-normalised, with the learned context where the run has one.
+
+        Args:
+            model: as `load_model` gives it.
+            classnames: in label order; empty takes the run's.
+            tuned: with the learned context.
+        """
+        names, context = tuple(classnames) or self.classnames, self.context() if tuned else None
+        if context is None:
+            return model.class_embeddings(names, self.templates)
+        with torch.no_grad():
+            return context.to(next(model.tower.parameters()).device).class_embeddings(model, names, self.templates[0])
 
 
-def scorer_tensors(scorers: list[PatchScorer]) -> dict[str, Tensor]:
+def scorer_tensors(scorers: Sequence[PatchScorer]) -> dict[str, Tensor]:
     """The tensors of one scorer a location, as a Checkpoint names them."""
     return {f"{index}.{name}": tensor for index, scorer in enumerate(scorers) for name, tensor in scorer.state_dict().items()}
+
+
+def token_tensors(visual: VisualTokens | None, context: TextContext | None) -> dict[str, Tensor]:
+    """The learnable tokens, as a Checkpoint names them."""
+    found = {_VISUAL: visual, _CONTEXT: context}
+    return {name: part.values.detach() for name, part in found.items() if part is not None}
+
+
+def untuned(prune: PruneSpec) -> PruneSpec:
+    """The same pruning without learnable tokens."""
+    return dataclasses.replace(prune, appended_tokens=0, appended_from=1)
 
 
 def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu") -> DualEncoder:

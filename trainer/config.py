@@ -13,9 +13,9 @@ from prtool.errors import ConfigError
 from prtool.trainer.golden import GoldenConfig
 from prtool.trainer.loop import FitConfig
 from prtool.trainer.predictor import ScorerConfig
+from prtool.trainer.tuning import TokensConfig
 
-PHASES = ("rank", "predictor", "none")
-_LATER_PHASES = ("tokens",)
+PHASES = ("rank", "predictor", "tokens", "none")
 DEVICES = ("auto", "cpu", "cuda")
 
 NOTES: dict[str, str] = {
@@ -27,9 +27,12 @@ NOTES: dict[str, str] = {
     "val_images": "validation images used at most; 0 = all",
     "seed": "of image subsets, the first weights of the scorer, and random model weights",
     "device": "auto (CUDA where there is one), cpu or cuda",
-    "phases": "rank (golden ranking), predictor (train the scorer), none (an untrained scorer, for speed work)",
+    "phases": "rank (golden ranking), predictor (train the scorer), tokens (tune learnable tokens), none (an untrained scorer, for speed work)",
     "golden.score": "feature (the paper's choice), confidence or label",
     "golden.location": "block that tokens drop on entry to, counted from 1",
+    "prune.then": "further blocks on entry to which patches drop, rising, for progressive pruning; equal numbers drop at each",
+    "prune.counts": "patches that stay at each location, in place of equal drops, such as [157, 137, 127, 118]; [] for equal drops",
+    "prune.rescore": "train a scorer for each further location; false keeps the order of the first",
     "golden.group": "side of the square of neighbouring patches removed together; 1 = single patches",
     "golden.step": "groups dropped in each greedy step; 0 = score once",
     "golden.floor": "greedy search ends when at most this many patches remain",
@@ -53,8 +56,39 @@ NOTES: dict[str, str] = {
     "fit.match_at": "m of the matching rate that chooses the best epoch; 0 = 100 of 196 patches, the same share of others",
     "fit.seed": "of the order of images, sampled pairs and noise",
     "fit.save_every": "epochs between two saved states",
+    "fit.subsets": "show a random part of the patches of each image; later locations do so of themselves",
+    "tokens.visual": "learnable tokens behind the patches; 0 = none",
+    "tokens.layers": "blocks that have visual tokens of their own; 1 = shallow, 0 = every block from tokens.first on (deep)",
+    "tokens.first": "block on entry to which visual tokens are appended; 0 = the pruning location, 1 = the paper's",
+    "tokens.text": "tokens of learned context in the prompts; 0 = none",
+    "tokens.text_words": 'words that the context starts from; "" = those of the template',
+    "tokens.shots": "training images of each class; 0 = all",
+    "tokens.keep": "keep ratio of the pruned encoder that the tokens are tuned in",
+    "tokens.distill": "weight of 1 - cosine to the unpruned embedding, which needs no labels",
+    "tokens.label": "weight of the cross-entropy on the class prompts; 0 tunes without labels",
+    "tokens.epochs": "passes over the images",
+    "tokens.batch": "images a step",
+    "tokens.lr": "SGD's learning rate at the start of the half cosine to 0",
+    "tokens.momentum": "SGD's momentum",
+    "tokens.weight_decay": "SGD's weight decay",
+    "tokens.seed": "of the few images, their order and the tokens' first values",
 }
 """What each setting means, with its unit; `show_config` prints it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneConfig:
+    """Pruning behind the first location, which is `golden.location`; `NOTES` says what each setting means."""
+
+    then: tuple[int, ...] = ()
+    counts: tuple[int, ...] = ()
+    rescore: bool = False
+
+    def __post_init__(self) -> None:
+        if self.counts and len(self.counts) != len(self.then) + 1:
+            raise ConfigError(f"prune counts = {list(self.counts)}, but there are {len(self.then) + 1} locations; give one count for each")
+        if self.rescore and not self.then:
+            raise ConfigError("prune rescore = true, but there is one location; give further ones with prune.then, such as [6, 8, 10]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +105,10 @@ class TrainConfig:
     device: str = "auto"
     phases: tuple[str, ...] = ("rank", "predictor")
     golden: GoldenConfig = field(default_factory=GoldenConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
 
     def __post_init__(self) -> None:
         _check_phases(self.phases)
@@ -210,12 +246,10 @@ def _join(where: str, name: str) -> str:
 
 def _check_phases(phases: tuple[str, ...]) -> None:
     for phase in phases:
-        if phase in _LATER_PHASES:
-            raise ConfigError(f"phase {phase!r} (learnable tokens) is not part of this version; choose from {', '.join(PHASES)}")
         if phase not in PHASES:
             raise ConfigError(f"phase = {phase!r}, but it must be one of {', '.join(PHASES)}")
     if not phases or ("none" in phases and len(phases) > 1) or len(set(phases)) != len(phases):
-        raise ConfigError(f"phases = {list(phases)}, but give rank, predictor or both, or none alone, each once")
+        raise ConfigError(f"phases = {list(phases)}, but give some of rank, predictor and tokens, or none alone, each once")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

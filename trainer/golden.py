@@ -14,6 +14,8 @@ from prtool.trainer.tail import PRECISIONS, Tail
 
 Score = Callable[[Tensor, Tensor], Tensor]
 SCORES = ("feature", "label", "confidence")
+LABELLED_SCORES = ("label", "confidence")
+"""Scores that need class embeddings."""
 # A CPU is fastest with batches of this size: with ViT-S/14 and ViT-B/16 at 193 tokens, 16 sequences run 15-20 %
 # faster a sequence than 32 and 60 % faster than 64, where the activations of a block have left the caches.
 _CPU_BATCH_TOKENS = 3200

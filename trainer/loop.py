@@ -39,6 +39,8 @@ class FitConfig:
         match_at: m of the matching rate that chooses the best epoch; 0 takes 100 of 196.
         seed: of the order of images, sampled pairs and noise.
         save_every: epochs between two saved states.
+        subsets: each image shows a random part of its patches, so that the scorer learns to order any that are left; for
+            scorers that take their tokens as a set.
     """
 
     loss: str = "listmle"
@@ -51,6 +53,7 @@ class FitConfig:
     match_at: int = 0
     seed: int = 0
     save_every: int = 5
+    subsets: bool = False
 
     def __post_init__(self) -> None:
         loss_named(self.loss)
@@ -182,13 +185,36 @@ def _train_epoch(current: _State, data: Examples, config: FitConfig, loss: Loss,
         tokens = data.features.batch(chosen.tolist())
         if config.noise:
             tokens = tokens + config.noise * tokens.std() * torch.randn(tokens.shape, generator=generator)
-        value = loss(current.scorer(tokens.to(device)), data.ranking[chosen].long().to(device), data.golden[chosen].to(device), generator)
+        ranking, golden = data.ranking[chosen].long(), data.golden[chosen]
+        if config.subsets:
+            tokens, ranking, golden = _subset(tokens, ranking, golden, generator)
+        value = loss(current.scorer(tokens.to(device)), ranking.to(device), golden.to(device), generator)
         current.adam.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         current.adam.step()
         total += float(value.detach()) * len(chosen)
     current.scorer.eval()
     return total / len(data.ranking)
+
+
+def _subset(tokens: Tensor, ranking: Tensor, golden: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """The same number of random patches of each image, from a quarter of them to all, numbered anew.
+
+    Args:
+        tokens: (batch, prefix + N, D).
+        ranking: (batch, N) int64, most to least important.
+        golden: (batch, N) by patch.
+        generator: draws the number and the patches.
+    """
+    batch, patches = ranking.shape
+    count = int(torch.randint(max(1, patches // 4), patches + 1, (), generator=generator))
+    shown = torch.rand(batch, patches, generator=generator).argsort(dim=1)[:, :count].sort(dim=1).values
+    number = torch.full((batch, patches), -1).scatter_(1, shown, torch.arange(count).expand(batch, -1))
+    renumbered = number.gather(1, ranking)
+    prefix = tokens.shape[1] - patches
+    rows = torch.cat((torch.arange(prefix).expand(batch, -1), shown + prefix), dim=1)
+    part = tokens.gather(1, rows.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+    return part, renumbered[renumbered >= 0].view(batch, count), golden.gather(1, shown)
 
 
 def _device(scorer: PatchScorer) -> torch.device:

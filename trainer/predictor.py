@@ -1,7 +1,7 @@
 """Patch scorers: small networks that guess from a location's tokens which patches the rest of the encoder needs."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -202,6 +202,14 @@ def make_scorer(config: ScorerConfig, width: int, patches: int, prefix_tokens: i
         prefix_tokens: tokens before the patches.
     """
     return _KINDS[config.arch](config, width, patches, prefix_tokens).eval()
+
+
+def later_config(config: ScorerConfig) -> ScorerConfig:
+    """The scorer of a location behind the first, where any subset of the patches may arrive in any order.
+
+    Only the transformer treats its tokens as a set; where a patch lies, the token itself knows from its position embedding.
+    """
+    return replace(config, arch="transformer", spread=0.0)
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:

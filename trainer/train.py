@@ -15,15 +15,16 @@ import torch
 from prtool.errors import CheckpointError, ConfigError, DataError
 from prtool.files import storage_errors, write_json
 from prtool.progress import Progress, SilentProgress
-from prtool.trainer.checkpoint import SCHEMA, Checkpoint, DataInfo, MatchRow, Metrics, load_seeded, scorer_tensors
+from prtool.trainer.checkpoint import SCHEMA, Checkpoint, DataInfo, MatchRow, Metrics, TunedTokens, load_seeded, scorer_tensors, untuned
 from prtool.trainer.config import TrainConfig, to_plain
 from prtool.trainer.data import ImageSet, available_splits, load_split
 from prtool.trainer.features import cache_tokens
+from prtool.trainer.golden import LABELLED_SCORES
 from prtool.trainer.golden_store import GoldenRanking, rank_images
 from prtool.trainer.loop import Examples, FitResult, fit, predict
 from prtool.trainer.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.model import DualEncoder
-from prtool.trainer.predictor import PatchScorer, make_scorer
+from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
 
 HELD_OUT_SHARE = 0.1
 """Share of the training images that validate, where the data has no val split."""
@@ -65,12 +66,13 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> C
 
     Args:
         config: settings. Phase "rank" ranks and leaves an untrained scorer; "predictor" needs the ranking of phase
-            "rank", of this or an earlier call; "none" leaves an untrained scorer, and needs no data.
+            "rank", and "tokens" the predictor of phase "predictor", of this or an earlier call; "none" leaves an untrained
+            scorer, and needs no data.
         run: the run's folder.
         progress: hears about each phase.
 
     Raises:
-        ConfigError: a setting cannot be used, or phase "predictor" finds no ranking.
+        ConfigError: a setting cannot be used, phase "predictor" finds no ranking, or phase "tokens" no predictor.
         DataError: the data set, or one of its images (ImageError), cannot be read.
         ModelError: the model cannot be loaded or pruned.
         CheckpointError: a cached golden ranking is damaged; the message says which file to delete.
@@ -80,18 +82,35 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> C
     model = load_seeded(_absolute_model(config.model), _absolute_file(config), config.seed, _device(config.device))
     blank = _blank(config, model, images)
     before = _earlier(run, blank)
-    if before is not None and "rank" not in config.phases and before.scorer_trained == ("predictor" in config.phases):
-        return before
     if images is None or config.phases == ("none",):
-        return blank.save(run)
+        return before if before is not None and not before.scorer_trained else blank.save(run)
     current = _Run(config, run, model, images, progress or SilentProgress())
-    rankings = _rank(current)
-    if before is not None and before.scorer_trained >= ("predictor" in config.phases):
+    scored = _scored(current, blank, before)
+    if "tokens" not in config.phases:
+        return scored
+    if not scored.scorer_trained:
+        raise ConfigError(f"phase tokens finds no trained predictor for these settings in {run}; give --phase rank,predictor,tokens")
+    if scored.tokens != TunedTokens() and scored.config["tokens"] == to_plain(config.tokens):
+        return scored
+    return _with_tokens(current, scored).save(run)
+
+
+def _scored(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoint:
+    """The checkpoint with its scorers, trained where phase "predictor" or an earlier call did so."""
+    phases = run.config.phases
+    trained = before is not None and before.scorer_trained
+    if before is not None and "rank" not in phases and (trained or "predictor" not in phases):
         return before
-    if "predictor" not in config.phases:
-        return blank.save(run)
-    result, metrics = _train_predictor(current, blank.scorer(), rankings)
-    return replace(blank, scorer_trained=True, metrics=metrics, tensors=scorer_tensors([result.scorer])).save(run)
+    if not {"rank", "predictor"} & set(phases):
+        return blank
+    rankings = _rank(run)
+    if before is not None and (trained or "predictor" not in phases):
+        return before
+    if "predictor" not in phases:
+        return blank.save(run.folder)
+    fits = [_train_scorer(run, place, blank.scorer(place), learned) for place, learned in enumerate(rankings)]
+    metrics = _metrics(*fits[0])
+    return replace(blank, scorer_trained=True, metrics=metrics, tensors=scorer_tensors([result.scorer for result, _ in fits])).save(run.folder)
 
 
 def run_images(config: TrainConfig) -> RunImages | None:
@@ -135,33 +154,49 @@ def point_latest(run: Path) -> Path:
     return link
 
 
-def _rank(run: _Run) -> tuple[GoldenRanking, GoldenRanking]:
-    """The golden rankings of training and validation images, computed by phase "rank" or read back for phase "predictor"."""
+def _rank(run: _Run) -> list[tuple[GoldenRanking, GoldenRanking]]:
+    """The golden rankings of training and validation images at each location that has a scorer.
+
+    They are computed by phase "rank", or read back for phase "predictor".
+    """
     marker, key = run.folder / _RANKED, _ranking_key(run)
     if "rank" not in run.config.phases and not _is_marked(marker, key):
         raise ConfigError(f"phase predictor finds no finished golden ranking for these settings in {run.folder}; give --phase rank,predictor")
     classes = None
-    if run.config.golden.score != "feature":
+    if run.config.golden.score in LABELLED_SCORES:
         classes = run.model.class_embeddings(run.images.train.classnames, run.config.templates)
-    cache = run.folder / "golden"
-    learned = rank_images(run.model, run.images.train, run.config.golden, cache / "train", classes, run.progress)
-    judged = rank_images(run.model, run.images.val, run.config.golden, cache / "val", classes, run.progress)
+    cache, found = run.folder / "golden", []
+    for location in _scored_locations(run.config):
+        golden = replace(run.config.golden, location=location)
+        learned = rank_images(run.model, run.images.train, golden, cache / "train", classes, run.progress)
+        judged = rank_images(run.model, run.images.val, golden, cache / "val", classes, run.progress)
+        found.append((learned, judged))
     write_json(marker, {"key": key})
-    return learned, judged
+    return found
 
 
-def _train_predictor(run: _Run, scorer: PatchScorer, rankings: tuple[GoldenRanking, GoldenRanking]) -> tuple[FitResult, Metrics]:
-    location, cache = run.config.golden.location, run.folder / "tokens"
+def _scored_locations(config: TrainConfig) -> tuple[int, ...]:
+    """The locations that have a scorer of their own."""
+    return (config.golden.location, *config.prune.then) if config.prune.rescore else (config.golden.location,)
+
+
+_Fitted = tuple[FitResult, tuple[Examples, Examples]]
+
+
+def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: tuple[GoldenRanking, GoldenRanking]) -> _Fitted:
+    """Trains the scorer of one location, numbered from 0; those behind the first learn on random parts of the patches."""
+    location, cache = _scored_locations(run.config)[place], run.folder / "tokens"
     learned, judged = (
         Examples(cache_tokens(run.model, images, location, cache, run.progress), golden.ranking, golden.scores)
         for images, golden in zip((run.images.train, run.images.val), rankings, strict=True)
     )
     device = next(run.model.tower.parameters()).device
-    result = fit(scorer.to(device), learned, judged, run.config.fit, run.folder / "fit.safetensors", run.progress)
-    return result, _metrics(result, learned, judged)
+    state = run.folder / ("fit.safetensors" if place == 0 else f"fit-{place}.safetensors")
+    return fit(scorer.to(device), learned, judged, replace(run.config.fit, subsets=place > 0), state, run.progress), (learned, judged)
 
 
-def _metrics(result: FitResult, learned: Examples, judged: Examples) -> Metrics:
+def _metrics(result: FitResult, examples: tuple[Examples, Examples]) -> Metrics:
+    learned, judged = examples
     patches = judged.ranking.shape[1]
     order, constant = order_of(predict(result.scorer, judged.features)), constant_ranking(learned.ranking)
     rows = tuple(
@@ -173,12 +208,20 @@ def _metrics(result: FitResult, learned: Examples, judged: Examples) -> Metrics:
     return Metrics(rows, result.best_epoch, losses, rates, result.match_at)
 
 
+def _with_tokens(run: _Run, scored: Checkpoint) -> Checkpoint:
+    """The checkpoint with learnable tokens, tuned behind its scorers."""
+    raise NotImplementedError
+
+
 def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) -> Checkpoint:
     """The checkpoint of these settings with a freshly initialised scorer."""
-    prune = model.tower.prune_spec((config.golden.location,))
+    prune = model.tower.prune_spec((config.golden.location, *config.prune.then))
+    if config.prune.counts:
+        prune = prune.with_counts(config.prune.counts)
+    kinds = [config.scorer, *[later_config(config.scorer)] * (len(_scored_locations(config)) - 1)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        scorer = make_scorer(config.scorer, model.tower.width, prune.patches, prune.prefix_tokens)
+        scorers = [make_scorer(kind, model.tower.width, prune.patches, prune.prefix_tokens) for kind in kinds]
     return Checkpoint(
         schema=SCHEMA,
         model=model.name,
@@ -188,13 +231,14 @@ def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) ->
         width=model.tower.width,
         prune=prune,
         scorer_config=config.scorer,
+        rescored=config.prune.rescore,
         scorer_trained=False,
         classnames=() if images is None else images.train.classnames,
         templates=config.templates,
         config=config.to_json(),
         data=DataInfo() if images is None else images.info(),
         versions={name: importlib.metadata.version(name) for name in _VERSIONS},
-        tensors=scorer_tensors([scorer]),
+        tensors=scorer_tensors(scorers),
     )
 
 
@@ -208,13 +252,16 @@ def _earlier(run: Path, blank: Checkpoint) -> Checkpoint | None:
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config"}
+    """What the scorers depend on; the learnable tokens come after them."""
+    outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config", "tokens", "prune"}
     plain = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint) if item.name not in outcome}
-    return plain | {"settings": {name: value for name, value in checkpoint.config.items() if name != "phases"}}
+    settings = {name: value for name, value in checkpoint.config.items() if name not in ("phases", "tokens")}
+    return plain | {"settings": settings, "prune": untuned(checkpoint.prune)}
 
 
 def _ranking_key(run: _Run) -> str:
-    parts = [to_plain(run.config.golden), run.model.weights_sha256, run.images.train.digest(), run.images.val.digest(), run.config.templates]
+    settings = [to_plain(run.config.golden), list(_scored_locations(run.config)), run.config.templates]
+    parts = [settings, run.model.weights_sha256, run.images.train.digest(), run.images.val.digest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

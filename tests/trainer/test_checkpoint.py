@@ -8,10 +8,24 @@ import torch
 from local_model import write_model
 
 from prtool.errors import CheckpointError, StorageError
-from prtool.spec import Keep
-from prtool.trainer.checkpoint import RECORD_NAME, TENSORS_NAME, Checkpoint, DataInfo, MatchRow, Metrics, load_seeded, scorer_tensors
+from prtool.spec import Keep, PruneSpec
+from prtool.trainer.checkpoint import (
+    RECORD_NAME,
+    SCHEMA,
+    TENSORS_NAME,
+    Checkpoint,
+    DataInfo,
+    MatchRow,
+    Metrics,
+    TunedTokens,
+    load_seeded,
+    scorer_tensors,
+    token_tensors,
+)
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.predictor import ScorerConfig, make_scorer
+from prtool.trainer.predictor import ScorerConfig, TransformerScorer, later_config, make_scorer
+from prtool.trainer.prompts import TextContext, VisualTokens
+from prtool.trainer.pruned import FirstOrder
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +44,7 @@ def checkpoint(model):
     prune = model.tower.prune_spec((2,))
     config = ScorerConfig(channels=8, token_hidden=4, channel_hidden=16, heads=2)
     return Checkpoint(
-        schema=1,
+        schema=SCHEMA,
         model=model.name,
         pretrained="",
         model_seed=0,
@@ -112,7 +126,7 @@ def test_damaged_files_are_refused(checkpoint, tmp_path, file, damage):
 
 def test_an_unknown_schema_is_refused(checkpoint, tmp_path):
     replace(checkpoint, schema=7).save(tmp_path)
-    with pytest.raises(CheckpointError, match="schema 7, but this prtool reads schema 1"):
+    with pytest.raises(CheckpointError, match="schema 7, but this prtool reads schema 2"):
         Checkpoint.load(tmp_path)
 
 
@@ -127,6 +141,47 @@ def test_other_json_is_refused(checkpoint, tmp_path, value):
 def test_tensors_of_another_scorer_are_refused(checkpoint, tmp_path):
     replace(checkpoint, scorer_config=ScorerConfig("mlp", channels=8, heads=2)).save(tmp_path)
     with pytest.raises(CheckpointError, match="not those of a mlp scorer"):
+        Checkpoint.load(tmp_path)
+
+
+def progressive(checkpoint, rescored):
+    """The same checkpoint with three locations and learnable tokens of both kinds."""
+    prune = PruneSpec(checkpoint.prune.grid, checkpoint.prune.depth, (1, 2, 3), checkpoint.prune.prefix_tokens, appended_tokens=2)
+    kinds = [checkpoint.scorer_config, *[later_config(checkpoint.scorer_config)] * (2 if rescored else 0)]
+    torch.manual_seed(5)
+    scorers = scorer_tensors([make_scorer(kind, checkpoint.width, prune.patches, prune.prefix_tokens) for kind in kinds])
+    visual, context = VisualTokens(torch.randn(3, 2, checkpoint.width)), TextContext(torch.randn(2, 8), "a b")
+    tokens = TunedTokens(visual=2, first=1, layers=3, text=2, words="a b", keep=0.5)
+    return replace(checkpoint, prune=prune, rescored=rescored, tokens=tokens, tensors=scorers | token_tensors(visual, context))
+
+
+@pytest.mark.parametrize("rescored", [False, True])
+def test_scorers_of_several_locations_and_learnable_tokens_come_back(checkpoint, model, tmp_path, rescored):
+    made = progressive(checkpoint, rescored)
+    made.save(tmp_path)
+    found = Checkpoint.load(tmp_path)
+    assert [type(chooser) for chooser in found.choosers()[1:]] == [TransformerScorer if rescored else FirstOrder] * 2
+    first, *later = [scorer.macs() for scorer in (found.scorer(), *(found.choosers()[1:] if rescored else ()))]
+    assert found.scorer_macs() == first + sum(later)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        tuned = found.pruned_encoder(model)(pixels, Keep.ratio(0.5))
+        plain = found.pruned_encoder(model, tuned=False)(pixels, Keep.ratio(0.5))
+    assert torch.equal(found.visual().values, made.tensors["visual.values"])
+    assert torch.equal(found.context().values, made.tensors["context.values"])
+    assert (tuned - plain).abs().max() > 1e-4
+    assert not torch.equal(found.class_embeddings(model), found.class_embeddings(model, tuned=False))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"visual": 3}, "visual.values should have shape"), ({"text": 3}, "context.values should have shape"), ({"layers": 2}, "visual")],
+)
+def test_learnable_tokens_of_another_shape_are_refused(checkpoint, tmp_path, change, says):
+    made = progressive(checkpoint, True)
+    prune = replace(made.prune, appended_tokens=change.get("visual", 2))
+    replace(made, prune=prune, tokens=replace(made.tokens, **change)).save(tmp_path)
+    with pytest.raises(CheckpointError, match=says):
         Checkpoint.load(tmp_path)
 
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from prtool.errors import ConfigError, ShapeError
 from prtool.progress import SilentProgress
 from prtool.trainer.features import Features
-from prtool.trainer.loop import Examples, FitConfig, fit, predict
+from prtool.trainer.loop import Examples, FitConfig, _subset, fit, predict
 from prtool.trainer.losses import LOSSES
 from prtool.trainer.matching import matching_rate, order_of
 from prtool.trainer.predictor import ARCHITECTURES, ScorerConfig, make_scorer
@@ -153,3 +153,22 @@ def test_m_above_the_patches_is_refused():
 def test_examples_must_belong_together():
     with pytest.raises(ShapeError, match="do not belong together"):
         Examples(TRAIN.features, VAL.ranking, VAL.golden)
+
+
+def test_a_random_part_of_the_patches_keeps_its_order() -> None:
+    """Against plain lists: the patches that are shown, renumbered, in the order of the whole ranking."""
+    random = torch.Generator().manual_seed(3)
+    batch, prefix, patches = 3, 2, 9
+    tokens = torch.randn(batch, prefix + patches, 4, generator=random)
+    ranking = torch.stack([torch.randperm(patches, generator=random) for _ in range(batch)])
+    golden = torch.randn(batch, patches, generator=random)
+    for seed in range(5):
+        part, order, scores = _subset(tokens, ranking, golden, torch.Generator().manual_seed(seed))
+        count = order.shape[1]
+        assert patches // 4 <= count <= patches
+        for image in range(batch):
+            assert torch.equal(part[image, :prefix], tokens[image, :prefix])
+            shown = [next(p for p in range(patches) if torch.equal(tokens[image, prefix + p], row)) for row in part[image, prefix:]]
+            assert shown == sorted(set(shown))
+            assert [shown[place] for place in order[image].tolist()] == [p for p in ranking[image].tolist() if p in shown]
+            assert torch.equal(scores[image], golden[image, shown])

@@ -153,7 +153,7 @@ def test_killed_it_ends_with_the_same_bytes(config, whole, tmp_path):
 
 def test_a_finished_run_is_not_repeated(config, whole, monkeypatch):
     before = (whole / RECORD_NAME).stat().st_mtime_ns
-    monkeypatch.setattr(module, "_train_predictor", None)
+    monkeypatch.setattr(module, "_train_scorer", None)
     assert train(config, whole) == Checkpoint.load(whole)
     assert (whole / RECORD_NAME).stat().st_mtime_ns == before
 
