@@ -70,24 +70,26 @@ def app() -> None:
 @click.option("--config", "config_file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TOML file.  [default: prtool.toml]")
 @click.option("--model", help="open_clip architecture, hf-hub:ORG/REPO or local-dir:PATH.")
 @click.option("--pretrained", help="open_clip tag or checkpoint file; none gives random weights.")
-@click.option("--data", help="Folder with split_coop.json, or with train/, val/ and test/ class folders.")
+@click.option("--data", help="FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas; see docs/data.md.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/MODEL-DATA]")
 @click.option("--location", "locations", type=Counts(), help="Blocks (1-based) on entry to which patches are dropped, e.g. 4,6,8,10.  [default: 4]")
-@click.option("--phase", "phases", type=Names("rank", "predictor", "tokens", "none"), help="Phases to run.  [default: rank,predictor]")
+@click.option("--phase", "phases", type=Names("rank", "predictor", "tokens", "none"), help="Phases to run.  [default: predictor]")
+@click.option("--recipe", type=click.Choice(["default", "leave-one-out", "paper"]), help="Settings by name; options and --set win over them.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of --show-config, e.g. --set golden.group=1.")
 @click.option("--show-config", is_flag=True, help="Print every setting with its unit, and stop.")
-def train(config_file: Path | None, output: Path | None, settings: tuple[str, ...], show_config: bool, **flags: Any) -> None:  # noqa: ANN401
+def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...], show_config: bool, **flags: Any) -> None:  # noqa: ANN401
     """Rank patches, train the predictor, tune learnable tokens; the run resumes where it stopped."""
     from prtool.console import BarProgress, message, result_table
-    from prtool.trainer.config import TrainConfig
+    from prtool.trainer.config import RECIPES, TrainConfig
     from prtool.trainer.config import show_config as config_text
     from prtool.trainer.train import point_latest, train
 
+    output: Path | None = flags.pop("output")
     given = {name: value for name, value in flags.items() if value is not None}
     if "locations" in given:
         given["golden.location"], *given["prune.then"] = given.pop("locations")
     in_folder = Path("prtool.toml") if Path("prtool.toml").is_file() else None
-    config = TrainConfig.load(config_file or in_folder, {**given, **settings_of(settings)})
+    config = TrainConfig.load(config_file or in_folder, {**(RECIPES[recipe] if recipe else {}), **given, **settings_of(settings)})
     if show_config:
         click.echo(config_text(config), nl=False)
         return

@@ -72,7 +72,9 @@ class TunedTokens:
         words: what the context stands for in the text of a prompt.
         keep: the keep ratio that they were tuned at.
         losses: mean loss of each epoch.
-        accuracies: zero-shot accuracy on the validation images in percent, before the first epoch and after each.
+        accuracies: zero-shot accuracy on the validation images in percent, before the first epoch and after each; empty without labels.
+        cosines: mean cosine to the unpruned embedding on the validation images, likewise.
+        best_epoch: whose values were kept; 0 where the encoder is better without tokens, which then has none.
     """
 
     visual: int = 0
@@ -83,6 +85,8 @@ class TunedTokens:
     keep: float = 0.0
     losses: tuple[float, ...] = ()
     accuracies: tuple[float, ...] = ()
+    cosines: tuple[float, ...] = ()
+    best_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)

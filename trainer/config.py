@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from prtool.errors import ConfigError
+from prtool.trainer.choice import ChoiceConfig
 from prtool.trainer.golden import GoldenConfig
 from prtool.trainer.loop import FitConfig
 from prtool.trainer.predictor import ScorerConfig
@@ -17,17 +18,34 @@ from prtool.trainer.tuning import TokensConfig
 
 PHASES = ("rank", "predictor", "tokens", "none")
 DEVICES = ("auto", "cpu", "cuda")
+EMBEDDING, RANKING = "embedding", "ranking"
+TARGETS = (EMBEDDING, RANKING)
+_DEEP = 0
+RECIPES: dict[str, dict[str, object]] = {
+    "default": {},
+    "leave-one-out": {"target": RANKING, "phases": ["rank", "predictor"], "scorer.spread": 2.0},
+    "paper": {
+        "target": RANKING,
+        "phases": ["rank", "predictor"],
+        **{"golden.score": "feature", "golden.group": 1, "golden.step": 10, "golden.floor": 146},
+        **{"scorer.arch": "mix-mlp", "scorer.reduce": "average", "scorer.norm": False, "scorer.spread": 0.0, "fit.loss": "kl"},
+        **{"tokens.visual": 8, "tokens.layers": _DEEP, "tokens.first": 1, "tokens.label": 1.0, "tokens.distill": 0.0},
+        **{"tokens.epochs": 5, "tokens.batch": 4, "tokens.lr": 0.0025},
+    },
+}
+"""Settings by name: `prtool train --recipe`. The paper's drops 10 patches a step until 146 of 196 are left (its code: 5 steps)."""
 
 NOTES: dict[str, str] = {
     "model": 'an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO" or "local-dir:PATH"',
     "pretrained": 'a tag ("openai") or a checkpoint file; "" for random weights, or where the model brings its own',
-    "data": "folder with split_coop.json or with train/, val/ and test/; not needed by phase none",
-    "templates": "prompts with one {} each, where the class name goes",
+    "data": "FOLDER, NAME:FOLDER (caltech101:/data), FILE.csv, or several with commas; docs/data.md has every form; not needed by phase none",
+    "templates": "prompts with one {} each, where the class name goes; [] = those of the data set by its name, else 'a photo of a {}.'",
     "train_images": "training images used at most; 0 = all",
     "val_images": "validation images used at most; 0 = all",
     "seed": "of image subsets, the first weights of the scorer, and random model weights",
     "device": "auto (CUDA where there is one), cpu or cuda",
     "phases": "rank (golden ranking), predictor (train the scorer), tokens (tune learnable tokens), none (an untrained scorer, for speed work)",
+    "target": "embedding (the scorer learns from its own choice, by the cosine to the unpruned embedding) or ranking (golden ranking, the paper's)",
     "golden.score": "feature (the paper's choice), confidence or label",
     "golden.location": "block that tokens drop on entry to, counted from 1",
     "prune.then": "further blocks on entry to which patches drop, rising, for progressive pruning; equal numbers drop at each",
@@ -57,6 +75,16 @@ NOTES: dict[str, str] = {
     "fit.seed": "of the order of images, sampled pairs and noise",
     "fit.save_every": "epochs between two saved states",
     "fit.subsets": "show a random part of the patches of each image; later locations do so of themselves",
+    "choice.steps": "optimiser steps of a scorer that learns from its own choice (target embedding), rounded up to whole passes over the images",
+    "choice.batch": "images a step",
+    "choice.lr": "Adam's learning rate at the start",
+    "choice.final_lr": "learning rate at the end of the half cosine",
+    "choice.keep_low": "least share of the patches that a step keeps",
+    "choice.keep_high": "most",
+    "choice.rivals": "share of the patches that stand beside the kept ones as rivals",
+    "choice.noise": "Gumbel noise on the scores, in standard deviations of an image's scores",
+    "choice.temperature": "width of the soft step between kept and dropped, in the same unit",
+    "choice.floor": "attention weight of a rival, as a share of a kept patch's",
     "tokens.visual": "learnable tokens behind the patches; 0 = none",
     "tokens.layers": "blocks that have visual tokens of their own; 1 = shallow, 0 = every block from tokens.first on (deep)",
     "tokens.first": "block on entry to which visual tokens are appended; 0 = the pruning location, 1 = the paper's",
@@ -68,7 +96,7 @@ NOTES: dict[str, str] = {
     "tokens.label": "weight of the cross-entropy on the class prompts; 0 tunes without labels",
     "tokens.epochs": "passes over the images",
     "tokens.batch": "images a step",
-    "tokens.lr": "SGD's learning rate at the start of the half cosine to 0",
+    "tokens.lr": "SGD's learning rate at the start of the half cosine to 0, in units of the tokens' first values (times their mean square)",
     "tokens.momentum": "SGD's momentum",
     "tokens.weight_decay": "SGD's weight decay",
     "tokens.seed": "of the few images, their order and the tokens' first values",
@@ -98,27 +126,29 @@ class TrainConfig:
     model: str = "ViT-B-16"
     pretrained: str = ""
     data: str = ""
-    templates: tuple[str, ...] = ("a photo of a {}.",)
+    templates: tuple[str, ...] = ()
     train_images: int = 0
     val_images: int = 0
     seed: int = 0
     device: str = "auto"
-    phases: tuple[str, ...] = ("rank", "predictor")
+    phases: tuple[str, ...] = ("predictor",)
+    target: str = EMBEDDING
     golden: GoldenConfig = field(default_factory=GoldenConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     fit: FitConfig = field(default_factory=FitConfig)
+    choice: ChoiceConfig = field(default_factory=ChoiceConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
 
     def __post_init__(self) -> None:
         _check_phases(self.phases)
         if self.device not in DEVICES:
             raise ConfigError(f"device = {self.device!r}, but it must be one of {', '.join(DEVICES)}")
+        if self.target not in TARGETS:
+            raise ConfigError(f"target = {self.target!r}, but it must be one of {', '.join(TARGETS)}")
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ConfigError(f"templates: {template!r} must hold {{}} exactly once, where the class name goes")
-        if not self.templates:
-            raise ConfigError("templates is empty, but class names need at least one prompt such as 'a photo of a {}.'")
         for name in ("train_images", "val_images", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}, but it must be 0 or more")

@@ -68,13 +68,15 @@ def rank_images(
 
     Raises:
         ConfigError: the configuration does not fit the encoder, or classes are missing.
-        DataError: the set is empty, or a label has no class.
+        DataError: the set is empty, a label has no class, or the score "label" finds an image without one.
         ImageError: an image cannot be decoded; finished shards stay.
         CheckpointError: a shard or the index in the cache is damaged.
         StorageError: a shard cannot be written; finished shards stay.
     """
     if not len(images):
         raise DataError(f"the image set of {images.root} is empty; give at least one image to rank")
+    if config.score == "label":
+        images.require_labels("the golden score 'label'")
     search = GoldenSearch(model, config, classes)
     made = replace(config, precision=search.tail.precision)
     index = _index(model, images, made, None if config.score == "feature" else classes)

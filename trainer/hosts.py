@@ -74,6 +74,13 @@ class OpenClipTower(VisionTower):
         queries = split_heads(query, attention.num_heads)
         return queries * queries.shape[-1] ** -0.5, split_heads(key, attention.num_heads)
 
+    def run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:  # noqa: D102
+        layer = cast(Any, self.blocks[block])
+        heads, length = layer.attn.num_heads, tokens.shape[1]
+        # nn.MultiheadAttention takes a mask of every image and head, with no axis left to broadcast.
+        whole = mask[:, None, None, :].expand(-1, heads, length, -1).reshape(-1, length, length)
+        return cast(Tensor, layer(tokens, attn_mask=whole))
+
     def cost(self) -> Cost:  # noqa: D102
         pool = self.host.attn_pool
         head, head_token = self.host.proj.numel(), 0
@@ -143,6 +150,9 @@ class TimmTower(VisionTower):
         query_norm = getattr(attention, "q_norm", None) or identity
         key_norm = getattr(attention, "k_norm", None) or identity
         return query_norm(split_heads(query, attention.num_heads)) * attention.scale, key_norm(split_heads(key, attention.num_heads))
+
+    def run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:  # noqa: D102
+        return cast(Tensor, cast(Any, self.blocks[block])(tokens, attn_mask=mask[:, None, None, :]))
 
     def cost(self) -> Cost:  # noqa: D102
         pool = self.trunk.attn_pool

@@ -3,20 +3,21 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prtool.errors import ConfigError, ShapeError
+from prtool.errors import ConfigError, ModelError, ShapeError
 from prtool.files import new_file
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.features import Features
-from prtool.trainer.losses import Loss, loss_named
+from prtool.trainer.losses import loss_named
 from prtool.trainer.matching import default_count, matching_rate, order_of
 from prtool.trainer.predictor import PatchScorer
 
@@ -94,20 +95,23 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """Mean training loss of an epoch, and the matching rate @m on the validation images after it."""
+    """Mean training loss of an epoch, and the score on the validation images after it: matching rate @m, or cosine."""
 
     loss: float
-    matching_rate: float
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """A trained scorer, holding the weights of `best_epoch` (from 1), and what happened in each epoch."""
+    """A trained scorer, holding the weights of `best_epoch` (from 1), and what happened in each epoch.
+
+    `match_at` is the m of the matching rate that chose it; 0 where another measure did.
+    """
 
     scorer: PatchScorer
     history: tuple[Epoch, ...]
     best_epoch: int
-    match_at: int
+    match_at: int = 0
 
 
 @dataclass(slots=True)
@@ -121,48 +125,117 @@ class _State:
     best_epoch: int = 0
 
 
+class Lesson(Protocol):
+    """What a scorer learns, and how well it did."""
+
+    def __len__(self) -> int:
+        """The training images."""
+        ...
+
+    def parts(self) -> Iterable[Tensor]:
+        """Every tensor that the result depends on; they tell one training's saved state from another's."""
+        ...
+
+    def loss(self, scorer: PatchScorer, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean loss of one step over the images `chosen` (batch,) int64."""
+        ...
+
+    def judge(self, scorer: PatchScorer) -> float:
+        """How good the scorer is on the validation images; higher is better."""
+        ...
+
+
+class RankingLesson:
+    """The golden order of patches, by one of `LOSSES`; judged by the matching rate @m."""
+
+    def __init__(self, train: Examples, val: Examples, config: FitConfig, match_at: int) -> None:
+        self._train, self._val, self._config, self._match_at = train, val, config, match_at
+        self._loss = loss_named(config.loss)
+
+    def __len__(self) -> int:
+        return len(self._train.ranking)
+
+    def parts(self) -> Iterable[Tensor]:
+        """Tokens, rankings and golden scores."""
+        for data in (self._train, self._val):
+            yield from (*data.features.shards, data.ranking, data.golden)
+
+    def loss(self, scorer: PatchScorer, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """See `Lesson.loss`."""
+        config, device = self._config, _device(scorer)
+        tokens = noisy(self._train.features.batch(chosen.tolist()), config.noise, generator)
+        ranking, golden = self._train.ranking[chosen].long(), self._train.golden[chosen]
+        if config.subsets:
+            tokens, ranking, golden = _subset(tokens, ranking, golden, generator)
+        return self._loss(scorer(tokens.to(device)), ranking.to(device), golden.to(device), generator)
+
+    def judge(self, scorer: PatchScorer) -> float:
+        """The matching rate @m."""
+        return matching_rate(order_of(predict(scorer, self._val.features)), self._val.ranking, self._match_at)
+
+
 def fit(
     scorer: PatchScorer, train: Examples, val: Examples, config: FitConfig, state: Path | None = None, progress: Progress | None = None
 ) -> FitResult:
-    """Trains a scorer in place, and leaves it with the weights of its best epoch.
+    """Trains a scorer in place on golden rankings; see `learn`.
 
     Args:
         scorer: freshly initialised; on the device to train on.
         train: what is learned.
-        val: what chooses the best epoch; the first of equals wins.
+        val: what chooses the best epoch, by its matching rate.
         config: how.
-        state: file that training is saved to every few epochs and goes on from, with the same result as if it had
-            not been stopped; one that belongs to other data, scorer or settings is replaced.
+        state: see `learn`.
         progress: hears about epochs.
 
     Raises:
         ConfigError: m of the matching rate is above N.
         StorageError: the state cannot be written.
     """
-    progress = progress or SilentProgress()
     match_at = config.match_at or default_count(scorer.patches)
     if match_at > scorer.patches:
         raise ConfigError(f"fit match_at = {match_at}, but there are {scorer.patches} patches; give 1 to {scorer.patches}, or 0 for the default")
-    loss = loss_named(config.loss)
+    return replace(learn(scorer, RankingLesson(train, val, config, match_at), config, state, progress), match_at=match_at)
+
+
+def learn(scorer: PatchScorer, lesson: Lesson, config: FitConfig, state: Path | None = None, progress: Progress | None = None) -> FitResult:
+    """Trains a scorer in place, and leaves it with the weights of its best epoch, the first of equals.
+
+    Args:
+        scorer: freshly initialised; on the device to train on.
+        lesson: what is learned, and what judges an epoch.
+        config: epochs, batch, learning rates and seed.
+        state: file that training is saved to every few epochs and goes on from, with the same result as if it had
+            not been stopped; one that belongs to other data, scorer or settings is replaced.
+        progress: hears about epochs.
+
+    Raises:
+        StorageError: the state cannot be written.
+    """
+    progress = progress or SilentProgress()
     adam = torch.optim.Adam(scorer.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    key = _key(scorer, config, train, val) if state else ""
+    key = _key(scorer, config, lesson) if state else ""
     current = _State(scorer, adam, _weights(scorer))
     if state is not None:
         _restore(current, state, key)
     with stage(progress, "training the predictor (epochs)", config.epochs):
         progress.advance(len(current.history))
         for epoch in range(len(current.history), config.epochs):
-            trained = _train_epoch(current, train, config, loss, epoch)
-            rate = matching_rate(order_of(predict(scorer, val.features)), val.ranking, match_at)
-            if not current.best_epoch or rate > current.history[current.best_epoch - 1].matching_rate:
+            trained = _train_epoch(current, lesson, config, epoch)
+            score = lesson.judge(scorer)
+            if not current.best_epoch or score > current.history[current.best_epoch - 1].score:
                 current.best, current.best_epoch = _weights(scorer), epoch + 1
-            current.history.append(Epoch(trained, rate))
+            current.history.append(Epoch(trained, score))
             if state is not None and ((epoch + 1) % config.save_every == 0 or epoch + 1 == config.epochs):
                 _save(current, state, key)
             progress.advance()
     scorer.load_state_dict(current.best)
     scorer.eval()
-    return FitResult(scorer, tuple(current.history), current.best_epoch, match_at)
+    return FitResult(scorer, tuple(current.history), current.best_epoch)
+
+
+def noisy(tokens: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """Tokens with Gaussian noise of `noise` times their standard deviation; none is drawn for 0."""
+    return tokens + noise * tokens.std() * torch.randn(tokens.shape, generator=generator) if noise else tokens
 
 
 @torch.inference_mode()
@@ -173,28 +246,23 @@ def predict(scorer: PatchScorer, features: Features, batch: int = 64) -> Tensor:
     return torch.cat([scorer(features.batch(chunk).to(device)).float().cpu() for chunk in chunks])
 
 
-def _train_epoch(current: _State, data: Examples, config: FitConfig, loss: Loss, epoch: int) -> float:
+def _train_epoch(current: _State, lesson: Lesson, config: FitConfig, epoch: int) -> float:
     # One generator an epoch: what it draws does not depend on where an earlier run was stopped.
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    device = _device(current.scorer)
     for group in current.adam.param_groups:
         group["lr"] = config.lr_at(epoch)
     current.scorer.train()
     total = 0.0
-    for chosen in torch.split(torch.randperm(len(data.ranking), generator=generator), config.batch):
-        tokens = data.features.batch(chosen.tolist())
-        if config.noise:
-            tokens = tokens + config.noise * tokens.std() * torch.randn(tokens.shape, generator=generator)
-        ranking, golden = data.ranking[chosen].long(), data.golden[chosen]
-        if config.subsets:
-            tokens, ranking, golden = _subset(tokens, ranking, golden, generator)
-        value = loss(current.scorer(tokens.to(device)), ranking.to(device), golden.to(device), generator)
+    for chosen in torch.split(torch.randperm(len(lesson), generator=generator), config.batch):
+        value = lesson.loss(current.scorer, chosen, generator)
         current.adam.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         current.adam.step()
         total += float(value.detach()) * len(chosen)
     current.scorer.eval()
-    return total / len(data.ranking)
+    if not math.isfinite(total):
+        raise ModelError(f"the predictor's loss is {total} in epoch {epoch + 1}; lower the learning rate, or check the model's weights")
+    return total / len(lesson)
 
 
 def _subset(tokens: Tensor, ranking: Tensor, golden: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,13 +293,10 @@ def _weights(scorer: PatchScorer) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in scorer.state_dict().items()}
 
 
-def _key(scorer: PatchScorer, config: FitConfig, train: Examples, val: Examples) -> str:
+def _key(scorer: PatchScorer, config: FitConfig, lesson: Lesson) -> str:
     """Says which training a saved state belongs to: settings, initial weights and data."""
-    digest = hashlib.sha256(json.dumps([SCHEMA, asdict(config), asdict(scorer.config)], sort_keys=True).encode())
-    parts = [tensor for _, tensor in sorted(scorer.state_dict().items())]
-    for data in (train, val):
-        parts += [*data.features.shards, data.ranking, data.golden]
-    for tensor in parts:
+    digest = hashlib.sha256(json.dumps([SCHEMA, type(lesson).__name__, asdict(config), asdict(scorer.config)], sort_keys=True).encode())
+    for tensor in (*(tensor for _, tensor in sorted(scorer.state_dict().items())), *lesson.parts()):
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -241,7 +306,7 @@ def _save(current: _State, path: Path, key: str) -> None:
     tensors |= {_LAST + name: tensor for name, tensor in _weights(current.scorer).items()}
     for number, moments in current.adam.state_dict()["state"].items():
         tensors |= {f"{_ADAM}{number}.{name}": tensor for name, tensor in moments.items()}
-    record = {"key": key, "best_epoch": current.best_epoch, "history": [[epoch.loss, epoch.matching_rate] for epoch in current.history]}
+    record = {"key": key, "best_epoch": current.best_epoch, "history": [[epoch.loss, epoch.score] for epoch in current.history]}
     with new_file(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"fit": json.dumps(record)})
 

@@ -39,7 +39,7 @@ class ScorerConfig:
     heads: int = 8
     reduce: str = "linear"
     norm: bool = True
-    spread: float = 2.0
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:

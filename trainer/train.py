@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,30 @@ import torch
 from prtool.errors import CheckpointError, ConfigError, DataError
 from prtool.files import storage_errors, write_json
 from prtool.progress import Progress, SilentProgress
-from prtool.trainer.checkpoint import SCHEMA, Checkpoint, DataInfo, MatchRow, Metrics, TunedTokens, load_seeded, scorer_tensors, untuned
-from prtool.trainer.config import TrainConfig, to_plain
-from prtool.trainer.data import ImageSet, available_splits, load_split
-from prtool.trainer.features import cache_tokens
+from prtool.trainer.checkpoint import (
+    SCHEMA,
+    Checkpoint,
+    DataInfo,
+    MatchRow,
+    Metrics,
+    TunedTokens,
+    load_seeded,
+    scorer_tensors,
+    token_tensors,
+    untuned,
+)
+from prtool.trainer.choice import ChoiceImages, ChoiceLesson
+from prtool.trainer.config import RANKING, TrainConfig, to_plain
+from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
+from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
+from prtool.trainer.features import Features, cache_tokens
 from prtool.trainer.golden import LABELLED_SCORES
 from prtool.trainer.golden_store import GoldenRanking, rank_images
-from prtool.trainer.loop import Examples, FitResult, fit, predict
+from prtool.trainer.loop import Examples, FitResult, fit, learn, predict
 from prtool.trainer.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.model import DualEncoder
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
+from prtool.trainer.tuning import TuningTask, tune, tuned_spec
 
 HELD_OUT_SHARE = 0.1
 """Share of the training images that validate, where the data has no val split."""
@@ -42,7 +57,7 @@ class RunImages:
 
     def info(self) -> DataInfo:
         """What the checkpoint says about them."""
-        root = str(self.train.root.resolve())
+        root = self.train.origin or str(self.train.root.resolve())
         return DataInfo(root, self.train.digest(), self.val.digest(), len(self.train), len(self.val), self.held_out)
 
 
@@ -65,8 +80,8 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> C
     that was stopped, in any way and at any moment, goes on with the same call and ends with the same bytes.
 
     Args:
-        config: settings. Phase "rank" ranks and leaves an untrained scorer; "predictor" needs the ranking of phase
-            "rank", and "tokens" the predictor of phase "predictor", of this or an earlier call; "none" leaves an untrained
+        config: settings. Phase "rank" ranks and leaves an untrained scorer; "predictor" needs that ranking where the target
+            is "ranking", and "tokens" the predictor of phase "predictor", of this or an earlier call; "none" leaves an untrained
             scorer, and needs no data.
         run: the run's folder.
         progress: hears about each phase.
@@ -103,14 +118,15 @@ def _scored(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoi
         return before
     if not {"rank", "predictor"} & set(phases):
         return blank
-    rankings = _rank(run)
+    # A scorer that learns from its own choice needs no ranking; a ranking that is there adds the matching rates.
+    rankings = _rank(run) if "rank" in phases or run.config.target == RANKING else []
     if before is not None and (trained or "predictor" not in phases):
         return before
     if "predictor" not in phases:
         return blank.save(run.folder)
-    fits = [_train_scorer(run, place, blank.scorer(place), learned) for place, learned in enumerate(rankings)]
-    metrics = _metrics(*fits[0])
-    return replace(blank, scorer_trained=True, metrics=metrics, tensors=scorer_tensors([result.scorer for result, _ in fits])).save(run.folder)
+    fits = [_train_scorer(run, place, blank.scorer(place), rankings) for place in range(len(_scored_locations(run.config)))]
+    metrics = _metrics(run, fits[0], rankings[0] if rankings else None)
+    return replace(blank, scorer_trained=True, metrics=metrics, tensors=scorer_tensors([result.scorer for result in fits])).save(run.folder)
 
 
 def run_images(config: TrainConfig) -> RunImages | None:
@@ -135,6 +151,13 @@ def run_images(config: TrainConfig) -> RunImages | None:
     order = np.random.RandomState(config.seed).permutation(len(training))
     held, rest = np.sort(order[:count]), np.sort(order[count:])
     return RunImages(_subset(training, rest.tolist()), _subset(training, held.tolist()).take(config.val_images, config.seed), held_out=True)
+
+
+def templates_of(config: TrainConfig) -> tuple[str, ...]:
+    """The prompts of a configuration: its own, or those of its data set."""
+    if config.templates:
+        return config.templates
+    return templates_for(config.data) if config.data else DEFAULT_TEMPLATES
 
 
 def point_latest(run: Path) -> Path:
@@ -164,7 +187,8 @@ def _rank(run: _Run) -> list[tuple[GoldenRanking, GoldenRanking]]:
         raise ConfigError(f"phase predictor finds no finished golden ranking for these settings in {run.folder}; give --phase rank,predictor")
     classes = None
     if run.config.golden.score in LABELLED_SCORES:
-        classes = run.model.class_embeddings(run.images.train.classnames, run.config.templates)
+        run.images.train.require_labels(f"the golden score {run.config.golden.score!r}")
+        classes = run.model.class_embeddings(run.images.train.classnames, templates_of(run.config))
     cache, found = run.folder / "golden", []
     for location in _scored_locations(run.config):
         golden = replace(run.config.golden, location=location)
@@ -180,37 +204,68 @@ def _scored_locations(config: TrainConfig) -> tuple[int, ...]:
     return (config.golden.location, *config.prune.then) if config.prune.rescore else (config.golden.location,)
 
 
-_Fitted = tuple[FitResult, tuple[Examples, Examples]]
+_Rankings = tuple[GoldenRanking, GoldenRanking]
 
 
-def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: tuple[GoldenRanking, GoldenRanking]) -> _Fitted:
+def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence[_Rankings]) -> FitResult:
     """Trains the scorer of one location, numbered from 0; those behind the first learn on random parts of the patches."""
+    config, later = run.config, place > 0
+    scorer = scorer.to(next(run.model.tower.parameters()).device)
+    state = run.folder / (f"fit-{place}.safetensors" if later else "fit.safetensors")
+    learned, judged = _features(run, place)
+    if config.target == RANKING:
+        examples = [Examples(tokens, golden.ranking, golden.scores) for tokens, golden in zip((learned, judged), rankings[place], strict=True)]
+        return fit(scorer, *examples, replace(config.fit, subsets=later), state, run.progress)
+    location = _scored_locations(config)[place]
+    images = [ChoiceImages.of(run.model.tower, location, tokens) for tokens in (learned, judged)]
+    lesson = ChoiceLesson(run.model.tower, location, *images, config.choice, None if later else config.scorer.spread)
+    return learn(scorer, lesson, config.choice.schedule(config.fit, len(lesson)), state, run.progress)
+
+
+def _features(run: _Run, place: int) -> tuple[Features, Features]:
+    """The tokens of training and validation images that enter a location."""
     location, cache = _scored_locations(run.config)[place], run.folder / "tokens"
-    learned, judged = (
-        Examples(cache_tokens(run.model, images, location, cache, run.progress), golden.ranking, golden.scores)
-        for images, golden in zip((run.images.train, run.images.val), rankings, strict=True)
-    )
-    device = next(run.model.tower.parameters()).device
-    state = run.folder / ("fit.safetensors" if place == 0 else f"fit-{place}.safetensors")
-    return fit(scorer.to(device), learned, judged, replace(run.config.fit, subsets=place > 0), state, run.progress), (learned, judged)
+    learned, judged = (cache_tokens(run.model, images, location, cache, run.progress) for images in (run.images.train, run.images.val))
+    return learned, judged
 
 
-def _metrics(result: FitResult, examples: tuple[Examples, Examples]) -> Metrics:
-    learned, judged = examples
-    patches = judged.ranking.shape[1]
-    order, constant = order_of(predict(result.scorer, judged.features)), constant_ranking(learned.ranking)
-    rows = tuple(
-        MatchRow(m, matching_rate(order, judged.ranking, m), random_rate(patches, m), matching_rate(constant, judged.ranking, m))
-        for m in usual_counts(patches)
-    )
+def _metrics(run: _Run, result: FitResult, rankings: _Rankings | None) -> Metrics:
     losses = tuple(epoch.loss for epoch in result.history)
-    rates = tuple(epoch.matching_rate for epoch in result.history)
-    return Metrics(rows, result.best_epoch, losses, rates, result.match_at)
+    scores = tuple(epoch.score for epoch in result.history)
+    rows: tuple[MatchRow, ...] = ()
+    if rankings is not None:
+        golden, constant = rankings[1].ranking, constant_ranking(rankings[0].ranking)
+        patches, order = golden.shape[1], order_of(predict(result.scorer, _features(run, 0)[1]))
+        rows = tuple(
+            MatchRow(m, matching_rate(order, golden, m), random_rate(patches, m), matching_rate(constant, golden, m)) for m in usual_counts(patches)
+        )
+    return Metrics(rows, result.best_epoch, losses, scores, result.match_at)
 
 
 def _with_tokens(run: _Run, scored: Checkpoint) -> Checkpoint:
-    """The checkpoint with learnable tokens, tuned behind its scorers."""
-    raise NotImplementedError
+    """The checkpoint with learnable tokens, tuned behind its scorers; without any where the validation images say that none are better."""
+    config, cache = run.config.tokens, run.folder / "tokens"
+    # The scorers may have learned on a part of the images; the few of each class are drawn from all of them.
+    train = load_split(run.config.data, "train") if not run.images.held_out else run.images.train
+    task = TuningTask(run.model, scored.pruned_encoder(run.model, tuned=False), train, run.images.val, scored.templates, cache)
+    tuned = tune(task, config, run.folder / "tune.safetensors", run.progress)
+    visual, context = tuned.visual, tuned.context
+    record = TunedTokens(
+        visual=0 if visual is None else visual.count,
+        first=1 if visual is None else visual.first,
+        layers=0 if visual is None else len(visual.values),
+        text=0 if context is None else len(context.values),
+        words="" if context is None else context.words,
+        keep=config.keep,
+        losses=tuple(epoch.loss for epoch in tuned.history[1:]),
+        accuracies=tuple(100 * epoch.accuracy for epoch in tuned.history if epoch.accuracy is not None),
+        cosines=tuple(epoch.cosine for epoch in tuned.history),
+        best_epoch=tuned.best_epoch,
+    )
+    scorers = {name: tensor for name, tensor in scored.tensors.items() if name.split(".")[0].isdigit()}
+    prune = untuned(scored.prune) if visual is None else tuned_spec(untuned(scored.prune), config)
+    settings = {**scored.config, "tokens": to_plain(config)}
+    return replace(scored, prune=prune, tokens=record, config=settings, tensors=scorers | token_tensors(visual, context))
 
 
 def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) -> Checkpoint:
@@ -234,7 +289,7 @@ def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) ->
         rescored=config.prune.rescore,
         scorer_trained=False,
         classnames=() if images is None else images.train.classnames,
-        templates=config.templates,
+        templates=templates_of(config),
         config=config.to_json(),
         data=DataInfo() if images is None else images.info(),
         versions={name: importlib.metadata.version(name) for name in _VERSIONS},
@@ -260,7 +315,7 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _ranking_key(run: _Run) -> str:
-    settings = [to_plain(run.config.golden), list(_scored_locations(run.config)), run.config.templates]
+    settings = [to_plain(run.config.golden), list(_scored_locations(run.config)), templates_of(run.config)]
     parts = [settings, run.model.weights_sha256, run.images.train.digest(), run.images.val.digest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -70,6 +70,19 @@ class VisionTower(nn.Module, ABC):
         """
 
     @abstractmethod
+    def run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
+        """One block with a mask on its attention.
+
+        Args:
+            block: 0-based index.
+            tokens: (batch, tokens, D) that enter the block.
+            mask: (batch, tokens) float32, added to every head's products with the key of that token before the softmax.
+
+        Returns:
+            (batch, tokens, D), with gradients to the mask.
+        """
+
+    @abstractmethod
     def cost(self) -> Cost:
         """MACs of the tower, without scorer."""
 

@@ -59,7 +59,6 @@ def test_every_setting_is_explained():
         ("[scorer]\nnorm = 1", "scorer.norm = 1, but it must be true or false"),
         ("templates = 'a {}'", "templates = 'a {}', but it must be a list"),
         ("templates = [3]", r"templates\[0\] = 3, but it must be text"),
-        ("templates = []", "templates is empty"),
         ("templates = ['photo']", "exactly once"),
         ("fit = 3", "fit = 3, but it must be a section"),
         ("phases = ['none', 'tokens']", "none alone"),

@@ -66,12 +66,12 @@ def one_thread():
 def test_every_loss_teaches_every_architecture(arch, loss):
     m = 10 if loss == "kl" else 6  # the KL target tells the worst quarter from the rest, and nothing more
     result = fit(scorer(arch), TRAIN, VAL, replace(FAST, loss=loss, epochs=15, match_at=m))
-    assert result.history[result.best_epoch - 1].matching_rate > m / PATCHES + (0.06 if loss == "kl" else 0.2)
+    assert result.history[result.best_epoch - 1].score > m / PATCHES + (0.06 if loss == "kl" else 0.2)
 
 
 def test_the_best_epoch_is_kept():
     result = fit(scorer(), TRAIN, VAL, replace(FAST, match_at=5))
-    rates = [epoch.matching_rate for epoch in result.history]
+    rates = [epoch.score for epoch in result.history]
     assert result.best_epoch == rates.index(max(rates)) + 1
     assert result.match_at == 5
     assert matching_rate(order_of(predict(result.scorer, VAL.features)), VAL.ranking, 5) == max(rates)

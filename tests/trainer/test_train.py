@@ -1,5 +1,6 @@
 """The train verb end to end on a tiny model: phases, resuming, the same bytes, and what it refuses."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from prtool.trainer.train import point_latest, run_images, train
 
 SETTINGS = {"golden.location": 2, "golden.group": 1, "golden.precision": "fp32", "device": "cpu"}
 SETTINGS |= {"fit.epochs": 3, "fit.batch": 4, "fit.save_every": 1}
+SETTINGS |= {"target": "ranking", "phases": ["rank", "predictor"]}
 SETTINGS |= {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
 
 
@@ -251,3 +253,66 @@ def test_a_damaged_ranking_is_named(config, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match="delete this file"):
         train(replace(config, fit=replace(config.fit, epochs=2)), tmp_path)
+
+
+CHOICE = {"target": "embedding", "phases": ["predictor"], "choice.steps": 9, "choice.batch": 4}
+TOKENS = {"tokens.shots": 2, "tokens.epochs": 2, "tokens.batch": 3, "tokens.visual": 2, "tokens.text": 2, "tokens.text_words": "a b"}
+
+
+def choosing(config, extra=None):
+    plain = config.to_json()
+    for name, value in {**CHOICE, **(extra or {})}.items():
+        section, _, last = name.rpartition(".")
+        (plain[section] if section else plain)[last] = value
+    return TrainConfig.from_json(plain)
+
+
+def test_a_scorer_that_learns_from_its_choice_needs_no_ranking(config, tmp_path):
+    found = train(choosing(config), tmp_path)
+    assert found.scorer_trained
+    assert found.metrics.matching == ()
+    assert len(found.metrics.losses) == 3
+    assert not (tmp_path / "golden").exists()
+    again = train(choosing(config), tmp_path)
+    assert again == found
+    ranked = train(choosing(config, {"phases": ["rank", "predictor"]}), tmp_path / "ranked")
+    assert [row.m for row in ranked.metrics.matching] == [row.m for row in ranked.metrics.matching if row.m <= 16]
+    assert ranked.metrics.matching
+    assert all(torch.equal(found.tensors[name], ranked.tensors[name]) for name in found.tensors)
+
+
+@pytest.mark.parametrize("target", ["ranking", "embedding"])
+def test_later_locations_learn_scorers_of_their_own(config, tmp_path, target):
+    settings = {"target": target, "phases": ["rank", "predictor"], "prune.then": [3], "prune.rescore": True, "fit.epochs": 2, "choice.steps": 6}
+    found = train(choosing(config, settings), tmp_path)
+    assert found.prune.locations == (config.golden.location, 3)
+    blank = train(choosing(config, {**settings, "phases": ["none"]}), tmp_path / "blank")
+    assert {name.split(".")[0] for name in found.tensors} == {"0", "1"}
+    moved = {name.split(".")[0] for name in found.tensors if not torch.equal(found.tensors[name], blank.tensors[name])}
+    assert moved == {"0", "1"}
+    kept = train(choosing(config, {**settings, "prune.rescore": False}), tmp_path / "order")
+    assert {name.split(".")[0] for name in kept.tensors} == {"0"}
+
+
+@pytest.mark.parametrize("after", [3, 7, 12, 16, 20, 23])
+def test_tokens_that_were_stopped_end_with_the_same_bytes(config, tmp_path, after):
+    settings = choosing(config, {"phases": ["predictor", "tokens"], **TOKENS})
+    train(settings, tmp_path / "whole")
+    with contextlib.suppress(KeyboardInterrupt):
+        train(settings, tmp_path / "part", Stop(after))
+    train(settings, tmp_path / "part")
+    assert outcome(tmp_path / "part") == outcome(tmp_path / "whole")
+
+
+def test_tokens_come_behind_a_trained_scorer_and_leave_it_as_it_was(config, tmp_path):
+    with pytest.raises(ConfigError, match="phase tokens finds no trained predictor"):
+        train(choosing(config, {"phases": ["tokens"], **TOKENS}), tmp_path)
+    scored = train(choosing(config, TOKENS), tmp_path)
+    found = train(choosing(config, {"phases": ["tokens"], **TOKENS}), tmp_path)
+    assert all(torch.equal(scored.tensors[name], found.tensors[name]) for name in scored.tensors)
+    assert found.tokens.visual == (2 if found.tokens.best_epoch else 0)
+    assert len(found.tokens.cosines) == 3
+    again = train(choosing(config, {"phases": ["predictor"], **TOKENS}), tmp_path)
+    assert again == found
+    other = train(choosing(config, {"phases": ["tokens"], **TOKENS, "tokens.epochs": 1}), tmp_path)
+    assert len(other.tokens.cosines) == 2

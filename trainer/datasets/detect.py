@@ -1,0 +1,110 @@
+"""Which form a data set has, and its reader: one order of preference for all commands."""
+
+from pathlib import Path
+
+from prtool.errors import DataError
+from prtool.trainer.datasets.address import Address
+from prtool.trainer.datasets.forms import (
+    SPLIT_FILE,
+    Rename,
+    read_class_folders,
+    read_csv,
+    read_lines,
+    read_photos,
+    read_split_file,
+    read_split_folders,
+)
+from prtool.trainer.datasets.images import SPLITS
+from prtool.trainer.datasets.known import DEFAULT_TEMPLATES, KNOWN, KnownSet, named_like
+from prtool.trainer.datasets.layouts import find_layout, recognise
+from prtool.trainer.datasets.listing import Listing, folder_names, image_names
+from prtool.trainer.datasets.shards import SHARD_SUFFIX
+from prtool.trainer.datasets.webdataset import find_shards, read_shards
+
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+"""Prompt templates beside tar shards, one a line with {c} for the class name, as CLIP benchmark writes them."""
+
+
+def read_listing(address: Address) -> Listing:
+    """Lists all splits of one data set, in the first form that is found.
+
+    A file is CSV (.csv) or a shard (.tar). A folder is tried as: split_coop.json; the layout of the known set that was
+    named, or that the folder's files tell; tar shards; train/, val/ and test/; and, unless a set was named, class
+    folders, then photographs.
+
+    Raises:
+        DataError: nothing of these, or what is there cannot be read; for a known set, the message draws the expected tree.
+    """
+    path = address.path
+    if path.is_file():
+        return _read_file(path)
+    if (path / SPLIT_FILE).is_file():
+        return read_split_file(path, path / SPLIT_FILE)
+    known = address.known or recognise(path)
+    layout = None if known is None else find_layout(known, path)
+    if known is not None and layout is not None:
+        home, form = layout
+        return form.read(home, known)
+    shards = find_shards(path)
+    if shards:
+        return read_shards(path, shards)
+    rename = _rename_of(known or named_like(path))
+    if any((path / split).is_dir() for split in SPLITS):
+        return read_split_folders(path, rename)
+    if known is not None:
+        raise DataError(f"{path} does not hold {known.name}: no known layout is complete there; {known.explain(path)}")
+    return _read_unsplit(path)
+
+
+def known_set(address: Address) -> KnownSet | None:
+    """The known set that an address is: named by the user, told by its files, or by the name of its folder."""
+    if address.known is not None or not address.path.is_dir():
+        return address.known
+    return recognise(address.path) or named_like(address.path)
+
+
+def templates_of(address: Address) -> tuple[str, ...]:
+    """The prompt templates of one data set: those of a known set, those of a file beside tar shards, or the default.
+
+    Raises:
+        DataError: a templates file cannot be read, or a line lacks {c}.
+    """
+    known = known_set(address)
+    if known is not None:
+        return known.templates
+    file = (address.path if address.path.is_dir() else address.path.parent) / TEMPLATES_FILE
+    if not file.is_file():
+        return DEFAULT_TEMPLATES
+    lines = read_lines(file)
+    wrong = [line for line in lines if line.count("{c}") != 1]
+    if wrong or not lines:
+        raise DataError(f"{file}: each line must hold {{c}} once, where the class name goes, but there is {wrong[0] if wrong else 'no line'!r}")
+    return tuple(line.replace("{c}", "{}") for line in lines)
+
+
+def _rename_of(known: KnownSet | None) -> Rename:
+    return str if known is None else known.rename
+
+
+def _read_file(path: Path) -> Listing:
+    if path.suffix.lower() == ".csv":
+        return read_csv(path)
+    if path.suffix.lower() == SHARD_SUFFIX:
+        return read_shards(path.parent, {"": [path]})
+    raise DataError(f"{path} is a file, but only .csv files and .tar shards can be data; give a folder otherwise")
+
+
+def _read_unsplit(path: Path) -> Listing:
+    rename = _rename_of(named_like(path))
+    if any(image_names(path / name) for name in folder_names(path)):
+        return read_class_folders(path, rename=rename)
+    if image_names(path):
+        return read_photos(path)
+    raise DataError(
+        f"{path} is no data set: it has no {SPLIT_FILE}, no train/, val/ or test/, no tar shards and no class folders with images{_hint(path)}"
+    )
+
+
+def _hint(path: Path) -> str:
+    inside = [f"{item.name}:{path}" for item in KNOWN.values() if find_layout(item, path) is not None]
+    return f"; it holds known sets: give --data {', '.join(inside)}" if inside else f"; expected {path}/train/CLASS/IMAGE.jpg, or one of docs/data.md"

@@ -1,0 +1,48 @@
+"""Downloads of known data sets, by torchvision."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+from prtool.errors import DataError, StorageError
+from prtool.trainer.datasets.known import KNOWN
+
+
+def downloadable() -> tuple[str, ...]:
+    """The names that `download` takes."""
+    return tuple(name for name, known in KNOWN.items() if known.torchvision)
+
+
+def download(name: str, root: str | Path) -> str:
+    """Downloads a known set into a folder of data sets and unpacks it there; what is there already is not fetched again.
+
+    Args:
+        name: one of `downloadable()`.
+        root: the folder of data sets; the set gets torchvision's folder in it.
+
+    Returns:
+        What `--data` takes: NAME:ROOT.
+
+    Raises:
+        DataError: the set is unknown, has no downloader, or the download failed.
+        StorageError: it cannot be written.
+    """
+    known = KNOWN.get(name)
+    if known is None or not known.torchvision:
+        reason = f"{name!r} is no known set" if known is None else f"{name} cannot be downloaded for you: {known.source}"
+        raise DataError(f"{reason}; these can be downloaded: {', '.join(downloadable())}")
+    import torchvision.datasets
+
+    folder = Path(root)
+    make: Callable[..., Any] = getattr(torchvision.datasets, known.torchvision)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        make(str(folder), download=True)
+    except (RuntimeError, URLError, EOFError, ModuleNotFoundError) as cause:
+        raise DataError(
+            f"{name} could not be downloaded to {folder}: {cause}; delete what is incomplete there and try again, {known.explain(folder)}"
+        ) from cause
+    except OSError as cause:
+        raise StorageError(f"cannot write {name} to {folder}: {cause.strerror or cause}") from cause
+    return f"{name}:{folder}"
