@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prtool.build_commands import build, engine_cache
+from prtool.data_commands import data as data_sets
 from prtool.errors import PrtoolError
 from prtool.parameters import (
     Counts,
@@ -295,6 +296,7 @@ def demo(output: Path, speed: bool) -> None:
 
 app.add_command(build)
 app.add_command(engine_cache)
+app.add_command(data_sets)
 
 
 def main(arguments: list[str] | None = None) -> None:
