@@ -24,6 +24,7 @@ from prtool.parameters import (
     run_argument,
     settings_of,
 )
+from prtool.reproduce_command import reproduce
 from prtool.spec import Keep
 
 if TYPE_CHECKING:
@@ -297,6 +298,7 @@ def demo(output: Path, speed: bool) -> None:
 app.add_command(build)
 app.add_command(engine_cache)
 app.add_command(data_sets)
+app.add_command(reproduce)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,7 +22,20 @@ MAY_IMPORT = {
     "trainer": {"prtool", "trainer", "runtime"},
     "export": {"prtool", "trainer", "engines", "runtime", "export"},
 }
-TOP = {"prtool/cli.py", "prtool/build_commands.py", "prtool/parameters.py", "prtool/demo.py", "prtool/doctor.py", "prtool/__init__.py"}
+TOP = {
+    "prtool/__init__.py",
+    "prtool/build_commands.py",
+    "prtool/choice.py",
+    "prtool/cli.py",
+    "prtool/data_commands.py",
+    "prtool/demo.py",
+    "prtool/doctor.py",
+    "prtool/parameters.py",
+    "prtool/reproduce_command.py",
+    "prtool/study_commands.py",
+    "prtool/tune.py",
+    "prtool/tune_steps.py",
+}
 
 
 def sources(folder: str) -> Iterator[Path]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.errors import ConfigError, ShapeError
+from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.features import Features
 from prtool.trainer.loop import FitConfig
 from prtool.trainer.predictor import PatchScorer
@@ -83,11 +84,14 @@ class ChoiceImages:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, tower: VisionTower, location: int, features: Features) -> "ChoiceImages":
-        """Runs the whole sequences, given the tokens that enter `location`."""
-        device = next(tower.parameters()).device
-        batches = torch.arange(len(features)).split(_JUDGE_BATCH)
-        found = [functional.normalize(tower.leave(features.batch(part.tolist()).to(device), location), dim=-1).cpu() for part in batches]
+    def of(cls, tower: VisionTower, location: int, features: Features, progress: Progress | None = None) -> "ChoiceImages":
+        """Runs the whole sequences, given the tokens that enter `location`; `progress` hears about images."""
+        device, found = next(tower.parameters()).device, []
+        with stage(told := progress or SilentProgress(), "computing unpruned embeddings (images)", len(features)):
+            for part in torch.arange(len(features)).split(_JUDGE_BATCH):
+                tokens = features.batch(part.tolist()).to(device)
+                found.append(functional.normalize(tower.leave(tokens, location), dim=-1).cpu())
+                told.advance(len(part))
         return cls(features, torch.cat(found))
 
 

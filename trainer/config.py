@@ -96,7 +96,7 @@ NOTES: dict[str, str] = {
     "tokens.label": "weight of the cross-entropy on the class prompts; 0 tunes without labels",
     "tokens.epochs": "passes over the images",
     "tokens.batch": "images a step",
-    "tokens.lr": "SGD's learning rate at the start of the half cosine to 0, in units of the tokens' first values (times their mean square)",
+    "tokens.lr": "SGD's learning rate at the start of the half cosine to 0",
     "tokens.momentum": "SGD's momentum",
     "tokens.weight_decay": "SGD's weight decay",
     "tokens.seed": "of the few images, their order and the tokens' first values",

@@ -217,7 +217,7 @@ def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence
         examples = [Examples(tokens, golden.ranking, golden.scores) for tokens, golden in zip((learned, judged), rankings[place], strict=True)]
         return fit(scorer, *examples, replace(config.fit, subsets=later), state, run.progress)
     location = _scored_locations(config)[place]
-    images = [ChoiceImages.of(run.model.tower, location, tokens) for tokens in (learned, judged)]
+    images = [ChoiceImages.of(run.model.tower, location, tokens, run.progress) for tokens in (learned, judged)]
     lesson = ChoiceLesson(run.model.tower, location, *images, config.choice, None if later else config.scorer.spread)
     return learn(scorer, lesson, config.choice.schedule(config.fit, len(lesson)), state, run.progress)
 
@@ -258,7 +258,7 @@ def _with_tokens(run: _Run, scored: Checkpoint) -> Checkpoint:
         words="" if context is None else context.words,
         keep=config.keep,
         losses=tuple(epoch.loss for epoch in tuned.history[1:]),
-        accuracies=tuple(100 * epoch.accuracy for epoch in tuned.history if epoch.accuracy is not None),
+        accuracies=tuple(epoch.accuracy for epoch in tuned.history if epoch.accuracy is not None),
         cosines=tuple(epoch.cosine for epoch in tuned.history),
         best_epoch=tuned.best_epoch,
     )

@@ -5,7 +5,6 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -44,8 +43,7 @@ class TokensConfig:
         label: weight of the cross-entropy on the class prompts; 0 tunes without labels.
         epochs: passes over the images.
         batch: images a step.
-        lr: SGD's learning rate at the start of the half cosine to 0, in units of the first values: their mean square in each
-            layer multiplies it.
+        lr: SGD's learning rate at the start of the half cosine to 0.
         momentum: SGD's.
         weight_decay: SGD's.
         seed: of the images, their order and the first values.
@@ -62,7 +60,7 @@ class TokensConfig:
     label: float = 0.5
     epochs: int = 4
     batch: int = 16
-    lr: float = 20.0
+    lr: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 0.0
     seed: int = 0
@@ -138,11 +136,7 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """What stays the same while tokens are tuned.
-
-    `ids` are those of the prompts with the context, None without one; `units` are mean squares of the first values, (layers, 1, 1)
-    of the visual tokens and (1, 1) of the context.
-    """
+    """What stays the same while tokens are tuned; `ids` are those of the prompts with the context, None without one."""
 
     task: TuningTask
     config: TokensConfig
@@ -152,7 +146,6 @@ class _Loop:
     val: TuningImages
     zero_shot: Tensor | None
     ids: Tensor | None
-    units: tuple[Tensor, ...]
 
 
 def tune(task: TuningTask, config: TokensConfig, state: Path | None = None, progress: Progress | None = None) -> Tuned:
@@ -242,12 +235,7 @@ def _make_loop(task: TuningTask, config: TokensConfig, progress: Progress) -> tu
         seen = train.inputs[:: max(1, len(train) // _FIRST_VALUES_FROM)].float().to(device)
         visual = new_visual(model.tower, seen, config.visual, _layers(spec, config), entry.first, config.seed)
     encoder = PrunedEncoder(model.tower, list(task.untuned.scorers), spec, visual).eval()
-    return _Loop(task, config, entry, encoder, train, val, zero_shot, ids, _units(visual, context)), context
-
-
-def _units(visual: VisualTokens | None, context: TextContext | None) -> tuple[Tensor, ...]:
-    squares = [] if visual is None else [visual.values.detach().square().mean(dim=(1, 2), keepdim=True)]
-    return (*squares, *([] if context is None else [context.values.detach().square().mean(dim=(0, 1), keepdim=True)]))
+    return _Loop(task, config, entry, encoder, train, val, zero_shot, ids), context
 
 
 def _train_epoch(loop: _Loop, current: TuningState, epoch: int) -> float:
@@ -265,10 +253,6 @@ def _train_epoch(loop: _Loop, current: TuningState, epoch: int) -> float:
             raise ConfigError(f"the loss of tuning tokens became {found} in epoch {epoch}; lower tokens.lr, which is {config.lr}")
         current.sgd.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
-        # Tokens pass a layer norm, so what a step does depends on its size in relation to theirs, which grows from block
-        # to block: SGD moves them in units of their first values, and one learning rate fits all blocks and models.
-        for part, unit in zip((part for part in (current.visual, current.context) if part is not None), loop.units, strict=True):
-            cast(Tensor, part.values.grad).mul_(unit)
         current.sgd.step()
         total += found * len(chosen)
     return total / len(data)

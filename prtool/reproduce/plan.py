@@ -1,0 +1,133 @@
+"""What a table of the paper is made of: runs to train, evaluations of them, and the cells that are read from those."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from prtool.errors import ConfigError
+from prtool.reproduce.published import PublishedSet
+from prtool.spec import Keep
+from prtool.trainer.checkpoint import Checkpoint
+from prtool.trainer.eval_report import EvalReport
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A data set that is there.
+
+    Attributes:
+        address: as `--data` takes it.
+        name: its folder's name.
+        known: what the paper calls it; None for a set that is not the paper's.
+    """
+
+    address: str
+    name: str
+    known: PublishedSet | None
+
+    @property
+    def column(self) -> str:
+        """Its column in a table."""
+        return self.name if self.known is None else self.known.column
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What was asked for.
+
+    Attributes:
+        sets: data sets that are there, at least one.
+        model, pretrained: as `prtool train` takes them.
+        keep: of tables that have one.
+        seeds: how many, from 0 on, at least 1.
+        shots: images of each class that tokens are tuned on; 0 for all.
+        images: test images at most; 0 for all.
+        settings: further settings of training, dotted names.
+        templates: prompts for every set; () takes each set's own.
+    """
+
+    sets: tuple[DataSet, ...]
+    model: str
+    pretrained: str = ""
+    keep: Keep = field(default_factory=lambda: Keep.ratio(0.6))
+    seeds: int = 1
+    shots: int = 16
+    images: int = 0
+    settings: Mapping[str, object] = field(default_factory=dict)
+    templates: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.sets:
+            raise ConfigError("there is no data set to reproduce a table on; give folders of data sets with --data")
+        if self.seeds < 1 or self.shots < 0 or self.images < 0:
+            raise ConfigError(f"seeds = {self.seeds}, shots = {self.shots}, images = {self.images}, but they must be at least 1, 0 and 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run, and one evaluation of it.
+
+    Attributes:
+        train_on: the sets that the run learns from; several give one predictor for all.
+        test_on: the set that is evaluated.
+        settings: of training, beside the study's, dotted names.
+        methods: names of `prtool eval --method`.
+        keeps: keep ratios or counts.
+        seed: of training and of random choices.
+    """
+
+    train_on: tuple[DataSet, ...]
+    test_on: DataSet
+    settings: tuple[tuple[str, object], ...]
+    methods: tuple[str, ...]
+    keeps: tuple[Keep, ...]
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure of a table.
+
+    Attributes:
+        row, column: where it stands.
+        job: what it is read from.
+        read: takes it from the job's result; None where the result has none.
+        published: the paper's figure; None where it has none.
+    """
+
+    row: str
+    column: str
+    job: Job
+    read: Callable[[Checkpoint, EvalReport], float | None]
+    published: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table's name and title, its cells (those of one row and column are averaged), and what differs from the paper's by its making."""
+
+    name: str
+    title: str
+    cells: tuple[Cell, ...]
+    differs: tuple[str, ...] = ()
+
+
+def accuracy(method: str, keep: Keep) -> Callable[[Checkpoint, EvalReport], float | None]:
+    """Reads a method's accuracy in percent at a keep that the job evaluates."""
+
+    def read(_: Checkpoint, report: EvalReport) -> float | None:
+        wanted = keep.value / report.patches if keep.is_count else keep.value
+        return next((row.accuracy for row in report.of(method) if abs(row.keep - wanted) < 1e-9), None)
+
+    return read
+
+
+def unpruned(_: Checkpoint, report: EvalReport) -> float:
+    """Reads the accuracy of the encoder as it is."""
+    return report.unpruned.accuracy
+
+
+def matching(checkpoint: Checkpoint, _: EvalReport) -> float | None:
+    """Reads the matching rate nearest to @100 of 196, in percent; None where no golden ranking was made."""
+    wanted = 100 * checkpoint.prune.patches / 196
+    rows = checkpoint.metrics.matching
+    return 100 * min(rows, key=lambda row: abs(row.m - wanted)).predictor if rows else None

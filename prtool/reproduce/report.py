@@ -1,0 +1,170 @@
+"""A finished table: ours beside the published figures, as Markdown, CSV, JSON and PNG, and what differs."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prtool.files import new_file, write_bytes, write_json
+from prtool.reproduce.plan import Study, Table
+from prtool.reproduce.published import claims_of, published
+from prtool.reproduce.run import Found, absent
+
+MEAN = "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row and column: the mean over seeds, their standard deviation (None for one seed), and the paper's figure (None where it has none)."""
+
+    row: str
+    column: str
+    ours: float
+    deviation: float | None
+    seeds: int
+    published: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `reproduce` found.
+
+    Attributes:
+        name, title: of the table.
+        entries: every figure, rows and columns in the table's order, the mean over the sets last where all of a row are there.
+        differs: what a reader of the two figures side by side has to know.
+        missing: cells that could not run, with their reasons.
+    """
+
+    name: str
+    title: str
+    entries: tuple[Entry, ...]
+    differs: tuple[str, ...]
+    missing: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        names = ("row", "column", "ours", "deviation", "seeds", "published")
+        results = [{name: getattr(entry, name) for name in names} for entry in self.entries]
+        return {"table": self.name, "title": self.title, "results": results, "differs": list(self.differs), "missing": list(self.missing)}
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column names, and rows of text: ours (published)."""
+        columns = list(dict.fromkeys(entry.column for entry in self.entries))
+        cells = {(entry.row, entry.column): _text(entry) for entry in self.entries}
+        rows = list(dict.fromkeys(entry.row for entry in self.entries))
+        return ["", *columns], [[row, *(cells.get((row, column), "-") for column in columns)] for row in rows]
+
+
+def make_report(table: Table, found: Found, study: Study) -> Report:
+    """Averages the values over seeds, and sets them beside the published ones."""
+    paper = {(cell.row, cell.column): cell.published for cell in table.cells}
+    entries = [_entry(row, column, values, paper.get((row, column))) for (row, column), values in found.values.items()]
+    rows, columns = list(dict.fromkeys(cell.row for cell in table.cells)), list(dict.fromkeys(cell.column for cell in table.cells))
+    by_place = {(entry.row, entry.column): entry for entry in entries}
+    ordered = [by_place[row, column] for row in rows for column in columns if (row, column) in by_place]
+    return Report(
+        table.name, table.title, (*ordered, *_means(rows, columns, by_place)), (*table.differs, *_differs(table, study)), tuple(found.missing)
+    )
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Writes NAME.md, .csv, .json and .png; returns the files.
+
+    Raises:
+        StorageError: one cannot be written.
+    """
+    files = tuple(folder / f"{report.name}{suffix}" for suffix in (".md", ".csv", ".json", ".png"))
+    write_bytes(files[0], markdown(report).encode())
+    write_bytes(files[1], _csv(report).encode())
+    write_json(files[2], report.to_json())
+    _plot(report, files[3])
+    return files
+
+
+def markdown(report: Report) -> str:
+    """The report as a Markdown page."""
+    columns, rows = report.table()
+    lines = [f"# {report.title}", "", "Ours (published in brackets).", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["", "## What differs", "", *(f"- {line}" for line in report.differs)]
+    if report.missing:
+        lines += ["", "## What did not run", "", *(f"- {line}" for line in report.missing)]
+    return "\n".join([*lines, "", f"![{report.title}]({report.name}.png)", ""])
+
+
+def _entry(row: str, column: str, values: Sequence[float], paper: float | None) -> Entry:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Entry(row, column, statistics.fmean(values), deviation, len(values), paper)
+
+
+def _means(rows: Sequence[str], columns: Sequence[str], entries: dict[tuple[str, str], Entry]) -> list[Entry]:
+    found = []
+    for row in rows:
+        present = [entries[row, column] for column in columns if (row, column) in entries]
+        if len(columns) > 1 and len(present) == len(columns):
+            papers = [entry.published for entry in present if entry.published is not None]
+            mean = statistics.fmean(papers) if len(papers) == len(columns) else None
+            found.append(Entry(row, MEAN, statistics.fmean(entry.ours for entry in present), None, min(entry.seeds for entry in present), mean))
+    return found
+
+
+def _differs(table: Table, study: Study) -> list[str]:
+    lines = [f"model: ours {study.model} {study.pretrained}".rstrip() + f", the paper's {published()['model']}"]
+    for data in study.sets:
+        if data.known is None:
+            lines.append(f"{data.name}: not a data set of the paper")
+            continue
+        lines.append(f"{data.column}: from {data.name}; the paper's test part has {data.known.test} images of {data.known.classes} classes")
+    if study.images:
+        lines.append(f"at most {study.images} test images a set were evaluated")
+    lines.append(f"tokens, where tuned: {study.shots or 'all'} images a class; the paper's 16")
+    lines.append(f"{study.seeds} seed{'s' if study.seeds > 1 else ''}; methods without chance run once")
+    lines.append(
+        "the predictor learns from its own choice unless target = 'ranking' was set; the paper's learns a golden ranking (--set target=ranking)"
+    )
+    note = published().get(table.name, {}).get("note")
+    lines += [f"published: {note}"] if note else []
+    lines += [f"the paper claims: {claim}" for claim in claims_of(table.name)]
+    missing = absent(study.sets)
+    return [*lines, f"not there: {', '.join(missing)}"] if missing else lines
+
+
+def _text(entry: Entry) -> str:
+    ours = f"{entry.ours:.1f}" if entry.deviation is None else f"{entry.ours:.1f} ± {entry.deviation:.1f}"
+    return ours if entry.published is None else f"{ours} ({entry.published:.1f})"
+
+
+def _csv(report: Report) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "column", "ours", "deviation", "seeds", "published", "difference"])
+    for entry in report.entries:
+        difference = "" if entry.published is None else f"{entry.ours - entry.published:.4f}"
+        deviation = "" if entry.deviation is None else f"{entry.deviation:.4f}"
+        paper = "" if entry.published is None else entry.published
+        writer.writerow([entry.row, entry.column, f"{entry.ours:.4f}", deviation, entry.seeds, paper, difference])
+    return text.getvalue()
+
+
+def _plot(report: Report, path: Path) -> None:
+    """Horizontal bars of each row's last column (the mean, or the only set), the paper's figure as a line."""
+    from matplotlib.figure import Figure
+
+    last = {entry.row: entry for entry in report.entries}
+    rows = list(reversed(last))
+    figure = Figure(figsize=(7.2, 1.2 + 0.3 * max(1, len(rows))), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(rows)), [last[row].ours for row in rows], color="#0072B2", label="ours")
+    for place, row in enumerate(rows):
+        paper = last[row].published
+        if paper is not None:
+            axes.plot([paper, paper], [place - 0.4, place + 0.4], color="#D55E00", linewidth=2)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel("percent, " + ", ".join(dict.fromkeys(last[row].column for row in rows)) + " (orange: published)")
+    figure.suptitle(report.title, fontsize=9)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format="png")

@@ -1,0 +1,215 @@
+"""Runs the grid of a table: what is finished is kept, and what cannot run is named without stopping the rest."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prtool.errors import DataError, PrtoolError
+from prtool.files import write_json
+from prtool.progress import Progress
+from prtool.reproduce.plan import Cell, DataSet, Job, Study
+from prtool.reproduce.published import published, recognise
+from prtool.runtime.machine import library_versions
+from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.data import load_split, templates_for
+from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
+from prtool.trainer.eval_report import EvalReport, EvalRow
+from prtool.trainer.evaluate import EvalConfig, evaluate_run
+from prtool.trainer.train import train
+
+SCHEMA = 1
+_TUNED = "+tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """The verbs that do the work; tests put quick ones in."""
+
+    train: Callable[[TrainConfig, Path, Progress], Checkpoint] = train
+    evaluate: Callable[[Path, Path | None, EvalConfig, Progress], EvalReport] = evaluate_run
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The values of a table, by row, column and seed, and the reasons of cells that could not run, each once."""
+
+    values: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+
+def data_sets(addresses: Sequence[str]) -> tuple[DataSet, ...]:
+    """The data sets at some addresses; a folder that is none itself gives every data set in it.
+
+    Raises:
+        DataError: there is none; the message shows the expected tree.
+    """
+    found = [data for address in addresses for data in _at(address)]
+    if not found:
+        raise DataError(
+            f"no data set was found in {', '.join(addresses)}; expected FOLDER/NAME/ with one of the forms of docs/data.md for each data set"
+        )
+    return tuple(found)
+
+
+def absent(sets: Sequence[DataSet]) -> tuple[str, ...]:
+    """The paper's data sets that are not there."""
+    there = {data.column for data in sets}
+    return tuple(name for name in published()["data_sets"] if name not in there)
+
+
+def run_cells(cells: Sequence[Cell], study: Study, folder: Path, progress: Progress, verbs: Verbs | None = None) -> Found:
+    """Trains and evaluates what the cells need, each job once.
+
+    Args:
+        cells: of one table.
+        study: what all of them share.
+        folder: runs go to `folder/runs`, evaluations to `folder/evaluations`; both are reused, also by other tables.
+        progress: hears about each phase.
+        verbs: the verbs; None takes the real ones.
+
+    Raises:
+        StorageError: something cannot be written; finished jobs stay.
+    """
+    found, results = Found(), {}
+    for job in dict.fromkeys(cell.job for cell in cells):
+        try:
+            results[job] = _result(job, study, folder, progress, verbs or Verbs())
+        except PrtoolError as error:
+            found.missing.append(f"{_title(job)}: {error}")
+    for cell in cells:
+        if cell.job not in results:
+            continue
+        value = cell.read(*results[cell.job])
+        if value is not None:
+            found.values.setdefault((cell.row, cell.column), []).append(value)
+    return found
+
+
+def run_config(job: Job, study: Study) -> TrainConfig:
+    """The settings of a job's run: the study's, then the job's, then the seed.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    templates = study.templates or (_templates(job.train_on[0]) if len(job.train_on) == 1 else DEFAULT_TEMPLATES)
+    return TrainConfig.load(
+        None,
+        {
+            "model": study.model,
+            "pretrained": study.pretrained,
+            "data": ",".join(data.address for data in job.train_on),
+            "templates": templates,
+            "tokens.shots": study.shots,
+            **study.settings,
+            **dict(job.settings),
+            "seed": job.seed,
+            "fit.seed": job.seed,
+            "tokens.seed": job.seed,
+        },
+    )
+
+
+def _result(job: Job, study: Study, folder: Path, progress: Progress, verbs: Verbs) -> tuple[Checkpoint, EvalReport]:
+    config = run_config(job, study)
+    run = run_folder(config, job.train_on, folder)
+    checkpoint = verbs.train(config, run, progress)
+    tuned = bool(checkpoint.tokens.visual or checkpoint.tokens.text)
+    # A run whose tokens were no better than none has none: its tuned figures are the untuned ones.
+    methods = tuple(name for name in job.methods if tuned or not name.endswith(_TUNED))
+    templates = study.templates or _templates(job.test_on)
+    asked = EvalConfig(keeps=job.keeps, methods=methods, images=study.images, seed=job.seed, templates=templates)
+    path = folder / "evaluations" / f"{_evaluation_key(run, job, study, asked)}.json"
+    report = _read(path)
+    if report is None:
+        report = verbs.evaluate(run, Path(job.test_on.address), asked, progress)
+        write_json(path, report.to_json())
+    return checkpoint, _with_untuned(report, job.methods)
+
+
+def run_folder(config: TrainConfig, train_on: Sequence[DataSet], folder: Path) -> Path:
+    """The folder of a run, named after its settings.
+
+    Tokens are tuned in the run of their predictor; matching rates need a ranking that comes before it.
+    """
+    plain = {name: value for name, value in config.to_json().items() if name != "phases"}
+    return folder / "runs" / f"{'-'.join(data.name for data in train_on)}-{_key([plain, 'rank' in config.phases])[:12]}"
+
+
+def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig, Checkpoint]:
+    """The run of the study's first data set with learnable tokens, of the first seed: its settings and checkpoint.
+
+    Raises:
+        Everything that `train` raises.
+    """
+    job = Job(study.sets[:1], study.sets[0], (("phases", ("predictor", "tokens")),), (), ())
+    config = run_config(job, study)
+    return config, train(config, run_folder(config, job.train_on, folder), progress)
+
+
+def _evaluation_key(run: Path, job: Job, study: Study, asked: EvalConfig) -> str:
+    """Names an evaluation after everything that it depends on."""
+    checkpoint = hashlib.sha256((run / RECORD_NAME).read_bytes()).hexdigest()
+    data = load_split(job.test_on.address, "test").take(study.images, job.seed).digest()
+    keeps = [str(keep) for keep in asked.keeps]
+    return _key([SCHEMA, checkpoint, data, keeps, asked.methods, asked.seed, asked.templates, library_versions()])[:16]
+
+
+def _with_untuned(report: EvalReport, methods: Sequence[str]) -> EvalReport:
+    rows = list(report.rows)
+    for name in methods:
+        if name.endswith(_TUNED) and name not in report.methods:
+            rows += [replace(row, method=name) for row in report.of(name.removesuffix(_TUNED))]
+    return replace(report, rows=tuple(rows))
+
+
+def _read(path: Path) -> EvalReport | None:
+    """A finished evaluation; None where there is none, or it cannot be read and is made again."""
+    try:
+        plain: dict[str, Any] = json.loads(path.read_bytes())
+        names = EvalRow.__slots__
+        rows = tuple(EvalRow(**{name: row[name] for name in names}) for row in plain.pop("results"))
+        lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
+        return EvalReport(rows=rows, **{**plain, **lists})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _templates(data: DataSet) -> tuple[str, ...]:
+    return templates_for(data.address) if data.known is None else (data.known.template,)
+
+
+def _at(address: str) -> list[DataSet]:
+    folder = Path(address.partition(":")[2] or address)
+    if not folder.exists():
+        raise DataError(f"data folder {folder} does not exist; give --data folders of data sets, or NAME:FOLDER")
+    try:
+        load_split(address, "test")
+    except DataError as cause:
+        inside = sorted(item for item in folder.iterdir() if item.is_dir()) if folder.is_dir() else []
+        found = [data for item in inside if _readable(item) for data in _at(str(item))]
+        if not found:
+            raise DataError(f"{address} is no data set and holds none: {cause}") from cause
+        return found
+    name = address.partition(":")[0] if ":" in address else folder.resolve().name
+    return [DataSet(address, name, recognise(name))]
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        return len(load_split(folder, "test")) > 0
+    except DataError:
+        return False
+
+
+def _title(job: Job) -> str:
+    learned = "+".join(data.name for data in job.train_on)
+    settings = ", ".join(f"{name} = {value}" for name, value in job.settings)
+    return f"{job.test_on.name} (run on {learned}, seed {job.seed}, {settings})"
+
+
+def _key(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

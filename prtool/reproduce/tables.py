@@ -1,0 +1,152 @@
+"""The tables of the paper and its supplement, and the open questions, each as a list of cells."""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+from prtool.errors import ConfigError
+from prtool.reproduce.plan import Cell, DataSet, Job, Study, Table, accuracy, matching, unpruned
+from prtool.reproduce.published import in_ablation, in_columns
+from prtool.spec import Keep
+from prtool.trainer.checkpoint import Checkpoint
+from prtool.trainer.eval_report import EvalReport
+
+OURS, TUNED = "patch-ranking", "patch-ranking+tokens"
+_RIVALS = {"evit": "EViT", "a-vit": "A-ViT", "tome": "ToMe", "cls-attention": "CLS attention", "random": "random"}
+_SEEDED = ("random",)
+_SCORED = (("phases", ("predictor",)),)
+_RANKED = (("phases", ("rank", "predictor")),)
+_WITH_TOKENS = (("phases", ("predictor", "tokens")),)
+_KEEPS = tuple(Keep.ratio(value) for value in (1.0, 0.8, 0.7, 0.6, 0.5))
+_LOCATIONS = ((2, 3, 4, 5), (4, 5, 6, 7), (1, 3, 5, 7), (4, 6, 8, 10))
+
+
+def make_table(name: str, study: Study) -> Table:
+    """A table by name.
+
+    Raises:
+        ConfigError: there is no such table; the message has near names.
+    """
+    if name not in TABLES:
+        raise unknown_table(name)
+    return TABLES[name](study)
+
+
+def unknown_table(name: str, *others: str) -> ConfigError:
+    """The error for a name that is no table; `others` are known elsewhere."""
+    known = (*TABLES, *others)
+    near = difflib.get_close_matches(name, known, n=2)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return ConfigError(f"table = {name!r}, but it must be one of {', '.join(known)}{hint}")
+
+
+def _main(study: Study) -> Table:
+    return Table("main", f"Zero-shot accuracy (%) at keep {study.keep}, all methods at equal multiply-accumulates", tuple(_main_cells(study)))
+
+
+def _main_cells(study: Study) -> Iterator[Cell]:
+    for data in study.sets:
+        column = data.column
+        for seed in range(study.seeds):
+            rivals = tuple(_RIVALS) if seed == 0 else _SEEDED
+            job = Job((data,), data, _WITH_TOKENS, (OURS, TUNED, *rivals), (study.keep,), seed)
+            yield Cell("unpruned", column, job, unpruned)
+            for method in rivals:
+                yield Cell(_RIVALS[method], column, job, accuracy(method, study.keep), in_columns("main", _RIVALS[method], column))
+            yield Cell("Patch Ranking", column, job, accuracy(OURS, study.keep), in_columns("main", "Patch Ranking", column))
+            yield Cell("Patch Ranking, tuned tokens", column, job, accuracy(TUNED, study.keep))
+            if len(study.sets) > 1:
+                general = Job(study.sets, data, _SCORED, (OURS,), (study.keep,), seed)
+                paper = in_columns("main", "Patch Ranking, one predictor trained on ImageNet", column)
+                yield Cell("Patch Ranking, one predictor for all sets", column, general, accuracy(OURS, study.keep), paper)
+
+
+def _ablation(study: Study) -> Table:
+    cells = []
+    for data in study.sets:
+        for arch in ("mlp", "transformer", "mix-mlp"):
+            for seed in range(study.seeds):
+                job = Job((data,), data, (*_RANKED, ("scorer.arch", arch)), (OURS,), _KEEPS, seed)
+                cells.append(Cell(f"{arch}, matching @100", data.column, job, matching, in_ablation(data.column, arch, "match")))
+                cells += [
+                    Cell(f"{arch}, keep {keep}", data.column, job, accuracy(OURS, keep), in_ablation(data.column, arch, str(keep))) for keep in _KEEPS
+                ]
+    return Table("predictor-ablation", "Predictors: matching rate and accuracy (%) without tuning", tuple(cells))
+
+
+def _locations(study: Study) -> Table:
+    cells = []
+    for data in study.sets:
+        for seed in range(study.seeds):
+            single = Job((data,), data, _WITH_TOKENS, (OURS, TUNED), (study.keep,), seed)
+            cells += [
+                Cell("4 alone, same final keep", data.column, single, accuracy(TUNED, study.keep)),
+                Cell("4 alone, same final keep, untuned", data.column, single, accuracy(OURS, study.keep)),
+            ]
+            for places in _LOCATIONS:
+                name = ", ".join(map(str, places))
+                settings = (*_WITH_TOKENS, ("golden.location", places[0]), ("prune.then", places[1:]))
+                job = Job((data,), data, settings, (OURS, TUNED), (study.keep,), seed)
+                cells.append(Cell(name, data.column, job, accuracy(TUNED, study.keep), in_columns("locations", name, data.column)))
+                cells.append(Cell(f"{name}, untuned", data.column, job, accuracy(OURS, study.keep)))
+            cells.append(Cell("4 alone, the MACs of 4, 6, 8, 10, untuned", data.column, _equal_macs(study, data, seed), _at_equal_macs))
+    return Table("locations", f"Pruning locations: accuracy (%) at final keep {study.keep}, tuned tokens", tuple(cells))
+
+
+def _equal_macs(study: Study, data: DataSet, seed: int) -> Job:
+    """Location 4 alone at the keep whose sum of tokens over blocks 4 to 12 is that of 4, 6, 8, 10: these drop a quarter each, 2 blocks apart."""
+    dropped = 1.0 - (study.keep.value if not study.keep.is_count else 0.6)
+    # Blocks 4-5, 6-7, 8-9 and 10-12 run with 1/4, 2/4, 3/4 and all of the drop: 21 of 36 quarter-blocks.
+    keep = Keep.ratio(round(1.0 - dropped * (2 * 1 + 2 * 2 + 2 * 3 + 3 * 4) / (9 * 4), 4))
+    return Job((data,), data, _WITH_TOKENS, (OURS,), (keep,), seed)
+
+
+def _at_equal_macs(_: Checkpoint, report: EvalReport) -> float:
+    return report.of(OURS)[0].accuracy
+
+
+def _cls_attention(study: Study) -> Table:
+    keeps = tuple(Keep.ratio(value) for value in (0.9, 0.8, 0.7, 0.6, 0.5))
+    cells = []
+    for data in study.sets:
+        for seed in range(study.seeds):
+            job = Job((data,), data, (*_SCORED, ("golden.location", 1)), (OURS, "cls-attention", "random"), keeps, seed)
+            cells.append(Cell("unpruned", data.column, job, unpruned))
+            names = {OURS: "Patch Ranking", "cls-attention": "CLS attention", "random": "random"}
+            cells += [Cell(f"{title}, keep {keep}", data.column, job, accuracy(method, keep)) for method, title in names.items() for keep in keeps]
+    return Table("cls-attention", "CLS attention against Patch Ranking, pruned on entry to block 1, without tuning: accuracy (%)", tuple(cells))
+
+
+def _layers(study: Study) -> Table:
+    cells = []
+    for data in study.sets:
+        for place in (1, 4, 7, 11):
+            for seed in range(study.seeds):
+                job = Job((data,), data, (*_RANKED, ("golden.location", place)), (OURS,), (study.keep,), seed)
+                cells.append(Cell(f"location {place}, matching @100", data.column, job, matching))
+                cells.append(Cell(f"location {place}, accuracy", data.column, job, accuracy(OURS, study.keep)))
+    differs = ("the same keep at a later location costs more multiply-accumulates",)
+    return Table("layers", f"Predictor by location: matching rate and accuracy (%) at keep {study.keep}, without tuning", tuple(cells), differs)
+
+
+def _cross_domain(study: Study) -> Table:
+    cells = [
+        Cell(f"trained on {source.column}", target.column, Job((source,), target, _SCORED, (OURS,), (study.keep,), seed), accuracy(OURS, study.keep))
+        for source in study.sets
+        for target in study.sets
+        for seed in range(study.seeds)
+    ]
+    return Table("cross-domain", f"Predictor trained on one set, evaluated on another: accuracy (%) at keep {study.keep}", tuple(cells))
+
+
+TABLES: Mapping[str, Callable[[Study], Table]] = MappingProxyType(
+    {
+        "main": _main,
+        "predictor-ablation": _ablation,
+        "locations": _locations,
+        "cls-attention": _cls_attention,
+        "layers": _layers,
+        "cross-domain": _cross_domain,
+    }
+)
+"""Tables that are made of trained runs and their evaluation, by name; `overhead` is measured by a benchmark."""

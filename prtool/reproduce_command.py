@@ -1,0 +1,66 @@
+"""The command that makes the paper's tables anew: `prtool reproduce TABLE`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prtool.parameters import KeepList, Names, json_option, only, settings_of
+from prtool.spec import Keep
+
+OVERHEAD = "overhead"
+
+
+@click.command()
+@click.argument("table")
+@click.option("--data", type=Names(), required=True, help="Data sets, or a folder of them: FOLDER or NAME:FOLDER, with commas.")
+@click.option("--model", default="ViT-B-16", show_default=True, help="As of prtool train.")
+@click.option("--pretrained", default="", help="As of prtool train.")
+@click.option("--keep", type=KeepList(), default="0.6", show_default=True, help="Of tables at one keep: a ratio or a count.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Training seeds, from 0 on.")
+@click.option("--shots", type=int, default=16, show_default=True, help="Images of each class that tokens are tuned on; 0 takes all.")
+@click.option("--images", type=int, default=0, help="Test images of each set at most; 0 takes all.  [default: 0]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting of 'prtool train --show-config'.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("reproduce"), show_default=True, help="Folder of tables and runs.")
+@json_option
+def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], settings: tuple[str, ...], **asked: Any) -> None:  # noqa: ANN401
+    """A table of the paper, our figures beside the published ones; a call that was stopped goes on where it stood.
+
+    TABLE: main, predictor-ablation, locations, cls-attention, layers, cross-domain or overhead.
+    """
+    from prtool.console import BarProgress, message, result_json, result_table
+    from prtool.reproduce.overhead import overhead
+    from prtool.reproduce.plan import Study
+    from prtool.reproduce.report import make_report, write_report
+    from prtool.reproduce.run import data_sets, run_cells
+    from prtool.reproduce.tables import make_table
+
+    if table != OVERHEAD:
+        check_table(table)
+    study = Study(data_sets(asked.pop("data")), keep=only(keep), settings=settings_of(settings), **asked)
+    progress = BarProgress()
+    if table == OVERHEAD:
+        report = overhead(study, output, "ort", progress)
+    else:
+        made = make_table(table, study)
+        report = make_report(made, run_cells(made.cells, study, output, progress), study)
+    files = write_report(report, output / table)
+    if as_json:
+        result_json(report.to_json())
+    else:
+        result_table(*report.table(), report.title)
+    for line in report.missing:
+        message(f"did not run: {line}")
+    message(f"wrote {', '.join(map(str, files))}")
+
+
+def check_table(name: str) -> None:
+    """Says what is wrong with the name of a table before any data is read.
+
+    Raises:
+        ConfigError: there is no such table.
+    """
+    from prtool.reproduce.tables import TABLES, unknown_table
+
+    if name not in TABLES:
+        raise unknown_table(name, OVERHEAD)

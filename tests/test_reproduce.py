@@ -1,0 +1,208 @@
+"""The paper's tables as grids: what is published, which jobs a table has, that it resumes, and what it writes."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from local_model import write_images, write_model
+
+from prtool.cli import app
+from prtool.errors import ConfigError, DataError
+from prtool.progress import SilentProgress
+from prtool.reproduce.plan import Study
+from prtool.reproduce.published import in_ablation, in_columns, published, recognise
+from prtool.reproduce.report import make_report, markdown, write_report
+from prtool.reproduce.run import Verbs, data_sets, run_cells, run_config
+from prtool.reproduce.tables import TABLES, make_table
+from prtool.spec import Keep
+from prtool.trainer.checkpoint import RECORD_NAME, Metrics, TunedTokens
+from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
+
+PATCHES = 16
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sets")
+    for seed, name in enumerate(("caltech101", "dtd10", "mine")):
+        write_images(root / name, {"train": 3, "val": 1, "test": 2}, seed)
+    return root
+
+
+@pytest.fixture
+def study(folder):
+    return Study(data_sets([str(folder)]), "ViT-B-16", seeds=2, shots=2)
+
+
+class Quick:
+    """Verbs that count their calls: accuracy is a number made of method, keep and seed."""
+
+    def __init__(self, broken=()):
+        self.trained, self.evaluated, self.broken = [], [], broken
+
+    def verbs(self):
+        return Verbs(self.train, self.evaluate)
+
+    def train(self, config, run, progress):  # noqa: ARG002
+        if any(word in config.data for word in self.broken):
+            raise DataError("the class of this set has 1 image; give fewer shots")
+        run.mkdir(parents=True, exist_ok=True)
+        (run / RECORD_NAME).write_text(json.dumps(config.to_json()))
+        self.trained.append(run)
+        tokens = TunedTokens(visual=2 if "tokens" in config.phases else 0)
+        return SimpleNamespace(tokens=tokens, metrics=Metrics(), prune=SimpleNamespace(patches=PATCHES))
+
+    def evaluate(self, run, data, config, progress):  # noqa: ARG002
+        self.evaluated.append((run, data))
+        rows = [EvalRow(UNPRUNED, 1.0, 90.0, 10, 2.0, None, 1.0)]
+        for method in config.methods:
+            rows += [EvalRow(method, keep.value, accuracy_of(method, keep, config.seed), 10, 1.0, None, 0.9) for keep in config.keeps]
+        return EvalReport(tuple(rows), "m", "", "", str(data), "test", config.seed, (4,), PATCHES, True)
+
+
+def accuracy_of(method, keep, seed):
+    return 10 * len(method) + keep.value + seed
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value"),
+    [("EViT", "Caltech101", 92.5), ("ToMe", "ImageNet", 58.3), ("Patch Ranking", "UCF101", 65.2), ("ToMe", "EuroSAT", None)],
+)
+def test_published_figures(row, column, value):
+    assert in_columns("main", row, column) == value
+
+
+def test_published_tables_are_whole():
+    assert {len(row) for row in published()["main"]["rows"].values()} == {8}
+    assert {len(row) for row in published()["locations"]["rows"].values()} == {8}
+    for column in published()["predictor-ablation"]["rows"]:
+        for arch in ("mlp", "transformer", "mix-mlp"):
+            assert all(in_ablation(column, arch, what) is not None for what in ("match", "1.0", "0.8", "0.7", "0.6", "0.5"))
+    assert in_ablation("UCF101", "transformer", "match") == 51.2
+    assert in_ablation("DTD", "mix-mlp", "0.5") == 43.0
+    for row in published()["locations"]["rows"].values():
+        assert sum(row[:-1]) / 7 == pytest.approx(row[-1], abs=0.2)  # two averages are not those of their columns: 78.9 for 78.8, 79.2 for 79.4
+
+
+def test_data_sets_are_found_and_called_by_the_papers_names(folder, tmp_path):
+    found = data_sets([str(folder)])
+    assert [(data.name, data.column) for data in found] == [("caltech101", "Caltech101"), ("dtd10", "DTD"), ("mine", "mine")]
+    assert recognise("Oxford_Pets").column == "OxfordPets"
+    assert recognise("mine") is None
+    with pytest.raises(DataError, match="is no data set and holds none"):
+        data_sets([str(tmp_path)])
+
+
+def test_a_table_is_the_mean_over_seeds_beside_the_published(study, tmp_path):
+    quick = Quick()
+    table = make_table("main", study)
+    report = make_report(table, run_cells(table.cells, study, tmp_path, SilentProgress(), quick.verbs()), study)
+    values = {(entry.row, entry.column): entry for entry in report.entries}
+    ours = values["Patch Ranking", "Caltech101"]
+    by_hand = [accuracy_of("patch-ranking", study.keep, seed) for seed in (0, 1)]
+    assert ours.ours == pytest.approx(sum(by_hand) / 2)
+    assert (ours.seeds, ours.published) == (2, 93.4)
+    assert values["ToMe", "DTD"].published == 41.5
+    assert values["ToMe", "DTD"].seeds == 1
+    assert values["ToMe", "mine"].published is None
+    assert values["Patch Ranking, one predictor for all sets", "mean"].ours == pytest.approx(sum(by_hand) / 2)
+    # Three sets and two seeds: a run each, and one for all sets a seed.
+    assert len(set(quick.trained)) == 3 * 2 + 2
+    page = markdown(report)
+    assert "| Patch Ranking | 131.1 ± 0.7 (93.4) |" in page
+    assert "(93.4)" in page
+    assert "mine: not a data set of the paper" in page
+    assert "not there: OxfordPets" in page
+
+
+def test_a_stopped_table_goes_on_where_it_stood(study, tmp_path):
+    table = make_table("cross-domain", study)
+    first = Quick()
+    half = [cell for cell in table.cells if cell.column == "Caltech101"]
+    run_cells(half, study, tmp_path, SilentProgress(), first.verbs())
+    second = Quick()
+    whole = run_cells(table.cells, study, tmp_path, SilentProgress(), second.verbs())
+    assert len(first.evaluated) == 3 * 2
+    assert len(second.evaluated) == 9 * 2 - 3 * 2
+    again = Quick()
+    assert run_cells(table.cells, study, tmp_path, SilentProgress(), again.verbs()).values == whole.values
+    assert again.evaluated == []
+    damaged = next((tmp_path / "evaluations").iterdir())
+    damaged.write_text("{")
+    run_cells(table.cells, study, tmp_path, SilentProgress(), again.verbs())
+    assert len(again.evaluated) == 1
+
+
+def test_what_cannot_run_is_named_and_stops_nothing_else(study, tmp_path):
+    table = make_table("main", study)
+    found = run_cells(table.cells, study, tmp_path, SilentProgress(), Quick(broken=("dtd10",)).verbs())
+    report = make_report(table, found, study)
+    assert any("dtd10" in line and "give fewer shots" in line for line in report.missing)
+    assert {entry.column for entry in report.entries} == {"Caltech101", "mine"}
+    assert "What did not run" in markdown(report)
+
+
+def test_tuned_figures_of_a_run_without_tokens_are_the_untuned_ones(study, tmp_path):
+    class Untuned(Quick):
+        def train(self, config, run, progress):
+            found = super().train(config, run, progress)
+            found.tokens = TunedTokens()
+            return found
+
+    table = make_table("main", replace(study, seeds=1))
+    found = run_cells(table.cells, study, tmp_path, SilentProgress(), Untuned().verbs())
+    assert found.values["Patch Ranking, tuned tokens", "DTD"] == found.values["Patch Ranking", "DTD"]
+
+
+def test_settings_reach_the_run(study):
+    table = make_table("locations", replace(study, settings={"fit.loss": "kl"}))
+    job = next(cell.job for cell in table.cells if cell.row == "4, 6, 8, 10" and cell.job.seed == 1)
+    config = run_config(job, replace(study, settings={"fit.loss": "kl"}))
+    assert (config.golden.location, config.prune.then, config.fit.loss) == (4, (6, 8, 10), "kl")
+    assert (config.seed, config.fit.seed, config.tokens.seed, config.tokens.shots) == (1, 1, 1, 2)
+    assert config.templates == ("a photo of a {}.",)
+
+
+def test_one_location_at_the_macs_of_four(study):
+    """By hand: tokens times blocks of location 4 alone equal those of 4, 6, 8, 10 at the final keep."""
+    (job,) = {cell.job for cell in make_table("locations", replace(study, sets=study.sets[:1], seeds=1)).cells if "MACs" in cell.row}
+    kept = [1 - 0.4 * part / 4 for part in (1, 1, 2, 2, 3, 3, 4, 4, 4)]
+    assert job.keeps[0].value == pytest.approx(sum(kept) / 9, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_written_in_four_forms(study, tmp_path, name):
+    table = make_table(name, replace(study, seeds=1))
+    report = make_report(table, run_cells(table.cells, study, tmp_path, SilentProgress(), Quick().verbs()), study)
+    files = write_report(report, tmp_path / name)
+    assert [file.suffix for file in files] == [".md", ".csv", ".json", ".png"]
+    assert json.loads(files[2].read_text())["results"][0]["ours"] == report.entries[0].ours
+    assert files[1].read_text().count("\n") == len(report.entries) + 1
+    assert files[3].read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_requests_are_refused(study):
+    with pytest.raises(ConfigError, match="did you mean layers"):
+        make_table("layer", study)
+    with pytest.raises(ConfigError, match="seeds = 0"):
+        replace(study, seeds=0)
+    with pytest.raises(ConfigError, match="no data set"):
+        replace(study, sets=())
+    found = CliRunner().invoke(app, ["reproduce", "mian", "--data", "x"])
+    assert found.exit_code == 1
+    assert "did you mean main" in found.output
+
+
+def test_the_real_verbs_make_a_table(folder, tmp_path):
+    """Tiny, but nothing is replaced: runs, tokens, evaluation of every method, files."""
+    small = {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
+    small |= {"golden.location": 2, "choice.steps": 3, "choice.batch": 4, "tokens.visual": 1, "tokens.epochs": 1, "tokens.batch": 4}
+    study = Study(data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model"), keep=Keep.ratio(0.5), shots=2, settings=small)
+    table = make_table("main", study)
+    report = make_report(table, run_cells(table.cells, study, tmp_path, SilentProgress()), study)
+    assert report.missing == ()
+    rows = {entry.row for entry in report.entries}
+    assert {"unpruned", "EViT", "A-ViT", "ToMe", "CLS attention", "random", "Patch Ranking", "Patch Ranking, tuned tokens"} == rows
+    assert all(0 <= entry.ours <= 100 for entry in report.entries)
