@@ -172,6 +172,16 @@ def builder(name: str) -> BuilderModule:
     return cast(BuilderModule, _load(name))
 
 
+def probe(name: str) -> EngineInfo:
+    """What would run on this machine.
+
+    Raises:
+        ConfigError: no engine has that name.
+        EngineUnavailable: its library cannot be imported, or finds no device.
+    """
+    return _load(name).probe()
+
+
 def available() -> list[EngineStatus]:
     """Every engine by name, with what would run here or the reason why it would not."""
     return [_status(name, entry) for name, entry in ENGINES.items()]
@@ -179,7 +189,7 @@ def available() -> list[EngineStatus]:
 
 def _status(name: str, entry: EngineEntry) -> EngineStatus:
     try:
-        return EngineStatus(name, entry.description, _load(name).probe(), reason="")
+        return EngineStatus(name, entry.description, probe(name), reason="")
     except EngineUnavailable as cause:
         return EngineStatus(name, entry.description, None, reason=str(cause))
 

@@ -252,6 +252,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "Clip": Operator(_clip),
         "Concat": Operator(_concat, _picked(axis=0)),
         "Conv": Operator(patch_convolution, _patch_only),
+        "CumSum": Operator(torch.cumsum, _needs(exclusive=0, reverse=0), (1,)),
         "Div": Operator(_divide),
         "Equal": Operator(torch.eq),
         "Erf": Operator(torch.erf),

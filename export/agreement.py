@@ -13,7 +13,6 @@ from prtool.errors import ConfigError, ParityError
 from prtool.export.reference import Reference, overlap
 from prtool.export.source import ExportSource
 from prtool.runtime.encoder import Encoder
-from prtool.runtime.select import select
 from prtool.runtime.verify import QUIET, gate_of
 from prtool.spec import Keep
 
@@ -73,7 +72,7 @@ def verify_with_model(
     """
     if not len(pixels):
         raise ConfigError("there are no images to compare on; give at least one")
-    classes = source.model.class_embeddings(source.classnames, source.templates) if source.classnames else None
+    classes = source.classes()
     chosen = ask or VerifyRequest()
     options = replace(QUIET, cache=chosen.cache)
     with Encoder.load(bundle, engine=chosen.engine, precision=chosen.precision, options=options) as encoder:
@@ -115,12 +114,12 @@ class _Compared:
 
 def _compare(encoder: Encoder, source: ExportSource, pixels: Tensor, counts: Sequence[int], classes: Tensor | None) -> dict[int, _Compared]:
     reference, array = Reference.of(source.pruned, pixels), pixels.numpy()
-    scores = encoder.scores(array)
     compared: dict[int, _Compared] = {}
     for k in counts:
-        own, chosen = reference.indices(k), torch.from_numpy(select(scores, k))
-        found, wanted = torch.from_numpy(encoder.encode_pixels(array, Keep.count(k))), reference.embedding(own)
-        shared = torch.tensor([overlap(a[None], b[None]) for a, b in zip(own, chosen, strict=True)])
+        keep = Keep.count(k)
+        path, chosen = reference.path(source.spec.counts(keep)), torch.from_numpy(encoder.kept(array, keep))
+        found, wanted = torch.from_numpy(encoder.encode_pixels(array, keep)), path.embedding
+        shared = torch.tensor([overlap(a[None], b[None]) for a, b in zip(path.patches, chosen, strict=True)])
         first = None if classes is None else source.model.logits(found, classes).argmax(1) == source.model.logits(wanted, classes).argmax(1)
         compared[k] = _Compared(functional.cosine_similarity(found.double(), wanted.double()), shared, first)
     return compared

@@ -1,46 +1,74 @@
-"""Modules made for export: the halves of a pruned encoder and the text side, in operators that every engine runs fast."""
+"""Modules made for export: the stages of a pruned encoder and the text side, in operators that every engine runs fast."""
 
 import copy
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from prtool.export.attention import FlatLinear, PlainAttention, TimmAttention, TorchAttention, set_flat
-from prtool.export.last_block import leave
+from prtool.export.last_block import embed_last
 from prtool.trainer.model import TextTower
 from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.vit import VisionTower
 
 _TINY = 1e-12
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class PreGraph(nn.Module):
-    """Pixels to the tokens that enter the pruning location, and their scores."""
+    """Pixels to the tokens that enter the first location, and their scores."""
 
     def __init__(self, encoder: PrunedEncoder, *, flat: bool = True) -> None:
         """`flat`: linear layers work on rows; see `FlatLinear`."""
         super().__init__()
-        self.encoder = plain_copy(encoder)
-        set_flat(self, flat)
+        self.encoder = _exportable(encoder, flat)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, 3, height, width) -> tokens (batch, prefix + N, D), scores (batch, N)."""
-        return cast(tuple[Tensor, Tensor], self.encoder.enter(pixels))
+        """(batch, 3, height, width) -> tokens (batch, prefix + N + appended, D), scores (batch, N)."""
+        return self.encoder.enter(pixels)
+
+
+class MidGraph(nn.Module):
+    """The tokens that stay at one location to those that enter the next, and their scores."""
+
+    def __init__(self, encoder: PrunedEncoder, place: int, *, flat: bool = True) -> None:
+        """`place`: 1 for the graph behind the first location; `flat`: see `FlatLinear`."""
+        super().__init__()
+        self.encoder = _exportable(encoder, flat)
+        self.place = place
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, tokens, D) -> tokens of the same shape, scores (batch, patches)."""
+        return self.encoder.between(self.place, tokens)
 
 
 class PostGraph(nn.Module):
-    """The tokens that stay to the embedding."""
+    """The tokens that stay at the last location to the embedding."""
 
     def __init__(self, encoder: PrunedEncoder, *, flat: bool = True) -> None:
         """`flat`: linear layers work on rows; see `FlatLinear`."""
         super().__init__()
-        self.tower = plain_copy(encoder.tower)
-        set_flat(self, flat)
-        self.location = encoder.spec.locations[-1]
+        self.encoder = _exportable(encoder, flat)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, tokens, D) -> (batch, E), L2-normalised."""
-        return _normalise(leave(self.tower, tokens, self.location))
+        encoder = self.encoder
+        entering = encoder.advance(tokens, encoder.spec.locations[-1], encoder.tower.depth)
+        return _normalise(embed_last(encoder.tower, entering, encoder.spec.appended_tokens))
+
+
+class FullGraph(nn.Module):
+    """Pixels to the embedding of the plain tower, which knows neither pruning nor learnable tokens."""
+
+    def __init__(self, tower: VisionTower, *, flat: bool = True) -> None:
+        """`flat`: linear layers work on rows; see `FlatLinear`."""
+        super().__init__()
+        self.tower: VisionTower = _exportable(tower, flat)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) -> (batch, E), L2-normalised."""
+        return _normalise(embed_last(self.tower, self.tower.run_blocks(self.tower.embed(pixels), 1, self.tower.depth - 1)))
 
 
 class TextGraph(nn.Module):
@@ -54,6 +82,12 @@ class TextGraph(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, context) int64 -> (batch, E), L2-normalised."""
         return _normalise(cast(Tensor, self.host.encode_text(tokens)))
+
+
+def _exportable(module: Part, flat: bool) -> Part:
+    copied: Part = plain_copy(module)
+    set_flat(copied, flat)
+    return copied
 
 
 def plain_copy(module: nn.Module, leave_out: nn.Module | None = None) -> Any:  # noqa: ANN401 - of the type given

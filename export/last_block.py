@@ -11,22 +11,22 @@ from prtool.export.attention import TimmAttention, TorchAttention
 from prtool.trainer.vit import VisionTower
 
 
-def leave(tower: VisionTower, tokens: Tensor, location: int) -> Tensor:
-    """`VisionTower.leave` on an exportable copy, without what the head never reads.
+def embed_last(tower: VisionTower, tokens: Tensor, appended_tokens: int = 0) -> Tensor:
+    """The last block and the head of an exportable copy, without what the head never reads.
 
     Args:
         tower: an exportable copy; see `prtool.export.graphs.plain_copy`.
-        tokens: (batch, tokens, D) that enter the 1-based block `location`.
-        location: first block to run.
+        tokens: (batch, tokens, D) that enter the last block.
+        appended_tokens: learnable tokens at the end; they answer in the block, and no head sees them.
 
     Returns:
         (batch, E), not normalised.
     """
     asking = asking_tokens(tower)
     if not asking:
-        return tower.leave(tokens, location)
-    entering = tower.run_blocks(tokens, location, tower.depth - 1)
-    return tower.head(_run(cast(Any, tower.blocks[-1]), entering, asking))
+        left = tower.run_blocks(tokens, tower.depth, tower.depth)
+        return tower.head(left[:, : left.shape[1] - appended_tokens] if appended_tokens else left)
+    return tower.head(_run(cast(Any, tower.blocks[-1]), tokens, asking))
 
 
 def asking_tokens(tower: VisionTower) -> int:

@@ -20,23 +20,25 @@ OPSET = 20
 INLINE_LIMIT_BYTES = 2_000_000_000
 _PRODUCER = "prtool"
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-# An example batch of 1 is baked into the graph, and an even count can be taken for a multiple.
-_EXAMPLE_SIZES = {"batch": 2, "tokens": 7}
+# An example batch of 1 is baked into the graph, and a count that is no prime can be taken for a multiple. Nothing is computed.
+_EXAMPLE_SIZES = {"batch": 2, "tokens": 2003}
 
 
-def to_onnx(module: nn.Module, spec: GraphSpec) -> ir.Model:
+def to_onnx(module: nn.Module, spec: GraphSpec, least_tokens: int = 1) -> ir.Model:
     """Exports a module of one input.
 
     Args:
         module: in evaluation mode, its forward takes `spec`'s input.
         spec: names, dtypes and axes that the graph must have.
+        least_tokens: the shortest sequence that comes in; the exporter must know it where the module cuts tokens off.
 
     Raises:
         ModelError: the exporter cannot follow the module, or it fixed an axis that must stay dynamic.
     """
     (declared,) = spec.inputs
     axes = {place: axis for place, axis in enumerate(declared.shape) if isinstance(axis, str)}
-    dynamic = {declared.name: {place: torch.export.Dim(axis) for place, axis in axes.items()}}
+    least = {"tokens": max(least_tokens, 1)}
+    dynamic = {declared.name: {place: torch.export.Dim(axis, min=least.get(axis, 1)) for place, axis in axes.items()}}
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(

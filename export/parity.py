@@ -15,13 +15,14 @@ from prtool.engines.base import Array
 from prtool.errors import ParityError
 from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.probe import Probe, prompts
-from prtool.export.reference import Reference, overlap
+from prtool.export.reference import Choice, Path, Reference, overlap
 from prtool.export.source import ExportSource
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.pipeline import Graphs
 from prtool.runtime.verify import QUIET, agreement, gate_of
 from prtool.spec import Keep
+from prtool.trainer.pruned import select
 
 # What runs each precision's graphs for the proof: every user has ONNX Runtime, but on a CPU it computes neither fp16 well nor bf16 at all.
 ENGINES: Mapping[str, str] = MappingProxyType({"fp32": "ort", "fp16": "torch", "bf16": "torch", "int8": "ort"})
@@ -32,12 +33,12 @@ class ParityCase:
     """One comparison with PyTorch.
 
     Attributes:
-        graph: "fused", "split", "full", "text", or "post" (on PyTorch's own tokens).
+        graph: "fused", "split", "full", "text", or "mid_1", ..., "post" (on PyTorch's own tokens).
         batch: images, or prompts, in the call.
-        k: patches kept; 0 for text.
-        cosine: the worst of the batch.
-        max_error: largest difference of any value of an embedding.
-        score_error: largest difference of a score.
+        k: patches kept behind the last location; 0 for text.
+        cosine: the worst of the batch; of a "mid" all tokens of an image are one vector.
+        max_error: largest difference of any value of an embedding, or of a "mid"'s vector at length 1.
+        score_error: largest difference of a score, at any location.
         index_agreement: share of kept patches that PyTorch keeps too; below 1 only where scores tie within rounding.
     """
 
@@ -101,7 +102,7 @@ class ParityReport:
 
 
 def prove(source: ExportSource, bundle: Bundle, probe: Probe, held_out: Tensor | None = None, progress: Progress | None = None) -> ParityReport:
-    """Runs fused, split, full and text graphs of every precision and compares each with PyTorch in float32.
+    """Runs every graph of every precision, alone and together, and compares each with PyTorch in float32.
 
     Args:
         source: the reference.
@@ -125,7 +126,7 @@ def _prove(source: ExportSource, bundle: Bundle, probe: Probe, precision: str, t
     cases: list[ParityCase] = []
     batches = sorted({1, len(probe.pixels)})
     texts = int(precision == "fp32")
-    steps = len(batches) * (3 * len(probe.counts) + 1) + texts
+    steps = len(batches) * ((2 + len(source.spec.locations)) * len(probe.counts) + 1) + texts
     with stage(told, f"comparing {precision} with PyTorch, cases", steps), _Bench(bundle, precision) as bench:
         for batch in batches:
             for case in _image_cases(source, bench, probe.pixels[:batch], probe.counts):
@@ -166,20 +167,56 @@ class _Bench:
 def _image_cases(source: ExportSource, bench: _Bench, pixels: Tensor, counts: Sequence[int]) -> Iterator[ParityCase]:
     reference = Reference.of(source.pruned, pixels)
     array = pixels.numpy()
-    score_error = _score_error(bench.split.scores(array), reference.scores.numpy(), bench.precision)
     for k in counts:
         keep = Keep.count(k)
-        found = torch.from_numpy(bench.split.kept(array, keep))
-        shared = overlap(found, reference.indices(k))
-        wanted = reference.embedding(reference.accepted(found, score_error)).numpy()
+        own, choices = reference.path(source.spec.counts(keep)), _choices(bench.split, array, keep)
+        _check_scores(choices[0].scores.numpy(), reference.scores.numpy(), bench.precision, "pre")
+        followed = reference.follow(choices)
+        wanted, shared = followed.embedding.numpy(), overlap(_survivors(choices), own.patches)
         for graph, encoder in (("fused", bench.fused), ("split", bench.split)):
             near = agreement(encoder.encode_pixels(array, keep), wanted)
-            yield ParityCase(graph, len(pixels), k, near.cosine, near.max_error, score_error, shared)
-        tokens = reference.kept(reference.indices(k))
-        near = agreement(bench.graphs.run("post", {"tokens": tokens.numpy()})["embedding"], reference.encoder.leave(tokens).detach().numpy())
+            yield ParityCase(graph, len(pixels), k, near.cosine, near.max_error, max(followed.score_errors), shared)
+        for place in range(1, len(own.kept)):
+            yield _mid_case(bench, own, place)
+        near = agreement(bench.graphs.run("post", {"tokens": own.kept[-1].numpy()})["embedding"], own.embedding.numpy())
         yield ParityCase("post", len(pixels), k, near.cosine, near.max_error)
     near = agreement(bench.full.encode_pixels(array), reference.full().numpy())
     yield ParityCase("full", len(pixels), source.spec.patches, near.cosine, near.max_error)
+
+
+def _choices(split: Encoder, pixels: Array, keep: Keep) -> list[Choice]:
+    """What the split graphs choose at each location; POST does not run."""
+    choices: list[Choice] = []
+    scores: Array | None = None
+    for step in split.stages(pixels, keep):
+        if "indices" in step.tensors and scores is not None:
+            choices.append(Choice(torch.from_numpy(scores), torch.from_numpy(step.tensors["indices"])))
+            if len(choices) == len(split.manifest.prune.locations):
+                break
+        else:
+            scores = step.tensors["scores"]
+    return choices
+
+
+def _survivors(choices: Sequence[Choice]) -> Tensor:
+    """The patches (batch, k) that are left behind the last location."""
+    patches = choices[0].indices
+    for choice in choices[1:]:
+        patches = patches.gather(1, choice.indices)
+    return patches
+
+
+def _mid_case(bench: _Bench, own: Path, place: int) -> ParityCase:
+    """One middle graph on PyTorch's tokens."""
+    role, wanted = f"mid_{place}", own.entering[place].flatten(1)
+    found = bench.graphs.run(role, {"tokens": own.kept[place - 1].numpy()})
+    scores, own_scores = found["scores"], own.scores[place].numpy()
+    error = _check_scores(scores, own_scores, bench.precision, role)
+    lengths = wanted.norm(dim=1, keepdim=True).numpy()
+    near = agreement(found["tokens_out"].reshape(len(wanted), -1) / lengths, wanted.numpy() / lengths)
+    k = own.kept[place].shape[1] - bench.fused.manifest.prune.always_kept
+    shared = overlap(select(torch.from_numpy(scores), k), select(own.scores[place], k))
+    return ParityCase(role, len(wanted), own.patches.shape[1], near.cosine, near.max_error, error, shared)
 
 
 def _text_case(source: ExportSource, bench: _Bench) -> ParityCase:
@@ -190,12 +227,12 @@ def _text_case(source: ExportSource, bench: _Bench) -> ParityCase:
     return ParityCase("text", len(tokens), 0, near.cosine, near.max_error)
 
 
-def _score_error(found: Array, wanted: Array, precision: str) -> float:
+def _check_scores(found: Array, wanted: Array, precision: str, role: str) -> float:
     """Largest difference of a score; raises ParityError where it is more than rounding."""
     error, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
     if not error <= gate_of(precision).score_error * max(largest, 1e-6):
         raise ParityError(
-            f"the scores of pre.onnx in {precision} differ from PyTorch's by {error:.3g}, with scores up to {largest:.3g}; "
+            f"the scores of {role}.onnx in {precision} differ from PyTorch's by {error:.3g}, with scores up to {largest:.3g}; "
             "nothing was written; use another model, or report this one's name"
         )
     return error

@@ -1,5 +1,6 @@
 """The few images that prove a bundle: chosen so that rounding cannot decide which patches they keep."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,10 +9,13 @@ from torch import Tensor
 from prtool.errors import ShapeError
 from prtool.export.reference import Reference
 from prtool.export.source import ExportSource
+from prtool.spec import Keep
+from prtool.trainer.pruned import FirstOrder, PrunedEncoder
 
 PROBE_IMAGES = 3
-# Enough to find three clear ones among; each costs one run of the blocks before the location.
+# Enough to find three clear ones among; each costs one run of the blocks before the first location, and one a count of those to the last.
 CANDIDATES = 16
+_TINY = 1e-12
 _PROMPTS = ("a photo of a cat.", "two dogs, and a bicycle")
 
 
@@ -49,10 +53,9 @@ class Probe:
         else:
             candidates = pixels[:CANDIDATES]
         counts = keep_counts(default_keep, source.spec.patches)
-        with torch.no_grad():
-            ranked = torch.cat([source.pruned.enter(image[None])[1] for image in candidates]).sort(dim=1, descending=True).values
-        gaps = [ranked[:, k - 1] - ranked[:, k] for k in counts if k < ranked.shape[1]]
-        clearest = torch.stack(gaps).amin(dim=0).argsort(descending=True, stable=True)[:PROBE_IMAGES]
+        gaps, largest = torch.stack([_gaps(source.pruned, image[None], counts) for image in candidates]).unbind(dim=1)
+        # Each location has scores of its own size.
+        clearest = (gaps / largest.amax(dim=0).clamp_min(_TINY)).amin(dim=1).argsort(descending=True, stable=True)[:PROBE_IMAGES]
         return cls(candidates[clearest].contiguous(), counts, "noise" if pixels is None else "given")
 
     def tensors(self, source: ExportSource) -> dict[str, Tensor]:
@@ -62,7 +65,7 @@ class Probe:
         with torch.no_grad():
             embedding = source.model.text(tokens)
         tensors = {"pixels": self.pixels, "embedding_full": reference.full(), "text_tokens": tokens, "text_embedding": embedding}
-        tensors |= {f"embedding_k{k}": reference.embedding(reference.indices(k)) for k in self.counts}
+        tensors |= {f"embedding_k{k}": reference.path(source.spec.counts(Keep.count(k))).embedding for k in self.counts}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
@@ -77,6 +80,25 @@ def keep_counts(default: int, patches: int) -> tuple[int, int, int]:
     others = (max(1, patches // 4), max(1, patches // 2), 1, 2)
     first, second, third, *_ = dict.fromkeys((patches, default, *others))
     return first, second, third
+
+
+@torch.no_grad()
+def _gaps(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence[int]) -> Tensor:
+    """How far apart the last kept and the first dropped patch of one image score, and the largest score, at each cut: (2, cuts)."""
+    cuts: list[tuple[float, float]] = []
+    entered = encoder.enter(pixels)
+    for keep in counts:
+        (tokens, scores), deciding = entered, entered[1]
+        for place, k in enumerate(encoder.spec.counts(Keep.count(keep)), start=1):
+            ranked = deciding.sort(dim=1, descending=True).values
+            if k < ranked.shape[1]:
+                cuts.append((float(ranked[0, k - 1] - ranked[0, k]), float(ranked.abs().max())))
+            tokens = encoder.choose(tokens, scores, k)
+            if place < len(encoder.spec.locations):
+                tokens, scores = encoder.between(place, tokens)
+                # A location that keeps the order of the first cuts where those scores lie apart, or not.
+                deciding = ranked[:, :k] if isinstance(encoder.scorers[place], FirstOrder) else scores
+    return torch.tensor(cuts).T
 
 
 def prompts(source: ExportSource) -> Tensor:

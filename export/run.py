@@ -18,7 +18,7 @@ from prtool.progress import Progress
 from prtool.runtime.preprocess import prepare_batch
 from prtool.spec import Preprocess
 from prtool.trainer.checkpoint import Checkpoint
-from prtool.trainer.data import load_split
+from prtool.trainer.data import data_exists, load_split
 
 _PARITY_IMAGES = 16
 # NNCF's scales settle within some dozens of images.
@@ -66,9 +66,10 @@ def source_of(run: Path) -> ExportSource:
         pruned=checkpoint.pruned_encoder(model),
         scorer_name=checkpoint.scorer_config.arch,
         scorer_trained=checkpoint.scorer_trained,
-        scorer_macs=checkpoint.scorer().macs(),
+        scorer_macs=checkpoint.scorer_macs(),
         classnames=checkpoint.classnames,
         templates=checkpoint.templates if checkpoint.classnames else (),
+        class_embeddings=checkpoint.class_embeddings(model) if checkpoint.classnames and checkpoint.context() is not None else None,
     )
 
 
@@ -90,7 +91,7 @@ def export_run(run: Path, out: Path, options: ExportOptions, data: Path | None =
     """
     source = source_of(run)
     recorded = Checkpoint.load(run).data.root
-    folder = data or (Path(recorded) if recorded and Path(recorded).is_dir() else None)
+    folder = data or (recorded if recorded and data_exists(recorded) else None)
     if folder is not None:
         options = _with_images(options, folder, source.model.preprocess)
     return export_bundle(source, out, options, progress)
@@ -112,6 +113,8 @@ def verify_run(bundle: str | Path, ask: VerifyRequest, run: Path, data: Path) ->
     opened, source = Bundle.open(bundle), source_of(run)
     if opened.manifest.model.weights_sha256 != source.model.weights_sha256:
         raise ConfigError(f"{bundle} was made from other weights than those of {run}; give --run the run that it was exported from")
+    if opened.manifest.prune != source.spec:
+        raise ConfigError(f"{bundle} prunes as {opened.manifest.prune}, but {run} as {source.spec}; export the run again")
     counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune.patches)
     pixels, names = _pixels(data, "test", ask.images, source.model.preprocess)
     rows = verify_with_model(opened, source, pixels, counts, ask)
@@ -119,7 +122,7 @@ def verify_run(bundle: str | Path, ask: VerifyRequest, run: Path, data: Path) ->
     return RunAgreement(ask.engine, ask.precision, str(data), rows)
 
 
-def _with_images(options: ExportOptions, data: Path, preprocess: Preprocess) -> ExportOptions:
+def _with_images(options: ExportOptions, data: str | Path, preprocess: Preprocess) -> ExportOptions:
     """The options with the images that they need and lack."""
     pixels = options.pixels if options.pixels is not None else _pixels(data, "train", _PARITY_IMAGES, preprocess)[0]
     reduced = set(options.precisions) - {"fp32"}
@@ -131,7 +134,7 @@ def _with_images(options: ExportOptions, data: Path, preprocess: Preprocess) -> 
     return replace(options, pixels=pixels, calibration=calibration, held_out=held_out)
 
 
-def _held_out_split(data: Path) -> str:
+def _held_out_split(data: str | Path) -> str:
     """The validation part where there is one: the test part is for the figures that are reported."""
     try:
         return "val" if len(load_split(data, "val")) else "test"
@@ -139,8 +142,8 @@ def _held_out_split(data: Path) -> str:
         return "test"
 
 
-def _pixels(data: Path, split: str, images: int, preprocess: Preprocess) -> tuple[Tensor, list[str]]:
+def _pixels(data: str | Path, split: str, images: int, preprocess: Preprocess) -> tuple[Tensor, list[str]]:
     """Prepared images, (images, 3, height, width) float32, and their files."""
     found = load_split(data, split).take(images)
-    files = [found.file(index) for index in range(len(found))]
-    return torch.from_numpy(prepare_batch(files, preprocess)), [str(file) for file in files]
+    sources = [found.source(index) for index in range(len(found))]
+    return torch.from_numpy(prepare_batch(sources, preprocess)), [str(found.root / path) for path in found.paths]

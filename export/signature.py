@@ -1,10 +1,20 @@
 """The declared inputs and outputs of every graph of a bundle; docs/bundle-format.md says them in words."""
 
+from dataclasses import replace
+
 from prtool.export.source import ExportSource
 from prtool.manifest import GraphSpec, TensorSpec
+from prtool.runtime.pipeline import roles_after_selection
+from prtool.spec import PruneSpec
 
 BATCH = "batch"
 TOKENS = "tokens"
+PATCHES = "patches"
+
+
+def stage_roles(prune: PruneSpec) -> list[str]:
+    """The roles of the graphs that selection stands between: "pre", "mid_1", ..., "post"."""
+    return ["pre", *roles_after_selection(prune)]
 
 
 def signatures(source: ExportSource, precision: str = "fp32") -> dict[str, GraphSpec]:
@@ -19,11 +29,14 @@ def signatures(source: ExportSource, precision: str = "fp32") -> dict[str, Graph
     entering = TensorSpec("tokens", "float32", (BATCH, prune.always_kept + prune.patches, tower.width))
     scores = TensorSpec("scores", "float32", (BATCH, prune.patches))
     staying = TensorSpec("tokens", "float32", (BATCH, TOKENS, tower.width))
+    moved, ranked = replace(staying, name="tokens_out"), TensorSpec("scores", "float32", (BATCH, PATCHES))
+    mids = {role: GraphSpec(f"{folder}{role}.onnx", (staying,), (moved, ranked)) for role in stage_roles(prune)[1:-1]}
     counts = TensorSpec("k", "int64", (len(prune.locations),))
     token_ids = TensorSpec("tokens", "int64", (BATCH, source.model.context_length))
     graphs = {
         "full": GraphSpec(f"{folder}full.onnx", (pixels,), (embedding,)),
         "pre": GraphSpec(f"{folder}pre.onnx", (pixels,), (entering, scores)),
+        **mids,
         "post": GraphSpec(f"{folder}post.onnx", (staying,), (embedding,)),
         "fused": GraphSpec(f"{folder}fused.onnx", (pixels, counts), (embedding,)),
     }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from prtool.errors import ConfigError
 from prtool.export.last_block import asking_tokens, key_value_macs
@@ -20,9 +21,10 @@ class ExportSource:
         pruned: its image tower with scorers; the reference of every comparison.
         scorer_name: architecture of the patch scorer, for the manifest.
         scorer_trained: False for a freshly initialised scorer.
-        scorer_macs: multiply-accumulates of one run of the scorer on one image.
+        scorer_macs: multiply-accumulates of the scorers of all locations on one image.
         classnames: in label order; empty for a bundle without classes.
         templates: prompt templates with one `{}` each.
+        class_embeddings: (classes, E) float32, L2-normalised, where they come from a tuned context; None takes the model's of the templates.
     """
 
     model: DualEncoder
@@ -32,10 +34,14 @@ class ExportSource:
     scorer_macs: int
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    class_embeddings: Tensor | None = None
 
     def __post_init__(self) -> None:
         if bool(self.classnames) != bool(self.templates):
             raise ConfigError(f"{len(self.classnames)} class names with {len(self.templates)} prompt templates; give both or neither")
+        tuned, wanted = self.class_embeddings, (len(self.classnames), self.model.tower.embed_dim)
+        if tuned is not None and (tuple(tuned.shape) != wanted or tuned.dtype != torch.float32):
+            raise ConfigError(f"class embeddings have shape {tuple(tuned.shape)} and dtype {tuned.dtype}, but they must be {wanted} of float32")
         strange = {f"{p.dtype} on {p.device}" for p in self.pruned.parameters() if p.dtype != torch.float32 or p.device.type != "cpu"}
         if strange:
             found = ", ".join(sorted(strange))
@@ -46,8 +52,16 @@ class ExportSource:
         """Where tokens drop."""
         return self.pruned.spec
 
+    def classes(self) -> Tensor | None:
+        """Class embeddings (classes, E) float32, L2-normalised; None without classes."""
+        if not self.classnames:
+            return None
+        if self.class_embeddings is not None:
+            return self.class_embeddings.detach()
+        return self.model.class_embeddings(self.classnames, self.templates)
+
     def cost(self) -> Cost:
-        """MACs of the exported tower and its scorer."""
+        """MACs of the exported tower and its scorers."""
         tower = self.pruned.tower
         asking = asking_tokens(tower)
         return replace(tower.cost(), scorer_macs=self.scorer_macs, last_asking=asking, key_value_macs=key_value_macs(tower) if asking else 0)

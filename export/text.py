@@ -56,9 +56,9 @@ def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
 
 def write_classes(source: ExportSource, root: Path) -> ClassInfo | None:
     """Writes the class embeddings, (classes, E) float32, into `root`; None where `source` has no classes."""
-    if not source.classnames:
+    embeddings = source.classes()
+    if embeddings is None:
         return None
-    embeddings = source.model.class_embeddings(source.classnames, source.templates)
     write_bytes(root / CLASSES_NAME, save({TENSOR_NAME: embeddings.contiguous()}))
     return ClassInfo(source.classnames, source.templates, CLASSES_NAME)
 

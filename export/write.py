@@ -18,7 +18,7 @@ from prtool.export.parity import prove
 from prtool.export.precision import PRECISIONS, Int8Request, at_precision, stages
 from prtool.export.probe import Probe, keep_counts
 from prtool.export.quantise import LEAST_IMAGES, Int8Options
-from prtool.export.signature import signatures
+from prtool.export.signature import signatures, stage_roles
 from prtool.export.source import ExportSource
 from prtool.files import new_directory, write_bytes, write_json
 from prtool.manifest import SCHEMA, GraphSpec, Manifest, ModelInfo, TextInfo
@@ -109,15 +109,17 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
 
 
 def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, default_keep: int, progress: Progress) -> None:
-    precisions = options.written()
-    with stage(progress, "exporting graphs", 4 * len(precisions) + 1):
+    precisions, chain = options.written(), stage_roles(source.spec)
+    with stage(progress, "exporting graphs", (len(chain) + 2) * len(precisions) + 1):
         plain = stages(source)
         request = Int8Request(options.calibration, keep_counts(default_keep, source.spec.patches)[:2], options.int8)
         for precision in precisions:
             specs = signatures(source, precision)
-            ready = at_precision(source, plain, precision, request)
-            graphs = dict(zip(("pre", "post"), ready, strict=True))
-            graphs |= {"fused": compose.fused(ready, source.spec, specs["fused"]), "full": compose.full(ready, specs["full"])}
+            graphs = at_precision(source, plain, precision, request)
+            parts = [graphs[role] for role in chain]
+            graphs["fused"] = compose.fused(parts, source.spec, specs["fused"])
+            if "full" not in graphs:
+                graphs["full"] = compose.full(parts, specs["full"])
             for role, model in graphs.items():
                 (root / specs[role].file).parent.mkdir(exist_ok=True)
                 save(model, root / specs[role].file, options.inline_limit_bytes)

@@ -26,6 +26,7 @@ from prtool.parameters import (
 )
 from prtool.reproduce_command import reproduce
 from prtool.spec import Keep
+from prtool.study_commands import tune
 
 if TYPE_CHECKING:
     from prtool.export.run import RunAgreement
@@ -109,7 +110,14 @@ def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...
 @click.option("--data", type=click.Path(path_type=Path), help="Data folder.  [default: the run's]")
 @click.option("--split", default="test", show_default=True, type=click.Choice(["train", "val", "test"]), help="Part of the data.")
 @click.option("--keep", "keeps", type=KeepList(), default="1.0,0.8,0.7,0.6,0.5", show_default=True, help="Keep ratios or counts.")
-@click.option("--method", "methods", type=Names(), default="patch-ranking,cls-attention,random", show_default=True, help="Also: golden (slow).")
+@click.option(
+    "--method",
+    "methods",
+    type=Names(),
+    default="patch-ranking,cls-attention,random",
+    show_default=True,
+    help="Also: patch-ranking+tokens, evit, a-vit, tome, golden (slow).",
+)
 @click.option("--images", type=int, default=0, help="At most this many images; 0 takes all.  [default: 0]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Picture of accuracy against keep.  [default: RUN/eval-SPLIT.png]")
 @json_option
@@ -134,17 +142,24 @@ def evaluate(run: Path, output: Path | None, as_json: bool, data: Path | None, *
 
 @app.command()
 @run_argument
-@click.option("--keep", type=KeepList(), default="0.6", show_default=True, help="Default number of patches kept: a ratio or a count.")
+@click.option(
+    "--keep", type=KeepList(), help="Patches kept by default: a ratio or a count.  [default: what 'prtool tune' chose, else 0.6]"
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True, help="Bundle folder.")
 @click.option("--precision", "precisions", type=Names(), default="fp32", show_default=True, help="Graphs besides fp32: fp16, bf16, int8.")
 @click.option("--data", type=click.Path(path_type=Path), help="Images that prove the bundle and set int8's scales.  [default: the run's]")
-def export(run: Path, keep: tuple[Keep, ...], output: Path, precisions: tuple[str, ...], data: Path | None) -> None:
+def export(run: Path, keep: tuple[Keep, ...] | None, output: Path, precisions: tuple[str, ...], data: Path | None) -> None:
     """Write a bundle of ONNX graphs, after comparing them with PyTorch."""
+    from prtool.choice import read_choice
     from prtool.console import BarProgress, message, result_table
     from prtool.export.run import export_run
     from prtool.export.write import ExportOptions
 
-    manifest = export_run(run, output, ExportOptions(only(keep), precisions), data, BarProgress())
+    kept, choice = only(keep or (Keep.ratio(0.6),)), None if keep else read_choice(run)
+    if choice is not None:
+        run, kept = run / choice.run, choice.kept
+        message(f"taking what 'prtool tune' chose: {run}, keep {kept}; --keep overrides it")
+    manifest = export_run(run, output, ExportOptions(kept, precisions), data, BarProgress())
     result_table(["compared with PyTorch", "worst"], [[name, f"{value:.9g}"] for name, value in manifest.parity.items()])
     message(f"wrote {output}; next: prtool bench, prtool embed PHOTOS -o out.npz")
 
@@ -299,6 +314,7 @@ app.add_command(build)
 app.add_command(engine_cache)
 app.add_command(data_sets)
 app.add_command(reproduce)
+app.add_command(tune)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,14 +2,14 @@
 
 import dataclasses
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from prtool.errors import BundleError, ConfigError, KeepError
 from prtool.spec import Cost, Keep, Preprocess, PruneSpec
 
-SCHEMA = 2
+SCHEMA = 3
 ROLES = ("full", "pre", "post", "fused", "text")
 
 
@@ -119,6 +119,31 @@ class Manifest:
         if not low <= k <= high:
             raise KeepError(f"k = {k} patches (keep {keep}), but this bundle allows {low} to {high}; export it again for other counts")
         return k
+
+    def counts(self, keep: Keep | Sequence[int] | None) -> tuple[int, ...]:
+        """Patches kept at each location for one call.
+
+        Args:
+            keep: patches left behind the last location; a count for each location; or None for the default.
+
+        Raises:
+            KeepError: k is outside `keep_range`, or the counts are too many or too few, rise or are no whole numbers.
+        """
+        if keep is None or isinstance(keep, Keep):
+            return self.prune.counts(Keep.count(self.resolve(keep)))
+        counts, places = tuple(keep), self.prune.locations
+        whole = all(isinstance(k, int) and not isinstance(k, bool) for k in counts)
+        if (
+            len(counts) != len(places)
+            or not whole
+            or any(after > before for before, after in zip((self.prune.patches, *counts), counts, strict=False))
+        ):
+            raise KeepError(
+                f"keep counts {list(counts)}, but the locations {', '.join(map(str, places))} take {len(places)} whole numbers that do not rise, "
+                f"from at most {self.prune.patches} patches on, such as {list(self.prune.counts(Keep.count(self.default_keep)))}"
+            )
+        self.resolve(Keep.count(counts[-1]))
+        return counts
 
     def bound(self, k: int) -> float:
         """Upper bound of the speed-up with k patches kept, from MACs."""

@@ -29,7 +29,7 @@ from prtool.runtime.preprocess import prepare_batch
 from prtool.runtime.text import TextEncoder
 from prtool.spec import Keep
 
-KeepLike = Keep | float | int | None
+KeepLike = Keep | float | int | tuple[int, ...] | None
 Embeddings = npt.NDArray[np.float32]
 _TEXT_BUILD = BuildOptions(batch=ShapeRange(1, 64, 1024))
 
@@ -38,7 +38,7 @@ class Encoder:
     """Encodes images, and prompts where the bundle has a text side.
 
     Every method may be called from many threads at once; results belong to the caller. `keep`, per call,
-    is a ratio (0.6), a count (118), a `Keep`, or None for the bundle's default.
+    is a ratio (0.6), a count (118), a `Keep`, a tuple with a count for each location, or None for the bundle's default.
     """
 
     def __init__(self, bundle: Bundle, mode: str, graphs: Graphs, text_graphs: Graphs) -> None:
@@ -209,7 +209,11 @@ class Encoder:
 
     def kept(self, pixels: Array, keep: KeepLike = None) -> npt.NDArray[np.int64]:
         """The patches that survive every location, (batch, k) int64, by falling score; the split graphs are opened on first use."""
-        return self._split.kept(_array(pixels), self._counts(keep))
+        return self.survivors(pixels, keep)[-1]
+
+    def survivors(self, pixels: Array, keep: KeepLike = None) -> tuple[npt.NDArray[np.int64], ...]:
+        """The patches that survive each location, one (batch, k) int64 a location, by falling score there; POST does not run."""
+        return self._split.survivors(_array(pixels), self._counts(keep))
 
     def stages(self, pixels: Array, keep: KeepLike = None) -> Iterator[Stage]:
         """Runs the split mode one stage for each `next`, so that a caller may time each; see `SplitPipeline.stages`."""
@@ -229,16 +233,16 @@ class Encoder:
         self.close()
 
     def _counts(self, keep: KeepLike) -> tuple[int, ...]:
-        k = self.manifest.resolve(None if keep is None else Keep.of(keep))
-        return self.manifest.prune.counts(Keep.count(k))
+        return self.manifest.counts(keep if keep is None or isinstance(keep, tuple) else Keep.of(keep))
 
     def _mode_counts(self, keep: KeepLike) -> tuple[int, ...]:
         if self._mode != "full":
             return self._counts(keep)
         prune = self.manifest.prune
-        if keep is not None and Keep.of(keep).resolve(prune.patches) != prune.patches:
+        everything = prune.counts(Keep.count(prune.patches))
+        if keep is not None and self._counts(keep) != everything:
             raise KeepError(f"keep = {keep}, but mode 'full' drops nothing; give None or 1.0, or load mode 'fused' or 'split'")
-        return prune.counts(Keep.count(prune.patches))
+        return everything
 
 
 def _pipeline_kind(mode: str) -> PipelineKind:

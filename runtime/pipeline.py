@@ -213,16 +213,17 @@ class SplitPipeline:
         """(batch, patches) float32 scores at the first location, high = keep; only PRE runs."""
         return next(self.stages(pixels, self._prune_nothing())).tensors["scores"]
 
-    def kept(self, pixels: Array, counts: tuple[int, ...]) -> npt.NDArray[np.int64]:
-        """The patches that reach the last block: (batch, counts[-1]) int64, by falling score at the last location; POST does not run."""
-        last = f"select_{len(counts)}"
+    def survivors(self, pixels: Array, counts: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
+        """The patches that survive each location: one (batch, k) int64 a location, by falling score there; POST does not run."""
         patches: npt.NDArray[np.int64] = np.arange(self._prune.patches)[None].repeat(len(pixels), axis=0)
+        survivors: list[npt.NDArray[np.int64]] = []
         for stage in self.stages(pixels, counts):
             if "indices" in stage.tensors:
                 patches = np.take_along_axis(patches, stage.tensors["indices"], axis=1)
-            if stage.name == last:
+                survivors.append(patches)
+            if len(survivors) == len(counts):
                 break
-        return patches
+        return tuple(survivors)
 
     def _prune_nothing(self) -> tuple[int, ...]:
         return (self._prune.patches,) * len(self._prune.locations)

@@ -28,8 +28,8 @@ class PatchSelector(Protocol):
         """Says how pixels are made and how the patches lie."""
         ...
 
-    def kept(self, pixels: Pixels, keep: Keep) -> npt.NDArray[np.int64]:
-        """(batch, 3, height, width) float32 to the (batch, k) kept patches in any order; patch 0 is at the top left, patch 1 right of it."""
+    def survivors(self, pixels: Pixels, keep: Keep) -> Sequence[npt.NDArray[np.int64]]:
+        """(batch, 3, height, width) float32 to the (batch, k) patches left behind each location, in any order; patch 0 is top left, 1 right of it."""
         ...
 
 
@@ -40,7 +40,8 @@ class Style:
     Attributes:
         least_side: shorter side of a cell; smaller photographs are enlarged by a whole number.
         veil: colour that dropped patches fade to.
-        veil_opacity: share of `veil` in a dropped patch, 0 to 1.
+        veil_opacity: share of `veil` in a patch that the first location drops, 0 to 1.
+        late_veil_opacity: the same for one that the last of several locations drops; those between lie between.
         line_opacity: share of white in the lines between patches, 0 to 1.
         border_opacity: the same where a kept patch meets a dropped one.
     """
@@ -55,12 +56,13 @@ class Style:
     faint_ink: Colour = (120, 124, 134)
     veil: Colour = (52, 57, 70)
     veil_opacity: float = 0.82
+    late_veil_opacity: float = 0.5
     line_opacity: float = 0.14
     border_opacity: float = 0.85
 
 
 def show(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[Keep], out: str | Path) -> None:
-    """Draws one row an image: what the encoder sees, then the same at each keep rate with dropped patches darkened.
+    """Draws one row an image: what the encoder sees, then the same at each keep rate with dropped patches darkened, the earlier the more.
 
     Args:
         keeps: one column each, in this order; labelled with the rate and the number of patches k.
@@ -98,11 +100,11 @@ def draw(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[
     counts = [manifest.resolve(keep) for keep in keeps]
     views = [view(image, manifest.preprocess) for image in images]
     pixels = prepare_batch(views, manifest.preprocess)
-    masks = [[_mask(indices, manifest.prune.grid) for indices in encoder.kept(pixels, keep)] for keep in keeps]
+    veils = [[_veil(left, manifest.prune.grid, style) for left in zip(*encoder.survivors(pixels, keep), strict=True)] for keep in keeps]
     rows = []
-    for seen, of_image in zip(views, zip(*masks, strict=True), strict=True):
+    for seen, of_image in zip(views, zip(*veils, strict=True), strict=True):
         large = _enlarge(seen, style)
-        rows.append([large, *(_cell(large, mask, manifest.preprocess.size, style) for mask in of_image)])
+        rows.append([large, *(_cell(large, patches, manifest.preprocess.size, style) for patches in of_image)])
     titles = [("what the encoder sees", f"{manifest.prune.patches} patches")]
     titles += [_title(keep, count, manifest) for keep, count in zip(keeps, counts, strict=True)]
     return _sheet(rows, titles, [_name(image) for image in images], style)
@@ -117,11 +119,16 @@ def _name(image: ImageSource) -> str:
     return Path(image).name if isinstance(image, (str, Path)) else ""
 
 
-def _mask(indices: npt.NDArray[np.int64], grid: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """(rows, columns): True where a patch stays."""
-    mask = np.zeros(grid[0] * grid[1], np.bool_)
-    mask[indices] = True
-    return mask.reshape(grid)
+def _veil(survivors: Sequence[npt.NDArray[np.int64]], grid: tuple[int, int], style: Style) -> npt.NDArray[np.float32]:
+    """Opacity of the veil over each patch, (rows, columns); 0 where it stays. `survivors` of one image, one (k,) a location."""
+    opacity = np.zeros(grid[0] * grid[1], np.float32)
+    steps = np.linspace(style.veil_opacity, style.late_veil_opacity, len(survivors)) if len(survivors) > 1 else [style.veil_opacity]
+    left = np.ones(len(opacity), np.bool_)
+    for indices, veil in zip(survivors, steps, strict=True):
+        stays = np.isin(np.arange(len(opacity)), indices)
+        opacity[left & ~stays] = veil
+        left = stays
+    return opacity.reshape(grid)
 
 
 def _enlarge(image: Image.Image, style: Style) -> Image.Image:
@@ -129,25 +136,25 @@ def _enlarge(image: Image.Image, style: Style) -> Image.Image:
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC) if factor > 1 else image
 
 
-def _cell(seen: Image.Image, mask: npt.NDArray[np.bool_], size: tuple[int, int], style: Style) -> Image.Image:
+def _cell(seen: Image.Image, veils: npt.NDArray[np.float32], size: tuple[int, int], style: Style) -> Image.Image:
     """The photograph with dropped patches veiled, thin lines between patches, and clear ones around what stays.
 
     A border is needed beside the veil: on a black cat or a white wall, a veil of any colour is hard to see.
     """
     factor = seen.height // size[0]
-    patch = size[0] // mask.shape[0] * factor, size[1] // mask.shape[1] * factor
+    patch = size[0] // veils.shape[0] * factor, size[1] // veils.shape[1] * factor
     # Pixels that fill no whole patch at the right and bottom are seen by no patch, so they are veiled as well.
-    stays = np.zeros((seen.height, seen.width), np.bool_)
-    whole = np.repeat(np.repeat(mask, patch[0], axis=0), patch[1], axis=1)
-    stays[: whole.shape[0], : whole.shape[1]] = whole
+    veil = np.full((seen.height, seen.width), style.veil_opacity, np.float32)
+    whole = np.repeat(np.repeat(veils, patch[0], axis=0), patch[1], axis=1)
+    veil[: whole.shape[0], : whole.shape[1]] = whole
+    stays = veil == 0.0
     opacity = np.zeros(stays.shape, np.float32)
     opacity[patch[0] : whole.shape[0] : patch[0]] = style.line_opacity
     opacity[:, patch[1] : whole.shape[1] : patch[1]] = style.line_opacity
     opacity[1:][stays[1:] != stays[:-1]] = style.border_opacity
     opacity[:, 1:][stays[:, 1:] != stays[:, :-1]] = style.border_opacity
     values = np.asarray(seen).astype(np.float32)
-    veiled = values + style.veil_opacity * (np.array(style.veil, np.float32) - values)
-    values = np.where(stays[..., None], values, veiled)
+    values += veil[..., None] * (np.array(style.veil, np.float32) - values)
     values += (0.0 if stays.all() else opacity[..., None]) * (255.0 - values)
     return Image.fromarray(np.rint(values).astype(np.uint8))
 

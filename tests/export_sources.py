@@ -1,6 +1,7 @@
 """Small seeded sources of an export: every kind of image tower beside a small text tower."""
 
 import functools
+from dataclasses import dataclass, replace
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -11,7 +12,10 @@ from prtool.export.source import ExportSource
 from prtool.spec import Preprocess
 from prtool.trainer.hosts import tower_of
 from prtool.trainer.model import DualEncoder, TextTower, tensor_digest
-from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.predictor import ScorerConfig, make_scorer
+from prtool.trainer.prompts import VisualTokens
+from prtool.trainer.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.vit import VisionTower
 
 CONTEXT = 16
 
@@ -46,7 +50,47 @@ def make_source(kind: str, *, classes: bool = False, scorer: nn.Module | None = 
     torch.manual_seed(3)
     chosen = scorer or LinearScorer(tower.width, tower.prefix_tokens)
     pruned = PrunedEncoder(tower, [chosen], tower.prune_spec((location,))).eval().requires_grad_(False)
-    model = DualEncoder(
+    names, templates = (("cat", "hot_dog", "car"), ("a photo of a {}.", "{} texture.")) if classes else ((), ())
+    return ExportSource(_dual_encoder(kind, visual, tower), pruned, "linear", False, 1000, names, templates)
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """Pruning at several locations, and learnable tokens.
+
+    Attributes:
+        locations: 1-based.
+        later: for each location behind the first, "first" for its order or "own" for a transformer.
+        tokens, layers, first: learnable tokens, in so many blocks, from the 1-based block on; 0 tokens for none.
+        drops: as a PruneSpec has them.
+    """
+
+    locations: tuple[int, ...] = (1, 2, 3)
+    later: tuple[str, ...] = ("first", "own")
+    tokens: int = 0
+    layers: int = 1
+    first: int = 1
+    drops: tuple[int, ...] = ()
+
+
+def progressive_source(kind: str, shape: Progressive, *, classes: bool = False) -> ExportSource:
+    """A source that prunes at several locations, with learnable tokens if any."""
+    visual = timm_visual(kind) if kind in TIMM else open_clip_visual(kind, quick_gelu=True)
+    tower = tower_of(visual)
+    torch.manual_seed(3)
+    small = ScorerConfig(arch="transformer", channels=16, channel_hidden=32, heads=2)
+    makers = {"first": lambda: FirstOrder(tower.prefix_tokens), "own": lambda: make_scorer(small, tower.width, tower.patches, tower.prefix_tokens)}
+    scorers = [LinearScorer(tower.width, tower.prefix_tokens), *(makers[name]() for name in shape.later)]
+    values = torch.randn(shape.layers, shape.tokens, tower.width, generator=torch.Generator().manual_seed(7))
+    visual_tokens = VisualTokens(values, shape.first) if shape.tokens else None
+    spec = replace(tower.prune_spec(shape.locations, shape.tokens), appended_from=shape.first if shape.tokens else 1, drops=shape.drops)
+    pruned = PrunedEncoder(tower, scorers, spec, visual_tokens).eval().requires_grad_(False)
+    names, templates = (("cat", "hot_dog", "car"), ("a photo of a {}.",)) if classes else ((), ())
+    return ExportSource(_dual_encoder(kind, visual, tower), pruned, "linear", False, 1000, names, templates)
+
+
+def _dual_encoder(kind: str, visual: nn.Module, tower: VisionTower) -> DualEncoder:
+    return DualEncoder(
         name=f"test {kind}",
         pretrained="",
         tower=tower,
@@ -58,5 +102,3 @@ def make_source(kind: str, *, classes: bool = False, scorer: nn.Module | None = 
         weights_sha256=tensor_digest(visual),
         context_length=CONTEXT,
     )
-    names, templates = (("cat", "hot_dog", "car"), ("a photo of a {}.", "{} texture.")) if classes else ((), ())
-    return ExportSource(model, pruned, "linear", False, 1000, names, templates)

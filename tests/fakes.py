@@ -37,10 +37,11 @@ class FakeEncoder:
         self.batches.append(len(pixels))
         return np.stack([np.array([*(channel.mean() for channel in image), self.manifest.resolve(keep)], np.float32) for image in pixels])
 
-    def kept(self, pixels: npt.NDArray[np.float32], keep: Keep) -> npt.NDArray[np.int64]:
-        """(batch, k) indices, by falling brightness."""
+    def survivors(self, pixels: npt.NDArray[np.float32], keep: Keep) -> tuple[npt.NDArray[np.int64], ...]:
+        """(batch, k) indices for each location, by falling brightness."""
         rows, columns = self.manifest.prune.grid
         height, width = pixels.shape[2] // rows, pixels.shape[3] // columns
         patches = pixels[:, :, : rows * height, : columns * width].reshape(len(pixels), 3, rows, height, columns, width)
         brightness = patches.mean(axis=(1, 3, 5)).reshape(len(pixels), -1)
-        return np.argsort(-brightness, axis=1, kind="stable")[:, : self.manifest.resolve(keep)]
+        order = np.argsort(-brightness, axis=1, kind="stable")
+        return tuple(order[:, :k] for k in self.manifest.counts(keep))

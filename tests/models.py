@@ -78,6 +78,16 @@ class TinyModel:
         """The reference: one image at a time, plain loops for patches and selection, float64."""
         return np.stack([self._embed_one(image.astype(np.float64), counts) for image in pixels])
 
+    def embed_full(self, pixels: F32) -> F64:
+        """The reference of FULL: every patch, and no learnable token."""
+        rows = []
+        for image in pixels:
+            tokens = self._tokens(image.astype(np.float64))[: self.prefix_tokens + self.patches]
+            for block in range(len(self.locations) + 1):
+                tokens = self._block(tokens, block)
+            rows.append(_normalised(tokens[0] @ self.weights["head"]))
+        return np.stack(rows)
+
     def scores(self, pixels: F32) -> F64:
         """(batch, patches) scores at the first location."""
         return np.stack([self._scores(self._block(self._tokens(image.astype(np.float64)), 0), 0) for image in pixels])
@@ -238,7 +248,9 @@ def write_graphs(root: Path, model: TinyModel) -> dict[str, GraphSpec]:
 
 def _whole(maker: GraphMaker, path: Path, pruned: bool) -> GraphSpec:
     last = len(maker.model.locations)
-    tokens = maker.block(maker.tokens("pixels"), 0)
+    embedded = maker.tokens("pixels")
+    # The unpruned model has no learnable tokens either.
+    tokens = maker.block(embedded if pruned else maker.part(embedded, 0, maker.model.prefix_tokens + maker.model.patches), 0)
     for place in range(last):
         if pruned:
             k = maker.op("Slice", "k", maker.ints(place), maker.ints(place + 1))

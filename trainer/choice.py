@@ -36,7 +36,7 @@ class ChoiceConfig:
         floor: attention weight of a rival, as a share of a kept patch's.
     """
 
-    steps: int = 300
+    steps: int = 200
     batch: int = 16
     lr: float = 2e-3
     final_lr: float = 2e-4
@@ -88,7 +88,7 @@ class ChoiceImages:
         """Runs the whole sequences, given the tokens that enter `location`; `progress` hears about images."""
         device, found = next(tower.parameters()).device, []
         with stage(told := progress or SilentProgress(), "computing unpruned embeddings (images)", len(features)):
-            for part in torch.arange(len(features)).split(_JUDGE_BATCH):
+            for part in torch.split(torch.arange(len(features)), _JUDGE_BATCH):
                 tokens = features.batch(part.tolist()).to(device)
                 found.append(functional.normalize(tower.leave(tokens, location), dim=-1).cpu())
                 told.advance(len(part))
@@ -145,7 +145,7 @@ class ChoiceLesson:
         """Mean cosine of the validation images at the middle of the range of keeps, patches really dropped."""
         device, total = next(scorer.parameters()).device, 0.0
         share = (self._config.keep_low + self._config.keep_high) / 2
-        for part in torch.arange(len(self._val.unpruned)).split(_JUDGE_BATCH):
+        for part in torch.split(torch.arange(len(self._val.unpruned)), _JUDGE_BATCH):
             tokens = self._val.features.batch(part.tolist()).to(device)
             scores = self._chooser(scorer, tokens.shape[1] - scorer.prefix_tokens)(tokens)
             kept = gather(tokens, select(scores, max(1, round(share * scores.shape[1]))), scorer.prefix_tokens)

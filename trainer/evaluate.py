@@ -1,33 +1,36 @@
-"""Evaluation: zero-shot accuracy against keep rate, for several ways of choosing patches on the same tokens."""
+"""Evaluation: zero-shot accuracy against keep rate, for several ways of spending fewer tokens on the same images."""
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from prtool import __version__
 from prtool.errors import ConfigError, ShapeError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
-from prtool.trainer.baselines.base import Entered, Method, RankingMethod
+from prtool.trainer.baselines.base import AdaptiveMethod, Counts, Entered, Method, RankingMethod
 from prtool.trainer.baselines.golden import Golden
 from prtool.trainer.baselines.patch_ranking import PatchRanking
-from prtool.trainer.baselines.registry import GOLDEN, METHODS, Ingredients
-from prtool.trainer.checkpoint import Checkpoint, MatchRow
+from prtool.trainer.baselines.registry import GOLDEN, METHODS, TUNED, Ingredients
+from prtool.trainer.checkpoint import Checkpoint, MatchRow, untuned
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.data import SPLITS, ImageSet, load_split, pixel_batches
+from prtool.trainer.data import SPLITS, ImageSet, load_split, pixel_batches, templates_for
+from prtool.trainer.eval_ledger import Ledger, digest
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.golden import GoldenConfig
 from prtool.trainer.golden_store import rank_images
 from prtool.trainer.matching import constant_ranking, matching_rate, random_rate
 from prtool.trainer.model import DualEncoder
-from prtool.trainer.predictor import PatchScorer
-from prtool.trainer.spread import SpreadScorer
+from prtool.trainer.pruned import PrunedEncoder
 
 __all__ = ["EvalConfig", "EvalReport", "EvalRow", "Pruner", "evaluate", "evaluate_run", "matching_table"]
 
+CALIBRATION_IMAGES = 128
+"""Images on which a method that spends differently on each one is fitted to its budget."""
 _ONE_POINT = 1.0
 
 
@@ -42,7 +45,8 @@ class EvalConfig:
         images: at most this many, drawn by the seed; 0 takes all.
         batch: images encoded at once; results do not depend on it, and a CPU is fastest with small ones (16 by 20 % over 32).
         seed: of random choices and of the subset of images.
-        templates: prompts with one {} each; empty takes the run's.
+        templates: prompts with one {} each; empty takes the run's, or for data of other classes that data's own.
+        store: folder in which an unfinished evaluation is kept, to go on with; None keeps none, and `evaluate_run` takes the run's.
     """
 
     split: str = "test"
@@ -52,6 +56,7 @@ class EvalConfig:
     batch: int = 16
     seed: int = 0
     templates: tuple[str, ...] = ()
+    store: Path | None = None
 
     def __post_init__(self) -> None:
         known = (*METHODS, GOLDEN)
@@ -72,28 +77,40 @@ class EvalConfig:
 
 @dataclass(frozen=True, slots=True)
 class Pruner:
-    """What decides at the location.
+    """What decides at the locations.
 
     Attributes:
-        spec: where tokens drop.
-        scorer: the predictor, on the model's device; None where only other methods are compared.
+        spec: where tokens drop, without learnable tokens.
+        scorers: the predictors, one for each location, on the model's device; () where only other methods are compared.
         trained: False for a freshly initialised predictor, whose choice of patches means nothing.
-        golden: how the oracle searches; its location must be the spec's.
+        golden: how the oracle searches; its location must be the spec's first.
         cache: folder of golden rankings, or None to keep none.
+        tuned: the encoder with learnable tokens, or None.
+        tuned_classes: (classes, E) float32, L2-normalised class embeddings with the learned context, or None.
     """
 
     spec: PruneSpec
-    scorer: PatchScorer | SpreadScorer | None = None
+    scorers: tuple[nn.Module, ...] = ()
     trained: bool = True
     golden: GoldenConfig = field(default_factory=GoldenConfig)
     cache: Path | None = None
+    tuned: PrunedEncoder | None = None
+    tuned_classes: Tensor | None = None
 
     @classmethod
     def of_run(cls, checkpoint: Checkpoint, run: Path, split: str, device: torch.device) -> "Pruner":
-        """The predictor and golden search of a run; rankings of images lie in the run's folder, beside those it trained on."""
+        """The predictors and golden search of a run; rankings of images lie in the run's folder, beside those it trained on."""
         settings = replace(TrainConfig.from_json(checkpoint.config).golden, location=checkpoint.prune.locations[0])
-        scorer = checkpoint.chooser().to(device)
-        return cls(checkpoint.prune, scorer, checkpoint.scorer_trained, settings, run / "golden" / split)
+        scorers = tuple(scorer.to(device).eval() for scorer in checkpoint.choosers())
+        return cls(untuned(checkpoint.prune), scorers, checkpoint.scorer_trained, settings, run / "golden" / split)
+
+    def with_tokens(self, checkpoint: Checkpoint, model: DualEncoder, classnames: Sequence[str]) -> "Pruner":
+        """The same with the run's learnable tokens, where it has some."""
+        tokens = checkpoint.tokens
+        if not tokens.visual and not tokens.text:
+            return self
+        classes = checkpoint.class_embeddings(model, classnames) if tokens.text else None
+        return replace(self, tuned=checkpoint.pruned_encoder(model), tuned_classes=classes)
 
 
 def evaluate_run(run: Path, data: Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
@@ -108,17 +125,22 @@ def evaluate_run(run: Path, data: Path | None, config: EvalConfig, progress: Pro
     Raises:
         CheckpointError: no checkpoint, or a damaged one.
         ConfigError: neither the run nor the call names data, or a method does not suit the model.
-        DataError: the data cannot be read; ImageError names an image that cannot be decoded.
+        DataError: the data cannot be read or has no labels; ImageError names an image that cannot be decoded.
     """
     checkpoint = Checkpoint.load(run)
     if data is None and not checkpoint.data.root:
         raise ConfigError(f"{run} was made without data, so there is nothing to evaluate on; give --data DIR")
     images = load_split(data or checkpoint.data.root, config.split)
+    images.require_labels("accuracy")
     wanted = TrainConfig.from_json(checkpoint.config).device
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
     model = checkpoint.load_model(str(device))
-    classes = model.class_embeddings(images.classnames, config.templates or checkpoint.templates)
+    own = data is None or tuple(images.classnames) == checkpoint.classnames
+    classes = model.class_embeddings(images.classnames, config.templates or (checkpoint.templates if own else templates_for(data)))
     pruner = Pruner.of_run(checkpoint, run, config.split, device)
+    if TUNED in config.methods:
+        pruner = pruner.with_tokens(checkpoint, model, images.classnames)
+    config = replace(config, store=config.store or run / "eval" / config.split)
     report = evaluate(model, pruner, images, classes, config, progress)
     return replace(report, notes=(*report.notes, *_run_notes(checkpoint, images, config)))
 
@@ -129,7 +151,8 @@ def evaluate(
 ) -> EvalReport:
     """Accuracy, cost and closeness to the unpruned embedding for each method and keep rate.
 
-    Every image enters the location once, in float32; all methods and keep rates start from those tokens.
+    Every image is embedded and runs unpruned once, in float32; all methods and keep rates start from its tokens. Where
+    `config.store` is a folder, an evaluation that was interrupted goes on where it stopped.
 
     Args:
         model: the frozen encoder.
@@ -147,30 +170,30 @@ def evaluate(
     if classes.shape != (len(images.classnames), model.tower.embed_dim):
         wanted = (len(images.classnames), model.tower.embed_dim)
         raise ShapeError(f"class embeddings have shape {tuple(classes.shape)}, but {wanted} is needed: one row for each class name")
-    counts = _counts(config.keeps, pruner.spec.patches)
-    ingredients = Ingredients(model.tower, pruner.scorer, config.seed)
+    counts = _counts(config.keeps, pruner.spec)
+    ingredients = Ingredients(model.tower, pruner.scorers, config.seed, pruner.tuned, pruner.tuned_classes)
     # Every other method is made before the images are ranked: what cannot run should say so at once.
-    methods: dict[str, Method] = {name: METHODS[name](ingredients) for name in config.methods if name != GOLDEN}
+    methods = {name: METHODS[name](ingredients) for name in config.methods if name != GOLDEN}
     chosen = images.take(config.images, config.seed)
     golden = _rank(model, pruner, chosen, classes, progress) if GOLDEN in config.methods else None
     if golden is not None:
         methods[GOLDEN] = Golden(golden)
-    task = _Task(model, pruner.spec, chosen, classes, [methods[name] for name in config.methods], counts)
-    found = _Found()
-    for entered in _entered(model, pruner.spec, chosen, config.batch, progress):
-        _measure(task, entered, found)
-    rows = _rows(task, config.keeps, found, golden)
+    task = _Task(model, pruner.spec, chosen, classes, [methods[name] for name in config.methods], counts, golden)
+    ledger = Ledger(len(chosen), config.store, _identity(task, pruner, config))
+    _fill(task, ledger, config.batch, progress)
+    rows = _rows(task, config.keeps, ledger)
+    ledger.remove()
     return EvalReport(
         rows=rows,
         model=model.name,
         pretrained=model.pretrained,
         weights_sha256=model.weights_sha256,
-        data=str(images.root),
+        data=images.origin or str(images.root),
         split=config.split,
         seed=config.seed,
-        location=pruner.spec.locations[0],
+        locations=pruner.spec.locations,
         patches=pruner.spec.patches,
-        predictor_trained=None if pruner.scorer is None else pruner.trained,
+        predictor_trained=pruner.trained if pruner.scorers else None,
         notes=_notes(model, pruner, config, rows[0]),
     )
 
@@ -179,11 +202,11 @@ def evaluate(
 def matching_table(
     model: DualEncoder, pruner: Pruner, images: ImageSet, training: Tensor, counts: Sequence[int], progress: Progress | None = None
 ) -> tuple[MatchRow, ...]:
-    """Matching rates @m of the predictor on `images`, beside a random and a constant (mean-rank) order's.
+    """Matching rates @m of the first location's predictor on `images`, beside a random and a constant (mean-rank) order's.
 
     Args:
         model: the frozen encoder.
-        pruner: predictor and golden search (by score "feature", which needs no classes).
+        pruner: predictors and golden search (by score "feature", which needs no classes).
         images: ranked here, or read from the pruner's cache.
         training: (images, N) golden rankings of the training images, for the constant order.
         counts: the m, each 1 to N.
@@ -192,13 +215,15 @@ def matching_table(
     Raises:
         ConfigError: there is no predictor.
     """
-    if pruner.scorer is None:
+    if not pruner.scorers:
         raise ConfigError("the matching rate is a predictor's, but there is none; train one")
-    method = PatchRanking(pruner.scorer)
+    method = PatchRanking(pruner.scorers)
     progress = progress or SilentProgress()
     golden = _rank(model, pruner, images, None, progress)
-    entered = _entered(model, pruner.spec, images, EvalConfig().batch, progress)
-    order = torch.cat([method.order(batch).cpu() for batch in entered])
+    with stage(progress, "evaluating (images)", len(images)):
+        entered = _entered(model, pruner.spec, images, range(len(images)), EvalConfig().batch)
+        orders = [_told(progress, method.order(batch).cpu()) for batch in entered]
+    order = torch.cat(orders)
     constant = constant_ranking(training)
     patches = pruner.spec.patches
     return tuple(MatchRow(m, matching_rate(order, golden, m), random_rate(patches, m), matching_rate(constant, golden, m)) for m in counts)
@@ -206,82 +231,112 @@ def matching_table(
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """What one pass over the images works on; `counts` are the numbers of patches kept."""
+    """What one pass over the images works on; `counts` are the patches kept at each location, for each keep."""
 
     model: DualEncoder
     spec: PruneSpec
     images: ImageSet
     classes: Tensor
-    methods: Sequence[Method]
-    counts: Sequence[int]
+    methods: Sequence[Method | AdaptiveMethod]
+    counts: Sequence[Counts]
+    golden: Tensor | None
 
 
-@dataclass(slots=True)
-class _Tally:
-    """Sums over images for one method and k."""
-
-    correct: int = 0
-    cosine: float = 0.0
-
-    def add(self, embedding: Tensor, unpruned: Tensor, labels: Tensor, logits: Tensor) -> None:
-        self.correct += int((logits.argmax(dim=1) == labels).sum())
-        self.cosine += float((embedding * unpruned).sum(dim=1).double().sum())
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """Tallies by method name and k, the unpruned encoder's as (UNPRUNED, N), and the orders of methods that rank."""
-
-    tallies: dict[tuple[str, int], _Tally] = field(default_factory=dict)
-    orders: dict[str, list[Tensor]] = field(default_factory=dict)
-
-    def order(self, method: Method) -> Tensor:
-        """(images, N) int16, best first."""
-        return torch.cat(self.orders[method.name])
+def _identity(task: _Task, pruner: Pruner, config: EvalConfig) -> dict[str, object]:
+    """Everything that a value of the ledger depends on."""
+    made_of = {"classes": task.classes, "golden": task.golden, "tuned classes": pruner.tuned_classes, "tuned": pruner.tuned}
+    model = task.model
+    return {
+        "version": __version__,
+        "model": [model.name, model.weights_sha256, model.logit_scale, model.logit_bias, asdict(model.preprocess)],
+        "spec": asdict(task.spec),
+        "images": task.images.digest(),
+        "made of": {name: digest(part) for name, part in made_of.items()},
+        "scorers": [digest(scorer) for scorer in pruner.scorers],
+        "asked": [config.methods, task.counts, config.seed],
+    }
 
 
-def _entered(model: DualEncoder, spec: PruneSpec, images: ImageSet, batch: int, progress: Progress) -> Iterator[Entered]:
-    """Each batch of images at the location."""
+def _entered(model: DualEncoder, spec: PruneSpec, images: ImageSet, indices: Sequence[int], batch: int) -> Iterator[Entered]:
+    """Each batch of images at the first location."""
     device = next(model.tower.parameters()).device
-    with stage(progress, "evaluating (images)", len(images)):
-        for indices, pixels in pixel_batches(images, model.preprocess, range(len(images)), batch):
-            tokens = model.tower.enter(pixels.to(device), spec.locations[0])
-            yield Entered(tokens, tuple(indices), model.tower, spec)
-            progress.advance(len(indices))
+    for chosen, pixels in pixel_batches(images, model.preprocess, indices, batch):
+        yield Entered.of(model.tower, pixels.to(device), chosen, spec)
 
 
-def _measure(task: _Task, entered: Entered, found: _Found) -> None:
+def _told(progress: Progress, order: Tensor) -> Tensor:
+    progress.advance(len(order))
+    return order
+
+
+def _fill(task: _Task, ledger: Ledger, batch: int, progress: Progress) -> None:
+    """Evaluates the images that the ledger misses."""
+    missing = ledger.missing()
+    adaptive = [method for method in task.methods if isinstance(method, AdaptiveMethod)]
+    if adaptive and missing:
+        sample = _sample(task, batch)
+        with stage(progress, "calibrating (methods)", len(adaptive)):
+            for method in adaptive:
+                method.calibrate(sample, task.counts)
+                progress.advance()
+    with stage(progress, "evaluating (images)", len(task.images)):
+        progress.advance(len(task.images) - len(missing))
+        for entered in _entered(task.model, task.spec, task.images, missing, batch):
+            _measure(task, entered, ledger)
+            ledger.close(entered.indices)
+            progress.advance(len(entered.indices))
+
+
+def _sample(task: _Task, batch: int) -> Entered:
+    """Images at equal distances in the set, which may be sorted by class."""
+    count = min(CALIBRATION_IMAGES, len(task.images))
+    chosen = [place * len(task.images) // count for place in range(count)]
+    parts = list(_entered(task.model, task.spec, task.images, chosen, batch))
+    embedded, tokens = torch.cat([part.embedded for part in parts]), torch.cat([part.tokens for part in parts])
+    return Entered(embedded, tokens, tuple(chosen), task.model.tower, task.spec)
+
+
+def _cell(method: str, counts: Counts, what: str) -> str:
+    return f"{method}@{'-'.join(map(str, counts))}/{what}"
+
+
+def _measure(task: _Task, entered: Entered, ledger: Ledger) -> None:
     labels = torch.tensor([task.images.labels[index] for index in entered.indices], device=entered.tokens.device)
-    unpruned = entered.leave(entered.tokens)
 
-    def add(name: str, k: int, embedding: Tensor) -> None:
-        tally = found.tallies.setdefault((name, k), _Tally())
-        tally.add(embedding, unpruned, labels, task.model.logits(embedding, task.classes))
+    def put(name: str, counts: Counts, embedding: Tensor, classes: Tensor) -> None:
+        right = task.model.logits(embedding, classes).argmax(dim=1) == labels
+        ledger.put(_cell(name, counts, "right"), entered.indices, right)
+        ledger.put(_cell(name, counts, "cosine"), entered.indices, (embedding * entered.unpruned).sum(dim=1))
 
-    add(UNPRUNED, task.spec.patches, unpruned)
+    put(UNPRUNED, (), entered.unpruned, task.classes)
     for method in task.methods:
-        if not isinstance(method, RankingMethod):
-            for k in task.counts:
-                add(method.name, k, method.encode(entered, k))
-            continue
-        order = method.order(entered)
-        found.orders.setdefault(method.name, []).append(order.to("cpu", torch.int16))
-        for k in task.counts:
-            # Keeping every patch is the unpruned encoder, whatever the order: attention does not see it.
-            add(method.name, k, unpruned if k == task.spec.patches else entered.keep_patches(order[:, :k]))
+        for counts in task.counts:
+            put(method.name, counts, method.encode(entered, counts), task.classes if method.classes is None else method.classes)
+            if isinstance(method, AdaptiveMethod):
+                ledger.put(_cell(method.name, counts, "gmacs"), entered.indices, method.spent(entered, counts))
+        if task.golden is not None and isinstance(method, RankingMethod):
+            ledger.put(f"{method.name}/order", entered.indices, method.order(entered).to(torch.int16))
 
 
-def _rows(task: _Task, keeps: Sequence[Keep], found: _Found, golden: Tensor | None) -> tuple[EvalRow, ...]:
-    spec, cost, images = task.spec, task.model.tower.cost(), len(task.images)
-    tally = found.tallies[UNPRUNED, spec.patches]
-    rows = [EvalRow(UNPRUNED, 1.0, 100 * tally.correct / images, images, cost.full_gmacs(spec), None, tally.cosine / images)]
+def _rows(task: _Task, keeps: Sequence[Keep], ledger: Ledger) -> tuple[EvalRow, ...]:
+    cost, images = task.model.tower.cost(), len(task.images)
+    before = ledger.column(_cell(UNPRUNED, (), "right"))
+
+    def row(method: str, keep: float, counts: Counts, gmacs: float, matching: float | None) -> EvalRow:
+        right, cosine = ledger.column(_cell(method, counts, "right")), float(ledger.column(_cell(method, counts, "cosine")).double().mean())
+        accuracy, lost, won = 100 * int(right.sum()) / images, int((before & ~right).sum()), int((right & ~before).sum())
+        return EvalRow(method, keep, accuracy, images, gmacs, matching, cosine, lost, won)
+
+    rows = [row(UNPRUNED, 1.0, (), cost.full_gmacs(task.spec), None)]
     for method in task.methods:
-        for keep, k in zip(keeps, task.counts, strict=True):
-            tally = found.tallies[method.name, k]
-            matching = None if golden is None or method.name not in found.orders else matching_rate(found.order(method), golden, k)
-            share = k / spec.patches if keep.is_count else keep.value
-            accuracy = 100 * tally.correct / images
-            rows.append(EvalRow(method.name, share, accuracy, images, method.gmacs(cost, spec, k), matching, tally.cosine / images))
+        for keep, counts in zip(keeps, task.counts, strict=True):
+            matching = None
+            if task.golden is not None and isinstance(method, RankingMethod):
+                matching = matching_rate(ledger.column(f"{method.name}/order"), task.golden, counts[0])
+            adaptive = isinstance(method, AdaptiveMethod)
+            gmacs = float(ledger.column(_cell(method.name, counts, "gmacs")).mean()) if adaptive else method.gmacs(cost, task.spec, counts)
+            share = counts[-1] / task.spec.patches if keep.is_count else keep.value
+            rows.append(row(method.name, share, counts, gmacs, matching))
     return tuple(rows)
 
 
@@ -292,17 +347,17 @@ def _rank(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tensor 
     return rank_images(model, images, pruner.golden, pruner.cache, classes, progress).ranking.long()
 
 
-def _counts(keeps: Sequence[Keep], patches: int) -> tuple[int, ...]:
-    counts = tuple(keep.resolve(patches) for keep in keeps)
+def _counts(keeps: Sequence[Keep], spec: PruneSpec) -> tuple[Counts, ...]:
+    counts = tuple(spec.counts(keep) for keep in keeps)
     if len(set(counts)) != len(counts):
-        listed = ", ".join(f"{keep} = {k} patches" for keep, k in zip(keeps, counts, strict=True))
+        listed = ", ".join(f"{keep} = {kept[-1]} patches" for keep, kept in zip(keeps, counts, strict=True))
         raise ConfigError(f"two keeps are the same number of patches ({listed}); give each once")
     return counts
 
 
 def _notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: EvalRow) -> tuple[str, ...]:
     notes: list[str] = []
-    if "patch-ranking" in config.methods and not pruner.trained:
+    if {"patch-ranking", TUNED} & set(config.methods) and not pruner.trained:
         notes.append("the predictor is freshly initialised and untrained: the patches that patch-ranking keeps, and its accuracy, mean nothing")
     if not model.pretrained and ":" not in model.name:
         notes.append(f"{model.name} has random weights: every accuracy here is chance")
@@ -312,6 +367,13 @@ def _notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: Eva
             f"golden is an oracle: it tried each image without each patch (score {how.score}, groups of {how.group} x {how.group}, {steps}); "
             "that search is not part of its GMACs"
         )
+    if "a-vit" in config.methods:
+        count = min(CALIBRATION_IMAGES, unpruned.images)
+        notes.append(
+            f"a-vit keeps another number of patches of each image; its threshold is fitted to the budget on {count} of these images, without labels"
+        )
+    if TUNED in config.methods:
+        notes.append(f"{TUNED} keeps its learnable tokens on top of the patches; its drop is against the unpruned encoder without tuning")
     share = unpruned.accuracy / 100
     error = 100 * math.sqrt(share * (1 - share) / unpruned.images)
     if error >= _ONE_POINT:
@@ -320,8 +382,8 @@ def _notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: Eva
 
 
 def _run_notes(checkpoint: Checkpoint, images: ImageSet, config: EvalConfig) -> list[str]:
-    notes = []
-    root = str(images.root.resolve())
+    notes = [images.note] if images.note else []
+    root = images.origin or str(images.root.resolve())
     if root == checkpoint.data.root and config.split == "train" and checkpoint.scorer_trained:
         notes.append("the predictor was trained on these images; --split test shows what it does on new ones")
     if root != checkpoint.data.root and checkpoint.scorer_trained:

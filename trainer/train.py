@@ -212,13 +212,14 @@ def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence
     config, later = run.config, place > 0
     scorer = scorer.to(next(run.model.tower.parameters()).device)
     state = run.folder / (f"fit-{place}.safetensors" if later else "fit.safetensors")
-    learned, judged = _features(run, place)
+    tokens = _features(run, place)
     if config.target == RANKING:
-        examples = [Examples(tokens, golden.ranking, golden.scores) for tokens, golden in zip((learned, judged), rankings[place], strict=True)]
-        return fit(scorer, *examples, replace(config.fit, subsets=later), state, run.progress)
-    location = _scored_locations(config)[place]
-    images = [ChoiceImages.of(run.model.tower, location, tokens, run.progress) for tokens in (learned, judged)]
-    lesson = ChoiceLesson(run.model.tower, location, *images, config.choice, None if later else config.scorer.spread)
+        golden = rankings[place]
+        learned, judged = (Examples(tokens[part], golden[part].ranking, golden[part].scores) for part in (0, 1))
+        return fit(scorer, learned, judged, replace(config.fit, subsets=later), state, run.progress)
+    tower, location = run.model.tower, _scored_locations(config)[place]
+    seen, held = (ChoiceImages.of(tower, location, part, run.progress) for part in tokens)
+    lesson = ChoiceLesson(tower, location, seen, held, config.choice, None if later else config.scorer.spread)
     return learn(scorer, lesson, config.choice.schedule(config.fit, len(lesson)), state, run.progress)
 
 

@@ -8,6 +8,7 @@ from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import ConfigError, PrtoolError
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
 from prtool.runtime.machine import available_memory_mib
+from prtool.runtime.pipeline import roles_after_selection
 
 _ROLES = {"full": ("full",), "fused": ("fused",)}
 
@@ -102,8 +103,7 @@ def _check(bundle: Bundle, config: BenchConfig, offer: Offer) -> None:
 
 
 def _roles(bundle: Bundle, config: BenchConfig) -> list[str]:
-    middle = len(bundle.manifest.prune.locations) - 1
-    split = ("pre", *(f"mid_{place}" for place in range(1, middle + 1)), "post")
+    split = ("pre", *roles_after_selection(bundle.manifest.prune))
     return [role for mode in (BASELINE_MODE, *config.modes) for role in _ROLES.get(mode, split)]
 
 

@@ -15,16 +15,23 @@ from prtool.bundle import Bundle
 from prtool.engines.base import Engine, EngineOptions, ShapeRange
 from prtool.engines.registry import ENGINES, available, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
+from prtool.runtime.select import gather, select
 
 MODEL = TinyModel()
 Opener = Callable[..., Engine]
 # For engines that compile ahead: every size that a test asks for.
-RANGES = {"batch": ShapeRange(1, 2, 8), "tokens": ShapeRange(2, 10, 17), "k": ShapeRange(1, 9, 16)}
+RANGES = {"batch": ShapeRange(1, 2, 8), "tokens": ShapeRange(2, 10, 19), "k": ShapeRange(1, 9, 16)}
+PROGRESSIVE = TinyModel((2, 3, 4), prefix_tokens=2, appended_tokens=1)
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return tiny_bundle(tmp_path_factory.mktemp("engines") / "bundle", MODEL)
+
+
+@pytest.fixture(scope="module")
+def progressive(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("engines") / "progressive", PROGRESSIVE)
 
 
 # Engines that take seconds to minutes for their first call.
@@ -43,6 +50,16 @@ def engine_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def opener(engine_name: str, bundle: Bundle, tmp_path: Path) -> Iterator[Opener]:
     """Opens one role of the bundle; closes it after the test."""
+    yield from openings(engine_name, bundle, tmp_path)
+
+
+@pytest.fixture
+def progressive_opener(engine_name: str, progressive: Bundle, tmp_path: Path) -> Iterator[Opener]:
+    """The same of a bundle with three locations and learnable tokens."""
+    yield from openings(engine_name, progressive, tmp_path)
+
+
+def openings(engine_name: str, bundle: Bundle, tmp_path: Path) -> Iterator[Opener]:
     opened: list[Engine] = []
     usual = EngineOptions(threads=2, cache=tmp_path / "engines", profiles=(RANGES,))
 
@@ -68,6 +85,27 @@ def test_outputs_equal_numpy_at_every_batch_and_count(opener: Opener) -> None:
         assert set(outputs) == {"embedding"}
         assert outputs["embedding"].dtype == np.float32
         np.testing.assert_allclose(outputs["embedding"], MODEL.embed(pixels, (k,)), atol=1e-5)
+
+
+def test_a_count_for_each_location(progressive_opener: Opener) -> None:
+    engine = progressive_opener("fused")
+    for batch, counts in ((1, (16, 16, 16)), (3, (12, 8, 4)), (2, (5, 5, 1))):
+        pixels = PROGRESSIVE.pixels(batch, seed=batch)
+        outputs = engine.run({"pixels": pixels, "k": np.array(counts, np.int64)})
+        np.testing.assert_allclose(outputs["embedding"], PROGRESSIVE.embed(pixels, counts), atol=1e-5)
+    with pytest.raises(ShapeError, match=r"k has shape \(2,\)"):
+        engine.run({"pixels": PROGRESSIVE.pixels(1), "k": np.array([8, 4], np.int64)})
+
+
+def test_stages_in_a_row_equal_numpy(progressive_opener: Opener) -> None:
+    """PRE, two middle graphs at lengths of their own, and POST; selection between them is the runtime's."""
+    pixels, counts = PROGRESSIVE.pixels(3), (11, 7, 2)
+    outputs, name = progressive_opener("pre").run({"pixels": pixels}), "tokens"
+    for role, k in zip(("mid_1", "mid_2", "post"), counts, strict=True):
+        outputs, name = progressive_opener(role).run({"tokens": gather(outputs[name], select(outputs["scores"], k), 2, 1)}), "tokens_out"
+        if role != "post":
+            assert {output: array.shape for output, array in outputs.items()} == {"tokens_out": (3, 3 + k, 12), "scores": (3, k)}
+    np.testing.assert_allclose(outputs["embedding"], PROGRESSIVE.embed(pixels, counts), atol=1e-5)
 
 
 def test_every_output_is_named(opener: Opener) -> None:

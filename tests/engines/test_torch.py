@@ -51,6 +51,7 @@ CASES: list[tuple[str, Tensors, dict[str, Any]]] = [
     ("Div", [INTS, np.array(-3, np.int64)], {}),
     ("Pow", [POSITIVE, np.array(1.5, np.float32)], {}),
     ("Where", [BOOLS, FLOATS, POSITIVE], {}),
+    ("CumSum", [FLOATS, np.array(1, np.int64)], {}),
     ("ArgMax", [FLOATS], {"axis": 1, "keepdims": 0}),
     ("ArgMax", [FLOATS], {"axis": -1}),
     ("Cast", [FLOATS * 10], {"to": TensorProto.INT64}),

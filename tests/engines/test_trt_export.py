@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'prtool[tensorrt-rtx]'")
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript; pip install 'prtool[export]'")
 from click.testing import CliRunner
-from export_sources import make_source
+from export_sources import Progressive, make_source, progressive_source
 
 from prtool.bundle import Bundle
 from prtool.cli import app
@@ -20,10 +20,10 @@ from prtool.spec import Keep
 IMAGE_ROLES = {"pre", "post", "fused", "full"}
 
 
-def build_all(bundle: Bundle, precision: str, cache: Path, build: BuildOptions) -> int:
+def build_all(bundle: Bundle, precision: str, cache: Path, build: BuildOptions, roles: set[str] = IMAGE_ROLES) -> int:
     """The number of engines that exist on disk afterwards."""
     report = build_bundle(bundle, "trt-rtx", precision, EngineOptions(cache=cache, build=build), SilentProgress())
-    assert {item.role for item in report.graphs} == IMAGE_ROLES
+    assert {item.role for item in report.graphs} == roles
     assert all(item.built for item in report.graphs)
     return len(list(cache.glob("*/engine.plan")))
 
@@ -34,6 +34,17 @@ def test_every_precision_of_a_small_tower_builds(kind: str, tmp_path: Path) -> N
     bundle, build = Bundle.open(tmp_path / "bundle"), BuildOptions(batch=ShapeRange(1, 2, 4))
     counts = [build_all(bundle, precision, tmp_path / "cache", build) for precision in ("fp32", "fp16", "bf16")]
     assert counts == [4, 8, 12]
+
+
+def test_several_locations_and_learnable_tokens_build(tmp_path: Path) -> None:
+    """The order of the first location at one, a transformer at the next; and one narrow profile for each keep."""
+    source = progressive_source("cls", Progressive((2, 3, 4), ("first", "own"), tokens=2, layers=3))
+    export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), ("fp16",)), SilentProgress())
+    bundle, roles = Bundle.open(tmp_path / "bundle"), IMAGE_ROLES | {"mid_1", "mid_2"}
+    batch = ShapeRange(1, 2, 4)
+    assert build_all(bundle, "fp32", tmp_path / "cache", BuildOptions(batch=batch), roles) == 6
+    assert build_all(bundle, "fp16", tmp_path / "cache", BuildOptions(batch=batch), roles) == 12
+    assert build_all(bundle, "fp32", tmp_path / "narrow", BuildOptions(batch=batch, keeps=(10, 4)), roles) == 6
 
 
 def exported(name: str, folder: Path, precisions: str) -> Bundle:

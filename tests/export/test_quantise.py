@@ -45,23 +45,24 @@ def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bu
 def test_the_samples_are_what_the_graphs_are_given(source: ExportSource) -> None:
     pixels = images(20, 4)
     samples = calibration_samples(source.pruned, pixels, (16, 10))
-    assert [item["pixels"].shape[0] for item in samples.pre] == [8, 8, 4]
-    assert [item["tokens"].shape[1] for item in samples.post] == [17, 11, 17]
-    np.testing.assert_array_equal(np.concatenate([item["pixels"] for item in samples.pre]), pixels.numpy())
+    assert [item["pixels"].shape[0] for item in samples["pre"]] == [8, 8, 4]
+    assert [item["tokens"].shape[1] for item in samples["post"]] == [17, 11, 17]
+    np.testing.assert_array_equal(np.concatenate([item["pixels"] for item in samples["pre"]]), pixels.numpy())
 
 
 def test_products_are_8_bit_but_for_scores_and_head(source: ExportSource) -> None:
     plain = stages(source)
-    pre, post = at_precision(source, plain, "int8", Int8Request(images(24, 2), (16, 10), Int8Options()))
-    in_float = {node.name for node in (*scorer(stages(source, flat=False)[0].graph), *head(stages(source, flat=False)[1].graph))}
-    for model in (pre, post):
+    made = at_precision(source, plain, "int8", Int8Request(images(24, 2), (16, 10), Int8Options()))
+    unflat = stages(source, flat=False)
+    in_float = {node.name for node in (*scorer(unflat["pre"].graph), *head(unflat["post"].graph))}
+    for model in made.values():
         products = [node for node in model.graph if node.op_type in ("MatMul", "Conv")]
         rounded = [node for node in products if all(value is not None and _dequantised(value) for value in node.inputs[:2])]
         # Attention's probabilities stay float, and so the product that they enter.
-        mixing = {str(node.name) for node in products if (made := node.inputs[0].producer()) is not None and made.op_type == "Softmax"}
+        mixing = {str(node.name) for node in products if (maker := node.inputs[0].producer()) is not None and maker.op_type == "Softmax"}
         assert {str(node.name) for node in products} - {str(node.name) for node in rounded} <= in_float | mixing
         assert len(rounded) > 4
-    assert all(not _dequantised(value) for node in head(post.graph) for value in node.inputs if value is not None)
+    assert all(not _dequantised(value) for node in head(made["post"].graph) for value in node.inputs if value is not None)
 
 
 def _dequantised(value: ir.Value) -> bool:
@@ -116,7 +117,7 @@ def test_int8_without_images(source: ExportSource, tmp_path: Path) -> None:
 def test_without_nncf_the_pip_line_is_named(source: ExportSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nncf", None)
     with pytest.raises(EngineUnavailable, match=r"pip install 'prtool\[int8\]'"):
-        quantise.to_int8(stages(source)[1], [])
+        quantise.to_int8(stages(source)["post"], [])
 
 
 def test_bad_options() -> None:

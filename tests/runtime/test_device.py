@@ -41,7 +41,7 @@ def arrays(monkeypatch: pytest.MonkeyPatch) -> Iterator[device_fakes.FakeGpuArra
 
 
 def expected(model: TinyModel, pixels: np.ndarray, mode: str, k: int) -> np.ndarray:
-    return model.embed(pixels, model.spec.counts(Keep.count(k if mode != "full" else model.patches)))
+    return model.embed_full(pixels) if mode == "full" else model.embed(pixels, model.spec.counts(Keep.count(k)))
 
 
 @pytest.mark.parametrize("name", MODELS)

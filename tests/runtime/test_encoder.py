@@ -65,11 +65,11 @@ def test_pruned_modes_equal_numpy(bundles: dict[str, Bundle], name: str, mode: s
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_full_equals_keeping_every_patch(bundles: dict[str, Bundle], name: str) -> None:
+def test_full_keeps_every_patch_and_knows_no_learnable_tokens(bundles: dict[str, Bundle], name: str) -> None:
     pixels = MODELS[name].pixels(3)
-    with Encoder.load(bundles[name], mode="full") as full, Encoder.load(bundles[name]) as fused:
-        for keep in (None, 1.0, 16, Keep.ratio(1.0)):
-            np.testing.assert_allclose(full.encode_pixels(pixels, keep), fused.encode_pixels(pixels, 1.0), atol=1e-5)
+    with Encoder.load(bundles[name], mode="full") as full:
+        for keep in (None, 1.0, 16, Keep.ratio(1.0), (16,) * len(MODELS[name].locations)):
+            np.testing.assert_allclose(full.encode_pixels(pixels, keep), MODELS[name].embed_full(pixels), atol=1e-5)
         with pytest.raises(KeepError, match="mode 'full' drops nothing"):
             full.encode_pixels(pixels, 0.5)
 
@@ -100,6 +100,33 @@ def test_scores_and_kept_equal_numpy(bundles: dict[str, Bundle], name: str, keep
     with Encoder.load(bundles[name]) as encoder:
         np.testing.assert_allclose(encoder.scores(pixels), model.scores(pixels), atol=1e-5)
         assert encoder.kept(pixels, keep).tolist() == [model.kept(image.astype(np.float64), counts) for image in pixels]
+
+
+@pytest.mark.parametrize("counts", [(16, 9, 2), (5, 5, 5), (13, 4, 3)])
+def test_a_count_for_each_location(bundles: dict[str, Bundle], counts: tuple[int, ...]) -> None:
+    model, pixels = MODELS["three locations"], MODELS["three locations"].pixels(3)
+    for mode in ("fused", "split"):
+        with Encoder.load(bundles["three locations"], mode=mode) as encoder:
+            np.testing.assert_allclose(encoder.encode_pixels(pixels, counts), model.embed(pixels, counts), atol=1e-5)
+    with Encoder.load(bundles["three locations"]) as encoder:
+        survivors = encoder.survivors(pixels, counts)
+        assert tuple(left.shape[1] for left in survivors) == counts
+        assert all(set(after) <= set(before) for before, after in zip(survivors[0].tolist(), survivors[1].tolist(), strict=True))
+        assert survivors[2].tolist() == [model.kept(image.astype(np.float64), counts) for image in pixels]
+
+
+@pytest.mark.parametrize("counts", [(), (9,), (9, 8, 7, 6), (9, 10, 4), (17, 9, 4), (9, 8, 1), (9, 8, 0), (9, 8.0, 4), (True, True, True)])
+def test_counts_that_grow_or_do_not_fit(bundles: dict[str, Bundle], counts: tuple[int, ...]) -> None:
+    message = r"the locations 2, 3, 4 take 3 whole numbers that do not rise, from at most 16 .*such as \[14, 12, 10\]|allows 2 to 16|count = 0"
+    with Encoder.load(bundles["three locations"]) as encoder:
+        for call in (encoder.encode_pixels, encoder.kept, encoder.stages):
+            with pytest.raises(KeepError, match=message):
+                call(MODELS["three locations"].pixels(1), counts)
+
+
+def test_full_refuses_counts_that_drop(bundles: dict[str, Bundle]) -> None:
+    with Encoder.load(bundles["three locations"], mode="full") as full, pytest.raises(KeepError, match="mode 'full' drops nothing"):
+        full.encode_pixels(MODELS["three locations"].pixels(1), (16, 16, 9))
 
 
 def test_stages_end_in_the_embedding(bundles: dict[str, Bundle]) -> None:

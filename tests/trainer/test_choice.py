@@ -30,7 +30,7 @@ class Fixed(PatchScorer):
     def forward(self, tokens):
         return self.values.expand(len(tokens), -1)
 
-    def score(self, reduced):
+    def score(self, reduced):  # noqa: ARG002
         raise AssertionError
 
     def score_macs(self):

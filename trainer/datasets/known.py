@@ -46,7 +46,8 @@ class KnownSet:
     def explain(self, folder: Path) -> str:
         """The expected tree, and how to get the set, as the end of an error message."""
         split = f"{self.split_file} is linked in https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md" if self.split_file else ""
-        how = f"torchvision downloads it: prtool data download {self.name} -o {folder}" if self.torchvision else f"it cannot be downloaded for you: {self.source}"
+        command = f"prtool data download {self.name} -o {folder}"
+        how = f"torchvision downloads it: {command}" if self.torchvision else f"it cannot be downloaded for you: {self.source}"
         return "\n".join(["expected:", self.tree, *([split] if split else []), how])
 
 
