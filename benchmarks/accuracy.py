@@ -15,7 +15,6 @@ import click
 import numpy as np
 import numpy.typing as npt
 import torch
-from race.tome import MergedEncoder, schedule
 from results_file import in_one_line, keeps, named, publish_json, short, show, words
 
 from prtool.bundle import Bundle
@@ -29,6 +28,7 @@ from prtool.runtime.encoder import Encoder
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.runtime.preprocess import prepare_batch
 from prtool.spec import Keep
+from prtool.trainer.baselines.tome import MergedEncoder, schedule
 from prtool.trainer.data import load_split
 
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ def prepare(name: str, run: Path, data: Path, work: Path, precisions: tuple[str,
     if not (folder / "prtool.json").is_file() or set(precisions) - set(Bundle.open(folder).manifest.graphs):
         export_run(run, folder, ExportOptions(Keep.ratio(0.6), precisions), data, BarProgress())
     bundle, images = Bundle.open(folder), load_split(data, "test")
-    pixels = prepare_batch([images.file(index) for index in range(len(images))], bundle.manifest.preprocess)
+    pixels = prepare_batch([images.source(index) for index in range(len(images))], bundle.manifest.preprocess)
     return DataSet(name, run, bundle, pixels, np.array(images.labels))
 
 

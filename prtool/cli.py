@@ -142,9 +142,7 @@ def evaluate(run: Path, output: Path | None, as_json: bool, data: Path | None, *
 
 @app.command()
 @run_argument
-@click.option(
-    "--keep", type=KeepList(), help="Patches kept by default: a ratio or a count.  [default: what 'prtool tune' chose, else 0.6]"
-)
+@click.option("--keep", type=KeepList(), help="Patches kept by default: a ratio or a count.  [default: what 'prtool tune' chose, else 0.6]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True, help="Bundle folder.")
 @click.option("--precision", "precisions", type=Names(), default="fp32", show_default=True, help="Graphs besides fp32: fp16, bf16, int8.")
 @click.option("--data", type=click.Path(path_type=Path), help="Images that prove the bundle and set int8's scales.  [default: the run's]")

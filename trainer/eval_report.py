@@ -1,10 +1,12 @@
 """EvalReport: accuracy against keep rate for several methods, as values, JSON and a table."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
 UNPRUNED = "unpruned"
+_NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +19,10 @@ class EvalRow:
         accuracy: zero-shot top-1, in percent.
         images: how many were evaluated.
         gmacs: cost of one image in 10^9 MAC, with what the method adds; the golden search is not counted.
-        matching_rate: share of the k best golden patches among the k kept, k by `keep`; None without golden ranking or order.
+        matching_rate: share of the k best golden patches among the k kept at the first location; None without golden ranking or order.
         cosine: mean cosine of the embeddings to the unpruned ones, a measure that needs no labels.
+        lost, won: images that only the unpruned encoder, and that only this row has right, for the error of a difference on the
+            same images; None where nobody counted.
     """
 
     method: str
@@ -28,6 +32,31 @@ class EvalRow:
     gmacs: float
     matching_rate: float | None
     cosine: float
+    lost: int | None = None
+    won: int | None = None
+
+    @property
+    def drop(self) -> float | None:
+        """Points of accuracy below the unpruned encoder on the same images, negative where this row is better."""
+        return None if self.lost is None or self.won is None else 100 * (self.lost - self.won) / self.images
+
+    @property
+    def drop_low(self) -> float | None:
+        """Lower end of the 95 % interval of `drop`."""
+        return None if self.drop is None else self.drop - self._half_width()
+
+    @property
+    def drop_high(self) -> float | None:
+        """Upper end of the 95 % interval of `drop`."""
+        return None if self.drop is None else self.drop + self._half_width()
+
+    def _half_width(self) -> float:
+        """Of the normal interval of a mean of paired differences, each 1 (lost), -1 (won) or 0, in points; infinite for one image."""
+        if self.images < 2:
+            return math.inf
+        lost, won = self.lost or 0, self.won or 0
+        variance = (lost + won - (lost - won) ** 2 / self.images) / (self.images - 1)
+        return 100 * _NORMAL_95 * math.sqrt(variance / self.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +70,7 @@ class EvalReport:
         data: the data folder.
         split: the part of it.
         seed: of random choices and of the subset of images.
-        location: 1-based block on entry to which tokens drop.
+        locations: 1-based blocks on entry to which tokens drop.
         patches: N, before any is dropped.
         predictor_trained: False for a freshly initialised predictor, whose choice means nothing; None without predictor.
         notes: what a reader of the figures has to know.
@@ -54,7 +83,7 @@ class EvalReport:
     data: str
     split: str
     seed: int
-    location: int
+    locations: tuple[int, ...]
     patches: int
     predictor_trained: bool | None
     notes: tuple[str, ...] = ()
@@ -76,14 +105,22 @@ class EvalReport:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: {"results": [one object a row], "model": ..., ...}."""
         facts = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in ("rows", "notes")}
-        return {"results": [dataclasses.asdict(row) for row in self.rows], **facts, "notes": list(self.notes)}
+        facts["locations"] = list(self.locations)
+        return {"results": [_plain(row) for row in self.rows], **facts, "notes": list(self.notes)}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column names with units, and rows of text."""
-        columns = ["method", "keep", "accuracy %", "cosine", "matching %", "GMAC/image", "images"]
+        columns = ["method", "keep", "accuracy %", "drop (95 %)", "cosine", "matching %", "GMAC/image", "images"]
         return columns, [_cells(row) for row in self.rows]
+
+
+def _plain(row: EvalRow) -> dict[str, Any]:
+    """A row and its drop; JSON has no infinity, so ends of an interval that has none are null."""
+    ends = {"drop": row.drop, "drop_low": row.drop_low, "drop_high": row.drop_high}
+    return dataclasses.asdict(row) | {name: value if value is None or math.isfinite(value) else None for name, value in ends.items()}
 
 
 def _cells(row: EvalRow) -> list[str]:
     matching = "-" if row.matching_rate is None else f"{100 * row.matching_rate:.1f}"
-    return [row.method, str(round(row.keep, 4)), f"{row.accuracy:.1f}", f"{row.cosine:.4f}", matching, f"{row.gmacs:.3f}", str(row.images)]
+    drop = "-" if row.drop is None or row.method == UNPRUNED else f"{row.drop:.1f} [{row.drop_low:.1f}, {row.drop_high:.1f}]"
+    return [row.method, str(round(row.keep, 4)), f"{row.accuracy:.1f}", drop, f"{row.cosine:.4f}", matching, f"{row.gmacs:.3f}", str(row.images)]

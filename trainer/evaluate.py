@@ -135,8 +135,8 @@ def evaluate_run(run: Path, data: Path | None, config: EvalConfig, progress: Pro
     wanted = TrainConfig.from_json(checkpoint.config).device
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
     model = checkpoint.load_model(str(device))
-    own = data is None or tuple(images.classnames) == checkpoint.classnames
-    classes = model.class_embeddings(images.classnames, config.templates or (checkpoint.templates if own else templates_for(data)))
+    own = checkpoint.templates if data is None or tuple(images.classnames) == checkpoint.classnames else templates_for(data)
+    classes = model.class_embeddings(images.classnames, config.templates or own)
     pruner = Pruner.of_run(checkpoint, run, config.split, device)
     if TUNED in config.methods:
         pruner = pruner.with_tokens(checkpoint, model, images.classnames)

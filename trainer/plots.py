@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 # The Okabe-Ito colours, which stay apart for colour-blind readers, and a marker each for print without colour.
 _STYLES = {
     "patch-ranking": ("#D55E00", "o"),
+    "patch-ranking+tokens": ("#CC79A7", "P"),
     "golden": ("#E69F00", "*"),
     "cls-attention": ("#0072B2", "s"),
+    "evit": ("#56B4E9", "D"),
+    "a-vit": ("#009E73", "^"),
+    "tome": ("#000000", "X"),
     "random": ("#777777", "v"),
 }
-_OTHERS = (("#009E73", "D"), ("#CC79A7", "^"), ("#56B4E9", "P"), ("#000000", "X"))
+_OTHERS = (("#8C564B", "<"), ("#17BECF", ">"), ("#7F7F00", "h"))
 
 _REMARKS = {("golden", None): " (oracle)", ("patch-ranking", False): " (untrained)"}
 
@@ -49,7 +53,9 @@ def _draw_lines(axes: "Axes", report: EvalReport) -> None:
         size = 11 if marker == "*" else 6
         label = method + _REMARKS.get((method, report.predictor_trained), _REMARKS.get((method, None), ""))
         axes.plot([row.keep for row in rows], [row.accuracy for row in rows], color=colour, marker=marker, markersize=size, label=label)
-    axes.set_xlabel(f"patches kept on entry to block {report.location} (share of {report.patches})")
+    blocks = ", ".join(map(str, report.locations))
+    where = f"on entry to block {blocks}" if len(report.locations) == 1 else f"in the end, dropped on entry to blocks {blocks}"
+    axes.set_xlabel(f"patches kept {where} (share of {report.patches})")
     axes.set_ylabel("zero-shot top-1 accuracy (%)")
     axes.grid(color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)

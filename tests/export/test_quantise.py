@@ -1,5 +1,6 @@
 """int8 graphs: 8-bit products, float scores and head, and embeddings near to PyTorch's, by ONNX Runtime."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,9 @@ def source() -> ExportSource:
 def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("int8") / "bundle"
     options = ExportOptions(Keep.ratio(0.6), ("int8",), pixels=images(5, 1), calibration=images(24, 2), held_out=images(32, 3))
-    return Bundle(out, export_bundle(source, out, options))
+    # Without classes: the first of three random ones turns on hundredths of a cosine, which a CPU without VNNI, where ONNX
+    # Runtime adds int8 products in 16 bits, takes from 2 images of 32. The cosines are gated all the same.
+    return Bundle(out, export_bundle(replace(source, classnames=(), templates=()), out, options))
 
 
 def test_the_samples_are_what_the_graphs_are_given(source: ExportSource) -> None:

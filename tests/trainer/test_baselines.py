@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import towers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from towers import open_clip_visual, timm_visual
 
@@ -13,13 +13,16 @@ from prtool.errors import ConfigError, ShapeError
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.baselines.base import Entered, RankingMethod
 from prtool.trainer.baselines.cls_attention import ClsAttention
+from prtool.trainer.baselines.evit import EVit
 from prtool.trainer.baselines.golden import Golden
-from prtool.trainer.baselines.patch_ranking import PatchRanking
+from prtool.trainer.baselines.patch_ranking import PatchRanking, TunedPatchRanking
 from prtool.trainer.baselines.random_ import Random
 from prtool.trainer.baselines.registry import METHODS, Ingredients
+from prtool.trainer.baselines.tome import ToMe
 from prtool.trainer.hosts import tower_of
 from prtool.trainer.predictor import ScorerConfig, make_scorer
-from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.prompts import VisualTokens
+from prtool.trainer.pruned import FirstOrder, PrunedEncoder
 from prtool.trainer.vit import VisionTower
 
 LOCATION = 2
@@ -38,12 +41,12 @@ def pixels_of(tower: VisionTower, batch: int) -> Tensor:
     return torch.randn(batch, 3, *tower.image_size, generator=torch.Generator().manual_seed(3))
 
 
-def entered_by(tower: VisionTower, batch: int = 4) -> Entered:
-    return Entered(tower.enter(pixels_of(tower, batch), LOCATION), tuple(range(batch)), tower, tower.prune_spec((LOCATION,)))
+def entered_by(tower: VisionTower, batch: int = 4, locations: tuple[int, ...] = (LOCATION,)) -> Entered:
+    return Entered.of(tower, pixels_of(tower, batch), range(batch), tower.prune_spec(locations))
 
 
 def part_of(entered: Entered, rows: slice) -> Entered:
-    return Entered(entered.tokens[rows], entered.indices[rows], entered.tower, entered.spec)
+    return Entered(entered.embedded[rows], entered.tokens[rows], entered.indices[rows], entered.tower, entered.spec)
 
 
 def scorer_of(tower: VisionTower) -> torch.nn.Module:
@@ -54,7 +57,7 @@ def scorer_of(tower: VisionTower) -> torch.nn.Module:
 def methods_of(entered: Entered) -> list[RankingMethod]:
     generator = torch.Generator().manual_seed(0)
     ranking = torch.stack([torch.randperm(entered.spec.patches, generator=generator) for _ in entered.indices]).short()
-    return [Random(5), Golden(ranking), ClsAttention(entered.tower), PatchRanking(scorer_of(entered.tower))]
+    return [Random(5), Golden(ranking), ClsAttention(entered.tower), PatchRanking([scorer_of(entered.tower)])]
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -71,7 +74,7 @@ def test_encode_keeps_the_k_best_patches(number: int) -> None:
         for block in entered.tower.blocks[LOCATION - 1 :]:
             tokens = block(tokens)
         expected = functional.normalize(entered.tower.head(tokens), dim=-1)
-        torch.testing.assert_close(method.encode(entered, 5)[row : row + 1], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(method.encode(entered, (5,))[row : row + 1], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("number", range(4))
@@ -93,7 +96,7 @@ def test_random_is_another_choice_for_each_image_and_seed() -> None:
 def test_golden_keeps_the_head_of_each_ranking() -> None:
     entered = entered_by(tower_of(open_clip_visual("cls")), batch=2)
     ranking = torch.stack([torch.arange(16).roll(shift) for shift in (3, 5, 7)]).short()
-    swapped = Entered(entered.tokens, (2, 0), entered.tower, entered.spec)
+    swapped = Entered(entered.embedded, entered.tokens, (2, 0), entered.tower, entered.spec)
     assert Golden(ranking).order(swapped).tolist() == [ranking[2].tolist(), ranking[0].tolist()]
 
 
@@ -137,15 +140,81 @@ def test_cls_attention_needs_a_class_token(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_methods_without_class_token_run_on_siglip() -> None:
     entered = entered_by(tower_of(timm_visual("siglip")))
-    for method in (Random(), PatchRanking(scorer_of(entered.tower))):
-        assert method.encode(entered, 3).shape == (4, entered.tower.embed_dim)
+    for method in (Random(), PatchRanking([scorer_of(entered.tower)])):
+        assert method.encode(entered, (3,)).shape == (4, entered.tower.embed_dim)
 
 
 def test_patch_ranking_is_the_pruned_encoder() -> None:
     tower = tower_of(open_clip_visual("cls"))
     entered, scorer = entered_by(tower), scorer_of(tower)
     expected = PrunedEncoder(tower, [scorer], entered.spec)(pixels_of(tower, 4), Keep.count(7))
-    torch.testing.assert_close(PatchRanking(scorer).encode(entered, 7), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(PatchRanking([scorer]).encode(entered, (7,)), expected, atol=1e-6, rtol=1e-6)
+
+
+class ByChannel(nn.Module):
+    """A scorer that anyone can follow: one channel of each patch."""
+
+    def __init__(self, channel: int) -> None:
+        super().__init__()
+        self.channel = channel
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 1:, self.channel]
+
+
+@pytest.mark.parametrize("later", [(FirstOrder(1), FirstOrder(1)), (ByChannel(5), FirstOrder(1))], ids=["first order", "scored anew"])
+def test_patch_ranking_at_several_locations_is_the_pruned_encoder(later: tuple[nn.Module, ...]) -> None:
+    tower = tower_of(open_clip_visual("cls"))
+    entered, scorers = entered_by(tower, locations=(1, 2, 4)), [scorer_of(tower), *later]
+    expected = PrunedEncoder(tower, scorers, entered.spec)(pixels_of(tower, 4), Keep.count(4))
+    torch.testing.assert_close(PatchRanking(scorers).encode(entered, (12, 8, 4)), expected, atol=1e-6, rtol=1e-6)
+    with pytest.raises(ConfigError, match="1 scorers for locations"):
+        PatchRanking(scorers[:1]).encode(entered, (12, 8, 4))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("number", range(4))
+def test_several_locations_equal_a_loop(number: int) -> None:
+    """Image by image: CLS attention ranks what is left at each location, random and golden keep their order."""
+    tower = tower_of(open_clip_visual("cls"))
+    entered = entered_by(tower, locations=(2, 3))
+    method = [*methods_of(entered)[:3], PatchRanking([scorer_of(tower), ByChannel(0)])][number]
+    encoded, order = method.encode(entered, (9, 5)), method.order(entered)
+    for row in range(4):
+        patches = list(entered.tokens[row, 1:][order[row, :9]])
+        tokens = tower.blocks[1](torch.stack([entered.tokens[row, 0], *patches])[None])
+        if method.name == "cls-attention":
+            block = tower.blocks[2]
+            scores = block.attn(*[block.ln_1(tokens)] * 3, need_weights=True)[1][0, 0, 1:].tolist()
+        elif method.name == "patch-ranking":
+            scores = tokens[0, 1:, 0].tolist()
+        else:
+            scores = list(range(9, 0, -1))
+        best = sorted(range(9), key=lambda patch: (-scores[patch], patch))[:5]
+        tokens = torch.stack([tokens[0, 0], *(tokens[0, 1 + patch] for patch in best)])[None]
+        expected = functional.normalize(tower.head(tower.blocks[3](tower.blocks[2](tokens))), dim=-1)
+        torch.testing.assert_close(encoded[row : row + 1], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("first", "layers", "locations"), [(1, 3, (2,)), (2, 1, (2, 4))])
+def test_tuned_patch_ranking_is_the_tuned_encoder(first: int, layers: int, locations: tuple[int, ...]) -> None:
+    tower = tower_of(open_clip_visual("cls"))
+    torch.manual_seed(1)
+    visual = VisualTokens(torch.randn(layers, 2, tower.width), first)
+    spec = PruneSpec(tower.grid, tower.depth, locations, 1, 2, first)
+    encoder = PrunedEncoder(tower, [scorer_of(tower), *[FirstOrder(1)] * (len(locations) - 1)], spec, visual).eval()
+    entered, classes = entered_by(tower, locations=locations), torch.eye(3, 32)
+    method = TunedPatchRanking(encoder, classes)
+    for keep in (Keep.count(6), Keep.count(3), Keep.ratio(1.0)):
+        expected = encoder(pixels_of(tower, 4), keep)
+        torch.testing.assert_close(method.encode(entered, spec.counts(keep)), expected, atol=1e-6, rtol=1e-6)
+    assert method.classes is classes
+    counts = spec.counts(Keep.count(6))
+    wanted = tower.cost().gmacs(spec.tokens_by_block(counts)) + scorer_of(tower).macs() / 1e9
+    assert method.gmacs(tower.cost(), entered.spec, counts) == pytest.approx(wanted)
+    with pytest.raises(ConfigError, match="prunes at"):
+        method.encode(entered_by(tower, locations=(3,)), (4,))
 
 
 def test_costs_by_hand() -> None:
@@ -154,22 +223,67 @@ def test_costs_by_hand() -> None:
     long, short = 17, 1 + 8
     blocks = [tokens * 12 * width**2 + tokens**2 * 2 * width for tokens in (long, short, short, short)]
     encoder = 16 * 3 * 16 * 16 * width + sum(blocks) + width * 32
-    random, golden, attention, ranking = (method.gmacs(cost, entered.spec, 8) * 1e9 for method in methods_of(entered))
+    random, golden, attention, ranking = (method.gmacs(cost, entered.spec, (8,)) * 1e9 for method in methods_of(entered))
     assert random == golden == pytest.approx(encoder)
     assert attention == pytest.approx(encoder + 18 * width**2 + 17 * width)
     assert ranking == pytest.approx(encoder + scorer_of(tower).macs())
+    # Seven patches stay, the other nine become the eighth.
+    assert EVit(tower).gmacs(cost, entered.spec, (8,)) * 1e9 == pytest.approx(encoder + 18 * width**2 + 17 * width + 9 * width)
+    twice = tower.prune_spec((2, 4))
+    blocks = [tokens * 12 * width**2 + tokens**2 * 2 * width for tokens in (17, 11, 11, 9)]
+    scored = 18 * width**2 + 17 * width + 12 * width**2 + 11 * width
+    assert ClsAttention(tower).gmacs(cost, twice, (10, 8)) * 1e9 == pytest.approx(encoder + sum(blocks) - encoder_blocks(width) + scored)
+
+
+def encoder_blocks(width: int) -> int:
+    return sum(tokens * 12 * width**2 + tokens**2 * 2 * width for tokens in (17, 9, 9, 9))
+
+
+def real_tower() -> VisionTower:
+    """The shape of ViT-B/16, without weights."""
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
+
+    with torch.device("meta"):
+        return tower_of(_build_vision_tower(512, CLIPVisionCfg(image_size=224, layers=12, width=768, head_width=64, patch_size=16)))
+
+
+@pytest.mark.parametrize("locations", [(4,), (4, 6, 8, 10), (1,)])
+@pytest.mark.parametrize("keep", [1.0, 0.8, 0.6, 0.5])
+def test_equal_macs(locations: tuple[int, ...], keep: float) -> None:
+    """Every method costs what random costs, within 1 %, and its own scoring; a-vit's budget is tested where it runs."""
+    tower = real_tower()
+    spec, cost = tower.prune_spec(locations), tower.cost()
+    counts = spec.counts(Keep.ratio(keep))
+    wanted = Random().gmacs(cost, spec, counts)
+    assert wanted == cost.gmacs(spec.tokens_by_block(counts))
+    scoring = ClsAttention(tower).scoring_macs(spec, counts) / 1e9
+    assert scoring < 0.035 * wanted
+    assert ClsAttention(tower).gmacs(cost, spec, counts) == pytest.approx(wanted + scoring)
+    assert EVit(tower).gmacs(cost, spec, counts) == pytest.approx(wanted + scoring, rel=0.01)
+    assert ToMe(tower).gmacs(cost, spec, counts) == pytest.approx(wanted, rel=0.01)
 
 
 def test_the_registry_makes_methods_under_their_names() -> None:
     tower = tower_of(open_clip_visual("cls"))
-    given = Ingredients(tower, scorer_of(tower), seed=0)
+    encoder = PrunedEncoder(tower, [scorer_of(tower)], tower.prune_spec((LOCATION,)))
+    given = Ingredients(tower, (scorer_of(tower),), 0, encoder)
     assert {name: make(given).name for name, make in METHODS.items()} == {name: name for name in METHODS}
+    assert list(METHODS) == ["patch-ranking", "patch-ranking+tokens", "cls-attention", "evit", "a-vit", "tome", "random"]
     with pytest.raises(ConfigError, match="needs a predictor"):
-        METHODS["patch-ranking"](Ingredients(tower, None, seed=0))
+        METHODS["patch-ranking"](Ingredients(tower, (), seed=0))
+    with pytest.raises(ConfigError, match="needs learnable tokens"):
+        METHODS["patch-ranking+tokens"](Ingredients(tower, (scorer_of(tower),), seed=0))
 
 
-@pytest.mark.parametrize("spec", [PruneSpec((4, 4), 4, (2, 3)), PruneSpec((4, 4), 4, (2,), 1, appended_tokens=2)], ids=["two", "appended"])
-def test_other_kinds_of_pruning_are_refused(spec: PruneSpec) -> None:
+def test_a_spec_with_learnable_tokens_is_refused() -> None:
     tower = tower_of(open_clip_visual("cls"))
-    with pytest.raises(ConfigError, match="one location"):
-        Entered(torch.zeros(1, 17, 64), (0,), tower, spec)
+    with pytest.raises(ConfigError, match="the frozen tower has none"):
+        Entered(torch.zeros(1, 17, 64), torch.zeros(1, 17, 64), (0,), tower, PruneSpec((4, 4), 4, (2,), 1, appended_tokens=2))
+
+
+@pytest.mark.parametrize("counts", [(5,), (5, 6), (17, 4), (4, 0)])
+def test_counts_that_fit_no_location_are_refused(counts: tuple[int, ...]) -> None:
+    entered = entered_by(tower_of(open_clip_visual("cls")), locations=(2, 3))
+    for method in (Random(), EVit(entered.tower), ToMe(entered.tower)):
+        with pytest.raises(ShapeError, match="none above the one before"):
+            method.encode(entered, counts)

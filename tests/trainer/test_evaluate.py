@@ -110,7 +110,7 @@ def classes(model: DualEncoder, images: ImageSet, object_first: np.ndarray) -> T
 
 
 def pruner_of(scorer: PatchScorer | None, model: DualEncoder, trained: bool = True) -> Pruner:
-    return Pruner(model.tower.prune_spec((LOCATION,)), scorer, trained, GoldenConfig(location=LOCATION))
+    return Pruner(model.tower.prune_spec((LOCATION,)), () if scorer is None else (scorer,), trained, GoldenConfig(location=LOCATION))
 
 
 @torch.no_grad()
@@ -212,15 +212,16 @@ def test_the_json_form(model: DualEncoder, scorer: PatchScorer, images: ImageSet
     """Names that other programs read: a change here is a change of the public interface."""
     report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",), images=5, seed=3))
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    facts = ["model", "pretrained", "weights_sha256", "data", "split", "seed", "location", "patches", "predictor_trained"]
+    facts = ["model", "pretrained", "weights_sha256", "data", "split", "seed", "locations", "patches", "predictor_trained"]
     assert list(value) == ["results", *facts, "notes"]
-    assert [list(row) for row in value["results"]] == [["method", "keep", "accuracy", "images", "gmacs", "matching_rate", "cosine"]] * 2
+    columns = ["method", "keep", "accuracy", "images", "gmacs", "matching_rate", "cosine", "lost", "won", "drop", "drop_low", "drop_high"]
+    assert [list(row) for row in value["results"]] == [columns] * 2
     assert [(row["method"], row["keep"], row["images"], row["matching_rate"]) for row in value["results"]] == [
         ("unpruned", 1.0, 5, None),
         ("random", 0.5, 5, None),
     ]
-    values = [value[name] for name in ("model", "data", "split", "seed", "location", "patches", "predictor_trained")]
-    assert values == ["local-dir:tiny", str(images.root), "test", 3, LOCATION, 16, True]
+    values = [value[name] for name in ("model", "data", "split", "seed", "locations", "patches", "predictor_trained")]
+    assert values == ["local-dir:tiny", str(images.root), "test", 3, [LOCATION], 16, True]
 
 
 def test_the_table_names_every_row(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
@@ -285,9 +286,11 @@ def test_a_run_is_evaluated_as_it_was_trained(untrained: TrainConfig, images: Im
     model = checkpoint.load_model()
     test = load_split(images.root, "test")
     classes = model.class_embeddings(images.classnames, checkpoint.templates)
-    expected = evaluate(model, Pruner(checkpoint.prune, checkpoint.chooser(), False, GoldenConfig(location=LOCATION, group=2)), test, classes, config)
+    expected = evaluate(
+        model, Pruner(checkpoint.prune, (checkpoint.chooser(),), False, GoldenConfig(location=LOCATION, group=2)), test, classes, config
+    )
     assert report.rows == expected.rows
-    assert report.location == LOCATION
+    assert report.locations == (LOCATION,)
     assert report.unpruned.images == 6
     assert any("untrained" in note for note in report.notes)
     again = evaluate_run(run, images.root, config)
@@ -301,7 +304,7 @@ def test_a_run_without_data_asks_for_it(untrained: TrainConfig, tmp_path: Path) 
 
 
 BAD: list[tuple[Callable[[], EvalConfig], str]] = [
-    (lambda: EvalConfig(methods=("evit-2",)), "must be one of patch-ranking, cls-attention, random, golden"),
+    (lambda: EvalConfig(methods=("evit-2",)), "must be one of patch-ranking, .*evit, a-vit, tome, random, golden"),
     (lambda: EvalConfig(methods=("random", "random")), "each once"),
     (lambda: EvalConfig(methods=()), "at least one"),
     (lambda: EvalConfig(keeps=()), "at least one keep"),
@@ -335,7 +338,7 @@ def test_what_does_not_fit_is_refused_before_any_work(
     with pytest.raises(ConfigError, match="needs a predictor"):
         evaluate(model, pruner_of(None, model), images, classes, EvalConfig(methods=("golden", "patch-ranking")))
     with pytest.raises(ConfigError, match=r"golden\.location = 4, but tokens drop at 2"):
-        evaluate(model, Pruner(ready.spec, scorer), images, classes, EvalConfig(methods=("golden",)))
+        evaluate(model, Pruner(ready.spec, (scorer,)), images, classes, EvalConfig(methods=("golden",)))
     siglip = model_of(tower_of(timm_visual("siglip")))
     with pytest.raises(ConfigError, match="class token"):
         evaluate(siglip, pruner_of(scorer, siglip), images, torch.zeros(3, 64), EvalConfig(methods=("golden", "cls-attention")))

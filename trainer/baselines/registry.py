@@ -3,43 +3,63 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor, nn
+
 from prtool.errors import ConfigError
-from prtool.trainer.baselines.base import Method
+from prtool.trainer.baselines.avit import AVit
+from prtool.trainer.baselines.base import AdaptiveMethod, Method
 from prtool.trainer.baselines.cls_attention import ClsAttention
-from prtool.trainer.baselines.patch_ranking import PatchRanking
+from prtool.trainer.baselines.evit import EVit
+from prtool.trainer.baselines.patch_ranking import PatchRanking, TunedPatchRanking
 from prtool.trainer.baselines.random_ import Random
-from prtool.trainer.predictor import PatchScorer
-from prtool.trainer.spread import SpreadScorer
+from prtool.trainer.baselines.tome import ToMe
+from prtool.trainer.pruned import PrunedEncoder
 from prtool.trainer.vit import VisionTower
 
 GOLDEN = "golden"
 """The oracle: it needs a ranking of the very images, which the evaluation computes for it."""
+TUNED = "patch-ranking+tokens"
+"""Patch Ranking with the run's learnable tokens; a run without has none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Ingredients:
     """What methods are made of.
 
     Attributes:
         tower: the frozen image encoder.
-        scorer: the predictor at the location, or None where there is none.
+        scorers: the predictors, one for each location; () where there are none.
         seed: of every random choice.
+        tuned: the encoder with learnable tokens, or None where the run has none.
+        tuned_classes: (classes, E) float32, L2-normalised, with the learned context; None where the run has none.
     """
 
     tower: VisionTower
-    scorer: PatchScorer | SpreadScorer | None
+    scorers: tuple[nn.Module, ...]
     seed: int
+    tuned: PrunedEncoder | None = None
+    tuned_classes: Tensor | None = None
 
 
 def _patch_ranking(given: Ingredients) -> Method:
-    if given.scorer is None:
+    if not given.scorers:
         raise ConfigError("method 'patch-ranking' needs a predictor, but there is none; train one, or leave patch-ranking out of --method")
-    return PatchRanking(given.scorer)
+    return PatchRanking(given.scorers)
 
 
-METHODS: Mapping[str, Callable[[Ingredients], Method]] = {
+def _tuned(given: Ingredients) -> Method:
+    if given.tuned is None:
+        raise ConfigError(f"method {TUNED!r} needs learnable tokens, but the run has none; tune some with 'prtool train --phase tokens'")
+    return TunedPatchRanking(given.tuned, given.tuned_classes)
+
+
+METHODS: Mapping[str, Callable[[Ingredients], Method | AdaptiveMethod]] = {
     "patch-ranking": _patch_ranking,
+    TUNED: _tuned,
     "cls-attention": lambda given: ClsAttention(given.tower),
+    "evit": lambda given: EVit(given.tower),
+    "a-vit": lambda given: AVit(given.tower),
+    "tome": lambda given: ToMe(given.tower),
     "random": lambda given: Random(given.seed),
 }
 """Name -> maker of each method but the oracle."""

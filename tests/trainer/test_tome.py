@@ -1,4 +1,4 @@
-"""The token-merging peer against plain loops over the published formulas, on a tiny tower."""
+"""Token merging against plain loops over the published formulas, on a tiny tower."""
 
 import math
 from typing import Any
@@ -7,13 +7,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from race.tome import MergedEncoder, match, merge, merged_gmacs, schedule
 from tiny_encoder import tiny_encoder
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prtool.errors import ConfigError, ModelError
 from prtool.spec import Keep
+from prtool.trainer.baselines.base import Entered
+from prtool.trainer.baselines.tome import MergedEncoder, ToMe, match, merge, merged_gmacs, schedule
 from prtool.trainer.vit import VisionTower
 
 F64 = npt.NDArray[np.float64]
@@ -113,7 +115,8 @@ def test_matching_and_merging_equal_loops(tokens: int, r: int) -> None:
 def test_cost_is_what_torch_counts(tower: VisionTower) -> None:
     """torch counts two operations a multiply-accumulate, and no scaling, norm or sum."""
     for merges in ((0, 0, 0, 0), (3, 2, 2, 2)):
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        # Written out, attention is two matrix products, which the counter knows on every processor.
+        with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             MergedEncoder(tower, merges)(pixels(tower, 1))
         assert merged_gmacs(tower, merges) == pytest.approx(counter.get_total_flops() / 2e9, rel=1e-6)
 
@@ -133,6 +136,72 @@ def test_the_schedule_costs_as_much_as_the_pruned_encoder(keep: float) -> None:
     assert merged_gmacs(real, merges) == pytest.approx(wanted, rel=0.004)
     assert max(merges) - min(merges) <= 1 and list(merges) == sorted(merges, reverse=True)
     assert (sum(merges) == 0) == (keep == 1.0)
+
+
+def test_a_budget_below_all_merges_is_refused(tower: VisionTower) -> None:
+    """8 of 16 patches merge away in block 1, then 4 of 8, 2 of 4 and 1 of 2."""
+    least = merged_gmacs(tower, (8, 4, 2, 1))
+    assert schedule(tower, least) == (8, 4, 2, 1)
+    with pytest.raises(ConfigError, match="keep more patches"):
+        schedule(tower, 0.99 * least)
+
+
+def timm_tower() -> VisionTower:
+    return tiny_encoder("dinov2 registers").tower.double()
+
+
+def test_timm_without_merges_is_the_unpruned_tower() -> None:
+    tower = timm_tower()
+    with torch.inference_mode():
+        found = MergedEncoder(tower, (0,) * tower.depth)(pixels(tower))
+        torch.testing.assert_close(found, functional.normalize(tower(pixels(tower)), dim=-1), rtol=0.0, atol=1e-12)
+
+
+def plain_timm(tower: VisionTower, image: torch.Tensor, merges: tuple[int, ...]) -> torch.Tensor:
+    """One image; registers take part in attention and never merge. Norms, projections and MLPs are the host's own."""
+    tokens, registers = tower.embed(image[None])[0].numpy(), tower.prefix_tokens - 1
+    sizes = [1.0] * len(tokens)
+    for layer, r in zip(tower.blocks, merges, strict=True):
+        block: Any = layer
+        heads = block.attn.num_heads
+        query, key, value = np.split(block.attn.qkv(block.norm1(torch.from_numpy(tokens))).numpy(), 3, axis=1)
+        width, out, mean_keys = query.shape[1] // heads, np.zeros_like(tokens), 0.0
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            mean_keys = mean_keys + key[:, part] / heads
+            powers = np.exp(query[:, part] @ key[:, part].T / math.sqrt(width)) * np.array(sizes)
+            out[:, part] = powers / powers.sum(axis=1, keepdims=True) @ value[:, part]
+        tokens = tokens + block.ls1(block.attn.proj(torch.from_numpy(out))).numpy()
+        if r:
+            inside = [0, *range(1 + registers, len(tokens))]
+            merged, counted = plain_merge(tokens[inside], [sizes[item] for item in inside], plain_pairs(mean_keys[inside], r))
+            tokens = np.concatenate([merged[:1], tokens[1 : 1 + registers], merged[1:]])
+            sizes = [counted[0], *sizes[1 : 1 + registers], *counted[1:]]
+        tokens = tokens + block.ls2(block.mlp(block.norm2(torch.from_numpy(tokens)))).numpy()
+    return functional.normalize(tower.head(torch.from_numpy(tokens)[None]), dim=-1)[0]
+
+
+def test_timm_with_registers_equals_plain_loops() -> None:
+    tower, merges = timm_tower(), (3, 0, 2)
+    with torch.inference_mode():
+        found = MergedEncoder(tower, merges)(pixels(tower))
+        wanted = torch.stack([plain_timm(tower, image, merges) for image in pixels(tower)])
+        torch.testing.assert_close(found, wanted, rtol=0.0, atol=1e-12)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            MergedEncoder(tower, merges)(pixels(tower, 1))
+    assert merged_gmacs(tower, merges) == pytest.approx(counter.get_total_flops() / 2e9, rel=1e-6)
+
+
+def test_as_a_method_it_spends_the_budget(tower: VisionTower) -> None:
+    spec, images = tower.prune_spec((2, 3)), pixels(tower)
+    with torch.inference_mode():
+        entered, method = Entered.of(tower, images, range(2), spec), ToMe(tower)
+        for counts in ((12, 8), (9, 5)):
+            budget = tower.cost().gmacs(spec.tokens_by_block(counts))
+            merges = schedule(tower, budget)
+            torch.testing.assert_close(method.encode(entered, counts), MergedEncoder(tower, merges)(images), rtol=0.0, atol=1e-12)
+            # One merge more or less is 1.5 % on 16 patches.
+            assert method.gmacs(tower.cost(), spec, counts) == pytest.approx(budget, rel=0.015)
 
 
 def test_other_towers_and_wrong_numbers_are_refused(tower: VisionTower) -> None:

@@ -1,0 +1,208 @@
+"""A-ViT (Yin et al., AdaViT: Adaptive Tokens for Efficient Vision Transformer, CVPR 2022), training-free: patches halt one by one."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prtool.errors import ConfigError
+from prtool.spec import Cost, PruneSpec
+from prtool.trainer.baselines.base import AdaptiveMethod, Counts, Entered, encoder_gmacs
+from prtool.trainer.vit import VisionTower
+
+EPSILON = 0.01
+"""A patch halts when its scores add up to 1 - EPSILON (the paper's section 3.1)."""
+GAMMA = 2.0
+"""Slope of the halting score in standard deviations of the evidence."""
+_CLOSE = 0.002
+_MOST_CORRECTIONS = 6
+_BETAS = (-40.0, 20.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scale:
+    """Mean and deviation of the evidence behind each block, (depth,) float64 each, over patches and images of the unpruned tower."""
+
+    mean: Tensor
+    deviation: Tensor
+
+
+class AVit(AdaptiveMethod):
+    """Behind every block each patch gets a halting score; when its scores add up to 1 - EPSILON it drops out (equations 3 to 6).
+
+    In the paper the score is h = sigmoid(gamma e + beta) with e the token's first channel, which training teaches to say
+    when to stop, and the class tokens of all blocks are averaged. A frozen encoder was never taught, so here, training-free:
+
+    - e says how redundant a patch is: its cosine with the mean of the patches that are left, brought to mean 0 and
+      deviation 1 behind each block over the images of the calibration. gamma is GAMMA.
+    - beta is fitted for each budget, so that the mean MACs of the calibration images are the budget's, the evidence included.
+    - The class token and registers never halt, the last patch does not either, and the embedding is read behind the last block.
+
+    Each image keeps as many patches as it needs, so images run one by one, without padding. It has no location: scores
+    add up from block 1 on. `spent` has what each image cost.
+    """
+
+    def __init__(self, tower: VisionTower) -> None:
+        self._width = tower.width
+        self._scale: Scale | None = None
+        self._fitted: dict[Counts, tuple[float, float]] = {}
+
+    @property
+    def name(self) -> str:  # noqa: D102 - as declared
+        return "a-vit"
+
+    def calibrate(self, sample: Entered, budgets: Sequence[Counts]) -> None:
+        """Fits beta for each budget on the images of `sample`; no labels are used.
+
+        Raises:
+            ConfigError: a budget is below what block 1 on all patches and the rest on one costs.
+        """
+        evidence = torch.stack([_unpruned_evidence(sample, image) for image in _each(sample)])
+        flat = evidence.transpose(0, 1).flatten(1)
+        self._scale = Scale(flat.mean(dim=1), flat.std(dim=1).clamp_min(1e-12))
+        standard = (evidence - self._scale.mean[:, None]) / self._scale.deviation[:, None]
+        for counts in budgets:
+            if not sample.keeps_all(counts):
+                self._fitted[counts] = self._fit(sample, standard, counts)
+
+    def encode(self, entered: Entered, counts: Counts) -> Tensor:
+        """The embedding (batch, E) float32, L2-normalised, read behind the last block."""
+        return entered.unpruned if entered.keeps_all(counts) else self._run(entered, counts)[0]
+
+    def spent(self, entered: Entered, counts: Counts) -> Tensor:
+        """What `encode` spends on each image: (batch,) float64, in 10^9 MAC, evidence included."""
+        cost = entered.tower.cost()
+        if entered.keeps_all(counts):
+            full = encoder_gmacs(cost, entered.spec, counts)
+            return torch.full((len(entered.indices),), full, dtype=torch.float64)
+        return torch.tensor([image_gmacs(cost, lengths, entered.spec, self._width) for lengths in self._run(entered, counts)[1]], dtype=torch.float64)
+
+    def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:
+        """Mean cost of one image of the calibration sample in 10^9 MAC."""
+        return self._fit_of(counts)[1] if counts in self._fitted else encoder_gmacs(cost, spec, counts)
+
+    def beta(self, counts: Counts) -> float:
+        """The fitted beta of a budget below every patch.
+
+        Raises:
+            ConfigError: `calibrate` was not called with that budget.
+        """
+        return self._fit_of(counts)[0]
+
+    def _run(self, entered: Entered, counts: Counts) -> tuple[Tensor, list[list[int]]]:
+        beta = self.beta(counts)
+        return entered.once((self, counts), lambda: self._halting(entered, beta))
+
+    def _halting(self, entered: Entered, beta: float) -> tuple[Tensor, list[list[int]]]:
+        """Embeddings, and the tokens of each image in each block."""
+        if self._scale is None:
+            raise ConfigError("method 'a-vit' has not been calibrated; call calibrate first")
+        found = [halting_forward(entered, image, self._scale, beta) for image in _each(entered)]
+        return torch.cat([embedding for embedding, _ in found]), [lengths for _, lengths in found]
+
+    def _fit_of(self, counts: Counts) -> tuple[float, float]:
+        if counts not in self._fitted:
+            raise ConfigError(
+                f"method 'a-vit' was calibrated for the counts {sorted(self._fitted)}, not for {counts}; calibrate it for those as well"
+            )
+        return self._fitted[counts]
+
+    def _fit(self, sample: Entered, standard: Tensor, counts: Counts) -> tuple[float, float]:
+        """Beta and the mean cost with it.
+
+        The evidence of the unpruned tower tells for any beta, without running a block, about how many patches would
+        halt; what really halts corrects the aim, because patches see fewer others then.
+        """
+        cost, spec = sample.tower.cost(), sample.spec
+        wanted = encoder_gmacs(cost, spec, counts)
+        least = image_gmacs(cost, [spec.prefix_tokens + spec.patches] + [spec.prefix_tokens + 1] * (spec.depth - 1), spec, self._width)
+        if least > wanted:
+            raise ConfigError(f"a-vit cannot spend as little as {wanted:.3f} GMAC an image: one block on all patches makes {least:.3f}; keep more")
+        aim, best = wanted, (math.nan, math.inf)
+        for _ in range(_MOST_CORRECTIONS):
+            beta = _solve(lambda value: _expected(sample, standard, value, self._width), aim)
+            lengths = self._halting(sample, beta)[1]
+            real = sum(image_gmacs(cost, one, spec, self._width) for one in lengths) / len(lengths)
+            if abs(real - wanted) < abs(best[1] - wanted):
+                best = beta, real
+            if abs(real / wanted - 1) < _CLOSE:
+                break
+            aim *= wanted / real
+        return best
+
+
+def halting_forward(entered: Entered, image: Tensor, scale: Scale, beta: float) -> tuple[Tensor, list[int]]:
+    """One image through the tower while its patches halt.
+
+    Args:
+        entered: has tower and spec.
+        image: (1, prefix + N, D) tokens that enter block 1.
+        scale: of the evidence.
+        beta: the higher, the sooner a patch halts.
+
+    Returns:
+        The embedding (1, E), L2-normalised, and the tokens in each block.
+    """
+    prefix, tower, tokens = entered.spec.prefix_tokens, entered.tower, image
+    total = torch.zeros(entered.spec.patches, dtype=torch.float64, device=image.device)
+    lengths = []
+    for number, block in enumerate(tower.blocks):
+        lengths.append(tokens.shape[1])
+        tokens = block(tokens)
+        standard = (evidence_of(tokens[0, prefix:]) - scale.mean[number]) / scale.deviation[number]
+        total = total + torch.sigmoid(GAMMA * standard + beta)
+        if number + 1 < tower.depth:
+            staying = total < 1 - EPSILON
+            staying[total.argmin()] = True
+            tokens, total = torch.cat((tokens[:, :prefix], tokens[:, prefix:][:, staying]), dim=1), total[staying]
+    return functional.normalize(tower.head(tokens), dim=-1), lengths
+
+
+def evidence_of(patches: Tensor) -> Tensor:
+    """How redundant each patch (patches, D) is: its cosine with their mean, (patches,) float64."""
+    return functional.cosine_similarity(patches, patches.mean(dim=0, keepdim=True), dim=-1).double()
+
+
+def image_gmacs(cost: Cost, lengths: list[int], spec: PruneSpec, width: int) -> float:
+    """Cost of one image in 10^9 MAC: the encoder with these tokens in each block, and two products a channel and patch for the evidence."""
+    return cost.gmacs(lengths) + sum(2 * width * (length - spec.prefix_tokens) for length in lengths) / 1e9
+
+
+def _each(entered: Entered) -> list[Tensor]:
+    """The tokens that enter block 1 of one image after another, each (1, prefix + N, D)."""
+    return [entered.embedded[number : number + 1] for number in range(len(entered.embedded))]
+
+
+def _unpruned_evidence(entered: Entered, image: Tensor) -> Tensor:
+    """(depth, N) float64."""
+    found = []
+    for block in entered.tower.blocks:
+        image = block(image)
+        found.append(evidence_of(image[0, entered.spec.prefix_tokens :]))
+    return torch.stack(found)
+
+
+def _expected(sample: Entered, standard: Tensor, beta: float, width: int) -> float:
+    """Mean cost of the sample in 10^9 MAC if the evidence (images, depth, N) did not change with what halts."""
+    totals = torch.sigmoid(GAMMA * standard + beta).cumsum(dim=1)
+    later = (totals[:, :-1] < 1 - EPSILON).sum(dim=2).clamp_min(1)
+    patches = torch.cat((torch.full_like(later[:, :1], sample.spec.patches), later), dim=1)
+    cost = sample.tower.cost()
+    lengths = (patches + sample.spec.prefix_tokens).tolist()
+    return sum(image_gmacs(cost, one, sample.spec, width) for one in lengths) / len(lengths)
+
+
+def _solve(expected: Callable[[float], float], aim: float) -> float:
+    """A beta at which `expected`, which falls with it in steps, is `aim` or less, and a little below more."""
+    low, high = _BETAS
+    # Beta to 0.0005: closer to a step, the last bit of a float would decide whether a patch halts.
+    for _ in range(17):
+        middle = (low + high) / 2
+        if expected(middle) > aim:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,98 @@
+"""Ledger: what an evaluation has found for each image, kept on disk so that an interrupted one goes on where it stopped."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from prtool.errors import CheckpointError
+from prtool.files import storage_errors, write_bytes
+
+_SAVE_SECONDS = 30.0
+_DONE = "done"
+
+
+class Ledger:
+    """Columns of one value, or one row of values, an image.
+
+    Args:
+        images: how many are evaluated.
+        folder: where the ledger lies while the evaluation runs; None keeps it in memory.
+        identity: everything that the values depend on, as plain JSON; a ledger of another identity is another file.
+        save_seconds: least time between two saves.
+
+    Raises:
+        CheckpointError: the file of an earlier evaluation is damaged.
+    """
+
+    def __init__(self, images: int, folder: Path | None, identity: Mapping[str, object], save_seconds: float = _SAVE_SECONDS) -> None:
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self._path = None if folder is None else folder / f"unfinished-{key[:16]}.safetensors"
+        self._columns: dict[str, Tensor] = {_DONE: torch.zeros(images, dtype=torch.bool)}
+        self._save_seconds, self._saved = save_seconds, time.monotonic()
+        if self._path is not None and self._path.is_file():
+            self._columns = _read(self._path, images)
+
+    def missing(self) -> list[int]:
+        """The indices of the images that are still to be evaluated."""
+        return (~self._columns[_DONE]).nonzero().squeeze(1).tolist()
+
+    def put(self, column: str, indices: Sequence[int], values: Tensor) -> None:
+        """Sets the values (batch, ...) of some images; a column is made by its first values."""
+        if column not in self._columns:
+            self._columns[column] = torch.zeros((len(self._columns[_DONE]), *values.shape[1:]), dtype=values.dtype)
+        self._columns[column][list(indices)] = values.cpu()
+
+    def close(self, indices: Sequence[int]) -> None:
+        """Says that every column of these images is set; now and then writes the ledger.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._columns[_DONE][list(indices)] = True
+        if self._path is not None and time.monotonic() - self._saved >= self._save_seconds:
+            write_bytes(self._path, save({name: column.contiguous() for name, column in self._columns.items()}))
+            self._saved = time.monotonic()
+
+    def column(self, name: str) -> Tensor:
+        """The values (images, ...) of a column."""
+        return self._columns[name]
+
+    def remove(self) -> None:
+        """Deletes the file: what is finished stands in the report.
+
+        Raises:
+            StorageError: it cannot be deleted.
+        """
+        if self._path is not None:
+            with storage_errors(self._path):
+                self._path.unlink(missing_ok=True)
+
+
+def digest(part: Tensor | nn.Module | None) -> str | None:
+    """SHA-256 of a tensor, or of a module's kind, parameters and buffers, kept or not; None of None."""
+    if part is None:
+        return None
+    found = hashlib.sha256()
+    named = [("", part)] if isinstance(part, Tensor) else [*part.named_parameters(), *part.named_buffers()]
+    found.update(type(part).__name__.encode())
+    for name, tensor in named:
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _read(path: Path, images: int) -> dict[str, Tensor]:
+    try:
+        columns = load(path.read_bytes())
+        if any(len(column) != images for column in columns.values()) or columns[_DONE].dtype != torch.bool:
+            raise CheckpointError(f"{path} is not of these {images} images; delete it and evaluate again")
+    except (SafetensorError, KeyError, OSError) as cause:
+        raise CheckpointError(f"{path} is damaged ({cause}); delete it and evaluate again") from cause
+    return columns
