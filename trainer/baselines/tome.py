@@ -196,7 +196,7 @@ def _has_keys(tower: VisionTower) -> bool:
         return all(isinstance(cast(Any, layer).attn, nn.MultiheadAttention) for layer in tower.blocks)
     if not isinstance(tower, TimmTower):
         return False
-    from timm.layers import Attention
+    from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block
 
     layers = [cast(Any, layer) for layer in tower.blocks]
