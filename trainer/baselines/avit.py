@@ -18,7 +18,7 @@ EPSILON = 0.01
 GAMMA = 2.0
 """Slope of the halting score in standard deviations of the evidence."""
 _CLOSE = 0.002
-_MOST_CORRECTIONS = 6
+_MOST_TRIALS = 10
 _BETAS = (-40.0, 20.0)
 
 
@@ -121,17 +121,28 @@ class AVit(AdaptiveMethod):
         least = image_gmacs(cost, [spec.prefix_tokens + spec.patches] + [spec.prefix_tokens + 1] * (spec.depth - 1), spec, self._width)
         if least > wanted:
             raise ConfigError(f"a-vit cannot spend as little as {wanted:.3f} GMAC an image: one block on all patches makes {least:.3f}; keep more")
-        aim, best = wanted, (math.nan, math.inf)
-        for _ in range(_MOST_CORRECTIONS):
-            beta = _solve(lambda value: _expected(sample, standard, value, self._width), aim)
+        tried: list[tuple[float, float]] = []
+        for _ in range(_MOST_TRIALS):
+            beta = self._next_beta(sample, standard, wanted, tried)
             lengths = self._halting(sample, beta)[1]
-            real = sum(image_gmacs(cost, one, spec, self._width) for one in lengths) / len(lengths)
-            if abs(real - wanted) < abs(best[1] - wanted):
-                best = beta, real
-            if abs(real / wanted - 1) < _CLOSE:
+            tried.append((beta, sum(image_gmacs(cost, one, spec, self._width) for one in lengths) / len(lengths)))
+            if abs(tried[-1][1] / wanted - 1) < _CLOSE:
                 break
-            aim *= wanted / real
-        return best
+        return min(tried, key=lambda one: abs(one[1] - wanted))
+
+    def _next_beta(self, sample: Entered, standard: Tensor, wanted: float, tried: list[tuple[float, float]]) -> float:
+        """Between the nearest betas that spent too much and too little; else what the evidence expects, corrected by the last trial."""
+        dear = max((one for one in tried if one[1] > wanted), default=None)
+        cheap = min((one for one in tried if one[1] <= wanted), default=None)
+        if dear and cheap and dear[0] < cheap[0]:
+            share = (dear[1] - wanted) / (dear[1] - cheap[1])
+            # Not too near to either end, or one of them would never move.
+            return dear[0] + min(max(share, 0.1), 0.9) * (cheap[0] - dear[0])
+
+        def expected(beta: float) -> float:
+            return _expected(sample, standard, beta, self._width)
+
+        return _solve(expected, wanted * math.prod(expected(beta) / real for beta, real in tried[-1:]))
 
 
 def halting_forward(entered: Entered, image: Tensor, scale: Scale, beta: float) -> tuple[Tensor, list[int]]:
