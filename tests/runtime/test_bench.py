@@ -129,7 +129,7 @@ def test_rows_equal_plain_arithmetic(bundle: Bundle) -> None:
     assert (pruned.speedup, pruned.speedup_low, pruned.speedup_high) == pytest.approx((statistics.median(ratios), ratios[0], ratios[-1]))
     manifest = bundle.manifest
     assert pruned.k == 8 and pruned.bound == pytest.approx(
-        manifest.cost.full_gmacs(manifest.prune) / manifest.cost.gmacs(manifest.prune.tokens_by_block((8,)), 1)
+        manifest.cost.full_gmacs(manifest.prune) / manifest.cost.gmacs(manifest.prune.tokens_by_block((8,)), scored=True)
     )
     assert pruned.share_of_bound == pytest.approx(pruned.speedup / pruned.bound)
 

@@ -76,33 +76,28 @@ def test_with_every_patch_nothing_changes(make: type) -> None:
     assert method.gmacs(cost, entered.spec, (patches, patches)) == pytest.approx(cost.full_gmacs(entered.spec), rel=0.06)
 
 
-def plain_redundancy(patches: Tensor) -> list[float]:
-    mean = sum(patches) / len(patches)
-    return [float(patch @ mean / patch.norm() / mean.norm()) for patch in patches]
+def plain_evidence(name: str, before: Tensor, after: Tensor) -> list[float]:
+    """Patch by patch, then mean 0 and deviation 1."""
+    mean = sum(after) / len(after)
+    values = {
+        "redundancy": [float(patch @ mean / patch.norm() / mean.norm()) for patch in after],
+        "stillness": [-float((new - old).norm() / old.norm()) for old, new in zip(before, after, strict=True)],
+        "faintness": [-math.sqrt(sum(float(channel) ** 2 for channel in patch)) for patch in after],
+    }[name]
+    middle = sum(values) / len(values)
+    deviation = math.sqrt(sum((value - middle) ** 2 for value in values) / len(values))
+    return [(value - middle) / deviation if deviation > 1e-9 else 0.0 for value in values]
 
 
-def plain_scale(entered: Entered) -> list[tuple[float, float]]:
-    """Mean and deviation behind each block of the unpruned tower."""
-    prefix, values = entered.spec.prefix_tokens, [[] for _ in entered.tower.blocks]
-    for image in entered.embedded:
-        tokens = image
-        for number, block in enumerate(entered.tower.blocks):
-            tokens = block(tokens[None])[0]
-            values[number] += plain_redundancy(tokens[prefix:])
-    means = [sum(found) / len(found) for found in values]
-    return [(mean, math.sqrt(sum((value - mean) ** 2 for value in found) / (len(found) - 1))) for mean, found in zip(means, values, strict=True)]
-
-
-def plain_halting(entered: Entered, image: Tensor, scale: list[tuple[float, float]], beta: float) -> tuple[Tensor, list[int]]:
+def plain_halting(entered: Entered, image: Tensor, evidence: str, beta: float) -> tuple[Tensor, list[int]]:
     """One image: h = sigmoid(gamma e + beta) adds up patch by patch, and a patch goes when its sum reaches 1 - epsilon."""
     prefix, tower = entered.spec.prefix_tokens, entered.tower
     tokens, sums, lengths = image, [0.0] * (len(image) - prefix), []
     for number, block in enumerate(tower.blocks):
         lengths.append(len(tokens))
-        tokens = block(tokens[None])[0]
-        mean, deviation = scale[number]
-        for place, e in enumerate(plain_redundancy(tokens[prefix:])):
-            sums[place] += 1 / (1 + math.exp(-(GAMMA * (e - mean) / deviation + beta)))
+        before, tokens = tokens, block(tokens[None])[0]
+        for place, e in enumerate(plain_evidence(evidence, before[prefix:], tokens[prefix:])):
+            sums[place] += 1 / (1 + math.exp(-(GAMMA * e + beta)))
         if number + 1 < tower.depth:
             staying = [place for place, value in enumerate(sums) if value < 1 - EPSILON] or [sums.index(min(sums))]
             tokens = torch.stack([*tokens[:prefix], *(tokens[prefix + place] for place in staying)])
@@ -111,14 +106,16 @@ def plain_halting(entered: Entered, image: Tensor, scale: list[tuple[float, floa
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["cls", "siglip", "dinov2 registers"])
-def test_avit_equals_the_formula(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "evidence"),
+    [("cls", "redundancy"), ("siglip", "redundancy"), ("dinov2 registers", "stillness"), ("cls", "stillness"), ("cls", "faintness")],
+)
+def test_avit_equals_the_formula(kind: str, evidence: str) -> None:
     entered = entered_by(kind)
-    method, scale = AVit(entered.tower), plain_scale(entered)
+    method = AVit(entered.tower, evidence)
     method.calibrate(entered, [(8,), (5,)])
     for counts in ((8,), (5,)):
-        beta = method.beta(counts)
-        wanted = [plain_halting(entered, image, scale, beta) for image in entered.embedded]
+        wanted = [plain_halting(entered, image, evidence, method.beta(counts)) for image in entered.embedded]
         torch.testing.assert_close(method.encode(entered, counts), torch.stack([embedding for embedding, _ in wanted]), atol=1e-5, rtol=1e-4)
         cost = entered.tower.cost()
         costs = [image_gmacs(cost, lengths, entered.spec, entered.tower.width) for _, lengths in wanted]
@@ -154,6 +151,8 @@ def test_avit_says_what_it_lacks() -> None:
     method = AVit(entered.tower)
     with pytest.raises(ConfigError, match="calibrate it for those"):
         method.encode(entered, (6,))
+    with pytest.raises(ConfigError, match="redundancy, stillness, faintness"):
+        AVit(entered.tower, "boredom")
     with torch.no_grad(), pytest.raises(ConfigError, match=r"a-vit cannot spend as little as"):
         method.calibrate(entered_by("cls", (1,)), [(1,)])
 

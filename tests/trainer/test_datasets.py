@@ -81,7 +81,7 @@ def test_half_downloaded(tmp_path: Path) -> None:
         load_split(f"dtd:{tmp_path}", "train")
     message = str(caught.value)
     assert "2 of 3 images of the split 'train' are missing, the first 'images/dotted/2.jpg'" in message
-    assert KNOWN["dtd"].tree in message and f"download('dtd', '{tmp_path}')" in message
+    assert KNOWN["dtd"].tree in message and f"prtool data download dtd -o {tmp_path}" in message
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -90,7 +90,7 @@ def test_what_is_not_there_is_drawn(name: str, tmp_path: Path) -> None:
         with pytest.raises(DataError) as caught:
             load_split(data, "train")
         assert KNOWN[name].tree in str(caught.value)
-        assert ("download(" in str(caught.value)) == (name in downloadable())
+        assert ("prtool data download" in str(caught.value)) == (name in downloadable())
 
 
 def test_unknown_names() -> None:

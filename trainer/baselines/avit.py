@@ -1,8 +1,7 @@
 """A-ViT (Yin et al., AdaViT: Adaptive Tokens for Efficient Vision Transformer, CVPR 2022), training-free: patches halt one by one."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,34 +19,55 @@ GAMMA = 2.0
 _CLOSE = 0.002
 _MOST_TRIALS = 10
 _BETAS = (-40.0, 20.0)
+_SMALLEST_DEVIATION = 1e-12
+
+Evidence = Callable[[Tensor, Tensor], Tensor]
+"""Patches (patches, D) before and behind a block -> what speaks for halting each, (patches,)."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Scale:
-    """Mean and deviation of the evidence behind each block, (depth,) float64 each, over patches and images of the unpruned tower."""
+def _redundancy(_before: Tensor, after: Tensor) -> Tensor:
+    return functional.cosine_similarity(after, after.mean(dim=0, keepdim=True), dim=-1)
 
-    mean: Tensor
-    deviation: Tensor
+
+def _stillness(before: Tensor, after: Tensor) -> Tensor:
+    return -(after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(_SMALLEST_DEVIATION)
+
+
+def _faintness(_before: Tensor, after: Tensor) -> Tensor:
+    return -after.norm(dim=-1)
+
+
+EVIDENCE: Mapping[str, Evidence] = {"redundancy": _redundancy, "stillness": _stillness, "faintness": _faintness}
+"""What can speak for halting: cosine with the mean of the patches that are left; a small change in the block, relative to the
+patch; a small norm. Each costs at most two products a channel and patch."""
 
 
 class AVit(AdaptiveMethod):
     """Behind every block each patch gets a halting score; when its scores add up to 1 - EPSILON it drops out (equations 3 to 6).
 
     In the paper the score is h = sigmoid(gamma e + beta) with e the token's first channel, which training teaches to say
-    when to stop, and the class tokens of all blocks are averaged. A frozen encoder was never taught, so here, training-free:
+    when to stop, and the class tokens of all blocks are averaged. A frozen encoder was never taught so, and here, training-free:
 
-    - e says how redundant a patch is: its cosine with the mean of the patches that are left, brought to mean 0 and
-      deviation 1 behind each block over the images of the calibration. gamma is GAMMA.
+    - e is one of `EVIDENCE`, brought to mean 0 and deviation 1 over the patches that are left of the image. gamma is GAMMA.
     - beta is fitted for each budget, so that the mean MACs of the calibration images are the budget's, the evidence included.
-    - The class token and registers never halt, the last patch does not either, and the embedding is read behind the last block.
+    - Class token and registers never halt, the last patch does not either, and the embedding is read behind the last block.
 
     Each image keeps as many patches as it needs, so images run one by one, without padding. It has no location: scores
     add up from block 1 on. `spent` has what each image cost.
+
+    Args:
+        tower: the frozen image encoder.
+        evidence: a name of `EVIDENCE`.
+
+    Raises:
+        ConfigError: there is no such evidence.
     """
 
-    def __init__(self, tower: VisionTower) -> None:
+    def __init__(self, tower: VisionTower, evidence: str = "redundancy") -> None:
+        if evidence not in EVIDENCE:
+            raise ConfigError(f"a-vit evidence = {evidence!r}, but it must be one of {', '.join(EVIDENCE)}")
         self._width = tower.width
-        self._scale: Scale | None = None
+        self._evidence = EVIDENCE[evidence]
         self._fitted: dict[Counts, tuple[float, float]] = {}
 
     @property
@@ -60,10 +80,7 @@ class AVit(AdaptiveMethod):
         Raises:
             ConfigError: a budget is below what block 1 on all patches and the rest on one costs.
         """
-        evidence = torch.stack([_unpruned_evidence(sample, image) for image in _each(sample)])
-        flat = evidence.transpose(0, 1).flatten(1)
-        self._scale = Scale(flat.mean(dim=1), flat.std(dim=1).clamp_min(1e-12))
-        standard = (evidence - self._scale.mean[:, None]) / self._scale.deviation[:, None]
+        standard = torch.stack([self._unpruned(sample, image) for image in _each(sample)])
         for counts in budgets:
             if not sample.keeps_all(counts):
                 self._fitted[counts] = self._fit(sample, standard, counts)
@@ -98,10 +115,16 @@ class AVit(AdaptiveMethod):
 
     def _halting(self, entered: Entered, beta: float) -> tuple[Tensor, list[list[int]]]:
         """Embeddings, and the tokens of each image in each block."""
-        if self._scale is None:
-            raise ConfigError("method 'a-vit' has not been calibrated; call calibrate first")
-        found = [halting_forward(entered, image, self._scale, beta) for image in _each(entered)]
+        found = [halting_forward(entered, image, self._evidence, beta) for image in _each(entered)]
         return torch.cat([embedding for embedding, _ in found]), [lengths for _, lengths in found]
+
+    def _unpruned(self, entered: Entered, image: Tensor) -> Tensor:
+        """The evidence behind each block where nothing halts: (depth, N) float64."""
+        found, prefix = [], entered.spec.prefix_tokens
+        for block in entered.tower.blocks:
+            before, image = image, block(image)
+            found.append(standardised(self._evidence(before[0, prefix:], image[0, prefix:])))
+        return torch.stack(found)
 
     def _fit_of(self, counts: Counts) -> tuple[float, float]:
         if counts not in self._fitted:
@@ -145,13 +168,13 @@ class AVit(AdaptiveMethod):
         return _solve(expected, wanted * math.prod(expected(beta) / real for beta, real in tried[-1:]))
 
 
-def halting_forward(entered: Entered, image: Tensor, scale: Scale, beta: float) -> tuple[Tensor, list[int]]:
+def halting_forward(entered: Entered, image: Tensor, evidence: Evidence, beta: float) -> tuple[Tensor, list[int]]:
     """One image through the tower while its patches halt.
 
     Args:
         entered: has tower and spec.
         image: (1, prefix + N, D) tokens that enter block 1.
-        scale: of the evidence.
+        evidence: what speaks for halting a patch.
         beta: the higher, the sooner a patch halts.
 
     Returns:
@@ -162,8 +185,8 @@ def halting_forward(entered: Entered, image: Tensor, scale: Scale, beta: float) 
     lengths = []
     for number, block in enumerate(tower.blocks):
         lengths.append(tokens.shape[1])
-        tokens = block(tokens)
-        standard = (evidence_of(tokens[0, prefix:]) - scale.mean[number]) / scale.deviation[number]
+        before, tokens = tokens, block(tokens)
+        standard = standardised(evidence(before[0, prefix:], tokens[0, prefix:]))
         total = total + torch.sigmoid(GAMMA * standard + beta)
         if number + 1 < tower.depth:
             staying = total < 1 - EPSILON
@@ -172,9 +195,10 @@ def halting_forward(entered: Entered, image: Tensor, scale: Scale, beta: float) 
     return functional.normalize(tower.head(tokens), dim=-1), lengths
 
 
-def evidence_of(patches: Tensor) -> Tensor:
-    """How redundant each patch (patches, D) is: its cosine with their mean, (patches,) float64."""
-    return functional.cosine_similarity(patches, patches.mean(dim=0, keepdim=True), dim=-1).double()
+def standardised(evidence: Tensor) -> Tensor:
+    """(patches,) float64 of mean 0 and deviation 1; zeros where all are equal."""
+    centred = evidence.double() - evidence.double().mean()
+    return centred / centred.square().mean().sqrt().clamp_min(_SMALLEST_DEVIATION)
 
 
 def image_gmacs(cost: Cost, lengths: list[int], spec: PruneSpec, width: int) -> float:
@@ -185,15 +209,6 @@ def image_gmacs(cost: Cost, lengths: list[int], spec: PruneSpec, width: int) -> 
 def _each(entered: Entered) -> list[Tensor]:
     """The tokens that enter block 1 of one image after another, each (1, prefix + N, D)."""
     return [entered.embedded[number : number + 1] for number in range(len(entered.embedded))]
-
-
-def _unpruned_evidence(entered: Entered, image: Tensor) -> Tensor:
-    """(depth, N) float64."""
-    found = []
-    for block in entered.tower.blocks:
-        image = block(image)
-        found.append(evidence_of(image[0, entered.spec.prefix_tokens :]))
-    return torch.stack(found)
 
 
 def _expected(sample: Entered, standard: Tensor, beta: float, width: int) -> float:
