@@ -30,11 +30,12 @@ def _redundancy(_before: Tensor, after: Tensor) -> Tensor:
 
 
 def _stillness(before: Tensor, after: Tensor) -> Tensor:
-    return -(after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(_SMALLEST_DEVIATION)
+    moved, length = (torch.linalg.vector_norm(part, dim=-1) for part in (after - before, before))
+    return torch.neg(moved) / length.clamp_min(_SMALLEST_DEVIATION)
 
 
 def _faintness(_before: Tensor, after: Tensor) -> Tensor:
-    return -after.norm(dim=-1)
+    return torch.neg(torch.linalg.vector_norm(after, dim=-1))
 
 
 EVIDENCE: Mapping[str, Evidence] = {"redundancy": _redundancy, "stillness": _stillness, "faintness": _faintness}
@@ -99,7 +100,7 @@ class AVit(AdaptiveMethod):
 
     def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:
         """Mean cost of one image of the calibration sample in 10^9 MAC."""
-        return self._fit_of(counts)[1] if counts in self._fitted else encoder_gmacs(cost, spec, counts)
+        return encoder_gmacs(cost, spec, counts) if counts[-1] == spec.patches else self._fit_of(counts)[1]
 
     def beta(self, counts: Counts) -> float:
         """The fitted beta of a budget below every patch.
