@@ -30,8 +30,9 @@ def _redundancy(_before: Tensor, after: Tensor) -> Tensor:
 
 
 def _stillness(before: Tensor, after: Tensor) -> Tensor:
-    moved, length = (torch.linalg.vector_norm(part, dim=-1) for part in (after - before, before))
-    return torch.neg(moved) / length.clamp_min(_SMALLEST_DEVIATION)
+    moved: Tensor = torch.linalg.vector_norm(after - before, dim=-1)
+    length: Tensor = torch.linalg.vector_norm(before, dim=-1)
+    return -moved / length.clamp_min(_SMALLEST_DEVIATION)
 
 
 def _faintness(_before: Tensor, after: Tensor) -> Tensor:
