@@ -157,6 +157,8 @@ def export(run: Path, keep: tuple[Keep, ...] | None, output: Path, precisions: t
     if choice is not None:
         run, kept = run / choice.run, choice.kept
         message(f"taking what 'prtool tune' chose: {run}, keep {kept}; --keep overrides it")
+        if choice.is_unpruned:
+            message("the choice is the unpruned model: run the bundle in mode 'full'")
     manifest = export_run(run, output, ExportOptions(kept, precisions), data, BarProgress())
     result_table(["compared with PyTorch", "worst"], [[name, f"{value:.9g}"] for name, value in manifest.parity.items()])
     message(f"wrote {output}; next: prtool bench, prtool embed PHOTOS -o out.npz")
