@@ -29,7 +29,6 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     TABLE: main, predictor-ablation, locations, cls-attention, layers, cross-domain or overhead.
     """
     from prtool.console import BarProgress, message, result_json, result_table
-    from prtool.reproduce.overhead import overhead
     from prtool.reproduce.plan import Study
     from prtool.reproduce.report import make_report, write_report
     from prtool.reproduce.run import data_sets, run_cells
@@ -40,6 +39,8 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     study = Study(data_sets(asked.pop("data")), keep=only(keep), settings=settings_of(settings), **asked)
     progress = BarProgress()
     if table == OVERHEAD:
+        from prtool.reproduce.overhead import overhead
+
         report = overhead(study, output, "ort", progress)
     else:
         made = make_table(table, study)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from local_model import write_images, write_model
 
 from prtool.cli import app
-from prtool.errors import ConfigError, DataError
+from prtool.errors import ConfigError, DataError, StorageError
 from prtool.progress import SilentProgress
 from prtool.reproduce.plan import Study
 from prtool.reproduce.published import in_ablation, in_columns, published, recognise
@@ -111,8 +111,9 @@ def test_a_table_is_the_mean_over_seeds_beside_the_published(study, tmp_path):
     # Three sets and two seeds: a run each, and one for all sets a seed.
     assert len(set(quick.trained)) == 3 * 2 + 2
     page = markdown(report)
-    assert "| Patch Ranking | 131.1 ± 0.7 (93.4) |" in page
-    assert "(93.4)" in page
+    assert "| Patch Ranking | 131.1 ± 0.7 (93.4*) |" in page  # three classes are not the paper's hundred
+    assert "Caltech101: from caltech101, 6 test images of 3 classes; the paper's test part has 2465 images of 100 classes: another task" in page
+    assert "budget in GMAC an image: patch-ranking 1, " in page
     assert "mine: not a data set of the paper" in page
     assert "not there: OxfordPets" in page
 
@@ -156,6 +157,71 @@ def test_tuned_figures_of_a_run_without_tokens_are_the_untuned_ones(study, tmp_p
     assert found.values["Patch Ranking, tuned tokens", "DTD"] == found.values["Patch Ranking", "DTD"]
 
 
+def test_a_method_that_a_tower_cannot_run_is_named_and_takes_no_other_with_it(study, tmp_path):
+    class NoClassToken(Quick):
+        def evaluate(self, run, data, config, progress):
+            if {"cls-attention", "evit"} & set(config.methods):
+                raise ConfigError("it needs a class token")
+            return super().evaluate(run, data, config, progress)
+
+    one = replace(study, sets=study.sets[:1], seeds=1)
+    found = run_cells(make_table("main", one).cells, one, tmp_path, SilentProgress(), NoClassToken().verbs())
+    assert len(found.missing) == 2
+    assert all("needs a class token" in line for line in found.missing)
+    rows = {row for row, _ in found.values}
+    assert rows == {"unpruned", "A-ViT", "ToMe", "random", "Patch Ranking", "Patch Ranking, tuned tokens"}
+    assert found.values["ToMe", "Caltech101"] == [accuracy_of("tome", one.keep, 0)]
+
+
+def test_tokens_that_cannot_be_tuned_take_no_untuned_figure_with_them(study, tmp_path):
+    class FewImages(Quick):
+        def train(self, config, run, progress):
+            if "tokens" in config.phases and "dtd10" in config.data:
+                raise DataError("class red has 3 images,\nfewer than 16 shots")
+            return super().train(config, run, progress)
+
+    found = run_cells(make_table("main", study).cells, study, tmp_path, SilentProgress(), FewImages().verbs())
+    assert [line for line in found.missing if "dtd10" in line and "fewer than 16 shots" in line]
+    assert not any("\n" in line for line in found.missing)
+    assert ("Patch Ranking, tuned tokens", "DTD") not in found.values
+    assert len(found.values["Patch Ranking", "DTD"]) == study.seeds
+    assert len(found.values["Patch Ranking, tuned tokens", "mine"]) == study.seeds
+
+
+def test_no_figure_at_all_and_a_full_disk_are_errors(study, tmp_path):
+    table = make_table("cross-domain", study)
+    with pytest.raises(DataError, match="give fewer shots"):
+        run_cells(table.cells, study, tmp_path, SilentProgress(), Quick(broken=("caltech101", "dtd10", "mine")).verbs())
+
+    class Full(Quick):
+        def evaluate(self, run, data, config, progress):  # noqa: ARG002
+            raise StorageError("no space left on the disk")
+
+    with pytest.raises(StorageError, match="no space"):
+        run_cells(table.cells, study, tmp_path, SilentProgress(), Full().verbs())
+
+
+def test_runs_share_golden_rankings_and_entering_tokens(study, tmp_path):
+    quick = Quick()
+    table = make_table("predictor-ablation", study)
+    run_cells(table.cells, study, tmp_path, SilentProgress(), quick.verbs())
+    runs = set(quick.trained)
+    assert len(runs) == 3 * 3 * 2
+    for name in ("golden", "tokens"):
+        assert {(run / name).resolve() for run in runs} == {tmp_path / "cache" / name}
+
+
+def test_published_figures_stand_only_beside_the_papers_keep_and_classes(study):
+    at = {keep: {cell.row: cell.published for cell in make_table("main", replace(study, keep=Keep.ratio(keep))).cells} for keep in (0.6, 0.5)}
+    assert at[0.6]["ToMe"] is None  # the last set, which the paper does not have
+    one = {keep: make_table("main", replace(study, sets=study.sets[:1], keep=Keep.ratio(keep))).cells for keep in (0.6, 0.5)}
+    assert {cell.row: cell.published for cell in one[0.6]}["ToMe"] == 91.5
+    assert {cell.row: cell.published for cell in one[0.5]}["ToMe"] is None
+    whole = replace(study.sets[0], classes=100)
+    assert whole.is_whole
+    assert not study.sets[0].is_whole
+
+
 def test_settings_reach_the_run(study):
     table = make_table("locations", replace(study, settings={"fit.loss": "kl"}))
     job = next(cell.job for cell in table.cells if cell.row == "4, 6, 8, 10" and cell.job.seed == 1)
@@ -190,6 +256,12 @@ def test_bad_requests_are_refused(study):
         replace(study, seeds=0)
     with pytest.raises(ConfigError, match="no data set"):
         replace(study, sets=())
+    with pytest.raises(ConfigError, match="give --seeds instead"):
+        replace(study, settings={"seed": 1})
+    with pytest.raises(ConfigError, match="varies it itself"):
+        make_table("layers", replace(study, settings={"golden.location": 2}))
+    with pytest.raises(ConfigError, match="keep = 8, but the table locations takes a ratio"):
+        make_table("locations", replace(study, keep=Keep.count(8)))
     found = CliRunner().invoke(app, ["reproduce", "mian", "--data", "x"])
     assert found.exit_code == 1
     assert "did you mean main" in found.output

@@ -2,12 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from prtool.errors import ConfigError
 from prtool.reproduce.published import PublishedSet
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.eval_report import EvalReport
+
+FILLED: Mapping[str, str] = MappingProxyType(
+    {
+        "data": "--data",
+        "model": "--model",
+        "pretrained": "--pretrained",
+        "tokens.shots": "--shots",
+        **dict.fromkeys(("seed", "fit.seed", "tokens.seed"), "--seeds"),
+        **dict.fromkeys(("phases", "templates"), "another table"),
+    }
+)
+"""Settings that every table fills, and the option that changes each; `--set` may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +31,25 @@ class DataSet:
         address: as `--data` takes it.
         name: its folder's name.
         known: what the paper calls it; None for a set that is not the paper's.
+        classes: how many it has; 0 where nobody counted.
+        test: images of its test part.
     """
 
     address: str
     name: str
     known: PublishedSet | None
+    classes: int = 0
+    test: int = 0
 
     @property
     def column(self) -> str:
         """Its column in a table."""
         return self.name if self.known is None else self.known.column
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has the paper's classes: with others the task is another one, and a difference of accuracies means nothing."""
+        return self.known is not None and self.classes == self.known.classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +80,9 @@ class Study:
     def __post_init__(self) -> None:
         if not self.sets:
             raise ConfigError("there is no data set to reproduce a table on; give folders of data sets with --data")
+        for name in self.settings:
+            if name in FILLED:
+                raise ConfigError(f"--set {name}: a table fills it itself; give {FILLED[name]} instead, or leave it out")
         if self.seeds < 1 or self.shots < 0 or self.images < 0:
             raise ConfigError(f"seeds = {self.seeds}, shots = {self.shots}, images = {self.images}, but they must be at least 1, 0 and 0")
 

@@ -12,13 +12,24 @@ from prtool.files import new_file, write_bytes, write_json
 from prtool.reproduce.plan import Study, Table
 from prtool.reproduce.published import claims_of, published
 from prtool.reproduce.run import Found, absent
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.eval_report import UNPRUNED
 
 MEAN = "mean"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row and column: the mean over seeds, their standard deviation (None for one seed), and the paper's figure (None where it has none)."""
+    """One row and column.
+
+    Attributes:
+        row, column: where it stands.
+        ours: the mean over the seeds.
+        deviation: their standard deviation; None for one seed.
+        seeds: how many.
+        published: the paper's figure; None where it has none.
+        same_task: the data has the paper's classes, so that a difference means something.
+    """
 
     row: str
     column: str
@@ -26,6 +37,12 @@ class Entry:
     deviation: float | None
     seeds: int
     published: float | None
+    same_task: bool = True
+
+    @property
+    def difference(self) -> float | None:
+        """ours - published; None where there is nothing to compare."""
+        return self.ours - self.published if self.published is not None and self.same_task else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +64,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        names = ("row", "column", "ours", "deviation", "seeds", "published")
+        names = ("row", "column", "ours", "deviation", "seeds", "published", "difference")
         results = [{name: getattr(entry, name) for name in names} for entry in self.entries]
         return {"table": self.name, "title": self.title, "results": results, "differs": list(self.differs), "missing": list(self.missing)}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Column names, and rows of text: ours (published)."""
+        """Column names, and rows of text: ours (published), with * where the data has other classes than the paper's."""
         columns = list(dict.fromkeys(entry.column for entry in self.entries))
         cells = {(entry.row, entry.column): _text(entry) for entry in self.entries}
         rows = list(dict.fromkeys(entry.row for entry in self.entries))
@@ -62,12 +79,17 @@ class Report:
 def make_report(table: Table, found: Found, study: Study) -> Report:
     """Averages the values over seeds, and sets them beside the published ones."""
     paper = {(cell.row, cell.column): cell.published for cell in table.cells}
-    entries = [_entry(row, column, values, paper.get((row, column))) for (row, column), values in found.values.items()]
+    same = {data.column: data.is_whole for data in study.sets}
+    entries = [_entry(row, column, values, paper.get((row, column)), same[column]) for (row, column), values in found.values.items()]
     rows, columns = list(dict.fromkeys(cell.row for cell in table.cells)), list(dict.fromkeys(cell.column for cell in table.cells))
     by_place = {(entry.row, entry.column): entry for entry in entries}
     ordered = [by_place[row, column] for row in rows for column in columns if (row, column) in by_place]
     return Report(
-        table.name, table.title, (*ordered, *_means(rows, columns, by_place)), (*table.differs, *_differs(table, study)), tuple(found.missing)
+        table.name,
+        table.title,
+        (*ordered, *_means(rows, columns, by_place)),
+        (*table.differs, *_differs(table, study), *_budget(found)),
+        tuple(found.missing),
     )
 
 
@@ -88,7 +110,14 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
 def markdown(report: Report) -> str:
     """The report as a Markdown page."""
     columns, rows = report.table()
-    lines = [f"# {report.title}", "", "Ours (published in brackets).", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines = [
+        f"# {report.title}",
+        "",
+        "Ours (published in brackets; * for other classes than the paper's).",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + "---|" * len(columns),
+    ]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", "## What differs", "", *(f"- {line}" for line in report.differs)]
     if report.missing:
@@ -96,9 +125,9 @@ def markdown(report: Report) -> str:
     return "\n".join([*lines, "", f"![{report.title}]({report.name}.png)", ""])
 
 
-def _entry(row: str, column: str, values: Sequence[float], paper: float | None) -> Entry:
+def _entry(row: str, column: str, values: Sequence[float], paper: float | None, same_task: bool) -> Entry:
     deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Entry(row, column, statistics.fmean(values), deviation, len(values), paper)
+    return Entry(row, column, statistics.fmean(values), deviation, len(values), paper, same_task)
 
 
 def _means(rows: Sequence[str], columns: Sequence[str], entries: dict[tuple[str, str], Entry]) -> list[Entry]:
@@ -108,7 +137,8 @@ def _means(rows: Sequence[str], columns: Sequence[str], entries: dict[tuple[str,
         if len(columns) > 1 and len(present) == len(columns):
             papers = [entry.published for entry in present if entry.published is not None]
             mean = statistics.fmean(papers) if len(papers) == len(columns) else None
-            found.append(Entry(row, MEAN, statistics.fmean(entry.ours for entry in present), None, min(entry.seeds for entry in present), mean))
+            seeds, same_task = min(entry.seeds for entry in present), all(entry.same_task for entry in present)
+            found.append(Entry(row, MEAN, statistics.fmean(entry.ours for entry in present), None, seeds, mean, same_task))
     return found
 
 
@@ -116,12 +146,19 @@ def _differs(table: Table, study: Study) -> list[str]:
     lines = [f"model: ours {study.model} {study.pretrained}".rstrip() + f", the paper's {published()['model']}"]
     for data in study.sets:
         if data.known is None:
-            lines.append(f"{data.name}: not a data set of the paper")
+            lines.append(f"{data.name}: not a data set of the paper; {data.test} test images of {data.classes} classes")
             continue
-        lines.append(f"{data.column}: from {data.name}; the paper's test part has {data.known.test} images of {data.known.classes} classes")
+        other = "" if data.is_whole else ": another task, so its figures (*) are not comparable"
+        lines.append(
+            f"{data.column}: from {data.name}, {data.test} test images of {data.classes} classes; "
+            f"the paper's test part has {data.known.test} images of {data.known.classes} classes{other}"
+        )
     if study.images:
         lines.append(f"at most {study.images} test images a set were evaluated")
-    lines.append(f"tokens, where tuned: {study.shots or 'all'} images a class; the paper's 16")
+    config = TrainConfig.load(None, dict(study.settings))
+    tuned = f"tuned at keep {config.tokens.keep}, {config.tokens.visual} visual and {config.tokens.text} text"
+    lines.append(f"tokens, where tuned: {study.shots or 'all'} images a class, {tuned}; the paper's 16 a class")
+    lines.append(f"predictor data: {config.train_images or 'all'} training images of each set; one predictor for all sets learns from them together")
     lines.append(f"{study.seeds} seed{'s' if study.seeds > 1 else ''}; methods without chance run once")
     lines.append(
         "the predictor learns from its own choice unless target = 'ranking' was set; the paper's learns a golden ranking (--set target=ranking)"
@@ -133,9 +170,25 @@ def _differs(table: Table, study: Study) -> list[str]:
     return [*lines, f"not there: {', '.join(missing)}"] if missing else lines
 
 
+def _budget(found: Found) -> list[str]:
+    """What the methods cost beside the unpruned encoder."""
+    whole = found.gmacs.get(UNPRUNED)
+    methods = [f"{name} {_range(costs)}" for name, costs in found.gmacs.items() if name != UNPRUNED]
+    if whole is None or not methods:
+        return []
+    return [
+        f"budget in GMAC an image: {', '.join(methods)}; unpruned {_range(whole)}; the paper's budget of 16.8 GFLOPs is undefined and was not matched"
+    ]
+
+
+def _range(costs: tuple[float, float]) -> str:
+    least, most = (f"{value:.4g}" for value in costs)
+    return least if least == most else f"{least} to {most}"
+
+
 def _text(entry: Entry) -> str:
     ours = f"{entry.ours:.1f}" if entry.deviation is None else f"{entry.ours:.1f} ± {entry.deviation:.1f}"
-    return ours if entry.published is None else f"{ours} ({entry.published:.1f})"
+    return ours if entry.published is None else f"{ours} ({entry.published:.1f}{'' if entry.same_task else '*'})"
 
 
 def _csv(report: Report) -> str:
@@ -143,7 +196,7 @@ def _csv(report: Report) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["row", "column", "ours", "deviation", "seeds", "published", "difference"])
     for entry in report.entries:
-        difference = "" if entry.published is None else f"{entry.ours - entry.published:.4f}"
+        difference = "" if entry.difference is None else f"{entry.difference:.4f}"
         deviation = "" if entry.deviation is None else f"{entry.deviation:.4f}"
         paper = "" if entry.published is None else entry.published
         writer.writerow([entry.row, entry.column, f"{entry.ours:.4f}", deviation, entry.seeds, paper, difference])

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prtool.errors import DataError, PrtoolError
-from prtool.files import write_json
+from prtool.errors import ConfigError, DataError, PrtoolError, StorageError
+from prtool.files import storage_errors, write_json
 from prtool.progress import Progress
 from prtool.reproduce.plan import Cell, DataSet, Job, Study
 from prtool.reproduce.published import published, recognise
@@ -17,12 +17,15 @@ from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import load_split, templates_for
 from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
-from prtool.trainer.eval_report import EvalReport, EvalRow
+from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.train import train
 
 SCHEMA = 1
 _TUNED = "+tokens"
+_TOKENS = "tokens"
+_CACHES = ("golden", "tokens")
+"""Folders of a run that are decided by images and model alone, their content named after all that it depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +38,23 @@ class Verbs:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The values of a table, by row, column and seed, and the reasons of cells that could not run, each once."""
+    """What the jobs of a table gave.
+
+    Attributes:
+        values: by row and column, one a seed.
+        missing: the reasons of what could not run, each once.
+        gmacs: 10^9 MAC of one image, of the unpruned encoder under "unpruned" and of every method under its name, least and most.
+    """
 
     values: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    gmacs: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add_costs(self, report: EvalReport) -> None:
+        """Takes note of what the rows of a report cost."""
+        for row in report.rows:
+            least, most = self.gmacs.get(row.method, (row.gmacs, row.gmacs))
+            self.gmacs[row.method] = min(least, row.gmacs), max(most, row.gmacs)
 
 
 def data_sets(addresses: Sequence[str]) -> tuple[DataSet, ...]:
@@ -73,13 +89,22 @@ def run_cells(cells: Sequence[Cell], study: Study, folder: Path, progress: Progr
 
     Raises:
         StorageError: something cannot be written; finished jobs stay.
+        PrtoolError: no job could run; the first one's error.
     """
-    found, results = Found(), {}
+    found, results, first = Found(), {}, None
+    bench = _Bench(study, folder, progress, verbs or Verbs(), found.missing)
     for job in dict.fromkeys(cell.job for cell in cells):
         try:
-            results[job] = _result(job, study, folder, progress, verbs or Verbs())
+            results[job] = _result(job, bench)
+        except StorageError:
+            raise
         except PrtoolError as error:
-            found.missing.append(f"{_title(job)}: {error}")
+            bench.name(job, error)
+            first = first or error
+            continue
+        found.add_costs(results[job][1])
+    if not results and first is not None:
+        raise first
     for cell in cells:
         if cell.job not in results:
             continue
@@ -113,21 +138,98 @@ def run_config(job: Job, study: Study) -> TrainConfig:
     )
 
 
-def _result(job: Job, study: Study, folder: Path, progress: Progress, verbs: Verbs) -> tuple[Checkpoint, EvalReport]:
-    config = run_config(job, study)
-    run = run_folder(config, job.train_on, folder)
-    checkpoint = verbs.train(config, run, progress)
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What every job of a table works with; `missing` takes the reasons of what could not run."""
+
+    study: Study
+    folder: Path
+    progress: Progress
+    verbs: Verbs
+    missing: list[str]
+
+    def name(self, job: Job, error: PrtoolError) -> None:
+        """Takes note of a reason, each once."""
+        line = f"{_title(job)}: {' '.join(str(error).split())}"
+        if line not in self.missing:
+            self.missing.append(line)
+
+
+def _result(job: Job, bench: _Bench) -> tuple[Checkpoint, EvalReport]:
+    """The run of a job and its evaluation. Where only its tokens cannot be tuned, the rest is evaluated all the same."""
+    phases = dict(job.settings).get("phases", ())
+    try:
+        run, checkpoint = _trained(job, bench)
+    except StorageError:
+        raise
+    except PrtoolError as error:
+        if not isinstance(phases, tuple) or _TOKENS not in phases or all(name.endswith(_TUNED) for name in job.methods):
+            raise
+        settings = {**dict(job.settings), "phases": tuple(name for name in phases if name != _TOKENS)}
+        untuned = replace(job, settings=tuple(settings.items()), methods=tuple(name for name in job.methods if not name.endswith(_TUNED)))
+        result = _result(untuned, bench)
+        bench.name(job, error)
+        return result
     tuned = bool(checkpoint.tokens.visual or checkpoint.tokens.text)
     # A run whose tokens were no better than none has none: its tuned figures are the untuned ones.
     methods = tuple(name for name in job.methods if tuned or not name.endswith(_TUNED))
-    templates = study.templates or _templates(job.test_on)
-    asked = EvalConfig(keeps=job.keeps, methods=methods, images=study.images, seed=job.seed, templates=templates)
-    path = folder / "evaluations" / f"{_evaluation_key(run, job, study, asked)}.json"
+    return checkpoint, _with_untuned(_evaluated(run, replace(job, methods=methods), bench), job.methods)
+
+
+def _trained(job: Job, bench: _Bench) -> tuple[Path, Checkpoint]:
+    config = run_config(job, bench.study)
+    run = run_folder(config, job.train_on, bench.folder)
+    share_caches(run, bench.folder)
+    return run, bench.verbs.train(config, run, bench.progress)
+
+
+def _evaluated(run: Path, job: Job, bench: _Bench) -> EvalReport:
+    """The evaluation of a job's methods; where one does not suit the tower, each alone, and those that do not are named."""
+    templates = bench.study.templates or _templates(job.test_on)
+    asked = EvalConfig(keeps=job.keeps, methods=job.methods, images=bench.study.images, seed=job.seed, templates=templates)
+    path = bench.folder / "evaluations" / f"{_evaluation_key(run, job, bench.study, asked)}.json"
     report = _read(path)
-    if report is None:
-        report = verbs.evaluate(run, Path(job.test_on.address), asked, progress)
-        write_json(path, report.to_json())
-    return checkpoint, _with_untuned(report, job.methods)
+    if report is not None:
+        return report
+    try:
+        report = bench.verbs.evaluate(run, Path(job.test_on.address), asked, bench.progress)
+    except ConfigError:
+        if len(job.methods) < 2:
+            raise
+        return _one_by_one(run, job, bench)
+    write_json(path, report.to_json())
+    return report
+
+
+def _one_by_one(run: Path, job: Job, bench: _Bench) -> EvalReport:
+    reports, errors = [], []
+    for name in job.methods:
+        alone = replace(job, methods=(name,))
+        try:
+            reports.append(_evaluated(run, alone, bench))
+        except ConfigError as cause:
+            errors.append((alone, cause))
+    if not reports:
+        raise errors[0][1]
+    for refused, error in errors:
+        bench.name(refused, error)
+    rows = [row for report in reports[1:] for row in report.rows if row.method != UNPRUNED]
+    return replace(reports[0], rows=(*reports[0].rows, *rows))
+
+
+def share_caches(run: Path, folder: Path) -> None:
+    """Makes the caches of a new run links to those of all runs: golden rankings are the slow part, and seeds and predictors share them.
+
+    Raises:
+        StorageError: a link cannot be made.
+    """
+    with storage_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+        for name in _CACHES:
+            shared = folder / "cache" / name
+            shared.mkdir(parents=True, exist_ok=True)
+            if not (run / name).exists():
+                (run / name).symlink_to(shared.resolve(), target_is_directory=True)
 
 
 def run_folder(config: TrainConfig, train_on: Sequence[DataSet], folder: Path) -> Path:
@@ -147,7 +249,9 @@ def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig
     """
     job = Job(study.sets[:1], study.sets[0], (("phases", ("predictor", "tokens")),), (), ())
     config = run_config(job, study)
-    return config, train(config, run_folder(config, job.train_on, folder), progress)
+    run = run_folder(config, job.train_on, folder)
+    share_caches(run, folder)
+    return config, train(config, run, progress)
 
 
 def _evaluation_key(run: Path, job: Job, study: Study, asked: EvalConfig) -> str:
@@ -187,7 +291,7 @@ def _at(address: str) -> list[DataSet]:
     if not folder.exists():
         raise DataError(f"data folder {folder} does not exist; give --data folders of data sets, or NAME:FOLDER")
     try:
-        load_split(address, "test")
+        test = load_split(address, "test")
     except DataError as cause:
         inside = sorted(item for item in folder.iterdir() if item.is_dir()) if folder.is_dir() else []
         found = [data for item in inside if _readable(item) for data in _at(str(item))]
@@ -195,7 +299,7 @@ def _at(address: str) -> list[DataSet]:
             raise DataError(f"{address} is no data set and holds none: {cause}") from cause
         return found
     name = address.partition(":")[0] if ":" in address else folder.resolve().name
-    return [DataSet(address, name, recognise(name))]
+    return [DataSet(address, name, recognise(name), len(test.classnames), len(test))]
 
 
 def _readable(folder: Path) -> bool:
@@ -208,7 +312,7 @@ def _readable(folder: Path) -> bool:
 def _title(job: Job) -> str:
     learned = "+".join(data.name for data in job.train_on)
     settings = ", ".join(f"{name} = {value}" for name, value in job.settings)
-    return f"{job.test_on.name} (run on {learned}, seed {job.seed}, {settings})"
+    return f"{', '.join(job.methods)} on {job.test_on.name} (run on {learned}, seed {job.seed}, {settings})"
 
 
 def _key(value: object) -> str:

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from prtool.errors import ConfigError
 from prtool.reproduce.plan import Cell, DataSet, Job, Study, Table, accuracy, matching, unpruned
-from prtool.reproduce.published import in_ablation, in_columns
+from prtool.reproduce.published import in_ablation, in_columns, published
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.eval_report import EvalReport
@@ -52,16 +52,22 @@ def _main_cells(study: Study) -> Iterator[Cell]:
             job = Job((data,), data, _WITH_TOKENS, (OURS, TUNED, *rivals), (study.keep,), seed)
             yield Cell("unpruned", column, job, unpruned)
             for method in rivals:
-                yield Cell(_RIVALS[method], column, job, accuracy(method, study.keep), in_columns("main", _RIVALS[method], column))
-            yield Cell("Patch Ranking", column, job, accuracy(OURS, study.keep), in_columns("main", "Patch Ranking", column))
+                yield Cell(_RIVALS[method], column, job, accuracy(method, study.keep), _paper(study, "main", _RIVALS[method], column))
+            yield Cell("Patch Ranking", column, job, accuracy(OURS, study.keep), _paper(study, "main", "Patch Ranking", column))
             yield Cell("Patch Ranking, tuned tokens", column, job, accuracy(TUNED, study.keep))
             if len(study.sets) > 1:
                 general = Job(study.sets, data, _SCORED, (OURS,), (study.keep,), seed)
-                paper = in_columns("main", "Patch Ranking, one predictor trained on ImageNet", column)
+                paper = _paper(study, "main", "Patch Ranking, one predictor trained on ImageNet", column)
                 yield Cell("Patch Ranking, one predictor for all sets", column, general, accuracy(OURS, study.keep), paper)
 
 
+def _paper(study: Study, table: str, row: str, column: str) -> float | None:
+    """The paper's figure; None at another keep than the paper's."""
+    return in_columns(table, row, column) if str(study.keep) == published()[table]["keep"] else None
+
+
 def _ablation(study: Study) -> Table:
+    _refuse(study, "predictor-ablation", "scorer.arch")
     cells = []
     for data in study.sets:
         for arch in ("mlp", "transformer", "mix-mlp"):
@@ -74,7 +80,17 @@ def _ablation(study: Study) -> Table:
     return Table("predictor-ablation", "Predictors: matching rate and accuracy (%) without tuning", tuple(cells))
 
 
+def _refuse(study: Study, table: str, *names: str) -> None:
+    """Refuses settings that a table varies itself."""
+    for name in names:
+        if name in study.settings:
+            raise ConfigError(f"--set {name}: the table {table} varies it itself; leave it out")
+
+
 def _locations(study: Study) -> Table:
+    _refuse(study, "locations", "golden.location", "prune.then", "prune.counts")
+    if study.keep.is_count:
+        raise ConfigError(f"keep = {study.keep}, but the table locations takes a ratio such as 0.6, for locations at equal multiply-accumulates")
     cells = []
     for data in study.sets:
         for seed in range(study.seeds):
@@ -87,15 +103,16 @@ def _locations(study: Study) -> Table:
                 name = ", ".join(map(str, places))
                 settings = (*_WITH_TOKENS, ("golden.location", places[0]), ("prune.then", places[1:]))
                 job = Job((data,), data, settings, (OURS, TUNED), (study.keep,), seed)
-                cells.append(Cell(name, data.column, job, accuracy(TUNED, study.keep), in_columns("locations", name, data.column)))
+                cells.append(Cell(name, data.column, job, accuracy(TUNED, study.keep), _paper(study, "locations", name, data.column)))
                 cells.append(Cell(f"{name}, untuned", data.column, job, accuracy(OURS, study.keep)))
             cells.append(Cell("4 alone, the MACs of 4, 6, 8, 10, untuned", data.column, _equal_macs(study, data, seed), _at_equal_macs))
-    return Table("locations", f"Pruning locations: accuracy (%) at final keep {study.keep}, tuned tokens", tuple(cells))
+    differs = ("4 alone at the MACs of 4, 6, 8, 10: by tokens times blocks of an encoder with 12 blocks, so nearly equal",)
+    return Table("locations", f"Pruning locations: accuracy (%) at final keep {study.keep}, tuned tokens", tuple(cells), differs)
 
 
 def _equal_macs(study: Study, data: DataSet, seed: int) -> Job:
     """Location 4 alone at the keep whose sum of tokens over blocks 4 to 12 is that of 4, 6, 8, 10: these drop a quarter each, 2 blocks apart."""
-    dropped = 1.0 - (study.keep.value if not study.keep.is_count else 0.6)
+    dropped = 1.0 - study.keep.value
     # Blocks 4-5, 6-7, 8-9 and 10-12 run with 1/4, 2/4, 3/4 and all of the drop: 21 of 36 quarter-blocks.
     keep = Keep.ratio(round(1.0 - dropped * (2 * 1 + 2 * 2 + 2 * 3 + 3 * 4) / (9 * 4), 4))
     return Job((data,), data, _WITH_TOKENS, (OURS,), (keep,), seed)
@@ -106,6 +123,7 @@ def _at_equal_macs(_: Checkpoint, report: EvalReport) -> float:
 
 
 def _cls_attention(study: Study) -> Table:
+    _refuse(study, "cls-attention", "golden.location")
     keeps = tuple(Keep.ratio(value) for value in (0.9, 0.8, 0.7, 0.6, 0.5))
     cells = []
     for data in study.sets:
@@ -118,6 +136,7 @@ def _cls_attention(study: Study) -> Table:
 
 
 def _layers(study: Study) -> Table:
+    _refuse(study, "layers", "golden.location")
     cells = []
     for data in study.sets:
         for place in (1, 4, 7, 11):
