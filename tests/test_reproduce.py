@@ -115,7 +115,8 @@ def test_a_table_is_the_mean_over_seeds_beside_the_published(study, tmp_path):
     assert "Caltech101: from caltech101, 6 test images of 3 classes; the paper's test part has 2465 images of 100 classes: another task" in page
     assert "budget in GMAC an image: patch-ranking 1, " in page
     assert "mine: not a data set of the paper" in page
-    assert "not there: OxfordPets" in page
+    assert "not there: OxfordPets, Flowers102, Food101, FGVCAircraft, UCF101, ImageNet\n" in page
+    assert "0.3 % average loss" in page
 
 
 def test_a_stopped_table_goes_on_where_it_stood(study, tmp_path):
@@ -183,9 +184,24 @@ def test_tokens_that_cannot_be_tuned_take_no_untuned_figure_with_them(study, tmp
     found = run_cells(make_table("main", study).cells, study, tmp_path, SilentProgress(), FewImages().verbs())
     assert [line for line in found.missing if "dtd10" in line and "fewer than 16 shots" in line]
     assert not any("\n" in line for line in found.missing)
+    assert any(line.startswith("patch-ranking+tokens on dtd10 ") for line in found.missing)
     assert ("Patch Ranking, tuned tokens", "DTD") not in found.values
     assert len(found.values["Patch Ranking", "DTD"]) == study.seeds
     assert len(found.values["Patch Ranking, tuned tokens", "mine"]) == study.seeds
+
+
+def test_the_claim_for_tuned_tokens_stands_beside_tuned_figures_only(study, tmp_path):
+    class NoTokens(Quick):
+        def train(self, config, run, progress):
+            if "tokens" in config.phases:
+                raise DataError("too few images")
+            return super().train(config, run, progress)
+
+    table = make_table("main", study)
+    found = run_cells(table.cells, study, tmp_path, SilentProgress(), NoTokens().verbs())
+    page = markdown(make_report(table, found, study))
+    assert "| Patch Ranking |" in page
+    assert "0.3 %" not in page
 
 
 def test_no_figure_at_all_and_a_full_disk_are_errors(study, tmp_path):

@@ -73,9 +73,14 @@ def in_ablation(column: str, arch: str, what: str) -> float | None:
     return value
 
 
-def claims_of(table: str) -> tuple[str, ...]:
-    """The paper's claims that belong to a table, as sentences that say whether tokens were tuned for them."""
-    found = [claim for claim in published()["claims"] if table in claim["tables"]]
+def claims_of(table: str, *, tuned: bool) -> tuple[str, ...]:
+    """The paper's claims that belong to a table, as sentences that say whether tokens were tuned for them.
+
+    Args:
+        table: its name.
+        tuned: the table has figures with tuned tokens; without, no claim that needs them is told.
+    """
+    found = [claim for claim in published()["claims"] if table in claim["tables"] and (tuned or not claim["tuned_tokens"])]
     lines = [f"{claim['claim']} ({claim['source']}, {'with' if claim['tuned_tokens'] else 'without'} learnable tokens)" for claim in found]
     figure = published().get(table, {}).get("claim")
     return tuple(lines) if figure is None else (*lines, f"{figure} ({published()[table]['source']})")

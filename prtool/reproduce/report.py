@@ -12,6 +12,7 @@ from prtool.files import new_file, write_bytes, write_json
 from prtool.reproduce.plan import Study, Table
 from prtool.reproduce.published import claims_of, published
 from prtool.reproduce.run import Found, absent
+from prtool.trainer.baselines.registry import TUNED
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.eval_report import UNPRUNED
 
@@ -88,7 +89,7 @@ def make_report(table: Table, found: Found, study: Study) -> Report:
         table.name,
         table.title,
         (*ordered, *_means(rows, columns, by_place)),
-        (*table.differs, *_differs(table, study), *_budget(found)),
+        (*table.differs, *_differs(table, study), *_claims(table, study, found), *_budget(found)),
         tuple(found.missing),
     )
 
@@ -164,9 +165,13 @@ def _differs(table: Table, study: Study) -> list[str]:
         "the predictor learns from its own choice unless target = 'ranking' was set; the paper's learns a golden ranking (--set target=ranking)"
     )
     note = published().get(table.name, {}).get("note")
-    lines += [f"published: {note}"] if note else []
-    lines += [f"the paper claims: {claim}" for claim in claims_of(table.name)]
-    missing = absent(study.sets)
+    return [*lines, f"published: {note}"] if note else lines
+
+
+def _claims(table: Table, study: Study, found: Found) -> list[str]:
+    """The paper's claims, those for tuned tokens only beside tuned figures, and its data sets that are not there."""
+    lines = [f"the paper claims: {claim}" for claim in claims_of(table.name, tuned=TUNED in found.gmacs)]
+    missing = absent(study.sets, table.name)
     return [*lines, f"not there: {', '.join(missing)}"] if missing else lines
 
 

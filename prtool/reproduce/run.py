@@ -11,7 +11,7 @@ from prtool.errors import ConfigError, DataError, PrtoolError, StorageError
 from prtool.files import storage_errors, write_json
 from prtool.progress import Progress
 from prtool.reproduce.plan import Cell, DataSet, Job, Study
-from prtool.reproduce.published import published, recognise
+from prtool.reproduce.published import columns_of, recognise
 from prtool.runtime.machine import library_versions
 from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
 from prtool.trainer.config import TrainConfig
@@ -71,10 +71,10 @@ def data_sets(addresses: Sequence[str]) -> tuple[DataSet, ...]:
     return tuple(found)
 
 
-def absent(sets: Sequence[DataSet]) -> tuple[str, ...]:
-    """The paper's data sets that are not there."""
+def absent(sets: Sequence[DataSet], table: str) -> tuple[str, ...]:
+    """The paper's data sets that are not there: those of the table, or of its comparison of methods where the table has no figures."""
     there = {data.column for data in sets}
-    return tuple(name for name in published()["data_sets"] if name not in there)
+    return tuple(name for name in columns_of(table) or columns_of("main") if name not in there)
 
 
 def run_cells(cells: Sequence[Cell], study: Study, folder: Path, progress: Progress, verbs: Verbs | None = None) -> Found:
@@ -166,9 +166,10 @@ def _result(job: Job, bench: _Bench) -> tuple[Checkpoint, EvalReport]:
         if not isinstance(phases, tuple) or _TOKENS not in phases or all(name.endswith(_TUNED) for name in job.methods):
             raise
         settings = {**dict(job.settings), "phases": tuple(name for name in phases if name != _TOKENS)}
-        untuned = replace(job, settings=tuple(settings.items()), methods=tuple(name for name in job.methods if not name.endswith(_TUNED)))
+        tuned_methods = tuple(name for name in job.methods if name.endswith(_TUNED))
+        untuned = replace(job, settings=tuple(settings.items()), methods=tuple(name for name in job.methods if name not in tuned_methods))
         result = _result(untuned, bench)
-        bench.name(job, error)
+        bench.name(replace(job, methods=tuned_methods), error)
         return result
     tuned = bool(checkpoint.tokens.visual or checkpoint.tokens.text)
     # A run whose tokens were no better than none has none: its tuned figures are the untuned ones.
