@@ -23,7 +23,7 @@ _JUDGE_BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class ChoiceConfig:
-    """How a scorer learns from its own choice; see `ChoiceLesson`. `FitConfig`'s seed and noise of tokens apply as well.
+    """How a scorer learns from its own choice; see `ChoiceLesson`. `FitConfig`'s seed and weight decay apply as well.
 
     Attributes:
         steps: optimiser steps, rounded up to whole passes over the training images; what a scorer needs hardly depends on their number.

@@ -113,7 +113,7 @@ def _locations(study: Study) -> Table:
 def _equal_macs(study: Study, data: DataSet, seed: int) -> Job:
     """Location 4 alone at the keep whose sum of tokens over blocks 4 to 12 is that of 4, 6, 8, 10: these drop a quarter each, 2 blocks apart."""
     dropped = 1.0 - study.keep.value
-    # Blocks 4-5, 6-7, 8-9 and 10-12 run with 1/4, 2/4, 3/4 and all of the drop: 21 of 36 quarter-blocks.
+    # Blocks 4-5, 6-7, 8-9 and 10-12 run with 1/4, 2/4, 3/4 and all of the drop: 24 of 36 quarter-blocks.
     keep = Keep.ratio(round(1.0 - dropped * (2 * 1 + 2 * 2 + 2 * 3 + 3 * 4) / (9 * 4), 4))
     return Job((data,), data, _WITH_TOKENS, (OURS,), (keep,), seed)
 
