@@ -104,7 +104,9 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> C
     if "tokens" not in config.phases:
         return scored
     if not scored.scorer_trained:
-        raise ConfigError(f"phase tokens finds no trained predictor for these settings in {run}; give --phase predictor,tokens (with rank before them for target ranking)")
+        raise ConfigError(
+            f"phase tokens finds no trained predictor for these settings in {run}; give --phase predictor,tokens (target ranking: rank,predictor,tokens)"
+        )
     if scored.tokens != TunedTokens() and scored.config["tokens"] == to_plain(config.tokens):
         return scored
     return _with_tokens(current, scored).save(run)
