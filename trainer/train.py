@@ -105,7 +105,7 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> C
         return scored
     if not scored.scorer_trained:
         raise ConfigError(
-            f"phase tokens finds no trained predictor for these settings in {run}; give --phase predictor,tokens (target ranking: rank,predictor,tokens)"
+            f"phase tokens finds no trained predictor for these settings in {run}; give --phase predictor,tokens (with rank for target ranking)"
         )
     if scored.tokens != TunedTokens() and scored.config["tokens"] == to_plain(config.tokens):
         return scored
