@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from prtool.parameters import KeepList, Names, json_option, only, settings_of
+from prtool.parameters import KeepList, Names, json_option, settings_of
 from prtool.spec import Keep
 
 OVERHEAD = "overhead"
@@ -16,10 +16,11 @@ OVERHEAD = "overhead"
 @click.option("--data", type=Names(), required=True, help="Data sets, or a folder of them: FOLDER or NAME:FOLDER, with commas.")
 @click.option("--model", default="ViT-B-16", show_default=True, help="As of prtool train.")
 @click.option("--pretrained", default="", help="As of prtool train.")
-@click.option("--keep", type=KeepList(), default="0.6", show_default=True, help="Of tables at one keep: a ratio or a count.")
+@click.option("--keep", type=KeepList(), default="0.6", show_default=True, help="A ratio or a count; several for main.")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Training seeds, from 0 on.")
 @click.option("--shots", type=int, default=16, show_default=True, help="Images of each class that tokens are tuned on; 0 takes all.")
 @click.option("--images", type=int, default=0, help="Test images of each set at most; 0 takes all.  [default: 0]")
+@click.option("--row", "rows", multiple=True, metavar="PATTERN", help="Only rows called so (*, ?); may be given again.  [default: all]")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting of 'prtool train --show-config'.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("reproduce"), show_default=True, help="Folder of tables and runs.")
 @json_option
@@ -36,7 +37,7 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
 
     if table != OVERHEAD:
         check_table(table)
-    study = Study(data_sets(asked.pop("data")), keep=only(keep), settings=settings_of(settings), **asked)
+    study = Study(data_sets(asked.pop("data")), keeps=keep, settings=settings_of(settings), **asked)
     progress = BarProgress()
     if table == OVERHEAD:
         from prtool.reproduce.overhead import overhead

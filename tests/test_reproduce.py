@@ -108,12 +108,12 @@ def test_a_table_is_the_mean_over_seeds_beside_the_published(study, tmp_path):
     assert values["ToMe", "DTD"].seeds == 1
     assert values["ToMe", "mine"].published is None
     assert values["Patch Ranking, one predictor for all sets", "mean"].ours == pytest.approx(sum(by_hand) / 2)
-    # Three sets and two seeds: a run each, and one for all sets a seed.
-    assert len(set(quick.trained)) == 3 * 2 + 2
+    # Three sets and two seeds: a run each, one for all sets a seed, and for what has no predictor a run each without training.
+    assert len(set(quick.trained)) == 3 * 2 + 2 + 3 * 2
     page = markdown(report)
     assert "| Patch Ranking | 131.1 ± 0.7 (93.4*) |" in page  # three classes are not the paper's hundred
     assert "Caltech101: from caltech101, 6 test images of 3 classes; the paper's test part has 2465 images of 100 classes: another task" in page
-    assert "budget in GMAC an image: patch-ranking 1, " in page
+    assert "budget in GMAC an image: evit 1, " in page
     assert "mine: not a data set of the paper" in page
     assert "not there: OxfordPets, Flowers102, Food101, FGVCAircraft, UCF101, ImageNet\n" in page
     assert "0.3 % average loss" in page
@@ -228,9 +228,9 @@ def test_runs_share_golden_rankings_and_entering_tokens(study, tmp_path):
 
 
 def test_published_figures_stand_only_beside_the_papers_keep_and_classes(study):
-    at = {keep: {cell.row: cell.published for cell in make_table("main", replace(study, keep=Keep.ratio(keep))).cells} for keep in (0.6, 0.5)}
+    at = {keep: {cell.row: cell.published for cell in make_table("main", replace(study, keeps=(Keep.ratio(keep),))).cells} for keep in (0.6, 0.5)}
     assert at[0.6]["ToMe"] is None  # the last set, which the paper does not have
-    one = {keep: make_table("main", replace(study, sets=study.sets[:1], keep=Keep.ratio(keep))).cells for keep in (0.6, 0.5)}
+    one = {keep: make_table("main", replace(study, sets=study.sets[:1], keeps=(Keep.ratio(keep),))).cells for keep in (0.6, 0.5)}
     assert {cell.row: cell.published for cell in one[0.6]}["ToMe"] == 91.5
     assert {cell.row: cell.published for cell in one[0.5]}["ToMe"] is None
     whole = replace(study.sets[0], classes=100)
@@ -245,6 +245,27 @@ def test_settings_reach_the_run(study):
     assert (config.golden.location, config.prune.then, config.fit.loss) == (4, (6, 8, 10), "kl")
     assert (config.seed, config.fit.seed, config.tokens.seed, config.tokens.shots) == (1, 1, 1, 2)
     assert config.templates == ("a photo of a {}.",)
+
+
+def test_several_keeps_stand_in_one_table_from_one_evaluation_each(study, tmp_path):
+    quick = Quick()
+    many = replace(study, keeps=(Keep.ratio(0.6), Keep.ratio(0.5)), seeds=1)
+    found = run_cells(make_table("main", many).cells, many, tmp_path, SilentProgress(), quick.verbs())
+    for keep in many.keeps:
+        assert found.values[f"ToMe, keep {keep}", "Caltech101"] == [accuracy_of("tome", keep, 0)]
+    published_at = {cell.row: cell.published for cell in make_table("main", many).cells if cell.column == "Caltech101"}
+    assert (published_at["ToMe, keep 0.6"], published_at["ToMe, keep 0.5"]) == (91.5, None)
+    assert len(quick.evaluated) == 3 * 3
+
+
+def test_rows_that_were_not_asked_for_train_nothing(study, tmp_path):
+    quick = Quick()
+    some = replace(study, rows=("ToMe", "*for all sets"))
+    table = make_table("main", some)
+    assert {cell.row for cell in table.cells} == {"ToMe", "Patch Ranking, one predictor for all sets"}
+    run_cells(table.cells, some, tmp_path, SilentProgress(), quick.verbs())
+    # ToMe without training on each set, and the general predictor of each seed.
+    assert len(set(quick.trained)) == 3 + 2
 
 
 def test_one_location_at_the_macs_of_four(study):
@@ -276,8 +297,12 @@ def test_bad_requests_are_refused(study):
         replace(study, settings={"seed": 1})
     with pytest.raises(ConfigError, match="varies it itself"):
         make_table("layers", replace(study, settings={"golden.location": 2}))
+    with pytest.raises(ConfigError, match="only the table main takes several keeps"):
+        make_table("layers", replace(study, keeps=(Keep.ratio(0.6), Keep.ratio(0.5))))
+    with pytest.raises(ConfigError, match="no row of the table main is called so; it has: unpruned; EViT;"):
+        make_table("main", replace(study, rows=("EVT",)))
     with pytest.raises(ConfigError, match="keep = 8, but the table locations takes a ratio"):
-        make_table("locations", replace(study, keep=Keep.count(8)))
+        make_table("locations", replace(study, keeps=(Keep.count(8),)))
     found = CliRunner().invoke(app, ["reproduce", "mian", "--data", "x"])
     assert found.exit_code == 1
     assert "did you mean main" in found.output
@@ -287,7 +312,7 @@ def test_the_real_verbs_make_a_table(folder, tmp_path):
     """Tiny, but nothing is replaced: runs, tokens, evaluation of every method, files."""
     small = {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
     small |= {"golden.location": 2, "choice.steps": 3, "choice.batch": 4, "tokens.visual": 1, "tokens.epochs": 1, "tokens.batch": 4}
-    study = Study(data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model"), keep=Keep.ratio(0.5), shots=2, settings=small)
+    study = Study(data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model"), keeps=(Keep.ratio(0.5),), shots=2, settings=small)
     table = make_table("main", study)
     report = make_report(table, run_cells(table.cells, study, tmp_path, SilentProgress()), study)
     assert report.missing == ()

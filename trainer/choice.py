@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.errors import ConfigError, ShapeError
-from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.features import Features
 from prtool.trainer.loop import FitConfig
 from prtool.trainer.predictor import PatchScorer
@@ -81,18 +80,6 @@ class ChoiceImages:
     def __post_init__(self) -> None:
         if len(self.features) != len(self.unpruned) or not len(self.unpruned):
             raise ShapeError(f"tokens of {len(self.features)} images and {len(self.unpruned)} embeddings; give one for each image, at least one")
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, tower: VisionTower, location: int, features: Features, progress: Progress | None = None) -> "ChoiceImages":
-        """Runs the whole sequences, given the tokens that enter `location`; `progress` hears about images."""
-        device, found = next(tower.parameters()).device, []
-        with stage(told := progress or SilentProgress(), "computing unpruned embeddings (images)", len(features)):
-            for part in torch.split(torch.arange(len(features)), _JUDGE_BATCH):
-                tokens = features.batch(part.tolist()).to(device)
-                found.append(functional.normalize(tower.leave(tokens, location), dim=-1).cpu())
-                told.advance(len(part))
-        return cls(features, torch.cat(found))
 
 
 class ChoiceLesson:

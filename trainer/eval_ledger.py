@@ -26,14 +26,17 @@ class Ledger:
         folder: where the ledger lies while the evaluation runs; None keeps it in memory.
         identity: everything that the values depend on, as plain JSON; a ledger of another identity is another file.
         save_seconds: least time between two saves.
+        name: how its file's name begins.
 
     Raises:
         CheckpointError: the file of an earlier evaluation is damaged.
     """
 
-    def __init__(self, images: int, folder: Path | None, identity: Mapping[str, object], save_seconds: float = _SAVE_SECONDS) -> None:
+    def __init__(
+        self, images: int, folder: Path | None, identity: Mapping[str, object], save_seconds: float = _SAVE_SECONDS, name: str = "unfinished"
+    ) -> None:
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self._path = None if folder is None else folder / f"unfinished-{key[:16]}.safetensors"
+        self._path = None if folder is None else folder / f"{name}-{key[:16]}.safetensors"
         self._columns: dict[str, Tensor] = {_DONE: torch.zeros(images, dtype=torch.bool)}
         self._save_seconds, self._saved = save_seconds, time.monotonic()
         if self._path is not None and self._path.is_file():
@@ -56,9 +59,23 @@ class Ledger:
             StorageError: it cannot be written.
         """
         self._columns[_DONE][list(indices)] = True
-        if self._path is not None and time.monotonic() - self._saved >= self._save_seconds:
+        if time.monotonic() - self._saved >= self._save_seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the ledger, where it has a folder.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        if self._path is not None:
             write_bytes(self._path, save({name: column.contiguous() for name, column in self._columns.items()}))
-            self._saved = time.monotonic()
+        self._saved = time.monotonic()
+
+    def rows(self, name: str, indices: Sequence[int]) -> Tensor | None:
+        """The values (len(indices), ...) of some images in a column; None where one of them is still to be evaluated."""
+        places = list(indices)
+        return self._columns[name][places] if bool(self._columns[_DONE][places].all()) else None
 
     def column(self, name: str) -> Tensor:
         """The values (images, ...) of a column."""

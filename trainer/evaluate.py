@@ -47,6 +47,7 @@ class EvalConfig:
         seed: of random choices and of the subset of images.
         templates: prompts with one {} each; empty takes the run's, or for data of other classes that data's own.
         store: folder in which an unfinished evaluation is kept, to go on with; None keeps none, and `evaluate_run` takes the run's.
+        unpruned: folder of unpruned embeddings, which evaluations of the same model and images share; None computes them anew.
     """
 
     split: str = "test"
@@ -57,6 +58,7 @@ class EvalConfig:
     seed: int = 0
     templates: tuple[str, ...] = ()
     store: Path | None = None
+    unpruned: Path | None = None
 
     def __post_init__(self) -> None:
         known = (*METHODS, GOLDEN)
@@ -180,7 +182,9 @@ def evaluate(
         methods[GOLDEN] = Golden(golden)
     task = _Task(model, pruner.spec, chosen, classes, [methods[name] for name in config.methods], counts, golden)
     ledger = Ledger(len(chosen), config.store, _identity(task, pruner, config))
-    _fill(task, ledger, config.batch, progress)
+    known = Ledger(len(chosen), config.unpruned, _frozen_identity(task), name=UNPRUNED)
+    _fill(task, ledger, known, config.batch, progress)
+    known.save()
     rows = _rows(task, config.keeps, ledger)
     ledger.remove()
     return EvalReport(
@@ -245,15 +249,23 @@ class _Task:
 def _identity(task: _Task, pruner: Pruner, config: EvalConfig) -> dict[str, object]:
     """Everything that a value of the ledger depends on."""
     made_of = {"classes": task.classes, "golden": task.golden, "tuned classes": pruner.tuned_classes, "tuned": pruner.tuned}
-    model = task.model
     return {
-        "version": __version__,
-        "model": [model.name, model.weights_sha256, model.logit_scale, model.logit_bias, asdict(model.preprocess)],
+        **_frozen_identity(task),
+        "logits": [task.model.logit_scale, task.model.logit_bias],
         "spec": asdict(task.spec),
-        "images": task.images.digest(),
         "made of": {name: digest(part) for name, part in made_of.items()},
         "scorers": [digest(scorer) for scorer in pruner.scorers],
         "asked": [config.methods, task.counts, config.seed],
+    }
+
+
+def _frozen_identity(task: _Task) -> dict[str, object]:
+    """Everything that an unpruned embedding depends on."""
+    model = task.model
+    return {
+        "version": __version__,
+        "model": [model.name, model.weights_sha256, asdict(model.preprocess)],
+        "images": task.images.digest(),
     }
 
 
@@ -269,8 +281,8 @@ def _told(progress: Progress, order: Tensor) -> Tensor:
     return order
 
 
-def _fill(task: _Task, ledger: Ledger, batch: int, progress: Progress) -> None:
-    """Evaluates the images that the ledger misses."""
+def _fill(task: _Task, ledger: Ledger, known: Ledger, batch: int, progress: Progress) -> None:
+    """Evaluates the images that the ledger misses; `known` has unpruned embeddings, and takes those that it lacks."""
     missing = ledger.missing()
     adaptive = [method for method in task.methods if isinstance(method, AdaptiveMethod)]
     if adaptive and missing:
@@ -282,6 +294,12 @@ def _fill(task: _Task, ledger: Ledger, batch: int, progress: Progress) -> None:
     with stage(progress, "evaluating (images)", len(task.images)):
         progress.advance(len(task.images) - len(missing))
         for entered in _entered(task.model, task.spec, task.images, missing, batch):
+            frozen = known.rows(UNPRUNED, entered.indices)
+            if frozen is None:
+                known.put(UNPRUNED, entered.indices, entered.unpruned)
+                known.close(entered.indices)
+            else:
+                entered.know_unpruned(frozen)
             _measure(task, entered, ledger)
             ledger.close(entered.indices)
             progress.advance(len(entered.indices))

@@ -1,8 +1,8 @@
-"""Tokens that enter the pruning location, computed once: the encoder is frozen, so an epoch needs no forward pass of it."""
+"""Tokens that enter the pruning location, and unpruned embeddings, computed once: the encoder is frozen, so an epoch needs neither."""
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
 from prtool.errors import ShapeError
 from prtool.files import new_file
@@ -20,6 +21,7 @@ from prtool.trainer.model import DualEncoder
 SCHEMA = 1
 SHARD_IMAGES = 64
 _BATCH = 16
+_TOKENS, _UNPRUNED = "tokens", "unpruned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +72,60 @@ def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Pa
         ImageError: an image cannot be decoded.
         StorageError: a shard cannot be written.
     """
-    progress = progress or SilentProgress()
-    home = folder / _key(model, images, location)
-    starts = range(0, len(images), SHARD_IMAGES)
-    shards: list[Tensor] = []
-    with stage(progress, "computing tokens (images)", len(images)):
-        for number, start in enumerate(starts):
-            wanted = range(start, min(start + SHARD_IMAGES, len(images)))
-            shape = (len(wanted), model.tower.prefix_tokens + model.tower.patches, model.tower.width)
-            path = home / f"{number:05d}.safetensors"
-            found = _read_shard(path, shape)
-            if found is None:
-                _write_shard(path, _tokens(model, images, wanted, location, progress))
-                found = load_file(path)["tokens"]
-            else:
-                progress.advance(len(wanted))
-            shards.append(found)
+    told = progress or SilentProgress()
+    shape = (model.tower.prefix_tokens + model.tower.patches, model.tower.width)
+
+    def compute(wanted: range) -> Tensor:
+        tokens = _tokens(model, images, wanted, location, told)
+        half = tokens.half()
+        # CLIP's largest tokens stay below 1,000 and float16 ends at 65,504; a shard that leaves it keeps float32.
+        return half if bool(half.isfinite().all()) else tokens
+
+    with stage(told, "computing tokens (images)", len(images)):
+        shards = _cached(folder / _key(model, images, location), _TOKENS, len(images), shape, compute, told)
     return Features(tuple(shards), len(images))
+
+
+def cache_unpruned(model: DualEncoder, images: ImageSet, location: int, features: Features, folder: Path, progress: Progress | None = None) -> Tensor:
+    """Computes, or finds beside the tokens, the unpruned embeddings (images, E) float32, L2-normalised; resumes as `cache_tokens` does.
+
+    Args:
+        model: the frozen encoder.
+        images: whose embeddings.
+        location: 1-based block that the tokens enter.
+        features: what `cache_tokens` gave for these images and location.
+        folder: as given there.
+        progress: hears about images.
+
+    Raises:
+        StorageError: a shard cannot be written.
+    """
+    told = progress or SilentProgress()
+
+    def compute(wanted: range) -> Tensor:
+        return _embeddings(model, features, wanted, location, told)
+
+    with stage(told, "computing unpruned embeddings (images)", len(images)):
+        home = folder / _key(model, images, location) / _UNPRUNED
+        return torch.cat(_cached(home, _UNPRUNED, len(images), (model.tower.embed_dim,), compute, told))
+
+
+def _cached(home: Path, name: str, images: int, shape: tuple[int, ...], compute: Callable[[range], Tensor], progress: Progress) -> list[Tensor]:
+    """The shards of a tensor (images, *shape), each read from its file, or computed and written."""
+    shards = []
+    for number, start in enumerate(range(0, images, SHARD_IMAGES)):
+        wanted = range(start, min(start + SHARD_IMAGES, images))
+        path = home / f"{number:05d}.safetensors"
+        found = _read_shard(path, name, (len(wanted), *shape))
+        if found is None:
+            made = compute(wanted).contiguous()
+            with new_file(path) as temporary:
+                save_file({name: made}, temporary)
+            found = load_file(path)[name]
+        else:
+            progress.advance(len(wanted))
+        shards.append(found)
+    return shards
 
 
 def _key(model: DualEncoder, images: ImageSet, location: int) -> str:
@@ -105,18 +144,22 @@ def _tokens(model: DualEncoder, images: ImageSet, wanted: range, location: int, 
     return torch.cat(parts)
 
 
-def _write_shard(path: Path, tokens: Tensor) -> None:
-    half = tokens.half()
-    # CLIP's largest tokens stay below 1,000 and float16 ends at 65,504; a shard that leaves it keeps float32.
-    stored = half if bool(half.isfinite().all()) else tokens
-    with new_file(path) as temporary:
-        save_file({"tokens": stored.contiguous()}, temporary)
+@torch.inference_mode()
+def _embeddings(model: DualEncoder, features: Features, wanted: range, location: int, progress: Progress) -> Tensor:
+    device = next(model.tower.parameters()).device
+    parts = []
+    for start in range(0, len(wanted), _BATCH):
+        chunk = wanted[start : start + _BATCH]
+        tokens = features.batch(chunk).to(device)
+        parts.append(functional.normalize(model.tower.leave(tokens, location), dim=-1).float().cpu())
+        progress.advance(len(chunk))
+    return torch.cat(parts)
 
 
-def _read_shard(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+def _read_shard(path: Path, name: str, shape: tuple[int, ...]) -> Tensor | None:
     """A finished shard, or None where it is missing or damaged and must be computed again."""
     try:
-        tokens = load_file(path)["tokens"]
+        tokens = load_file(path)[name]
     except (FileNotFoundError, SafetensorError, KeyError):
         return None
     return tokens if tuple(tokens.shape) == shape else None

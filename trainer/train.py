@@ -32,7 +32,7 @@ from prtool.trainer.choice import ChoiceImages, ChoiceLesson
 from prtool.trainer.config import RANKING, TrainConfig, to_plain
 from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
 from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
-from prtool.trainer.features import Features, cache_tokens
+from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 from prtool.trainer.golden import LABELLED_SCORES
 from prtool.trainer.golden_store import GoldenRanking, rank_images
 from prtool.trainer.loop import Examples, FitResult, fit, learn, predict
@@ -220,7 +220,10 @@ def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence
         learned, judged = (Examples(tokens[part], golden[part].ranking, golden[part].scores) for part in (0, 1))
         return fit(scorer, learned, judged, replace(config.fit, subsets=later), state, run.progress)
     tower, location = run.model.tower, _scored_locations(config)[place]
-    seen, held = (ChoiceImages.of(tower, location, part, run.progress) for part in tokens)
+    seen, held = (
+        ChoiceImages(part, cache_unpruned(run.model, images, location, part, run.folder / "tokens", run.progress))
+        for images, part in zip((run.images.train, run.images.val), tokens, strict=True)
+    )
     lesson = ChoiceLesson(tower, location, seen, held, config.choice, None if later else config.scorer.spread)
     return learn(scorer, lesson, config.choice.schedule(config.fit, len(lesson)), state, run.progress)
 

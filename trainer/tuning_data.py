@@ -5,12 +5,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from prtool.errors import ShapeError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.data import ImageSet
-from prtool.trainer.features import Features, cache_tokens
+from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 from prtool.trainer.model import DualEncoder
 from prtool.trainer.pruned import PrunedEncoder
 
@@ -76,16 +75,15 @@ def prepare_images(model: DualEncoder, untuned: PrunedEncoder, images: ImageSet,
     block = entry.first or location
     features = cache_tokens(model, images, block, entry.cache, progress)
     device = next(model.tower.parameters()).device
-    inputs, targets = [], []
+    targets = cache_unpruned(model, images, block, features, entry.cache, progress)
+    inputs = []
     heard = progress or SilentProgress()
-    with stage(heard, "computing unpruned embeddings (images)", len(images)):
+    with stage(heard, "choosing patches (images)", len(images)):
         for start in range(0, len(images), _BATCH):
             chunk = range(start, min(start + _BATCH, len(images)))
-            tokens = features.batch(chunk).to(device)
-            targets.append(functional.normalize(model.tower.leave(tokens, block), dim=-1).float().cpu())
-            inputs.append(_stop(untuned, tokens, entry).to(_stored(features, entry)).cpu())
+            inputs.append(_stop(untuned, features.batch(chunk).to(device), entry).to(_stored(features, entry)).cpu())
             heard.advance(len(chunk))
-    return TuningImages(torch.cat(inputs), torch.cat(targets), torch.tensor(images.labels, dtype=torch.int64))
+    return TuningImages(torch.cat(inputs), targets, torch.tensor(images.labels, dtype=torch.int64))
 
 
 def embed_prepared(encoder: PrunedEncoder, inputs: Tensor, entry: Entry) -> Tensor:

@@ -59,25 +59,29 @@ class Study:
     Attributes:
         sets: data sets that are there, at least one.
         model, pretrained: as `prtool train` takes them.
-        keep: of tables that have one.
+        keeps: at least one; most tables take one only.
         seeds: how many, from 0 on, at least 1.
         shots: images of each class that tokens are tuned on; 0 for all.
         images: test images at most; 0 for all.
         settings: further settings of training, dotted names.
         templates: prompts for every set; () takes each set's own.
+        rows: patterns (*, ?) of the rows to make; () makes all.
     """
 
     sets: tuple[DataSet, ...]
     model: str
     pretrained: str = ""
-    keep: Keep = field(default_factory=lambda: Keep.ratio(0.6))
+    keeps: tuple[Keep, ...] = field(default_factory=lambda: (Keep.ratio(0.6),))
     seeds: int = 1
     shots: int = 16
     images: int = 0
     settings: Mapping[str, object] = field(default_factory=dict)
     templates: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.keeps:
+            raise ConfigError("there is no keep; give at least one ratio (0.6) or count (118)")
         if not self.sets:
             raise ConfigError("there is no data set to reproduce a table on; give folders of data sets with --data")
         for name in self.settings:
@@ -85,6 +89,17 @@ class Study:
                 raise ConfigError(f"--set {name}: a table fills it itself; give {FILLED[name]} instead, or leave it out")
         if self.seeds < 1 or self.shots < 0 or self.images < 0:
             raise ConfigError(f"seeds = {self.seeds}, shots = {self.shots}, images = {self.images}, but they must be at least 1, 0 and 0")
+
+    @property
+    def keep(self) -> Keep:
+        """The keep of a table that has one.
+
+        Raises:
+            ConfigError: several were given.
+        """
+        if len(self.keeps) > 1:
+            raise ConfigError(f"--keep {','.join(map(str, self.keeps))}: only the table main takes several keeps; give one, such as 0.6")
+        return self.keeps[0]
 
 
 @dataclass(frozen=True, slots=True)

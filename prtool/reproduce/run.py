@@ -16,7 +16,6 @@ from prtool.runtime.machine import library_versions
 from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import load_split, templates_for
-from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.train import train
@@ -120,7 +119,7 @@ def run_config(job: Job, study: Study) -> TrainConfig:
     Raises:
         ConfigError: a setting is unknown or out of range.
     """
-    templates = study.templates or (_templates(job.train_on[0]) if len(job.train_on) == 1 else DEFAULT_TEMPLATES)
+    templates = study.templates or (_templates(job.train_on[0]) if len(job.train_on) == 1 else ())
     return TrainConfig.load(
         None,
         {
@@ -187,7 +186,14 @@ def _trained(job: Job, bench: _Bench) -> tuple[Path, Checkpoint]:
 def _evaluated(run: Path, job: Job, bench: _Bench) -> EvalReport:
     """The evaluation of a job's methods; where one does not suit the tower, each alone, and those that do not are named."""
     templates = bench.study.templates or _templates(job.test_on)
-    asked = EvalConfig(keeps=job.keeps, methods=job.methods, images=bench.study.images, seed=job.seed, templates=templates)
+    asked = EvalConfig(
+        keeps=job.keeps,
+        methods=job.methods,
+        images=bench.study.images,
+        seed=job.seed,
+        templates=templates,
+        unpruned=bench.folder / "cache" / "unpruned",
+    )
     path = bench.folder / "evaluations" / f"{_evaluation_key(run, job, bench.study, asked)}.json"
     report = _read(path)
     if report is not None:
@@ -236,10 +242,12 @@ def share_caches(run: Path, folder: Path) -> None:
 def run_folder(config: TrainConfig, train_on: Sequence[DataSet], folder: Path) -> Path:
     """The folder of a run, named after its settings.
 
-    Tokens are tuned in the run of their predictor; matching rates need a ranking that comes before it.
+    Tokens are tuned in the run of their predictor; matching rates need a ranking that comes before it. A run without
+    training stands alone: training would replace its checkpoint, and with that what was evaluated with it.
     """
     plain = {name: value for name, value in config.to_json().items() if name != "phases"}
-    return folder / "runs" / f"{'-'.join(data.name for data in train_on)}-{_key([plain, 'rank' in config.phases])[:12]}"
+    kind = "none" if config.phases == ("none",) else "rank" in config.phases
+    return folder / "runs" / f"{'-'.join(data.name for data in train_on)}-{_key([plain, kind])[:12]}"
 
 
 def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig, Checkpoint]:

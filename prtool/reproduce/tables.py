@@ -1,7 +1,9 @@
 """The tables of the paper and its supplement, and the open questions, each as a list of cells."""
 
 import difflib
+import fnmatch
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from prtool.errors import ConfigError
@@ -9,6 +11,7 @@ from prtool.reproduce.plan import Cell, DataSet, Job, Study, Table, accuracy, ma
 from prtool.reproduce.published import in_ablation, in_columns, published
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
+from prtool.trainer.config import TrainConfig
 from prtool.trainer.eval_report import EvalReport
 
 OURS, TUNED = "patch-ranking", "patch-ranking+tokens"
@@ -18,18 +21,29 @@ _SCORED = (("phases", ("predictor",)),)
 _RANKED = (("phases", ("rank", "predictor")),)
 _WITH_TOKENS = (("phases", ("predictor", "tokens")),)
 _KEEPS = tuple(Keep.ratio(value) for value in (1.0, 0.8, 0.7, 0.6, 0.5))
+_GENERAL = "Patch Ranking, one predictor for all sets"
+_PUBLISHED_AS = {_GENERAL: "Patch Ranking, one predictor trained on ImageNet"}
+_GENERAL_STEPS = 2
+"""Of a predictor for all sets, in those of a set's own: it sees more kinds of images, and each set far fewer times."""
 _LOCATIONS = ((2, 3, 4, 5), (4, 5, 6, 7), (1, 3, 5, 7), (4, 6, 8, 10))
 
 
 def make_table(name: str, study: Study) -> Table:
-    """A table by name.
+    """A table by name, of the rows that the study asks for.
 
     Raises:
-        ConfigError: there is no such table; the message has near names.
+        ConfigError: there is no such table, the message has near names; or no such row.
     """
     if name not in TABLES:
         raise unknown_table(name)
-    return TABLES[name](study)
+    table = TABLES[name](study)
+    if not study.rows:
+        return table
+    chosen = tuple(cell for cell in table.cells if any(fnmatch.fnmatchcase(cell.row, pattern) for pattern in study.rows))
+    if not chosen:
+        rows = "; ".join(dict.fromkeys(cell.row for cell in table.cells))
+        raise ConfigError(f"--row {' --row '.join(study.rows)}: no row of the table {name} is called so; it has: {rows}")
+    return replace(table, cells=chosen)
 
 
 def unknown_table(name: str, *others: str) -> ConfigError:
@@ -41,29 +55,64 @@ def unknown_table(name: str, *others: str) -> ConfigError:
 
 
 def _main(study: Study) -> Table:
-    return Table("main", f"Zero-shot accuracy (%) at keep {study.keep}, all methods at equal multiply-accumulates", tuple(_main_cells(study)))
+    differs = (
+        f"one predictor for all sets: {_GENERAL_STEPS} times the steps of a set's own, and tokens tuned towards the unpruned embedding only, "
+        "because a label of one set means nothing beside the class names of another",
+    )
+    keeps = ", ".join(map(str, study.keeps))
+    title = f"Zero-shot accuracy (%) at keep {keeps}, all methods at equal multiply-accumulates"
+    return Table("main", title, tuple(_main_cells(study)), differs if len(study.sets) > 1 else ())
 
 
 def _main_cells(study: Study) -> Iterator[Cell]:
+    """Rows by keep, so that methods of equal cost stand together."""
+    jobs = {(data.name, seed): _main_jobs(study, data, seed) for data in study.sets for seed in range(study.seeds)}
     for data in study.sets:
-        column = data.column
-        for seed in range(study.seeds):
-            rivals = tuple(_RIVALS) if seed == 0 else _SEEDED
-            job = Job((data,), data, _WITH_TOKENS, (OURS, TUNED, *rivals), (study.keep,), seed)
-            yield Cell("unpruned", column, job, unpruned)
-            for method in rivals:
-                yield Cell(_RIVALS[method], column, job, accuracy(method, study.keep), _paper(study, "main", _RIVALS[method], column))
-            yield Cell("Patch Ranking", column, job, accuracy(OURS, study.keep), _paper(study, "main", "Patch Ranking", column))
-            yield Cell("Patch Ranking, tuned tokens", column, job, accuracy(TUNED, study.keep))
-            if len(study.sets) > 1:
-                general = Job(study.sets, data, _SCORED, (OURS,), (study.keep,), seed)
-                paper = _paper(study, "main", "Patch Ranking, one predictor trained on ImageNet", column)
-                yield Cell("Patch Ranking, one predictor for all sets", column, general, accuracy(OURS, study.keep), paper)
+        yield Cell("unpruned", data.column, jobs[data.name, 0].rivals, unpruned)
+    for keep in study.keeps:
+        at = f", keep {keep}" if len(study.keeps) > 1 else ""
+        for data in study.sets:
+            for seed in range(study.seeds):
+                for title, method, job in jobs[data.name, seed].rows():
+                    yield Cell(
+                        title + at, data.column, job, accuracy(method, keep), _paper(keep, "main", _PUBLISHED_AS.get(title, title), data.column)
+                    )
 
 
-def _paper(study: Study, table: str, row: str, column: str) -> float | None:
+@dataclass(frozen=True, slots=True)
+class _MainJobs:
+    """The jobs of one data set and seed; `general` is None for a single set."""
+
+    rivals: Job
+    own: Job
+    general: Job | None
+
+    def rows(self) -> Iterator[tuple[str, str, Job]]:
+        """Title, method and job of each row."""
+        for method in self.rivals.methods:
+            yield _RIVALS[method], method, self.rivals
+        yield "Patch Ranking", OURS, self.own
+        yield "Patch Ranking, tuned tokens", TUNED, self.own
+        if self.general is not None:
+            yield _GENERAL, OURS, self.general
+            yield f"{_GENERAL}, tuned tokens", TUNED, self.general
+
+
+def _main_jobs(study: Study, data: DataSet, seed: int) -> _MainJobs:
+    rivals = tuple(_RIVALS) if seed == 0 else _SEEDED
+    own = Job((data,), data, _WITH_TOKENS, (OURS, TUNED), study.keeps, seed)
+    general = None
+    if len(study.sets) > 1:
+        steps = _GENERAL_STEPS * TrainConfig.load(None, dict(study.settings)).choice.steps
+        settings = (*_WITH_TOKENS, ("tokens.label", 0.0), ("choice.steps", steps))
+        general = Job(study.sets, data, settings, (OURS, TUNED), study.keeps, seed)
+    # What has no predictor needs no training, so it does not wait for one.
+    return _MainJobs(Job((data,), data, (("phases", ("none",)),), rivals, study.keeps, seed), own, general)
+
+
+def _paper(keep: Keep, table: str, row: str, column: str) -> float | None:
     """The paper's figure; None at another keep than the paper's."""
-    return in_columns(table, row, column) if str(study.keep) == published()[table]["keep"] else None
+    return in_columns(table, row, column) if str(keep) == published()[table]["keep"] else None
 
 
 def _ablation(study: Study) -> Table:
@@ -103,7 +152,7 @@ def _locations(study: Study) -> Table:
                 name = ", ".join(map(str, places))
                 settings = (*_WITH_TOKENS, ("golden.location", places[0]), ("prune.then", places[1:]))
                 job = Job((data,), data, settings, (OURS, TUNED), (study.keep,), seed)
-                cells.append(Cell(name, data.column, job, accuracy(TUNED, study.keep), _paper(study, "locations", name, data.column)))
+                cells.append(Cell(name, data.column, job, accuracy(TUNED, study.keep), _paper(study.keep, "locations", name, data.column)))
                 cells.append(Cell(f"{name}, untuned", data.column, job, accuracy(OURS, study.keep)))
             cells.append(Cell("4 alone, the MACs of 4, 6, 8, 10, untuned", data.column, _equal_macs(study, data, seed), _at_equal_macs))
     differs = ("4 alone at the MACs of 4, 6, 8, 10: by tokens times blocks of an encoder with 12 blocks, so nearly equal",)

@@ -16,8 +16,10 @@ SMALL = ScorerConfig(channels=8, token_hidden=4, channel_hidden=16, heads=2)
 
 
 def images_of(model, count):
-    features = Features.of(entered(model, count, LOCATION))
-    return ChoiceImages.of(model.tower, LOCATION, features)
+    tokens = entered(model, count, LOCATION)
+    with torch.no_grad():
+        unpruned = functional.normalize(model.tower.leave(tokens, LOCATION), dim=-1)
+    return ChoiceImages(Features.of(tokens), unpruned)
 
 
 class Fixed(PatchScorer):

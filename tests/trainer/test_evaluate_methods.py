@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ class StopAfter:
 
 
 def test_an_interrupted_evaluation_goes_on(model: DualEncoder, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ledger.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(Ledger.__init__, "__defaults__", (0.0, "unfinished"))
     pruner, classes = pruner_of(model), class_embeddings(model)
     config = EvalConfig(keeps=KEEPS, methods=EVERY, batch=2, store=tmp_path)
     with pytest.raises(Stopped):
@@ -183,7 +184,7 @@ def spy(scores: Callable[[Random, Entered], Tensor], seen: list[tuple[int, ...]]
 def test_another_evaluation_does_not_take_the_ledger(
     model: DualEncoder, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr(Ledger.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(Ledger.__init__, "__defaults__", (0.0, "unfinished"))
     pruner, classes = pruner_of(model), class_embeddings(model)
     config = EvalConfig(keeps=KEEPS[1:], methods=("patch-ranking", "random"), batch=5, store=tmp_path)
     with pytest.raises(Stopped):
@@ -197,6 +198,22 @@ def test_another_evaluation_does_not_take_the_ledger(
     progress = StopAfter(1000)
     evaluate(model, pruner, images, classes, other, progress)
     assert progress.advanced == [0, 5, 5]
+
+
+def test_unpruned_embeddings_are_shared_by_evaluations(model: DualEncoder, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second evaluation finds them all, gives the same rows, and would notice others: they decide cosine and loss."""
+    pruner, classes = pruner_of(model), class_embeddings(model)
+    config = EvalConfig(keeps=KEEPS[1:], methods=("random", "tome"), batch=4, unpruned=tmp_path)
+    first = evaluate(model, pruner, images, classes, config)
+    assert first.rows == evaluate(model, pruner, images, classes, replace(config, unpruned=None)).rows
+    (path,) = tmp_path.iterdir()
+    unpruned: list[Tensor] = []
+    monkeypatch.setattr(Entered, "unpruned", property(lambda entered: unpruned.append(entered._known["unpruned"]) or unpruned[-1]))
+    assert evaluate(model, pruner, images, classes, config).rows == first.rows
+    stored = load_file(path)
+    save_file({**stored, "unpruned": -stored["unpruned"]}, path)
+    turned = evaluate(model, pruner, images, classes, config)
+    assert [row.cosine for row in turned.rows[1:]] == pytest.approx([-(row.cosine or 0) for row in first.rows[1:]])
 
 
 def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_encoder import noise_images, tiny_encoder
+from torch.nn import functional
 
 from prtool.errors import ShapeError
 from prtool.progress import SilentProgress
 from prtool.trainer import features as module
 from prtool.trainer.data import pixel_batches
-from prtool.trainer.features import Features, cache_tokens
+from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +115,23 @@ def test_features_in_memory():
     torch.testing.assert_close(found.batch([8, 4, 4]), tokens[[8, 4, 4]])
     with pytest.raises(ShapeError, match="do not make"):
         Features(found.shards, 10)
+
+
+def test_unpruned_embeddings_are_the_towers(model, images, tmp_path):
+    features = cache_tokens(model, images, 3, tmp_path)
+    found = cache_unpruned(model, images, 3, features, tmp_path)
+    ((_, pixels),) = pixel_batches(images, model.preprocess, range(10), 10)
+    assert (found.dtype, tuple(found.shape)) == (torch.float32, (10, model.tower.embed_dim))
+    with torch.no_grad():
+        torch.testing.assert_close(found, functional.normalize(model.tower(pixels), dim=-1), rtol=0, atol=3e-3)  # float16 tokens
+
+
+def test_unpruned_embeddings_go_on_and_are_computed_once(model, images, tmp_path, monkeypatch):
+    features = cache_tokens(model, images, 2, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        cache_unpruned(model, images, 2, features, tmp_path, Stop(5))
+    before = cache_unpruned(model, images, 2, features, tmp_path)
+    monkeypatch.setattr(module, "_embeddings", None)
+    progress = Count()
+    assert torch.equal(cache_unpruned(model, images, 2, features, tmp_path, progress), before)
+    assert progress.done == 10

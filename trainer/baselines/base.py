@@ -16,6 +16,7 @@ from prtool.trainer.vit import VisionTower
 Counts = tuple[int, ...]
 """A budget: the patches that stay at each location, as `PruneSpec.counts` gives them."""
 T = TypeVar("T")
+_UNPRUNED = "unpruned"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +51,11 @@ class Entered:
     @property
     def unpruned(self) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of all tokens; computed once."""
-        return self.once("unpruned", lambda: functional.normalize(self.tower.leave(self.tokens, self.spec.locations[0]), dim=-1))
+        return self.once(_UNPRUNED, lambda: functional.normalize(self.tower.leave(self.tokens, self.spec.locations[0]), dim=-1))
+
+    def know_unpruned(self, embedding: Tensor) -> None:
+        """Takes the unpruned embedding (batch, E) from an earlier evaluation, so that it is not computed again."""
+        self._known[_UNPRUNED] = embedding.to(self.tokens.device)
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """What `compute` gave for this batch when it was asked for under `key` first, so that several budgets share it."""
