@@ -83,9 +83,10 @@ class AVit(AdaptiveMethod):
             ConfigError: a budget is below what block 1 on all patches and the rest on one costs.
         """
         standard = torch.stack([self._unpruned(sample, image) for image in _each(sample)])
+        tried: list[tuple[float, float]] = []
         for counts in budgets:
             if not sample.keeps_all(counts):
-                self._fitted[counts] = self._fit(sample, standard, counts)
+                self._fitted[counts] = self._fit(sample, standard, counts, tried)
 
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, read behind the last block."""
@@ -135,8 +136,8 @@ class AVit(AdaptiveMethod):
             )
         return self._fitted[counts]
 
-    def _fit(self, sample: Entered, standard: Tensor, counts: Counts) -> tuple[float, float]:
-        """Beta and the mean cost with it.
+    def _fit(self, sample: Entered, standard: Tensor, counts: Counts, tried: list[tuple[float, float]]) -> tuple[float, float]:
+        """Beta and the mean cost with it; `tried` has those of every budget so far, and takes the new ones.
 
         The evidence of the unpruned tower tells for any beta, without running a block, about how many patches would
         halt; what really halts corrects the aim, because patches see fewer others then.
@@ -146,13 +147,13 @@ class AVit(AdaptiveMethod):
         least = image_gmacs(cost, [spec.prefix_tokens + spec.patches] + [spec.prefix_tokens + 1] * (spec.depth - 1), spec, self._width)
         if least > wanted:
             raise ConfigError(f"a-vit cannot spend as little as {wanted:.3f} GMAC an image: one block on all patches makes {least:.3f}; keep more")
-        tried: list[tuple[float, float]] = []
         for _ in range(_MOST_TRIALS):
+            nearest = min(tried, key=lambda one: abs(one[1] - wanted), default=None)
+            if nearest is not None and abs(nearest[1] / wanted - 1) < _CLOSE:
+                break
             beta = self._next_beta(sample, standard, wanted, tried)
             lengths = self._halting(sample, beta)[1]
             tried.append((beta, sum(image_gmacs(cost, one, spec, self._width) for one in lengths) / len(lengths)))
-            if abs(tried[-1][1] / wanted - 1) < _CLOSE:
-                break
         return min(tried, key=lambda one: abs(one[1] - wanted))
 
     def _next_beta(self, sample: Entered, standard: Tensor, wanted: float, tried: list[tuple[float, float]]) -> float:
