@@ -8,14 +8,17 @@ import pytest
 from click.testing import CliRunner
 from local_model import write_images, write_model
 
+from prtool.bundle import Bundle
 from prtool.cli import app
 from prtool.errors import ConfigError, DataError, StorageError
 from prtool.progress import SilentProgress
+from prtool.reproduce.overhead import overhead
 from prtool.reproduce.plan import Study
 from prtool.reproduce.published import in_ablation, in_columns, published, recognise
 from prtool.reproduce.report import make_report, markdown, write_report
 from prtool.reproduce.run import Verbs, data_sets, run_cells, run_config
 from prtool.reproduce.tables import TABLES, make_table
+from prtool.runtime.bench import bench
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import RECORD_NAME, Metrics, TunedTokens
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
@@ -308,11 +311,36 @@ def test_bad_requests_are_refused(study):
     assert "did you mean main" in found.output
 
 
-def test_the_real_verbs_make_a_table(folder, tmp_path):
-    """Tiny, but nothing is replaced: runs, tokens, evaluation of every method, files."""
+@pytest.fixture
+def tiny(folder, tmp_path):
+    """A study whose runs take seconds."""
     small = {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
     small |= {"golden.location": 2, "choice.steps": 3, "choice.batch": 4, "tokens.visual": 1, "tokens.epochs": 1, "tokens.batch": 4}
-    study = Study(data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model"), keeps=(Keep.ratio(0.5),), shots=2, settings=small)
+    return Study(data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model"), keeps=(Keep.ratio(0.5),), shots=2, settings=small)
+
+
+def test_overhead_is_read_from_manifest_and_benchmark(tiny, tmp_path):
+    """A real run, bundle and benchmark of some calls; MACs against the bundle's own bound."""
+
+    def quick(bundle, asked, progress):
+        return bench(bundle, replace(asked, budget_s=1.0, warmup_rounds=1), progress)
+
+    report = overhead(tiny, tmp_path / "out", "ort", SilentProgress(), quick)
+    values = {(entry.row, entry.column): entry.ours for entry in report.entries}
+    (path,) = (tmp_path / "out" / "bundles").iterdir()
+    manifest = Bundle.open(path).manifest
+    assert values["everything at this keep", "MACs"] == pytest.approx(100 / manifest.bound(manifest.default_keep))
+    assert 0 < values["predictor", "MACs"] < 100
+    for batch in (1, 8):
+        assert values["selection at keep 0.5, split", f"time, batch {batch}"] > 0
+        assert values["all at keep 0.5", f"time, batch {batch}"] > 0
+    assert values["peak memory of the run, MiB", "time"] > 0
+    assert write_report(report, tmp_path / "written")[0].read_text().startswith("# What pruning costs")
+
+
+def test_the_real_verbs_make_a_table(tiny, tmp_path):
+    """Tiny, but nothing is replaced: runs, tokens, evaluation of every method, files."""
+    study = tiny
     table = make_table("main", study)
     report = make_report(table, run_cells(table.cells, study, tmp_path, SilentProgress()), study)
     assert report.missing == ()
