@@ -4,13 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all test-builds lint types bench peers clean
+.PHONY: help install demo test test-all test-builds cpp lint types bench peers clean
 
 help:
 	@echo "make demo      environment, then train, eval, export, bench and show on a small world (CPU, offline)"
 	@echo "make test      the test suite (under 10 minutes on 2 cores)"
 	@echo "make test-all  also the tests marked slow"
 	@echo "make test-builds  TensorRT-RTX builds every graph of ViT-B/16 and ViT-L/14, without a GPU (10 minutes)"
+	@echo "make cpp       the C++ library: what it needs, gcc and clang builds, its tests plain and under sanitizers (10 minutes)"
 	@echo "make peers     ViT-B/16 against open_clip, torch.compile, token merging and every engine (half an hour)"
 	@echo "make lint      ruff      make types  mypy strict and pyright      make bench  ViT-B/16 encoder benchmark"
 
@@ -33,6 +34,20 @@ test-all: $(STAMP)
 
 test-builds: $(STAMP)
 	$(BIN)/python -m pytest tests/engines/test_trt_export.py -k vit --timeout 1800 --durations 0
+
+# Three builds: gcc; clang with AddressSanitizer and UBSan; clang with ThreadSanitizer, for the tests with threads.
+cpp: $(STAMP)
+	runtime/cpp/setup.sh $(BIN)/python
+	cd runtime/cpp && cmake --preset check-gcc -DPRTOOL_OPENVINO=ON -DOpenVINO_DIR="$$($(abspath $(BIN))/python -c 'import openvino; print(openvino.__path__[0])')/cmake"
+	cd runtime/cpp && cmake --preset check-clang
+	cd runtime/cpp && cmake --preset check-threads
+	for preset in check-gcc check-clang check-threads; do \
+	    (cd runtime/cpp && cmake --build --preset $$preset && ctest --test-dir build/$$preset --output-on-failure) || exit 1; \
+	done
+	for preset in check-gcc check-clang; do \
+	    PRTOOL_CPP_BUILD=runtime/cpp/build/$$preset $(BIN)/python -m pytest tests/runtime/test_cpp.py tests/runtime/test_cpp_image.py || exit 1; \
+	done
+	PRTOOL_CPP_BUILD=runtime/cpp/build/check-threads $(BIN)/python -m pytest tests/runtime/test_cpp.py -k "headers or checks"
 
 lint: $(STAMP)
 	$(BIN)/ruff check prtool trainer export runtime engines tests benchmarks examples

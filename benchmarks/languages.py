@@ -1,0 +1,119 @@
+"""C++ beside Python on one bundle: the same embeddings and classes, images a second in one interleaved run, and memory.
+
+usage: python benchmarks/languages.py BUNDLE IMAGES... --build runtime/cpp/build/release [--keep 1.0,0.6,0.4] [--rounds 3] [-o FILE.json]
+IMAGES are files or folders. Needs one pruning location, for ONNX Runtime alone.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prtool.bundle import Bundle
+from prtool.files import write_json
+from prtool.runtime.classes import ClassTable
+from prtool.runtime.machine import library_versions, this_machine
+from prtool.spec import Keep
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A program that ran: what it said on stderr, and the most memory that it held."""
+
+    said: str
+    peak_mib: float
+
+    @property
+    def images_per_s(self) -> float:
+        """The rate that it named."""
+        return float(re.findall(r"([\d.]+) images/s", self.said)[-1])
+
+
+def run(words: list[object]) -> Ended:
+    """Runs a program alone and waits for it."""
+    with tempfile.TemporaryFile() as output:
+        actions = [(os.POSIX_SPAWN_DUP2, output.fileno(), 1), (os.POSIX_SPAWN_DUP2, output.fileno(), 2)]
+        child = os.posix_spawn(str(words[0]), [str(word) for word in words], os.environ, file_actions=actions)
+        _, status, usage = os.wait4(child, 0)
+        output.seek(0)
+        said = output.read().decode()
+    if status != 0:
+        raise SystemExit(f"{' '.join(map(str, words))} failed:\n{said}")
+    return Ended(said, usage.ru_maxrss / 1024)
+
+
+def compare(bundle: Bundle, arguments: argparse.Namespace, keep: str, folder: Path) -> dict[str, Any]:
+    """One keep: both languages in turn, `rounds` times, and what they gave."""
+    cpp, python = folder / "cpp.npy", folder / "python.npz"
+    options = ["--keep", keep, "--batch", arguments.batch]
+    both: dict[str, list[Ended]] = {"cpp": [], "python": []}
+    for number in range(arguments.rounds):
+        order = ("cpp", "python") if number % 2 == 0 else ("python", "cpp")
+        for language in order:
+            if language == "cpp":
+                words = [arguments.build / "programs" / "prtool-run", "embed", bundle.path, *arguments.images, "-o", cpp, *options]
+            else:
+                words = [Path(sys.executable).parent / "prtool", "embed", bundle.path, *arguments.images, "-o", python, *options]
+            both[language].append(run(words))
+    alone = run([arguments.build / "benchmarks" / "ort-alone", bundle.file("fused.onnx"), bundle.manifest.preprocess.size[0],
+                 bundle.manifest.resolve(Keep.parse(keep)), arguments.batch, 20, os.cpu_count()])  # fmt: skip
+    found, wanted = np.load(cpp), np.load(python)
+    names = Path(str(cpp.with_suffix("")) + ".paths.txt").read_text().splitlines()
+    if names != list(wanted["paths"]):
+        raise SystemExit("the two languages embedded different files")
+    cosines = (found.astype(np.float64) * wanted["embeddings"].astype(np.float64)).sum(axis=1)
+    table = ClassTable.of(bundle) if bundle.manifest.classes else None
+    same = None if table is None else float((table.probabilities(found).argmax(1) == table.probabilities(wanted["embeddings"]).argmax(1)).mean())
+    rates = {language: statistics.median(ended.images_per_s for ended in runs) for language, runs in both.items()}
+    return {
+        "keep": keep,
+        "images": len(names),
+        "worst_cosine": float(cosines.min()),
+        "largest_difference": float(np.abs(found - wanted["embeddings"]).max()),
+        "same_top1": same,
+        "cpp_images_per_s": rates["cpp"],
+        "python_images_per_s": rates["python"],
+        "ratio": rates["cpp"] / rates["python"],
+        "cpp_peak_mib": max(ended.peak_mib for ended in both["cpp"]),
+        "python_peak_mib": max(ended.peak_mib for ended in both["python"]),
+        "onnxruntime_alone_peak_mib": alone.peak_mib,
+    }
+
+
+def main() -> None:
+    """Parses, measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("images", nargs="+", type=Path)
+    parser.add_argument("--build", type=Path, required=True, help="build folder of runtime/cpp, with -DPRTOOL_BENCHMARKS=ON")
+    parser.add_argument("--keep", default="1.0,0.6,0.4")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-o", "--output", type=Path)
+    arguments = parser.parse_args()
+    bundle = Bundle.open(arguments.bundle)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [compare(bundle, arguments, keep, Path(folder)) for keep in arguments.keep.split(",")]
+    report = {
+        "model": bundle.manifest.model.name,
+        "machine": asdict(this_machine()),
+        "versions": library_versions(),
+        "batch": arguments.batch,
+        "rounds": arguments.rounds,
+        "rows": rows,
+    }
+    print(json.dumps(report, indent=2))
+    if arguments.output:
+        write_json(arguments.output, report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+// A manifest, or the file of class embeddings, of any bytes: read, or refused with an Error.
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <fstream>
+#include <string>
+
+#include "errors.hpp"
+#include "manifest.hpp"
+#include "safetensors.hpp"
+
+namespace {
+
+const std::string& scratch() {
+    static const std::string path = [] {
+        char name[] = "/tmp/prtool-fuzz-XXXXXX";
+        close(mkstemp(name));
+        return std::string(name);
+    }();
+    return path;
+}
+
+void read_as_tensor(const std::string& bytes) {
+    std::ofstream(scratch(), std::ios::binary) << bytes;
+    prtool::read_tensor(scratch(), "embeddings");
+}
+
+void read_as_manifest(const std::string& bytes) {
+    const prtool::Manifest manifest = prtool::read_manifest(bytes, "prtool.json");
+    // Whatever was accepted gives counts that a graph can take.
+    for (const double ratio : {1.0, 0.6, 1e-6}) {
+        std::int64_t before = manifest.prune.patches();
+        for (const std::int64_t k : manifest.counts({ratio})) {
+            if (k < 1 || k > before) std::abort();
+            before = k;
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    const std::string bytes(reinterpret_cast<const char*>(data), size);
+    for (const auto read : {read_as_manifest, read_as_tensor}) {
+        try {
+            read(bytes);
+        } catch (const prtool::Error&) {
+        }
+    }
+    return 0;
+}

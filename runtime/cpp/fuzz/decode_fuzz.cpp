@@ -1,0 +1,56 @@
+// Decodes and prepares any bytes: there must be an image or an error, and nothing else. Run by fuzz/README.md.
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "errors.hpp"
+#include "image/bytes.hpp"
+#include "image/decode.hpp"
+#include "image/prepare.hpp"
+
+namespace {
+
+using namespace prtool;
+
+// Large images are slow and find nothing that small ones do not.
+constexpr std::uint64_t kMostPixels = 1 << 16;
+
+bool is_large(std::uint64_t width, std::uint64_t height) { return width > 0 && height > kMostPixels / width; }
+
+// Whether any header in the bytes declares a large image.
+bool declares_large(std::string_view file) {
+    const auto field = [&](std::size_t at, std::size_t size) { return at < file.size() ? number(file.substr(at, size)) : 0; };
+    for (std::size_t at = file.find("IHDR"); at != file.npos; at = file.find("IHDR", at + 1)) {
+        if (is_large(field(at + 4, 4), field(at + 8, 4))) return true;
+    }
+    for (std::size_t at = file.find('\xFF'); at != file.npos; at = file.find('\xFF', at + 1)) {
+        const bool frame = at + 1 < file.size() && (file[at + 1] & '\xF0') == '\xC0';
+        if (frame && is_large(field(at + 5, 2), field(at + 7, 2))) return true;
+    }
+    return false;
+}
+
+Preprocess spec_of(std::uint8_t choice) {
+    Preprocess spec;
+    spec.height = 1 + choice % 5;
+    spec.width = 4;
+    spec.std = {1, 1, 1};
+    spec.interpolation = static_cast<Interpolation>(choice / 5 % 3);
+    spec.resize_mode = static_cast<ResizeMode>(choice / 15 % 3);
+    return spec;
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    if (declares_large({reinterpret_cast<const char*>(data), size})) return -1;
+    try {
+        const Rgb image = decode_image(data, size, "input");
+        const Preprocess spec = spec_of(data[size - 1]);
+        std::vector<float> out(3 * static_cast<std::size_t>(spec.height) * static_cast<std::size_t>(spec.width));
+        prepare({image.pixels.data(), image.width, image.height, 3 * image.width}, spec, out.data());
+    } catch (const Error&) {
+    }
+    return 0;
+}

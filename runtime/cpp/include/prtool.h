@@ -1,0 +1,164 @@
+/* prtool: a pruned image encoder from a bundle, in any application. C API; prtool.hpp wraps it for C++.
+ *
+ *     prtool_encoder* encoder = NULL;
+ *     if (prtool_open("bundle", NULL, &encoder) != PRTOOL_OK) { fputs(prtool_last_error(), stderr); return 1; }
+ *     const char* files[] = {"cat.jpg", "dog.jpg"};
+ *     float* embeddings = malloc(sizeof(float) * 2 * prtool_info_of(encoder)->embed_dim);
+ *     if (prtool_encode_files(encoder, files, 2, prtool_keep_ratio(0.6), embeddings) != PRTOOL_OK) fputs(prtool_last_error(), stderr);
+ *     prtool_free(encoder);
+ *
+ * Threads: every function may be called from many threads at once, on one encoder or several; results do not depend on it.
+ * prtool_free is the exception: no other call may use the encoder while it runs or afterwards. prtool_close may come at any
+ * time: calls that run in other threads end as usual, later ones return PRTOOL_ENGINE ("is closed").
+ *
+ * Ownership: the caller owns every buffer that it hands in, and nothing is kept of it after the call. Strings and structs
+ * that a function returns belong to the encoder and live as long as it does; prtool_last_error's belongs to the calling
+ * thread and lives until its next call. Nothing is written when a function does not return PRTOOL_OK.
+ *
+ * Numbers: embeddings are float32, L2-normalised, embed_dim for each image, one image after another.
+ */
+#ifndef PRTOOL_H
+#define PRTOOL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(PRTOOL_STATIC)
+#define PRTOOL_API
+#elif defined(_WIN32)
+#define PRTOOL_API __declspec(dllimport)
+#else
+#define PRTOOL_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What a call came to; the names follow the exceptions of the Python package. prtool_last_error has the message. */
+typedef enum prtool_status {
+    PRTOOL_OK = 0,
+    PRTOOL_CONFIG = 1,             /* an option or argument has a value that cannot be used */
+    PRTOOL_KEEP = 2,               /* a keep ratio or count is outside its range */
+    PRTOOL_SHAPE = 3,              /* an array's shape is not what was declared, or a score is not a number */
+    PRTOOL_DATA = 4,               /* a folder cannot be listed */
+    PRTOOL_IMAGE = 5,              /* an image cannot be decoded */
+    PRTOOL_BUNDLE = 6,             /* a bundle is missing, damaged, unsafe or of another schema, or lacks what was asked for */
+    PRTOOL_ENGINE = 7,             /* an engine failed while it loaded or ran, or the encoder is closed */
+    PRTOOL_ENGINE_UNAVAILABLE = 8, /* this library was built without the engine, or it finds no device */
+    PRTOOL_STORAGE = 9,            /* a file could not be written */
+    PRTOOL_MEMORY = 10,            /* out of memory */
+    PRTOOL_INTERNAL = 11           /* a fault of the library itself: please report it */
+} prtool_status;
+
+/* The message of the calling thread's last call that did not return PRTOOL_OK: what was wrong, which value it had, what was
+ * possible, and what to do. "" where there was none. */
+PRTOOL_API const char* prtool_last_error(void);
+
+/* The library's version, "0.1.0". */
+PRTOOL_API const char* prtool_version(void);
+
+/* The engines that this library was built with, comma-separated: "ort,openvino". */
+PRTOOL_API const char* prtool_engines(void);
+
+/* How a bundle is run. Set to zero, then set what should differ: {0} is the default of every field. */
+typedef struct prtool_options {
+    const char* engine;    /* "ort" (default), "ort-cuda", "ort-tensorrt", "openvino", "trt", "trt-rtx" */
+    const char* mode;      /* "fused" (default: one graph), "split" (selection between two), "full" (unpruned, the baseline) */
+    const char* precision; /* "fp32" (default), or another that the bundle holds */
+    int threads;           /* CPU threads of a call; 0 takes what the machine grants this process */
+    int no_spinning;       /* 1: waiting CPU threads give their core away, for machines that others use too */
+    int trust_files;       /* 1: check sizes but not the SHA-256 of every file (about 1 s a GB) */
+    int device;            /* number of the CUDA device */
+} prtool_options;
+
+typedef struct prtool_encoder prtool_encoder;
+
+/* Opens a bundle directory and loads its graphs; *encoder is to be freed with prtool_free. options may be NULL. */
+PRTOOL_API prtool_status prtool_open(const char* bundle, const prtool_options* options, prtool_encoder** encoder);
+
+/* Frees the graphs; later calls return PRTOOL_ENGINE. A second call does nothing, and neither does NULL. */
+PRTOOL_API void prtool_close(prtool_encoder* encoder);
+
+/* Closes and frees the encoder; NULL is allowed. */
+PRTOOL_API void prtool_free(prtool_encoder* encoder);
+
+/* What an encoder is. */
+typedef struct prtool_info {
+    int64_t embed_dim;      /* width of an embedding */
+    int64_t image_height;   /* of prepared pixels */
+    int64_t image_width;
+    int64_t patches;        /* N, before any is dropped */
+    int64_t default_keep;   /* patches kept by prtool_keep_default() */
+    int64_t least_keep;     /* least and most patches that a call may keep */
+    int64_t most_keep;
+    int64_t locations;      /* where patches drop */
+    int64_t classes;        /* class names in the bundle; 0 where it has none */
+    const char* model;      /* as open_clip names it */
+    const char* engine;     /* what really runs: "ort" */
+    const char* engine_version;
+    const char* device;     /* in words: "CPU, 2 threads" */
+} prtool_info;
+
+PRTOOL_API const prtool_info* prtool_info_of(const prtool_encoder* encoder);
+
+/* How many patches a call keeps. Make it with one of the functions below. */
+typedef struct prtool_keep {
+    double ratio;          /* share of all patches, above 0 and at most 1; 0 where it is not a ratio */
+    int64_t count;         /* patches behind the last location; 0 where it is not a count */
+    const int64_t* counts; /* one count for each location, none above the one before; NULL where it is not a list */
+    int64_t length;        /* of counts */
+} prtool_keep;
+
+PRTOOL_API prtool_keep prtool_keep_default(void);
+PRTOOL_API prtool_keep prtool_keep_ratio(double ratio);
+PRTOOL_API prtool_keep prtool_keep_count(int64_t count);
+PRTOOL_API prtool_keep prtool_keep_counts(const int64_t* counts, int64_t length);
+
+/* pixels: (batch, 3, image_height, image_width) float32, RGB, normalised as the bundle says.
+ * embeddings: (batch, embed_dim). */
+PRTOOL_API prtool_status prtool_encode_pixels(prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings);
+
+/* 8-bit RGB of any size; row y begins at pixels + y * stride, and stride 0 stands for 3 * width. */
+typedef struct prtool_rgb {
+    const uint8_t* pixels;
+    int64_t width;
+    int64_t height;
+    int64_t stride;
+} prtool_rgb;
+
+PRTOOL_API prtool_status prtool_encode_rgb(prtool_encoder* encoder, const prtool_rgb* images, int64_t count, prtool_keep keep, float* embeddings);
+
+/* JPEG or PNG files; their EXIF orientation is followed. */
+PRTOOL_API prtool_status prtool_encode_files(prtool_encoder* encoder, const char* const* paths, int64_t count, prtool_keep keep, float* embeddings);
+
+/* An encoded JPEG or PNG image in memory. */
+typedef struct prtool_bytes {
+    const uint8_t* bytes;
+    size_t size;
+} prtool_bytes;
+
+PRTOOL_API prtool_status prtool_encode_bytes(prtool_encoder* encoder, const prtool_bytes* images, int64_t count, prtool_keep keep, float* embeddings);
+
+/* Image to the encoder's pixels, (3, image_height, image_width) float32, without running a graph. */
+PRTOOL_API prtool_status prtool_prepare_file(const prtool_encoder* encoder, const char* path, float* pixels);
+PRTOOL_API prtool_status prtool_prepare_bytes(const prtool_encoder* encoder, prtool_bytes image, float* pixels);
+PRTOOL_API prtool_status prtool_prepare_rgb(const prtool_encoder* encoder, prtool_rgb image, float* pixels);
+
+/* The `top` most probable classes of each embedding, best first, of equal ones the lower label.
+ * labels: (count, top); probabilities: (count, top), a softmax over all classes. */
+PRTOOL_API prtool_status prtool_classify(
+    prtool_encoder* encoder, const float* embeddings, int64_t count, int64_t top, int64_t* labels, float* probabilities);
+
+/* The name of a class, NULL where there is no such label. */
+PRTOOL_API const char* prtool_class_name(const prtool_encoder* encoder, int64_t label);
+
+/* The selection between two graphs, as a pure function: the k patches with the highest scores of each image, by falling
+ * score, of equal ones the lower index first. scores: (batch, patches); indices: (batch, k). */
+PRTOOL_API prtool_status prtool_select(const float* scores, int64_t batch, int64_t patches, int64_t k, int64_t* indices);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

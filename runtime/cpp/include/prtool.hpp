@@ -1,0 +1,126 @@
+// prtool for C++17: a header over prtool.h with owned handles and exceptions.
+//
+//     prtool::Encoder encoder("bundle");
+//     std::vector<float> embeddings = encoder.encode_files({"cat.jpg", "dog.jpg"}, prtool::Keep::ratio(0.6));
+//     for (const auto& found : encoder.classify(embeddings, 3)) std::cout << found.front().name << "\n";
+//
+// Threads and numbers are as prtool.h says. Every function throws prtool::Failure where the C API returns a status.
+#ifndef PRTOOL_HPP
+#define PRTOOL_HPP
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "prtool.h"
+
+namespace prtool {
+
+// What the C API returned; what() has its message.
+class Failure : public std::runtime_error {
+public:
+    explicit Failure(prtool_status status) : std::runtime_error(prtool_last_error()), status_(status) {}
+    prtool_status status() const noexcept { return status_; }
+
+private:
+    prtool_status status_;
+};
+
+inline void check(prtool_status status) {
+    if (status != PRTOOL_OK) throw Failure(status);
+}
+
+// How many patches a call keeps.
+class Keep {
+public:
+    Keep() = default;  // the bundle's default
+    static Keep ratio(double value) { return Keep(prtool_keep_ratio(value), {}); }
+    static Keep count(std::int64_t value) { return Keep(prtool_keep_count(value), {}); }
+    static Keep counts(std::vector<std::int64_t> values) { return Keep({}, std::move(values)); }
+
+    prtool_keep get() const { return counts_.empty() ? keep_ : prtool_keep_counts(counts_.data(), static_cast<std::int64_t>(counts_.size())); }
+
+private:
+    Keep(prtool_keep keep, std::vector<std::int64_t> counts) : keep_(keep), counts_(std::move(counts)) {}
+
+    prtool_keep keep_ = prtool_keep_default();
+    std::vector<std::int64_t> counts_;
+};
+
+// One class for one image.
+struct Prediction {
+    std::int64_t label;
+    std::string name;
+    float probability;
+};
+
+class Encoder {
+public:
+    explicit Encoder(const std::string& bundle, const prtool_options& options = prtool_options{}) {
+        prtool_encoder* made = nullptr;
+        check(prtool_open(bundle.c_str(), &options, &made));
+        handle_.reset(made);
+    }
+
+    const prtool_info& info() const { return *prtool_info_of(handle_.get()); }
+    prtool_encoder* handle() const { return handle_.get(); }
+    void close() { prtool_close(handle_.get()); }
+
+    // pixels: (batch, 3, image_height, image_width). Returns (batch, embed_dim), as every method here does.
+    std::vector<float> encode_pixels(const std::vector<float>& pixels, const Keep& keep = {}) const {
+        const std::size_t each = std::size_t{3} * static_cast<std::size_t>(info().image_height) * static_cast<std::size_t>(info().image_width);
+        if (pixels.size() % each != 0) throw std::invalid_argument("pixels hold no whole number of images");
+        std::vector<float> found = room(pixels.size() / each);
+        check(prtool_encode_pixels(handle_.get(), pixels.data(), static_cast<std::int64_t>(pixels.size() / each), keep.get(), found.data()));
+        return found;
+    }
+
+    std::vector<float> encode_files(const std::vector<std::string>& paths, const Keep& keep = {}) const {
+        std::vector<const char*> names;
+        for (const std::string& path : paths) names.push_back(path.c_str());
+        std::vector<float> found = room(paths.size());
+        check(prtool_encode_files(handle_.get(), names.data(), static_cast<std::int64_t>(names.size()), keep.get(), found.data()));
+        return found;
+    }
+
+    std::vector<float> encode_rgb(const std::vector<prtool_rgb>& images, const Keep& keep = {}) const {
+        std::vector<float> found = room(images.size());
+        check(prtool_encode_rgb(handle_.get(), images.data(), static_cast<std::int64_t>(images.size()), keep.get(), found.data()));
+        return found;
+    }
+
+    std::vector<float> encode_bytes(const std::vector<prtool_bytes>& images, const Keep& keep = {}) const {
+        std::vector<float> found = room(images.size());
+        check(prtool_encode_bytes(handle_.get(), images.data(), static_cast<std::int64_t>(images.size()), keep.get(), found.data()));
+        return found;
+    }
+
+    // The `top` most probable classes of each embedding, best first.
+    std::vector<std::vector<Prediction>> classify(const std::vector<float>& embeddings, std::int64_t top = 5) const {
+        const auto count = static_cast<std::int64_t>(embeddings.size()) / info().embed_dim;
+        std::vector<std::int64_t> labels(static_cast<std::size_t>(count * top));
+        std::vector<float> shares(labels.size());
+        check(prtool_classify(handle_.get(), embeddings.data(), count, top, labels.data(), shares.data()));
+        std::vector<std::vector<Prediction>> found(static_cast<std::size_t>(count));
+        for (std::size_t place = 0; place < labels.size(); ++place) {
+            found[place / static_cast<std::size_t>(top)].push_back({labels[place], prtool_class_name(handle_.get(), labels[place]), shares[place]});
+        }
+        return found;
+    }
+
+private:
+    struct Free {
+        void operator()(prtool_encoder* encoder) const { prtool_free(encoder); }
+    };
+
+    std::vector<float> room(std::size_t images) const { return std::vector<float>(images * static_cast<std::size_t>(info().embed_dim)); }
+
+    std::unique_ptr<prtool_encoder, Free> handle_;
+};
+
+}  // namespace prtool
+
+#endif

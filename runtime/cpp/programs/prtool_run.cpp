@@ -1,0 +1,93 @@
+// prtool-run: embeds or classifies image files and folders with a bundle.
+#include <chrono>
+#include <cstdio>
+#include <exception>
+#include <iostream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "arguments.hpp"
+#include "image_files.hpp"
+#include "output.hpp"
+#include "prefetch.hpp"
+#include "prtool.hpp"
+
+namespace {
+
+prtool_options options_of(const Arguments& arguments) {
+    prtool_options options{};
+    options.engine = arguments.engine.c_str();
+    options.mode = arguments.mode.c_str();
+    options.precision = arguments.precision.c_str();
+    options.threads = static_cast<int>(arguments.threads);
+    return options;
+}
+
+// Encodes every file, batch after batch; what cannot be read is named on stderr and left out.
+Embedded embed(const prtool::Encoder& encoder, const std::vector<std::string>& files, const Arguments& arguments) {
+    const auto batch = static_cast<std::size_t>(arguments.batch);
+    const unsigned workers = std::max(1U, std::thread::hardware_concurrency());
+    Prefetch source(encoder, files, workers + 2 * batch, workers);
+    Embedded result;
+    result.width = static_cast<std::size_t>(encoder.info().embed_dim);
+    std::vector<float> pixels;
+    std::size_t waiting = 0;
+    for (std::size_t number = 0; number < files.size(); ++number) {
+        const Prefetch::Item item = source.next();
+        if (item.failure.empty()) {
+            pixels.insert(pixels.end(), item.pixels.begin(), item.pixels.end());
+            result.paths.push_back(files[number]);
+            ++waiting;
+        } else {
+            std::fprintf(stderr, "skipped: %s\n", item.failure.c_str());
+        }
+        if (waiting == batch || (waiting > 0 && number + 1 == files.size())) {
+            const std::vector<float> found = encoder.encode_pixels(pixels, arguments.keep);
+            result.embeddings.insert(result.embeddings.end(), found.begin(), found.end());
+            pixels.clear();
+            waiting = 0;
+        }
+    }
+    if (result.paths.empty()) throw std::runtime_error("none of " + std::to_string(files.size()) + " images can be read");
+    return result;
+}
+
+void run(const Arguments& arguments) {
+    check_output(arguments.output);
+    const std::vector<std::string> files = expand_images(arguments.paths);
+    const prtool::Encoder encoder(arguments.bundle, options_of(arguments));
+    const auto started = std::chrono::steady_clock::now();
+    const Embedded result = embed(encoder, files, arguments);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    if (arguments.command == "embed") {
+        write_embeddings(result, arguments.output);
+    } else {
+        write_classes(result.paths, encoder.classify(result.embeddings, arguments.top), arguments.output);
+    }
+    std::fprintf(stderr, "%zu of %zu images in %.2f s: %.1f images/s (%s %s, %s, %s)\n", result.paths.size(), files.size(), seconds,
+                 static_cast<double>(result.paths.size()) / seconds, encoder.info().engine, encoder.info().engine_version, encoder.info().device,
+                 arguments.mode.c_str());
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+    try {
+        const Arguments arguments = parse_arguments(count, words);
+        if (arguments.help) {
+            std::fputs(kUsage, stdout);
+        } else if (arguments.version) {
+            std::printf("prtool-run %s, engines: %s\n", prtool_version(), prtool_engines());
+        } else {
+            run(arguments);
+        }
+        return 0;
+    } catch (const UsageError& error) {
+        std::fprintf(stderr, "%s\n\n%s", error.what(), kUsage);
+        return 2;
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "error: %s\n", error.what());
+        return 1;
+    }
+}

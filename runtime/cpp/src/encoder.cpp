@@ -1,0 +1,85 @@
+#include "encoder.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "errors.hpp"
+#include "text.hpp"
+
+namespace prtool {
+
+namespace {
+
+void check_finite(const float* embeddings, std::int64_t batch, std::int64_t width) {
+    std::int64_t bad = 0;
+    std::int64_t first = -1;
+    for (std::int64_t image = 0; image < batch; ++image) {
+        // A sum is finite only where every value is: length 1 leaves no room for overflow.
+        float sum = 0.0F;
+        for (std::int64_t axis = 0; axis < width; ++axis) sum += embeddings[image * width + axis];
+        if (std::isfinite(sum)) continue;
+        first = bad == 0 ? image : first;
+        ++bad;
+    }
+    if (bad > 0) {
+        throw Error(Status::engine, std::to_string(bad) + " of " + std::to_string(batch) + " embeddings are not finite (first: item " + std::to_string(first) +
+                                        "); look for NaN or infinity in the input, or for overflow in a graph of reduced precision");
+    }
+}
+
+}  // namespace
+
+Encoder::Encoder(const std::string& bundle, const EncoderOptions& options)
+    : bundle_(Bundle::open(bundle, options.verify)),
+      mode_(options.mode),
+      engine_(make_engine(options.engine, options.settings)),
+      info_(engine_->info()),
+      pipeline_(make_pipeline(options.mode, bundle_, *engine_)) {}
+
+std::size_t Encoder::pixels_per_image() const {
+    const Preprocess& spec = bundle_.manifest().preprocess;
+    return std::size_t{3} * static_cast<std::size_t>(spec.height) * static_cast<std::size_t>(spec.width);
+}
+
+void Encoder::encode_pixels(const float* pixels, std::int64_t batch, const Keep& keep, float* embeddings) const {
+    const std::vector<std::int64_t> counts = counts_of(keep);
+    const std::int64_t width = bundle_.manifest().model.embed_dim;
+    // The graph writes here, so that the caller's memory stays as it was when something fails.
+    std::vector<float> found(static_cast<std::size_t>(batch) * static_cast<std::size_t>(width));
+    opened()->embed(pixels, batch, counts, found.data());
+    check_finite(found.data(), batch, width);
+    std::copy(found.begin(), found.end(), embeddings);
+}
+
+const ClassTable& Encoder::classes() const {
+    const std::lock_guard<std::mutex> hold(lock_);
+    if (classes_ == nullptr) classes_ = std::make_unique<ClassTable>(ClassTable::of(bundle_));
+    return *classes_;
+}
+
+void Encoder::close() {
+    std::shared_ptr<Pipeline> last;
+    {
+        const std::lock_guard<std::mutex> hold(lock_);
+        last.swap(pipeline_);
+    }
+    // Freed outside the lock, by this thread or by the last call that still runs.
+}
+
+std::shared_ptr<Pipeline> Encoder::opened() const {
+    const std::lock_guard<std::mutex> hold(lock_);
+    if (pipeline_ == nullptr) throw Error(Status::engine, "the encoder of " + bundle_.path() + " is closed; open it again to use it");
+    return pipeline_;
+}
+
+std::vector<std::int64_t> Encoder::counts_of(const Keep& keep) const {
+    const PruneSpec& prune = bundle_.manifest().prune;
+    if (mode_ != "full") return bundle_.manifest().counts(keep);
+    const std::vector<std::int64_t> everything(prune.locations.size(), prune.patches());
+    if (!std::holds_alternative<Keep::Default>(keep.value) && bundle_.manifest().counts(keep) != everything) {
+        throw Error(Status::keep, "mode 'full' drops nothing, but fewer patches were asked for; give the default or 1.0, or open mode 'fused' or 'split'");
+    }
+    return everything;
+}
+
+}  // namespace prtool

@@ -1,0 +1,57 @@
+// The encoder that an application embeds: a bundle and one engine, from images to embeddings.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "bundle.hpp"
+#include "classes.hpp"
+#include "engine.hpp"
+#include "image/prepare.hpp"
+#include "pipeline.hpp"
+
+namespace prtool {
+
+struct EncoderOptions {
+    std::string engine = "ort";
+    std::string mode = "fused";
+    EngineSettings settings;
+    bool verify = true;
+};
+
+// Every method may be called from many threads at once.
+class Encoder {
+public:
+    Encoder(const std::string& bundle, const EncoderOptions& options);
+
+    const Bundle& bundle() const { return bundle_; }
+    const EngineInfo& info() const { return info_; }
+    std::size_t pixels_per_image() const;
+
+    // pixels: (batch, 3, height, width) float32, batch at least 1; embeddings: (batch, E), each of length 1.
+    // Throws Error(Status::keep | engine); an embedding that is not finite is an engine's error.
+    void encode_pixels(const float* pixels, std::int64_t batch, const Keep& keep, float* embeddings) const;
+
+    // Throws Error(Status::bundle): the bundle has no classes, or their file does not fit.
+    const ClassTable& classes() const;
+
+    // Frees the graphs; calls in other threads end as usual, later ones throw Error(Status::engine).
+    void close();
+
+private:
+    std::shared_ptr<Pipeline> opened() const;
+    std::vector<std::int64_t> counts_of(const Keep& keep) const;
+
+    Bundle bundle_;
+    std::string mode_;
+    std::unique_ptr<Engine> engine_;
+    EngineInfo info_;
+    mutable std::mutex lock_;
+    std::shared_ptr<Pipeline> pipeline_;
+    mutable std::unique_ptr<ClassTable> classes_;
+};
+
+}  // namespace prtool

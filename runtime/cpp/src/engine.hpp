@@ -1,0 +1,81 @@
+// What an engine is: a library that loads a graph and runs it on named tensors.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "manifest.hpp"
+
+namespace prtool {
+
+enum class ElementType { float32, int64 };
+
+// A tensor in the caller's memory, row-major; `data` is only written where it is an output.
+struct TensorRef {
+    const char* name;
+    ElementType type;
+    std::vector<std::int64_t> shape;
+    void* data;
+};
+
+inline TensorRef input_of(const char* name, const float* data, std::vector<std::int64_t> shape) {
+    return {name, ElementType::float32, std::move(shape), const_cast<float*>(data)};
+}
+inline TensorRef input_of(const char* name, const std::int64_t* data, std::vector<std::int64_t> shape) {
+    return {name, ElementType::int64, std::move(shape), const_cast<std::int64_t*>(data)};
+}
+inline TensorRef output_of(const char* name, float* data, std::vector<std::int64_t> shape) {
+    return {name, ElementType::float32, std::move(shape), data};
+}
+
+// One loaded graph. `run` may be called from many threads at once.
+class Graph {
+public:
+    virtual ~Graph() = default;
+
+    // Every output of the graph that is wanted has its memory and exact shape.
+    // Throws Error(Status::engine): the engine failed; the message has its reason.
+    virtual void run(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs) = 0;
+};
+
+// What really runs.
+struct EngineInfo {
+    std::string name;
+    std::string version;
+    std::string device;  // in words: "CPU, 2 threads"
+};
+
+struct EngineSettings {
+    std::string precision = "fp32";
+    int threads = 0;  // 0 takes what the machine grants this process
+    bool spinning = true;
+    int device = 0;
+};
+
+class Engine {
+public:
+    virtual ~Engine() = default;
+    virtual const EngineInfo& info() const = 0;
+    // The precision of the graphs that it runs to compute in the one asked for.
+    virtual std::string graph_precision() const = 0;
+    // Throws Error(Status::engine): the file is damaged, or the engine refuses it.
+    virtual std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) = 0;
+};
+
+// Throws Error(Status::config): no engine has that name, or it cannot compute so;
+// Error(Status::engine_unavailable): this library was built without it, or it finds no device.
+std::unique_ptr<Engine> make_engine(const std::string& name, const EngineSettings& settings);
+
+// Names of the engines that this library was built with, in the order of preference.
+std::vector<std::string> built_engines();
+
+// CPUs that this process may use, which can be fewer than the machine has.
+int granted_cpus();
+
+// Each is defined where its library was there when this one was built.
+std::unique_ptr<Engine> make_ort(const EngineSettings& settings);
+std::unique_ptr<Engine> make_openvino(const EngineSettings& settings);
+
+}  // namespace prtool

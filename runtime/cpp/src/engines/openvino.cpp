@@ -1,0 +1,169 @@
+// OpenVINO on the CPU: float32, bfloat16 as an arithmetic of the float32 graphs, and int8 graphs.
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <openvino/frontend/manager.hpp>
+#include <openvino/op/topk.hpp>
+#include <openvino/openvino.hpp>
+#include <thread>
+
+#include "engine.hpp"
+#include "errors.hpp"
+#include "text.hpp"
+
+namespace prtool {
+
+namespace {
+
+constexpr const char* kDevice = "CPU";
+constexpr const char* kOutputSuffix = "/sink_port_0";
+
+ov::Core& core() {
+    // Never freed: graphs of other static objects may outlive it otherwise.
+    static auto* const made = new ov::Core;
+    return *made;
+}
+
+std::string version_text() {
+    const std::string build = ov::get_openvino_version().buildNumber;
+    return build.substr(0, build.find('-'));
+}
+
+std::string cpu_name() {
+    std::string name = core().get_property(kDevice, ov::device::full_name);
+    name.erase(name.find_last_not_of(' ') + 1);
+    return name;
+}
+
+// Straight to the ONNX reader: ov::Core offers a damaged file to every reader, and some of them write to stderr.
+std::shared_ptr<ov::Model> read(const std::string& path) {
+    try {
+        ov::frontend::FrontEndManager manager;
+        const auto onnx = manager.load_by_framework("onnx");
+        std::shared_ptr<ov::Model> model = onnx->convert(onnx->load(path));
+        // Among equal scores the lower index comes first, as in ONNX; OpenVINO leaves the order open unless it is told.
+        for (const auto& node : model->get_ops()) {
+            if (const auto best = ov::as_type_ptr<ov::op::v11::TopK>(node)) best->set_stable(true);
+        }
+        return model;
+    } catch (const std::exception& cause) {
+        throw Error(Status::engine, "OpenVINO cannot load " + path + ": " + cause.what() + "; copy or export the bundle again");
+    }
+}
+
+ov::Tensor tensor_of(const TensorRef& tensor) {
+    const ov::element::Type type = tensor.type == ElementType::int64 ? ov::element::i64 : ov::element::f32;
+    return {type, ov::Shape(tensor.shape.begin(), tensor.shape.end()), tensor.data};
+}
+
+class OpenVinoGraph final : public Graph {
+public:
+    OpenVinoGraph(const std::string& path, const GraphSpec& spec, const ov::AnyMap& settings) : path_(path) {
+        const std::shared_ptr<ov::Model> model = read(path);
+        // A tensor can have several names once a graph is simplified; its node keeps the file's.
+        for (std::size_t place = 0; place < model->inputs().size(); ++place) inputs_[model->input(place).get_node()->get_friendly_name()] = place;
+        for (std::size_t place = 0; place < model->outputs().size(); ++place) {
+            const std::string name = model->output(place).get_node()->get_friendly_name();
+            outputs_[name.substr(0, name.rfind(kOutputSuffix))] = place;
+        }
+        for (const TensorSpec& input : spec.inputs) {
+            if (inputs_.count(input.name) == 0) throw Error(Status::engine, path + " has no input " + input.name + "; export it again");
+        }
+        try {
+            compiled_ = core().compile_model(model, kDevice, settings);
+        } catch (const std::exception& cause) {
+            throw Error(Status::engine, "OpenVINO cannot compile " + path + ": " + cause.what());
+        }
+    }
+
+    void run(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs) override {
+        // A request that fails is not used again: what it holds is unknown.
+        ov::InferRequest request = take();
+        try {
+            for (const TensorRef& tensor : inputs) request.set_input_tensor(inputs_.at(tensor.name), tensor_of(tensor));
+            request.infer();
+            for (const TensorRef& tensor : outputs) {
+                const ov::Tensor found = request.get_output_tensor(outputs_.at(tensor.name));
+                if (found.get_shape() != ov::Shape(tensor.shape.begin(), tensor.shape.end())) {
+                    throw Error(Status::engine, path_ + " gave " + tensor.name + " in another shape than " + listed(tensor.shape));
+                }
+                std::memcpy(tensor.data, found.data(), found.get_byte_size());
+            }
+        } catch (const Error&) {
+            throw;
+        } catch (const std::exception& cause) {
+            throw Error(Status::engine, "OpenVINO failed in " + path_ + ": " + cause.what());
+        }
+        const std::lock_guard<std::mutex> hold(lock_);
+        idle_.push_back(std::move(request));
+    }
+
+private:
+    ov::InferRequest take() {
+        const std::lock_guard<std::mutex> hold(lock_);
+        if (idle_.empty()) return compiled_.create_infer_request();
+        ov::InferRequest request = std::move(idle_.back());
+        idle_.pop_back();
+        return request;
+    }
+
+    std::string path_;
+    ov::CompiledModel compiled_;
+    std::map<std::string, std::size_t> inputs_;
+    std::map<std::string, std::size_t> outputs_;
+    std::mutex lock_;
+    std::vector<ov::InferRequest> idle_;
+};
+
+// The settings of the Python package, so that both languages run alike.
+ov::AnyMap settings_of(const EngineSettings& asked, int threads) {
+    return {
+        // Left to itself, OpenVINO takes bf16 on every processor that has it. An int8 graph says itself what is quantised.
+        ov::hint::inference_precision(asked.precision == "bf16" ? ov::element::bf16 : ov::element::f32),
+        ov::inference_num_threads(threads),
+        ov::num_streams(1),
+        // The number of threads is the caller's; without this it is lowered to the physical cores.
+        ov::hint::enable_hyper_threading(true),
+        // Every process that pins starts at the same cores: engines that share a machine would leave others idle.
+        ov::hint::enable_cpu_pinning(threads == static_cast<int>(std::thread::hardware_concurrency())),
+    };
+}
+
+class OpenVinoEngine final : public Engine {
+public:
+    explicit OpenVinoEngine(const EngineSettings& asked) : precision_(asked.precision), threads_(asked.threads > 0 ? asked.threads : granted_cpus()) {
+        const std::vector<std::string> able = core().get_property(kDevice, ov::device::capabilities);
+        if (precision_ == "bf16" && std::find(able.begin(), able.end(), "BF16") == able.end()) {
+            throw Error(Status::engine_unavailable,
+                        "precision = bf16, but " + cpu_name() + " computes in " + joined(able) + " only (bf16 needs AVX512_BF16 or AMX); use fp32 or int8");
+        }
+        settings_ = settings_of(asked, threads_);
+        info_ = {"openvino", version_text(), cpu_name() + ", " + std::to_string(threads_) + (threads_ > 1 ? " threads" : " thread")};
+    }
+
+    const EngineInfo& info() const override { return info_; }
+    // bf16 is an arithmetic of the float32 graphs.
+    std::string graph_precision() const override { return precision_ == "int8" ? "int8" : "fp32"; }
+    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) override {
+        return std::make_unique<OpenVinoGraph>(path, spec, settings_);
+    }
+
+private:
+    std::string precision_;
+    int threads_;
+    ov::AnyMap settings_;
+    EngineInfo info_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> make_openvino(const EngineSettings& settings) {
+    try {
+        return std::make_unique<OpenVinoEngine>(settings);
+    } catch (const ov::Exception& cause) {
+        throw Error(Status::engine_unavailable, std::string("OpenVINO finds no CPU device: ") + cause.what());
+    }
+}
+
+}  // namespace prtool

@@ -1,0 +1,28 @@
+// Encoded images (JPEG, PNG) to upright 8-bit RGB, bit for bit as the Python package (Pillow) decodes them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace prtool {
+
+// Most pixels that are decoded; larger images are taken for decompression bombs.
+inline constexpr std::int64_t kMaxPixels = 256'000'000;
+
+// Upright RGB in tight rows: pixels.size() == 3 * width * height.
+struct Rgb {
+    std::int64_t width = 0;
+    std::int64_t height = 0;
+    std::vector<std::uint8_t> pixels;
+};
+
+// `name` stands in error messages. Throws Error(Status::image), or Error(Status::memory).
+Rgb decode_image(const std::uint8_t* bytes, std::size_t size, const std::string& name);
+
+// Reads a whole file and decodes it. Throws Error(Status::image): it cannot be opened, is empty, damaged, of
+// another format, or above kMaxPixels.
+Rgb decode_file(const std::string& path);
+
+}  // namespace prtool

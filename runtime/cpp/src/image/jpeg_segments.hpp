@@ -1,0 +1,22 @@
+// What stands in a JPEG before its pixels, read by Pillow's rules.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "image/exif.hpp"
+
+namespace prtool {
+
+struct JpegFacts {
+    std::int64_t width = 0;
+    std::int64_t height = 0;
+    int components = 0;  // 1 grey, 3 colours, 4 inks
+    OrientationSources sources;
+};
+
+// Reads up to the first scan. libjpeg reads the same segments again, but accepts some files that Pillow refuses, and
+// says nothing of EXIF. Throws Refusal.
+JpegFacts read_jpeg_segments(std::string_view file);
+
+}  // namespace prtool

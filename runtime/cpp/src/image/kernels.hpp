@@ -1,0 +1,46 @@
+// The inner loops of the resize, one set for each instruction set; all give the same bits.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "image/taps.hpp"
+
+namespace prtool {
+
+// Rows that go through `across` together, so that weights are loaded once for all of them.
+inline constexpr std::int64_t kRowsAtOnce = 4;
+
+struct RowGroup {
+    std::array<const std::uint8_t*, kRowsAtOnce> in;  // each begins with the source pixel `taps.begin`
+    std::array<std::uint8_t*, kRowsAtOnce> out;
+};
+
+// Rows of the source that become one row: `count` of them, `stride` bytes apart, each with its weight.
+struct RowStack {
+    const std::uint8_t* rows;
+    std::int64_t stride;
+    const std::int32_t* weights;
+    std::int32_t count;
+};
+
+struct Kernels {
+    // Rows of RGB to shorter or longer rows of RGB.
+    void (*across)(const RowGroup& rows, const Taps& taps);
+    // A weighted sum of rows, for the bytes [0, bytes).
+    void (*down)(const RowStack& stack, std::int64_t bytes, std::uint8_t* out);
+};
+
+const Kernels& portable_kernels();
+
+// None on other machines than x86-64, and where the processor has no AVX2.
+const Kernels* avx2_kernels();
+
+// The fastest that this processor runs.
+const Kernels& best_kernels();
+
+// The portable loops from one pixel or byte on, for what is left over where registers do not fit.
+void across_from(std::int64_t pixel, const RowGroup& rows, const Taps& taps);
+void down_from(std::int64_t byte, const RowStack& stack, std::int64_t bytes, std::uint8_t* out);
+
+}  // namespace prtool

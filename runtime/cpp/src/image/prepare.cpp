@@ -1,0 +1,141 @@
+#include "image/prepare.hpp"
+
+#include <algorithm>
+#include <array>
+#include <climits>
+#include <cmath>
+#include <new>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "errors.hpp"
+#include "image/resize.hpp"
+
+namespace prtool {
+
+namespace {
+
+// Above so many pixels after the resize, only the centre is resized: a strip of more than about 1,200:1.
+constexpr std::int64_t kLargestResize = 64'000'000;
+
+struct Size {
+    std::int64_t width, height;
+};
+
+void check(const RgbView& image, const Preprocess& spec) {
+    const auto size_text = [](std::int64_t width, std::int64_t height) {
+        return std::to_string(width) + " x " + std::to_string(height) + " pixels";
+    };
+    if (image.pixels == nullptr || std::min(image.width, image.height) < 1 || std::max(image.width, image.height) > INT_MAX) {
+        throw Error(Status::image, "an image has " + size_text(image.width, image.height) + ", but needs 1 to " +
+                                       std::to_string(INT_MAX) + " on each side, and a pointer to them");
+    }
+    if (image.stride < 3 * image.width) {
+        throw Error(Status::image, "an image has rows " + std::to_string(image.stride) + " bytes apart, but its " +
+                                       std::to_string(image.width) + " RGB pixels take " +
+                                       std::to_string(3 * image.width));
+    }
+    if (std::min(spec.height, spec.width) < 1) {
+        throw Error(Status::config, "the encoder's image has " + size_text(spec.width, spec.height) +
+                                        ", but needs at least 1 x 1");
+    }
+    if (!(*std::min_element(spec.std.begin(), spec.std.end()) > 0.0)) {
+        std::ostringstream text;
+        text << "std = (" << spec.std[0] << ", " << spec.std[1] << ", " << spec.std[2] << "), but each value must be above 0";
+        throw Error(Status::config, text.str());
+    }
+}
+
+// To the nearest whole number, halves to the even one, as Python rounds.
+std::int64_t python_round(double value) { return static_cast<std::int64_t>(std::nearbyint(value)); }
+
+// The size after the resize that keeps the aspect ratio, rounded as torchvision and timm do.
+Size scaled(const RgbView& image, const Preprocess& spec) {
+    const double width = static_cast<double>(image.width), height = static_cast<double>(image.height);
+    if (spec.resize_mode == ResizeMode::shortest && spec.height == spec.width) {
+        // torchvision's Resize truncates the longer side, timm's ResizeKeepRatio below rounds it.
+        const auto longer = static_cast<std::int64_t>(spec.height * std::max(width, height) / std::min(width, height));
+        return image.width <= image.height ? Size{spec.width, longer} : Size{longer, spec.height};
+    }
+    const double down = height / spec.height, across = width / spec.width;
+    const double ratio = spec.resize_mode == ResizeMode::longest ? std::max(down, across) : std::min(down, across);
+    return {std::max<std::int64_t>(1, python_round(width / ratio)), std::max<std::int64_t>(1, python_round(height / ratio))};
+}
+
+// open_clip hands its filter on in every case but this one, where timm's ResizeKeepRatio takes its default.
+Interpolation filter_of(const Preprocess& spec) {
+    const bool ignored = spec.resize_mode == ResizeMode::shortest && spec.height != spec.width;
+    return ignored && spec.interpolation == Interpolation::bilinear ? Interpolation::bicubic : spec.interpolation;
+}
+
+Box whole(const RgbView& image) { return {0.0F, 0.0F, static_cast<float>(image.width), static_cast<float>(image.height)}; }
+
+// All of the resized image.
+Scaling to_size(const RgbView& image, const Size& size, const Preprocess& spec) {
+    return {size.width, size.height, filter_of(spec), whole(image), {0, 0, size.width, size.height}};
+}
+
+// The centre of the resized image.
+Scaling to_centre(const RgbView& image, const Preprocess& spec) {
+    const Size size = scaled(image, spec);
+    const std::int64_t left = python_round(static_cast<double>(size.width - spec.width) / 2.0);
+    const std::int64_t top = python_round(static_cast<double>(size.height - spec.height) / 2.0);
+    if (size.width * size.height <= kLargestResize) {
+        return {size.width, size.height, filter_of(spec), whole(image), {left, top, spec.width, spec.height}};
+    }
+    const double width = static_cast<double>(image.width), height = static_cast<double>(image.height);
+    const double across = width / static_cast<double>(size.width), down = height / static_cast<double>(size.height);
+    const Box box{static_cast<float>(static_cast<double>(left) * across), static_cast<float>(static_cast<double>(top) * down),
+                  static_cast<float>(std::min(static_cast<double>(left + spec.width) * across, width)),
+                  static_cast<float>(std::min(static_cast<double>(top + spec.height) * down, height))};
+    return {spec.width, spec.height, filter_of(spec), box, {0, 0, spec.width, spec.height}};
+}
+
+// What the encoder sees, before values are normalised: tight rows of the spec's size.
+std::vector<std::uint8_t> view(const RgbView& image, const Preprocess& spec) {
+    const std::int64_t stride = 3 * static_cast<std::int64_t>(spec.width);
+    std::vector<std::uint8_t> seen(static_cast<std::size_t>(stride * spec.height), static_cast<std::uint8_t>(spec.fill));
+    if (spec.resize_mode == ResizeMode::squash) {
+        resize(image, to_size(image, {spec.width, spec.height}, spec), seen.data(), stride);
+    } else if (spec.resize_mode == ResizeMode::shortest) {
+        resize(image, to_centre(image, spec), seen.data(), stride);
+    } else {
+        const Size size = scaled(image, spec);
+        const std::int64_t left = (spec.width - size.width) / 2, top = (spec.height - size.height) / 2;
+        resize(image, to_size(image, size, spec), seen.data() + top * stride + 3 * left, stride);
+    }
+    return seen;
+}
+
+// The normalised value of every 8-bit value, in float32 and in the order of operations of ToTensor and Normalize.
+std::array<float, 256> table(double mean, double std) {
+    std::array<float, 256> values;
+    for (int value = 0; value < 256; ++value) {
+        const float unit = static_cast<float>(value) / 255.0F;
+        values[value] = (unit - static_cast<float>(mean)) / static_cast<float>(std);
+    }
+    return values;
+}
+
+void normalise(const std::vector<std::uint8_t>& seen, const Preprocess& spec, float* out) {
+    const std::size_t pixels = seen.size() / 3;
+    for (std::size_t channel = 0; channel < 3; ++channel, out += pixels) {
+        const std::array<float, 256> values = table(spec.mean[channel], spec.std[channel]);
+        for (std::size_t i = 0; i < pixels; ++i) out[i] = values[seen[3 * i + channel]];
+    }
+}
+
+}  // namespace
+
+void prepare(const RgbView& image, const Preprocess& spec, float* out) {
+    check(image, spec);
+    try {
+        normalise(view(image, spec), spec, out);
+    } catch (const std::bad_alloc&) {
+        throw Error(Status::memory, "the memory does not suffice to resize an image of " + std::to_string(image.width) +
+                                        " x " + std::to_string(image.height) + " pixels");
+    }
+}
+
+}  // namespace prtool

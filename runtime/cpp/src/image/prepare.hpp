@@ -1,0 +1,23 @@
+// Upright 8-bit RGB to the encoder's float pixels, bit for bit as Python's prtool.runtime.preprocess.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "spec.hpp"
+
+namespace prtool {
+
+// Rows of RGB that belong to the caller; row y begins at pixels + y * stride.
+struct RgbView {
+    const std::uint8_t* pixels = nullptr;
+    std::int64_t width = 0;
+    std::int64_t height = 0;
+    std::int64_t stride = 0;  // bytes between rows, at least 3 * width
+};
+
+// Writes (3, height, width) float32 to `out`. Throws Error(Status::image | Status::memory | Status::config).
+// May be called from many threads at once.
+void prepare(const RgbView& image, const Preprocess& spec, float* out);
+
+}  // namespace prtool

@@ -1,0 +1,249 @@
+#include "manifest.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "errors.hpp"
+#include "json_reader.hpp"
+#include "text.hpp"
+
+namespace prtool {
+
+namespace {
+
+// Far above any encoder, and small enough that products of two stay in 64 bits.
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 20;
+constexpr std::int64_t kMostSide = std::int64_t{1} << 16;
+
+[[noreturn]] void refuse_together(const std::string& what) {
+    throw Error(Status::bundle, "the manifest holds values that do not fit together: " + what + "; export the bundle again");
+}
+
+std::vector<std::int64_t> read_counts(const JsonReader& json, std::int64_t least) {
+    return json.list<std::int64_t>([least](const JsonReader& item) { return item.whole(least, kMostTokens); });
+}
+
+ModelInfo read_model(const JsonReader& json) {
+    json.fields({"name", "pretrained", "weights_sha256", "embed_dim", "logit_scale", "logit_bias", "scorer", "scorer_trained"});
+    json.at("scorer").text();
+    json.at("scorer_trained").boolean();
+    return {json.at("name").text(),         json.at("pretrained").text(),    json.at("weights_sha256").text(), json.at("embed_dim").whole(1, kMostTokens),
+            json.at("logit_scale").number(), json.at("logit_bias").number()};
+}
+
+void check_locations(const PruneSpec& prune) {
+    bool rising = !prune.locations.empty();
+    std::int64_t before = 0;
+    for (const std::int64_t place : prune.locations) {
+        rising = rising && place > before && place <= prune.depth;
+        before = place;
+    }
+    if (!rising) refuse_together("pruning locations " + listed(prune.locations) + " must rise, from 1 to " + std::to_string(prune.depth));
+    if (prune.appended_from > prune.locations.front()) {
+        refuse_together("tokens are appended at block " + std::to_string(prune.appended_from) + ", behind the first location");
+    }
+    if (!prune.drops.empty() && (prune.drops.size() != prune.locations.size() || prune.drops.back() < 1)) {
+        refuse_together("drops " + listed(prune.drops) + " for locations " + listed(prune.locations));
+    }
+}
+
+PruneSpec read_prune(const JsonReader& json) {
+    json.fields({"grid", "depth"}, {"locations", "prefix_tokens", "appended_tokens", "appended_from", "drops"});
+    const std::vector<JsonReader> grid = json.at("grid").items(2);
+    PruneSpec prune;
+    prune.rows = grid[0].whole(1, kMostTokens);
+    prune.columns = grid[1].whole(1, kMostTokens);
+    prune.depth = json.at("depth").whole(1, kMostTokens);
+    prune.locations = {4};
+    if (const auto found = json.maybe("locations")) prune.locations = read_counts(*found, 1);
+    if (const auto found = json.maybe("prefix_tokens")) prune.prefix_tokens = found->whole(0, kMostTokens);
+    if (const auto found = json.maybe("appended_tokens")) prune.appended_tokens = found->whole(0, kMostTokens);
+    if (const auto found = json.maybe("appended_from")) prune.appended_from = found->whole(1, kMostTokens);
+    if (const auto found = json.maybe("drops")) prune.drops = read_counts(*found, 0);
+    if (prune.patches() > kMostTokens) refuse_together("a grid of " + std::to_string(prune.rows) + " x " + std::to_string(prune.columns));
+    check_locations(prune);
+    return prune;
+}
+
+std::array<double, 3> read_three(const JsonReader& json) {
+    const std::vector<JsonReader> items = json.items(3);
+    return {items[0].number(), items[1].number(), items[2].number()};
+}
+
+template <typename T>
+T read_choice(const JsonReader& json, std::initializer_list<std::pair<const char*, T>> known) {
+    const std::string found = json.text();
+    std::vector<std::string> names;
+    for (const auto& [name, value] : known) {
+        if (found == name) return value;
+        names.emplace_back(name);
+    }
+    json.refuse("one of " + joined(names));
+}
+
+Preprocess read_preprocess(const JsonReader& json) {
+    json.fields({"size", "mean", "std"}, {"interpolation", "resize_mode", "fill"});
+    const std::vector<JsonReader> size = json.at("size").items(2);
+    Preprocess spec;
+    spec.height = static_cast<int>(size[0].whole(1, kMostSide));
+    spec.width = static_cast<int>(size[1].whole(1, kMostSide));
+    spec.mean = read_three(json.at("mean"));
+    spec.std = read_three(json.at("std"));
+    if (*std::min_element(spec.std.begin(), spec.std.end()) <= 0.0) json.at("std").refuse("three numbers above 0");
+    if (const auto found = json.maybe("interpolation")) {
+        spec.interpolation = read_choice<Interpolation>(
+            *found, {{"bicubic", Interpolation::bicubic}, {"bilinear", Interpolation::bilinear}, {"nearest", Interpolation::nearest}});
+    }
+    if (const auto found = json.maybe("resize_mode")) {
+        spec.resize_mode = read_choice<ResizeMode>(
+            *found, {{"shortest", ResizeMode::shortest}, {"longest", ResizeMode::longest}, {"squash", ResizeMode::squash}});
+    }
+    if (const auto found = json.maybe("fill")) spec.fill = static_cast<int>(found->whole(0, 255));
+    return spec;
+}
+
+TensorSpec read_tensor(const JsonReader& json) {
+    json.fields({"name", "dtype", "shape"});
+    TensorSpec spec{json.at("name").text(), json.at("dtype").text(), {}};
+    for (const JsonReader& axis : json.at("shape").items()) {
+        if (axis.is_text()) {
+            spec.shape.emplace_back(axis.text());
+        } else {
+            spec.shape.emplace_back(axis.whole());
+        }
+    }
+    return spec;
+}
+
+GraphSpec read_graph(const JsonReader& json) {
+    json.fields({"file", "inputs", "outputs"});
+    return {json.at("file").text(), json.at("inputs").list<TensorSpec>(read_tensor), json.at("outputs").list<TensorSpec>(read_tensor)};
+}
+
+ClassInfo read_classes(const JsonReader& json) {
+    json.fields({"names", "templates", "file"});
+    const auto text = [](const JsonReader& item) { return item.text(); };
+    json.at("templates").list<std::string>(text);
+    return {json.at("names").list<std::string>(text), json.at("file").text()};
+}
+
+FileDigest read_digest(const JsonReader& json) {
+    json.fields({"size", "sha256"});
+    return {json.at("size").whole(0, std::int64_t{1} << 60), json.at("sha256").text()};
+}
+
+// What this library does not use is checked all the same: a manifest of another form is another schema.
+void check_unused(const JsonReader& json) {
+    const JsonReader cost = json.at("cost");
+    cost.fields({"embed_macs", "token_macs", "attention_macs", "head_macs"}, {"head_token_macs", "scorer_macs", "last_asking", "key_value_macs"});
+    for (const auto& [name, value] : cost.entries()) value.whole(0, std::int64_t{1} << 60);
+    for (const auto& [name, value] : json.at("parity").entries()) value.number();
+    for (const auto& [name, value] : json.at("versions").entries()) value.text();
+    if (const auto text = json.maybe("text")) {
+        text->fields({"context_length", "tokenizer"});
+        text->at("context_length").whole(1, kMostTokens);
+        text->at("tokenizer").text();
+    }
+}
+
+void read_keeps(const JsonReader& json, Manifest& manifest) {
+    const std::vector<JsonReader> range = json.at("keep_range").items(2);
+    manifest.least_keep = range[0].whole(1, manifest.prune.patches());
+    manifest.most_keep = range[1].whole(manifest.least_keep, manifest.prune.patches());
+    manifest.default_keep = json.at("default_keep").whole(manifest.least_keep, manifest.most_keep);
+}
+
+Manifest read(const JsonReader& json) {
+    json.fields({"schema", "model", "prune", "cost", "preprocess", "default_keep", "keep_range", "graphs", "parity", "versions"},
+                {"text", "classes", "files"});
+    Manifest manifest;
+    manifest.model = read_model(json.at("model"));
+    manifest.prune = read_prune(json.at("prune"));
+    manifest.preprocess = read_preprocess(json.at("preprocess"));
+    read_keeps(json, manifest);
+    check_unused(json);
+    for (const auto& [precision, roles] : json.at("graphs").entries()) {
+        for (const auto& [role, graph] : roles.entries()) manifest.graphs[precision].emplace(role, read_graph(graph));
+    }
+    if (const auto classes = json.maybe("classes")) manifest.classes = read_classes(*classes);
+    if (const auto files = json.maybe("files")) {
+        for (const auto& [name, digest] : files->entries()) manifest.files.emplace(name, read_digest(digest));
+    }
+    return manifest;
+}
+
+std::string range_text(const Manifest& manifest) {
+    return std::to_string(manifest.least_keep) + " to " + std::to_string(manifest.most_keep);
+}
+
+void check_range(const Manifest& manifest, std::int64_t k) {
+    if (k < manifest.least_keep || k > manifest.most_keep) {
+        throw Error(Status::keep, "k = " + std::to_string(k) + " patches, but this bundle allows " + range_text(manifest) + "; export it again for other counts");
+    }
+}
+
+// Patches that stay at each location: they drop in proportion to `drops`, and the last location leaves k.
+std::vector<std::int64_t> spread(const PruneSpec& prune, std::int64_t k) {
+    const std::vector<std::int64_t> drops = prune.drops.empty() ? std::vector<std::int64_t>(prune.locations.size(), 1) : prune.drops;
+    const std::int64_t all = std::accumulate(drops.begin(), drops.end(), std::int64_t{0});
+    const std::int64_t patches = prune.patches();
+    std::vector<std::int64_t> counts;
+    std::int64_t sum = 0;
+    for (const std::int64_t drop : drops) {
+        sum += drop;
+        counts.push_back(patches - (patches - k) * sum / all);
+    }
+    return counts;
+}
+
+std::int64_t of_ratio(double ratio, std::int64_t patches) {
+    if (!(std::isfinite(ratio) && ratio > 0.0 && ratio <= 1.0)) {
+        throw Error(Status::keep, "keep ratio = " + shown(ratio) + ", but it must be above 0.0 and at most 1.0 (1.0 keeps every patch)");
+    }
+    // Round half up, as the Python package does.
+    return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::floor(ratio * static_cast<double>(patches) + 0.5)));
+}
+
+std::vector<std::int64_t> checked(const Manifest& manifest, const std::vector<std::int64_t>& counts) {
+    const PruneSpec& prune = manifest.prune;
+    bool fits = counts.size() == prune.locations.size();
+    std::int64_t before = prune.patches();
+    for (const std::int64_t k : counts) {
+        fits = fits && k <= before;
+        before = k;
+    }
+    if (!fits) {
+        throw Error(Status::keep, "keep counts " + listed(counts) + ", but the locations " + listed(prune.locations) + " take " +
+                                      std::to_string(prune.locations.size()) + " whole numbers that do not rise, from at most " +
+                                      std::to_string(prune.patches()) + " patches on, such as " + listed(spread(prune, manifest.default_keep)));
+    }
+    check_range(manifest, counts.back());
+    return counts;
+}
+
+}  // namespace
+
+std::vector<std::int64_t> Manifest::counts(const Keep& keep) const {
+    if (const auto* given = std::get_if<std::vector<std::int64_t>>(&keep.value)) return checked(*this, *given);
+    std::int64_t k = default_keep;
+    if (const auto* ratio = std::get_if<double>(&keep.value)) k = of_ratio(*ratio, prune.patches());
+    if (const auto* count = std::get_if<std::int64_t>(&keep.value)) k = *count;
+    check_range(*this, k);
+    return spread(prune, k);
+}
+
+Manifest read_manifest(const std::string& json, const std::string& where) {
+    const nlohmann::json value = nlohmann::json::parse(json, nullptr, false);
+    if (value.is_discarded()) throw Error(Status::bundle, where + " is not JSON; export the bundle again");
+    if (!value.is_object()) throw Error(Status::bundle, "the manifest is not a JSON object; export the bundle again");
+    const auto schema = value.find("schema");
+    if (schema == value.end() || !schema->is_number_integer() || *schema != kSchema) {
+        const std::string found = schema == value.end() ? "none" : schema->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).substr(0, 40);
+        throw Error(Status::bundle, "the bundle has schema " + found + ", but this library reads schema " + std::to_string(kSchema) +
+                                        "; make a new one with 'prtool export'");
+    }
+    return read(JsonReader(value, "manifest"));
+}
+
+}  // namespace prtool

@@ -1,0 +1,73 @@
+// The manifest of a bundle: what its files are, as typed values that are read from JSON, strictly.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "spec.hpp"
+
+namespace prtool {
+
+inline constexpr std::int64_t kSchema = 3;
+
+// One graph input or output: name, numpy's name of its dtype, and axes: a size, or the name of a free axis.
+struct TensorSpec {
+    std::string name;
+    std::string dtype;
+    std::vector<std::variant<std::int64_t, std::string>> shape;
+};
+
+struct GraphSpec {
+    std::string file;
+    std::vector<TensorSpec> inputs;
+    std::vector<TensorSpec> outputs;
+};
+
+struct ModelInfo {
+    std::string name;
+    std::string pretrained;
+    std::string weights_sha256;
+    std::int64_t embed_dim = 0;
+    double logit_scale = 0.0;  // class logits are scale x cosine + bias
+    double logit_bias = 0.0;
+};
+
+struct ClassInfo {
+    std::vector<std::string> names;  // in label order
+    std::string file;                // of the class embeddings
+};
+
+struct FileDigest {
+    std::int64_t size = 0;
+    std::string sha256;
+};
+
+// How many patches a call keeps: nothing (the default), a ratio, a count, or a count for each location.
+struct Keep {
+    struct Default {};
+    std::variant<Default, double, std::int64_t, std::vector<std::int64_t>> value;
+};
+
+struct Manifest {
+    ModelInfo model;
+    PruneSpec prune;
+    Preprocess preprocess;
+    std::int64_t default_keep = 0;
+    std::int64_t least_keep = 0;
+    std::int64_t most_keep = 0;
+    std::map<std::string, std::map<std::string, GraphSpec>> graphs;  // precision -> role -> graph
+    std::optional<ClassInfo> classes;
+    std::map<std::string, FileDigest> files;
+
+    // Patches kept at each location. Throws Error(Status::keep): outside the bundle's range, rising, or of another number.
+    std::vector<std::int64_t> counts(const Keep& keep) const;
+};
+
+// Throws Error(Status::bundle): no JSON, an unknown schema, or a field missing, unknown, of the wrong kind or out of range.
+// `where` stands in the message for the file.
+Manifest read_manifest(const std::string& json, const std::string& where);
+
+}  // namespace prtool

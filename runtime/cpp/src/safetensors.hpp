@@ -1,0 +1,18 @@
+// One float32 tensor of a safetensors file.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace prtool {
+
+struct Tensor {
+    std::vector<std::int64_t> shape;
+    std::vector<float> values;
+};
+
+// Throws Error(Status::bundle): the file is damaged, or has no such float32 tensor.
+Tensor read_tensor(const std::string& path, const std::string& name);
+
+}  // namespace prtool

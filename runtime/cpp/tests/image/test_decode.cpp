@@ -1,0 +1,87 @@
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "files.hpp"
+
+using namespace prtool;
+using namespace prtool::test;
+
+namespace {
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != text.npos; }
+
+std::string file_refusal(const std::string& path) {
+    try {
+        decode_file(path);
+        return "";
+    } catch (const Error& error) {
+        CHECK(error.status() == Status::image);
+        return error.what();
+    }
+}
+
+}  // namespace
+
+TEST_CASE("what is no image is refused by name") {
+    Status status = Status::ok;
+    CHECK(refusal("", &status) == "photo is empty (0 bytes)");
+    CHECK(status == Status::image);
+    for (const char* text : {"x", "\xFF\xD8", "\x89PNG", "GIF89a", "hello, this is a text"}) {
+        CHECK(refusal(text) == "photo is not an image of a known format (JPEG, PNG)");
+    }
+}
+
+TEST_CASE("a file is read whole, whatever its size") {
+    const std::filesystem::path path = std::filesystem::temp_directory_path() / "prtool-image-test.png";
+    const Bytes pixels = noise(3 * 700 * 600);  // 1.26 MB, incompressible: above the size of one read
+    std::ofstream(path, std::ios::binary) << encoded({700, 600, 8, 2, pixels});
+    CHECK(decode_file(path.string()).pixels == pixels);
+    std::ofstream(path, std::ios::binary).close();
+    CHECK(file_refusal(path.string()) == path.string() + " is empty (0 bytes)");
+    std::filesystem::remove(path);
+    CHECK(file_refusal(path.string()) == path.string() + " cannot be opened: No such file or directory");
+    CHECK(file_refusal("/") == "/ cannot be opened: Is a directory");
+}
+
+TEST_CASE("a bomb is refused before its pixels take memory") {
+    CHECK(refusal(encoded({1, 1, 8, 2, {1, 2, 3}})).empty());
+    const std::string header = "\x89PNG\r\n\x1A\n" + chunk("IHDR", big32(65'535) + big32(65'535) + std::string("\x08\x02\0\0\0", 5));
+    CHECK(refusal(header + chunk("IDAT", "")) ==
+          "photo has 65535 x 65535 pixels, but at most 256,000,000 are decoded; make it smaller first");
+    const std::string most = "\x89PNG\r\n\x1A\n" + chunk("IHDR", std::string(8, '\xFF') + std::string("\x08\x02\0\0\0", 5));
+    CHECK(contains(refusal(most + chunk("IDAT", "")), "has 4294967295 x 4294967295 pixels"));
+}
+
+// On which side of the upright image the first stored row and column lie, for each orientation, as EXIF defines it.
+struct Sides {
+    const char* row;
+    const char* column;
+};
+constexpr Sides kSides[] = {{"top", "left"}, {"top", "right"}, {"bottom", "right"}, {"bottom", "left"},
+                            {"left", "top"}, {"right", "top"}, {"right", "bottom"}, {"left", "bottom"}};
+
+TEST_CASE("every orientation is undone") {
+    constexpr int width = 70, height = 65;  // more than a block of the turning
+    Png png{width, height, 8, 2, noise(3 * width * height)};
+    for (int orientation = 1; orientation <= 8; ++orientation) {
+        png.before = chunk("eXIf", exif(orientation).substr(6));
+        const Rgb image = decoded(encoded(png));
+        const std::string row = kSides[orientation - 1].row, column = kSides[orientation - 1].column;
+        const bool turned = row == "left" || row == "right";
+        REQUIRE(image.width == (turned ? height : width));
+        REQUIRE(image.height == (turned ? width : height));
+        bool equal = true;
+        for (int y = 0; y < height; ++y) {
+            for (int x = 0; x < width; ++x) {
+                const int along_row = column == "left" || column == "top" ? x : width - 1 - x;
+                const int along_column = row == "top" || row == "left" ? y : height - 1 - y;
+                const std::int64_t at = turned ? along_row * image.width + along_column : along_column * image.width + along_row;
+                equal = equal && std::equal(&image.pixels[3 * at], &image.pixels[3 * at] + 3, &png.samples[3 * (y * width + x)]);
+            }
+        }
+        CHECK_MESSAGE(equal, "orientation " << orientation);
+    }
+}

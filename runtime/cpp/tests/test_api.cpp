@@ -1,0 +1,165 @@
+// The public headers on a bundle: what they give, and what they refuse.
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <numeric>
+
+#include "sample.hpp"
+
+namespace {
+
+using prtool::Encoder;
+using prtool::Failure;
+using prtool::Keep;
+
+prtool_options options_of(const char* mode) {
+    prtool_options options{};
+    options.mode = mode;
+    options.no_spinning = 1;
+    return options;
+}
+
+prtool_status status_of(const std::function<void()>& call) {
+    try {
+        call();
+    } catch (const Failure& failure) {
+        return failure.status();
+    }
+    return PRTOOL_OK;
+}
+
+float largest_difference(const std::vector<float>& first, const std::vector<float>& second) {
+    REQUIRE(first.size() == second.size());
+    float most = 0.0F;
+    for (std::size_t place = 0; place < first.size(); ++place) most = std::max(most, std::abs(first[place] - second[place]));
+    return most;
+}
+
+}  // namespace
+
+TEST_CASE("fused and split agree, and rows have length 1") {
+    const Encoder fused(bundle_path(), options_of("fused"));
+    const Encoder split(bundle_path(), options_of("split"));
+    const prtool_info& info = fused.info();
+    for (const std::int64_t batch : {1, 3}) {
+        const std::vector<float> pixels = noise(info, batch, 5);
+        for (const Keep& keep : {Keep(), Keep::ratio(1.0), Keep::ratio(0.5), Keep::count(info.least_keep), Keep::count(info.most_keep)}) {
+            const std::vector<float> found = fused.encode_pixels(pixels, keep);
+            CHECK(largest_difference(found, split.encode_pixels(pixels, keep)) < 2e-6F);
+            for (auto row = found.begin(); row != found.end(); row += info.embed_dim) {
+                CHECK(std::inner_product(row, row + info.embed_dim, row, 0.0) == doctest::Approx(1.0).epsilon(1e-5));
+            }
+        }
+    }
+}
+
+TEST_CASE("a ratio, a count and a list are one thing") {
+    const Encoder encoder(bundle_path(), options_of("fused"));
+    const prtool_info& info = encoder.info();
+    const std::vector<float> pixels = noise(info, 2, 7);
+    const auto count = static_cast<std::int64_t>(std::floor(0.5 * static_cast<double>(info.patches) + 0.5));
+    CHECK(encoder.encode_pixels(pixels, Keep::ratio(0.5)) == encoder.encode_pixels(pixels, Keep::count(count)));
+    CHECK(encoder.encode_pixels(pixels) == encoder.encode_pixels(pixels, Keep::count(info.default_keep)));
+    const std::vector<std::int64_t> all(static_cast<std::size_t>(info.locations), info.patches);
+    CHECK(encoder.encode_pixels(pixels, Keep::counts(all)) == encoder.encode_pixels(pixels, Keep::ratio(1.0)));
+    CHECK(status_of([&] { encoder.encode_pixels(pixels, Keep::ratio(0.0)); }) == PRTOOL_KEEP);
+    CHECK(status_of([&] { encoder.encode_pixels(pixels, Keep::ratio(std::nan(""))); }) == PRTOOL_KEEP);
+    CHECK(status_of([&] { encoder.encode_pixels(pixels, Keep::count(0)); }) == PRTOOL_KEEP);
+    CHECK(status_of([&] { encoder.encode_pixels(pixels, Keep::count(info.patches + 1)); }) == PRTOOL_KEEP);
+    CHECK(status_of([&] { encoder.encode_pixels(pixels, Keep::counts({1, 2, 3, 4, 5, 6})); }) == PRTOOL_KEEP);
+}
+
+TEST_CASE("images of any size and stride are what preparing and encoding them gives") {
+    const Encoder encoder(bundle_path(), options_of("fused"));
+    std::vector<std::uint8_t> rgb(40 * 130);
+    for (std::size_t place = 0; place < rgb.size(); ++place) rgb[place] = static_cast<std::uint8_t>(place * 37 % 251);
+    const prtool_rgb wide{rgb.data(), 43, 40, 130};  // one byte of padding a row
+    const prtool_rgb tight{rgb.data(), 31, 55, 0};
+    std::vector<float> pixels;
+    for (const prtool_rgb& image : {wide, tight}) {
+        std::vector<float> one(static_cast<std::size_t>(3 * encoder.info().image_height * encoder.info().image_width));
+        REQUIRE(prtool_prepare_rgb(encoder.handle(), image, one.data()) == PRTOOL_OK);
+        pixels.insert(pixels.end(), one.begin(), one.end());
+    }
+    CHECK(encoder.encode_rgb({wide, tight}) == encoder.encode_pixels(pixels));
+    for (const prtool_rgb& image : {prtool_rgb{nullptr, 1, 1, 0}, prtool_rgb{rgb.data(), 0, 5, 0}, prtool_rgb{rgb.data(), 5, -1, 0},
+                                    prtool_rgb{rgb.data(), std::numeric_limits<std::int64_t>::max(), 2, 0}, prtool_rgb{rgb.data(), 9, 9, 26}}) {
+        CHECK(status_of([&] { encoder.encode_rgb({image}); }) != PRTOOL_OK);
+    }
+}
+
+TEST_CASE("what is wrong is named, and nothing is written") {
+    const Encoder encoder(bundle_path(), options_of("fused"));
+    const prtool_info& info = encoder.info();
+    std::vector<float> pixels = noise(info, 2, 9);
+    std::vector<float> out(static_cast<std::size_t>(2 * info.embed_dim), 7.0F);
+    const std::vector<float> before = out;
+    CHECK(prtool_encode_pixels(encoder.handle(), pixels.data(), 2, prtool_keep_count(info.patches + 1), out.data()) == PRTOOL_KEEP);
+    CHECK(prtool_encode_pixels(encoder.handle(), pixels.data(), 0, prtool_keep_default(), out.data()) == PRTOOL_SHAPE);
+    CHECK(prtool_encode_pixels(encoder.handle(), pixels.data(), std::numeric_limits<std::int64_t>::max(), prtool_keep_default(), out.data()) == PRTOOL_SHAPE);
+    CHECK(prtool_encode_pixels(nullptr, pixels.data(), 1, prtool_keep_default(), out.data()) == PRTOOL_CONFIG);
+    pixels[5] = std::nanf("");
+    CHECK(prtool_encode_pixels(encoder.handle(), pixels.data(), 2, prtool_keep_default(), out.data()) == PRTOOL_ENGINE);
+    CHECK(std::string(prtool_last_error()).find("not finite") != std::string::npos);
+    const char* missing[] = {"/nowhere.jpg"};
+    CHECK(prtool_encode_files(encoder.handle(), missing, 1, prtool_keep_default(), out.data()) == PRTOOL_IMAGE);
+    CHECK(std::string(prtool_last_error()).find("/nowhere.jpg") != std::string::npos);
+    const std::uint8_t junk[] = {1, 2, 3, 4};
+    const prtool_bytes images[] = {{junk, sizeof(junk)}, {nullptr, 0}};
+    CHECK(prtool_encode_bytes(encoder.handle(), images, 1, prtool_keep_default(), out.data()) == PRTOOL_IMAGE);
+    CHECK(prtool_encode_bytes(encoder.handle(), images + 1, 1, prtool_keep_default(), out.data()) == PRTOOL_IMAGE);
+    CHECK(out == before);
+    for (const char* mode : {"fast", ""}) CHECK(status_of([&] { Encoder(bundle_path(), options_of(mode)); }) == PRTOOL_CONFIG);
+    prtool_options other = options_of("fused");
+    other.engine = "onnx";
+    CHECK(status_of([&] { Encoder(bundle_path(), other); }) == PRTOOL_CONFIG);
+    other = options_of("fused");
+    other.precision = "fp8";
+    CHECK(status_of([&] { Encoder(bundle_path(), other); }) == PRTOOL_CONFIG);
+    other = options_of("fused");
+    other.threads = -1;
+    CHECK(status_of([&] { Encoder(bundle_path(), other); }) == PRTOOL_CONFIG);
+}
+
+TEST_CASE("mode full drops nothing") {
+    const Encoder encoder(bundle_path(), options_of("full"));
+    const std::vector<float> pixels = noise(encoder.info(), 2, 3);
+    CHECK(encoder.encode_pixels(pixels) == encoder.encode_pixels(pixels, Keep::ratio(1.0)));
+    CHECK(status_of([&] { encoder.encode_pixels(pixels, Keep::count(encoder.info().least_keep)); }) == PRTOOL_KEEP);
+}
+
+TEST_CASE("classes, where the bundle has some") {
+    const Encoder encoder(bundle_path(), options_of("fused"));
+    const std::vector<float> found = encoder.encode_pixels(noise(encoder.info(), 3, 1));
+    if (encoder.info().classes == 0) {
+        CHECK(status_of([&] { encoder.classify(found, 1); }) == PRTOOL_BUNDLE);
+        return;
+    }
+    const auto classes = encoder.classify(found, encoder.info().classes);
+    REQUIRE(classes.size() == 3);
+    for (const auto& row : classes) {
+        float sum = 0.0F;
+        for (std::size_t place = 0; place < row.size(); ++place) {
+            sum += row[place].probability;
+            CHECK(row[place].name == prtool_class_name(encoder.handle(), row[place].label));
+            if (place > 0) CHECK(row[place].probability <= row[place - 1].probability);
+        }
+        CHECK(sum == doctest::Approx(1.0).epsilon(1e-5));
+    }
+    CHECK(status_of([&] { encoder.classify(found, 0); }) == PRTOOL_CONFIG);
+    CHECK(status_of([&] { encoder.classify(found, encoder.info().classes + 1); }) == PRTOOL_CONFIG);
+    CHECK(prtool_class_name(encoder.handle(), -1) == nullptr);
+    CHECK(prtool_class_name(encoder.handle(), encoder.info().classes) == nullptr);
+}
+
+TEST_CASE("a closed encoder says so") {
+    Encoder encoder(bundle_path(), options_of("fused"));
+    const std::vector<float> pixels = noise(encoder.info(), 1, 3);
+    encoder.encode_pixels(pixels);
+    encoder.close();
+    encoder.close();
+    CHECK(status_of([&] { encoder.encode_pixels(pixels); }) == PRTOOL_ENGINE);
+    CHECK(std::string(prtool_last_error()).find("is closed") != std::string::npos);
+}

@@ -1,0 +1,79 @@
+// Many threads on one encoder, with other batches and keeps in every call, and one that closes it meanwhile.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "sample.hpp"
+
+namespace {
+
+struct Case {
+    std::vector<float> pixels;
+    prtool::Keep keep;
+    std::vector<float> expected;
+};
+
+std::vector<Case> cases_of(const prtool::Encoder& encoder) {
+    std::vector<Case> cases;
+    for (const std::int64_t batch : {1, 2, 5}) {
+        for (const double ratio : {1.0, 0.6, 0.3}) {
+            Case made{noise(encoder.info(), batch, static_cast<unsigned>(batch)), prtool::Keep::ratio(ratio), {}};
+            made.expected = encoder.encode_pixels(made.pixels, made.keep);
+            cases.push_back(std::move(made));
+        }
+    }
+    return cases;
+}
+
+}  // namespace
+
+TEST_CASE("results do not depend on other threads") {
+    for (const char* mode : {"fused", "split"}) {
+        prtool_options options{};
+        options.mode = mode;
+        options.threads = 1;
+        const prtool::Encoder encoder(bundle_path(), options);
+        const std::vector<Case> cases = cases_of(encoder);
+        std::atomic<int> wrong{0};
+        std::vector<std::thread> threads;
+        for (unsigned thread = 0; thread < 4; ++thread) {
+            threads.emplace_back([&, thread] {
+                std::mt19937 random(thread);
+                for (int call = 0; call < 40; ++call) {
+                    const Case& chosen = cases[random() % cases.size()];
+                    if (encoder.encode_pixels(chosen.pixels, chosen.keep) != chosen.expected) ++wrong;
+                    // An error of this thread stays this thread's.
+                    if (prtool_encode_pixels(encoder.handle(), chosen.pixels.data(), -static_cast<int>(thread) - 1, {}, nullptr) == PRTOOL_OK) ++wrong;
+                }
+            });
+        }
+        for (std::thread& thread : threads) thread.join();
+        CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("closing lets running calls end") {
+    prtool_options options{};
+    options.threads = 1;
+    for (int round = 0; round < 5; ++round) {
+        prtool::Encoder encoder(bundle_path(), options);
+        const std::vector<Case> cases = cases_of(encoder);
+        std::atomic<int> wrong{0};
+        std::vector<std::thread> threads;
+        for (unsigned thread = 0; thread < 3; ++thread) {
+            threads.emplace_back([&] {
+                std::vector<float> out(cases.back().expected.size());
+                for (;;) {
+                    const prtool_status status = prtool_encode_pixels(encoder.handle(), cases.back().pixels.data(), 5, cases.back().keep.get(), out.data());
+                    if (status == PRTOOL_OK && out == cases.back().expected) continue;
+                    if (status != PRTOOL_ENGINE) ++wrong;
+                    return;
+                }
+            });
+        }
+        encoder.close();
+        for (std::thread& thread : threads) thread.join();
+        CHECK(wrong == 0);
+    }
+}
