@@ -97,9 +97,10 @@ class Study:
         Raises:
             ConfigError: several were given.
         """
-        if len(self.keeps) > 1:
+        first, *others = self.keeps
+        if others:
             raise ConfigError(f"--keep {','.join(map(str, self.keeps))}: only the table main takes several keeps; give one, such as 0.6")
-        return self.keeps[0]
+        return first
 
 
 @dataclass(frozen=True, slots=True)
