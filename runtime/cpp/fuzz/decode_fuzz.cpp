@@ -1,4 +1,7 @@
-// Decodes and prepares any bytes: there must be an image or an error, and nothing else. Run by fuzz/README.md.
+// Decodes and prepares any bytes: there must be an image or an error, and nothing else. From runtime/cpp:
+//   clang++ -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Isrc \
+//       fuzz/decode_fuzz.cpp src/image/*.cpp -ljpeg -lz -o decode_fuzz
+//   mkdir -p found && ./decode_fuzz -dict=fuzz/decode.dict -max_len=4096 -timeout=20 found fuzz/corpus
 #include <cstddef>
 #include <cstdint>
 #include <string_view>

@@ -40,7 +40,7 @@ void check(const RgbView& image, const Preprocess& spec) {
         throw Error(Status::config, "the encoder's image has " + size_text(spec.width, spec.height) +
                                         ", but needs at least 1 x 1");
     }
-    if (!(*std::min_element(spec.std.begin(), spec.std.end()) > 0.0)) {
+    if (!std::all_of(spec.std.begin(), spec.std.end(), [](double value) { return value > 0.0; })) {
         std::ostringstream text;
         text << "std = (" << spec.std[0] << ", " << spec.std[1] << ", " << spec.std[2] << "), but each value must be above 0";
         throw Error(Status::config, text.str());

@@ -59,10 +59,9 @@ TEST_CASE("EXIF turns a JPEG, in both byte orders") {
     CHECK(decoded(jpeg(pixels, kWidth, kHeight, 3, xmp)).width == kHeight);
 }
 
-TEST_CASE("a truncated JPEG is refused, and one without its end marker is not") {
+TEST_CASE("a truncated JPEG is refused, and one that goes on behind its pixels is not") {
     const std::string file = jpeg(noise(3 * kWidth * kHeight), kWidth, kHeight, 3);
-    const std::string padded = file.substr(0, file.size() - 2) + std::string("\0\0", 2);
-    CHECK(refusal(padded).empty());
+    CHECK(refusal(file.substr(0, file.size() - 2) + std::string(20, '\0')).empty());
     for (std::size_t size = 3; size + 40 < file.size(); size += 7) {
         CHECK(refusal(file.substr(0, size)).substr(0, 43) == "photo is damaged, truncated or unsupported:");
     }
