@@ -56,12 +56,13 @@ PRTOOL_AVX2 inline void store_pixel(const Halves& sums, std::uint8_t* out) {
 
 // Pixels from the left whose taps can be loaded by fours, 16 bytes a time, without reading beyond the row.
 std::int64_t pixels_by_fours(const Taps& taps) {
-    std::int64_t pixels = taps.pixels();
     const auto reaches_beyond = [&](std::int64_t pixel) {
         const std::int64_t end = taps.first[pixel] + (taps.count[pixel] + 3) / 4 * 4;
         return 3 * end + 4 > 3 * taps.end;
     };
-    while (pixels > 0 && reaches_beyond(pixels - 1)) --pixels;
+    // Not from the right: of two neighbours the left one can have more taps, and reach further.
+    std::int64_t pixels = 0;
+    while (pixels < taps.pixels() && !reaches_beyond(pixels)) ++pixels;
     return pixels;
 }
 
