@@ -1,11 +1,10 @@
 # What `cmake --install` lays down: library, headers, find_package(prtool) and pkg-config.
-# $ORIGIN lets a copy of ONNX Runtime lie beside the library; the folder it was linked against comes second.
-get_filename_component(onnxruntime_folder "${OnnxRuntime_LIBRARY}" DIRECTORY)
-set_target_properties(prtool PROPERTIES INSTALL_RPATH "$ORIGIN;${onnxruntime_folder}")
+# $ORIGIN lets a copy of the engines' libraries lie beside this one; the folders it was linked against come second.
+set_target_properties(prtool PROPERTIES INSTALL_RPATH "$ORIGIN" INSTALL_RPATH_USE_LINK_PATH ON)
 install(TARGETS prtool EXPORT prtoolTargets
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 if(PRTOOL_PROGRAMS)
-  set_target_properties(prtool-run PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR};${onnxruntime_folder}")
+  set_target_properties(prtool-run PROPERTIES INSTALL_RPATH "$ORIGIN/../${CMAKE_INSTALL_LIBDIR}")
   install(TARGETS prtool-run RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()
 
