@@ -1,6 +1,8 @@
 # What `cmake --install` lays down: library, headers, find_package(prtool) and pkg-config.
-# $ORIGIN lets a copy of the engines' libraries lie beside this one; the folders it was linked against come second.
-set_target_properties(prtool PROPERTIES INSTALL_RPATH "$ORIGIN" INSTALL_RPATH_USE_LINK_PATH ON)
+# $ORIGIN lets a copy of the engines' libraries lie beside this one; the folders it was linked against come behind. CMake leaves
+# out those inside the source tree, where setup.sh puts ONNX Runtime.
+get_filename_component(onnxruntime_folder "${OnnxRuntime_LIBRARY}" DIRECTORY)
+set_target_properties(prtool PROPERTIES INSTALL_RPATH "$ORIGIN;${onnxruntime_folder}" INSTALL_RPATH_USE_LINK_PATH ON)
 install(TARGETS prtool EXPORT prtoolTargets
         LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR} PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 if(PRTOOL_PROGRAMS)
