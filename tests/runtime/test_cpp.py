@@ -246,7 +246,6 @@ def test_a_project_elsewhere_builds_with_find_package(bundle: Bundle, photograph
     with Encoder.load(bundle) as encoder:
         ((best,),) = encoder.classify([photographs[0]], 0.6, top=1)
     assert found.stdout.startswith(best.name)
-    flags = run(
-        "pkg-config", "--cflags", "--libs", "prtool", env={**os.environ, "PKG_CONFIG_PATH": str(next((tmp_path / "installed").rglob("pkgconfig")))}
-    )
+    folder = next((tmp_path / "installed").rglob("pkgconfig"))
+    flags = run("pkg-config", "--cflags", "--libs", "prtool", PKG_CONFIG_PATH=str(folder))
     assert "-lprtool" in flags.stdout

@@ -54,6 +54,14 @@ PngPixels::PngPixels(const PngFacts& facts, Rgb& image)
     row_.resize(1 + longest);
     previous_.resize(1 + longest);
     start_pass();
+    if (layout_.colour == PngColour::palette) fill_with_first_colour();
+}
+
+// What a short file leaves out is the value 0, which in a palette need not be black.
+void PngPixels::fill_with_first_colour() {
+    const std::array<std::uint8_t, 3>& colour = colours_[0];
+    if (colour == std::array<std::uint8_t, 3>{}) return;
+    for (std::size_t i = 0; i < image_.pixels.size(); i += 3) std::copy_n(colour.data(), 3, image_.pixels.data() + i);
 }
 
 void PngPixels::start_pass() {
@@ -74,7 +82,7 @@ bool PngPixels::take(std::string_view piece) {
         filled_ = 0;
         unfilter();
         write_row();
-        // Pillow leaves the rest black where the data end between two rows.
+        // Where the data end between two rows, Pillow takes what has come.
         if (advance() || status == Z_STREAM_END) return true;
         row_.swap(previous_);
     }

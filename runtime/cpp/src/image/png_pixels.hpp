@@ -21,6 +21,7 @@ public:
     bool take(std::string_view piece);
 
 private:
+    void fill_with_first_colour();
     void start_pass();
     bool advance();
     void unfilter();
