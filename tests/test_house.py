@@ -130,7 +130,8 @@ def test_every_package_is_in_the_wheel() -> None:
 def test_every_python_folder_is_a_package() -> None:
     for folder in FOLDERS:
         for path in sources(folder):
-            assert (path.parent / "__init__.py").is_file(), path
+            # The C++ library has scripts beside its sources, and is no package.
+            assert (path.parent / "__init__.py").is_file() or "cpp" in path.parts, path
 
 
 def test_the_public_names() -> None:
