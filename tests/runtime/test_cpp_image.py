@@ -309,7 +309,7 @@ def orientations() -> Iterator[bytes]:
         yield from (right[:size] for size in range(0, len(right), 3))
         yield tiff(bytes(9), 3, 60_000, order)
         yield right[:2] + right[3:1:-1] + right[4:]
-        yield right[:2] + b"\x2b\0" + right[4:]
+        yield from (right[:2] + mark + right[4:] for mark in (b"+\0", b"\0+", b"\0\0"))
         far = tiff(b"x" * 8, 2, 8, order, 0x010F)
         two = far[:8] + struct.pack(order + "H", 2) + far[10:22] + right[10:22] + bytes(4)
         yield from (two + bytes(size) for size in (0, 6, 8, 30))

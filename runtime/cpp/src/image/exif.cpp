@@ -95,9 +95,12 @@ std::optional<int> in_exif(std::string_view exif) {
     if (exif.empty()) return std::nullopt;
     if (exif.size() < 8) return kUpright;
     const bool little = starts_with(exif, "II");
+    const bool big = starts_with(exif, "MM");
     const std::string_view mark = exif.substr(2, 2);
+    // Pillow also takes either byte order of the mark, and BigTIFF's "+" in big-endian order.
     const bool tiff = mark == std::string_view("\0*", 2) || mark == std::string_view("*\0", 2);
-    if (!tiff || !(little || starts_with(exif, "MM"))) return kUpright;
+    const bool big_tiff = big && mark == std::string_view("\0+", 2);
+    if (!(little || big) || !(tiff || big_tiff)) return kUpright;
     return Directory::orientation(exif, little ? ByteOrder::little : ByteOrder::big);
 }
 

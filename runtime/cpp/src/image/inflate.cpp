@@ -1,5 +1,6 @@
 #include "image/inflate.hpp"
 
+#include <algorithm>
 #include <new>
 #include <vector>
 
@@ -27,9 +28,10 @@ int Inflater::write(std::uint8_t* out, std::size_t size, std::size_t& written) {
 }
 
 std::optional<std::string> inflate_text(std::string_view compressed) {
+    constexpr std::size_t most_of_one = 1032;  // bytes that deflate makes of one
     Inflater inflater;
     inflater.feed(compressed);
-    std::vector<std::uint8_t> text(kMaxInflatedBytes);
+    std::vector<std::uint8_t> text(std::min(kMaxInflatedBytes, most_of_one * (compressed.size() + 1)));
     std::size_t written = 0;
     const int status = inflater.write(text.data(), text.size(), written);
     if (status != Z_OK && status != Z_BUF_ERROR && status != Z_STREAM_END) return std::nullopt;

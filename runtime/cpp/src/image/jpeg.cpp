@@ -1,8 +1,9 @@
 #include <algorithm>
 #include <csetjmp>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
-#include <string>
+#include <string_view>
 #include <vector>
 
 // After <cstddef> and <cstdio>, which they need and do not include.

@@ -2,11 +2,11 @@
 #include <optional>
 #include <string>
 #include <string_view>
-
-#include <zlib.h>
+#include <utility>
 
 #include "image/bytes.hpp"
 #include "image/formats.hpp"
+#include "image/inflate.hpp"
 #include "image/png_facts.hpp"
 #include "image/png_pixels.hpp"
 #include "image/refusal.hpp"

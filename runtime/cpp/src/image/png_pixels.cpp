@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <climits>
 #include <cstdlib>
+#include <cstring>
 
 #include "image/refusal.hpp"
 
@@ -53,6 +54,7 @@ PngPixels::PngPixels(const PngFacts& facts, Rgb& image)
     const auto longest = static_cast<std::size_t>(layout_.bits() * region_.width + 7) / 8;
     row_.resize(1 + longest);
     previous_.resize(1 + longest);
+    if (layout_.depth < 8) values_.resize(static_cast<std::size_t>(region_.width));
     start_pass();
     if (layout_.colour == PngColour::palette) fill_with_first_colour();
 }
@@ -61,13 +63,13 @@ PngPixels::PngPixels(const PngFacts& facts, Rgb& image)
 void PngPixels::fill_with_first_colour() {
     const std::array<std::uint8_t, 3>& colour = colours_[0];
     if (colour == std::array<std::uint8_t, 3>{}) return;
-    for (std::size_t i = 0; i < image_.pixels.size(); i += 3) std::copy_n(colour.data(), 3, image_.pixels.data() + i);
+    for (std::size_t i = 0; i < image_.pixels.size(); i += 3) std::memcpy(&image_.pixels[i], colour.data(), 3);
 }
 
 void PngPixels::start_pass() {
     const Pass& pass = interlaced_ ? kPasses[pass_] : kWhole;
-    const std::int64_t pixels = (region_.width - pass.left + pass.across - 1) / pass.across;
-    row_bytes_ = static_cast<std::size_t>(pixels * layout_.bits() + 7) / 8;
+    pixels_ = (region_.width - pass.left + pass.across - 1) / pass.across;
+    row_bytes_ = static_cast<std::size_t>(pixels_ * layout_.bits() + 7) / 8;
     y_ = pass.top;
 }
 
@@ -128,24 +130,38 @@ void PngPixels::unfilter() {
     }
 }
 
+// One byte for each of the row's pixels, which take 1, 2 or 4 bits.
+const std::uint8_t* PngPixels::unpacked() {
+    const int depth = layout_.depth, highest = (1 << depth) - 1;
+    const std::uint8_t* packed = row_.data() + 1;
+    int shift = 8;
+    for (std::uint8_t* value = values_.data(); value != values_.data() + pixels_; ++value) {
+        shift -= depth;
+        *value = static_cast<std::uint8_t>(*packed >> shift & highest);
+        if (shift > 0) continue;
+        shift = 8;
+        ++packed;
+    }
+    return values_.data();
+}
+
 void PngPixels::write_row() {
     const Pass& pass = interlaced_ ? kPasses[pass_] : kWhole;
     // Pillow puts an interlaced frame of an animation to the corner of the image.
     const std::int64_t left = interlaced_ ? 0 : region_.left, top = interlaced_ ? 0 : region_.top;
-    const std::uint8_t* samples = row_.data() + 1;
     std::uint8_t* out = image_.pixels.data() + 3 * ((top + y_) * image_.width + left + pass.left);
-    const std::int64_t count = (region_.width - pass.left + pass.across - 1) / pass.across;
-    const int bits = layout_.bits();
-    const bool coloured = layout_.colour == PngColour::rgb || layout_.colour == PngColour::rgb_alpha;
-    const std::size_t step = static_cast<std::size_t>(layout_.depth) / 8;  // bytes a sample, of which the first counts
-    const unsigned highest = (1U << std::min(layout_.depth, 8)) - 1;
-    for (std::int64_t i = 0; i < count; ++i, out += 3 * pass.across) {
-        const std::uint8_t* sample = samples + i * bits / 8;
-        if (coloured) {
-            for (std::size_t c = 0; c < 3; ++c) out[c] = sample[c * step];
-        } else {
-            const unsigned shift = bits < 8 ? 8 - static_cast<unsigned>(bits) - static_cast<unsigned>(i * bits % 8) : 0;
-            std::copy_n(colours_[*sample >> shift & highest].data(), 3, out);
+    const std::uint8_t* pixel = layout_.depth < 8 ? unpacked() : row_.data() + 1;
+    const int step = std::max(1, layout_.bits() / 8);
+    if (layout_.colour == PngColour::rgb || layout_.colour == PngColour::rgb_alpha) {
+        const int green = layout_.depth / 8, blue = 2 * green;  // of two bytes, the first is the high one, and is taken
+        for (std::int64_t i = 0; i < pixels_; ++i, out += 3 * pass.across, pixel += step) {
+            out[0] = pixel[0];
+            out[1] = pixel[green];
+            out[2] = pixel[blue];
+        }
+    } else {
+        for (std::int64_t i = 0; i < pixels_; ++i, out += 3 * pass.across, pixel += step) {
+            std::memcpy(out, colours_[*pixel].data(), 3);
         }
     }
 }

@@ -25,6 +25,7 @@ private:
     void start_pass();
     bool advance();
     void unfilter();
+    const std::uint8_t* unpacked();
     void write_row();
 
     Rgb& image_;
@@ -35,7 +36,9 @@ private:
     Inflater inflater_;
     std::vector<std::uint8_t> row_;       // the number of a filter, and the bytes of a row
     std::vector<std::uint8_t> previous_;  // the same of the row before, without its filter
-    std::size_t row_bytes_ = 0;           // without the filter
+    std::vector<std::uint8_t> values_;    // a byte a pixel, for those of less than 8 bits
+    std::int64_t pixels_ = 0;             // of a row
+    std::size_t row_bytes_ = 0;           // of a row, without the filter
     std::size_t filled_ = 0;              // bytes of row_ that have come so far
     std::size_t pass_ = 0;
     std::int64_t y_ = 0;

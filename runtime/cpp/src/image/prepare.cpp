@@ -7,6 +7,7 @@
 #include <new>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "errors.hpp"
@@ -16,7 +17,8 @@ namespace prtool {
 
 namespace {
 
-// Above so many pixels after the resize, only the centre is resized: a strip of more than about 1,200:1.
+// Of an image that is larger than this after the resize, a strip of more than about 1,200:1, only the centre is resized,
+// within 1 of 255 of the exact way.
 constexpr std::int64_t kLargestResize = 64'000'000;
 
 struct Size {
@@ -76,19 +78,24 @@ Scaling to_size(const RgbView& image, const Size& size, const Preprocess& spec) 
     return {size.width, size.height, filter_of(spec), whole(image), {0, 0, size.width, size.height}};
 }
 
+// What of `source` pixels becomes the pixels [begin, begin + count), where all of them would become `target` pixels.
+std::pair<float, float> part(std::int64_t source, std::int64_t target, std::int64_t begin, std::int64_t count) {
+    const double all = static_cast<double>(source), step = all / static_cast<double>(target);
+    const double end = std::min(static_cast<double>(begin + count) * step, all);
+    return {static_cast<float>(static_cast<double>(begin) * step), static_cast<float>(end)};
+}
+
 // The centre of the resized image.
 Scaling to_centre(const RgbView& image, const Preprocess& spec) {
     const Size size = scaled(image, spec);
-    const std::int64_t left = python_round(static_cast<double>(size.width - spec.width) / 2.0);
-    const std::int64_t top = python_round(static_cast<double>(size.height - spec.height) / 2.0);
+    const auto margin = [](std::int64_t all, int kept) { return python_round(static_cast<double>(all - kept) / 2.0); };
+    const std::int64_t left = margin(size.width, spec.width), top = margin(size.height, spec.height);
     if (size.width * size.height <= kLargestResize) {
         return {size.width, size.height, filter_of(spec), whole(image), {left, top, spec.width, spec.height}};
     }
-    const double width = static_cast<double>(image.width), height = static_cast<double>(image.height);
-    const double across = width / static_cast<double>(size.width), down = height / static_cast<double>(size.height);
-    const Box box{static_cast<float>(static_cast<double>(left) * across), static_cast<float>(static_cast<double>(top) * down),
-                  static_cast<float>(std::min(static_cast<double>(left + spec.width) * across, width)),
-                  static_cast<float>(std::min(static_cast<double>(top + spec.height) * down, height))};
+    const auto [box_left, box_right] = part(image.width, size.width, left, spec.width);
+    const auto [box_top, box_bottom] = part(image.height, size.height, top, spec.height);
+    const Box box{box_left, box_top, box_right, box_bottom};
     return {spec.width, spec.height, filter_of(spec), box, {0, 0, spec.width, spec.height}};
 }
 

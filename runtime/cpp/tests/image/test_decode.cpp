@@ -44,6 +44,7 @@ TEST_CASE("a file is read whole, whatever its size") {
     std::filesystem::remove(path);
     CHECK(file_refusal(path.string()) == path.string() + " cannot be opened: No such file or directory");
     CHECK(file_refusal("/") == "/ cannot be opened: Is a directory");
+    CHECK(file_refusal("/dev/zero") == "/dev/zero is not an image of a known format (JPEG, PNG)");  // and has no end
 }
 
 TEST_CASE("a bomb is refused before its pixels take memory") {
