@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "errors.hpp"
 #include "text.hpp"
@@ -29,12 +30,13 @@ void check_finite(const float* embeddings, std::int64_t batch, std::int64_t widt
 
 }  // namespace
 
-Encoder::Encoder(const std::string& bundle, const EncoderOptions& options)
+Encoder::Encoder(const std::string& bundle, const EncoderOptions& options) : Encoder(bundle, options, make_engine(options.engine, options.settings)) {}
+
+Encoder::Encoder(const std::string& bundle, const EncoderOptions& options, std::unique_ptr<Engine> engine)
     : bundle_(Bundle::open(bundle, options.verify)),
       mode_(options.mode),
-      engine_(make_engine(options.engine, options.settings)),
-      info_(engine_->info()),
-      pipeline_(make_pipeline(options.mode, bundle_, *engine_)) {}
+      info_(engine->info()),
+      pipeline_(make_pipeline(options.mode, bundle_, std::move(engine))) {}
 
 std::size_t Encoder::pixels_per_image() const {
     const Preprocess& spec = bundle_.manifest().preprocess;
@@ -49,6 +51,10 @@ void Encoder::encode_pixels(const float* pixels, std::int64_t batch, const Keep&
     opened()->embed(pixels, batch, counts, found.data());
     check_finite(found.data(), batch, width);
     std::copy(found.begin(), found.end(), embeddings);
+}
+
+void Encoder::encode_device_pixels(const float* pixels, std::int64_t batch, const Keep& keep, float* embeddings, void* stream) const {
+    opened()->embed_on_device(pixels, batch, counts_of(keep), embeddings, stream);
 }
 
 const ClassTable& Encoder::classes() const {

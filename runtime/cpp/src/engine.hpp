@@ -6,13 +6,16 @@
 #include <string>
 #include <vector>
 
+#include "device.hpp"
 #include "manifest.hpp"
+#include "profile.hpp"
 
 namespace prtool {
 
 enum class ElementType { float32, int64 };
 
-// A tensor in the caller's memory, row-major; `data` is only written where it is an output.
+// A tensor, row-major; `data` is only written where it is an output. Floats lie where the engine's graphs work, integers (a
+// graph's input `k`) in host memory.
 struct TensorRef {
     const char* name;
     ElementType type;
@@ -35,9 +38,10 @@ class Graph {
 public:
     virtual ~Graph() = default;
 
-    // Every output of the graph that is wanted has its memory and exact shape.
+    // Every output of the graph that is wanted has its memory and exact shape. On a GPU the work is put on `work.stream()`.
     // Throws Error(Status::engine): the engine failed; the message has its reason.
-    virtual void run(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs) = 0;
+    // Throws Error(Status::shape): the engine was not built for these shapes.
+    virtual void run(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs, Work& work) = 0;
 };
 
 // What really runs.
@@ -51,7 +55,8 @@ struct EngineSettings {
     std::string precision = "fp32";
     int threads = 0;  // 0 takes what the machine grants this process
     bool spinning = true;
-    int device = 0;
+    int device = 0;  // number of the GPU
+    std::string cache;  // folder of built engines; "" takes the user's cache folder, as the Python package does
 };
 
 class Engine {
@@ -60,8 +65,10 @@ public:
     virtual const EngineInfo& info() const = 0;
     // The precision of the graphs that it runs to compute in the one asked for.
     virtual std::string graph_precision() const = 0;
+    virtual Device& device() = 0;
+    // `profile`: the sizes that calls may have, for engines that build ahead.
     // Throws Error(Status::engine): the file is damaged, or the engine refuses it.
-    virtual std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) = 0;
+    virtual std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec, const Profile& profile) = 0;
 };
 
 // Throws Error(Status::config): no engine has that name, or it cannot compute so;
@@ -74,8 +81,12 @@ std::vector<std::string> built_engines();
 // CPUs that this process may use, which can be fewer than the machine has.
 int granted_cpus();
 
-// Each is defined where its library was there when this one was built.
+// Each is defined where this library was built with it.
 std::unique_ptr<Engine> make_ort(const EngineSettings& settings);
+std::unique_ptr<Engine> make_ort_cuda(const EngineSettings& settings);
+std::unique_ptr<Engine> make_ort_tensorrt(const EngineSettings& settings);
 std::unique_ptr<Engine> make_openvino(const EngineSettings& settings);
+std::unique_ptr<Engine> make_trt(const EngineSettings& settings);
+std::unique_ptr<Engine> make_trt_rtx(const EngineSettings& settings);
 
 }  // namespace prtool

@@ -1,57 +1,40 @@
 #include "pipeline.hpp"
 
+#include <cstddef>
+#include <utility>
+
 #include "errors.hpp"
-#include "select.hpp"
 
 namespace prtool {
 
 namespace {
 
-// Sizes that every call needs.
-struct Sizes {
-    explicit Sizes(const Manifest& manifest)
-        : height(manifest.preprocess.height), width(manifest.preprocess.width), embed_dim(manifest.model.embed_dim), prune(manifest.prune) {}
-
-    std::vector<std::int64_t> pixels(std::int64_t batch) const { return {batch, 3, height, width}; }
-    std::vector<std::int64_t> embedding(std::int64_t batch) const { return {batch, embed_dim}; }
-
-    std::int64_t height;
-    std::int64_t width;
-    std::int64_t embed_dim;
-    PruneSpec prune;
-};
-
-std::unique_ptr<Graph> load(const std::string& role, const Bundle& bundle, Engine& engine) {
-    const GraphSpec& spec = bundle.graph(role, engine.graph_precision());
-    return engine.load(bundle.file(spec.file), spec);
-}
-
 // The graph selects inside; the counts are its input `k`.
 class FusedPipeline final : public Pipeline {
 public:
-    FusedPipeline(const Bundle& bundle, Engine& engine) : sizes_(bundle.manifest()), graph_(load("fused", bundle, engine)) {}
-
-    void embed(const float* pixels, std::int64_t batch, const std::vector<std::int64_t>& counts, float* embeddings) override {
-        graph_->run({input_of("pixels", pixels, sizes_.pixels(batch)), input_of("k", counts.data(), {static_cast<std::int64_t>(counts.size())})},
-                    {output_of("embedding", embeddings, sizes_.embedding(batch))});
-    }
+    FusedPipeline(const Bundle& bundle, std::unique_ptr<Engine> engine)
+        : Pipeline(bundle.manifest(), std::move(engine)), graph_(load("fused", bundle)) {}
 
 private:
-    Sizes sizes_;
+    void steps(Work& work, const Call& call, const float* pixels, float* embeddings) override {
+        graph_->run({input_of("pixels", pixels, pixels_shape(call.batch)), input_of("k", call.counts.data(), {static_cast<std::int64_t>(call.counts.size())})},
+                    {output_of("embedding", embeddings, embedding_shape(call.batch))}, work);
+    }
+
     std::unique_ptr<Graph> graph_;
 };
 
 // The unpruned graph, the baseline of every speed-up; the counts play no part.
 class FullPipeline final : public Pipeline {
 public:
-    FullPipeline(const Bundle& bundle, Engine& engine) : sizes_(bundle.manifest()), graph_(load("full", bundle, engine)) {}
-
-    void embed(const float* pixels, std::int64_t batch, const std::vector<std::int64_t>&, float* embeddings) override {
-        graph_->run({input_of("pixels", pixels, sizes_.pixels(batch))}, {output_of("embedding", embeddings, sizes_.embedding(batch))});
-    }
+    FullPipeline(const Bundle& bundle, std::unique_ptr<Engine> engine)
+        : Pipeline(bundle.manifest(), std::move(engine)), graph_(load("full", bundle)) {}
 
 private:
-    Sizes sizes_;
+    void steps(Work& work, const Call& call, const float* pixels, float* embeddings) override {
+        graph_->run({input_of("pixels", pixels, pixels_shape(call.batch))}, {output_of("embedding", embeddings, embedding_shape(call.batch))}, work);
+    }
+
     std::unique_ptr<Graph> graph_;
 };
 
@@ -64,46 +47,49 @@ std::int64_t token_width(const GraphSpec& pre) {
     throw Error(Status::bundle, "graph 'pre' declares no output tokens of a fixed width; export the bundle again");
 }
 
-// PRE, then for each location a selection on the host and the graph behind it; the last one is POST.
+// PRE, then for each location a selection and the graph behind it; the last one is POST.
 class SplitPipeline final : public Pipeline {
 public:
-    SplitPipeline(const Bundle& bundle, Engine& engine)
-        : sizes_(bundle.manifest()), width_(token_width(bundle.graph("pre", engine.graph_precision()))), pre_(load("pre", bundle, engine)) {
-        for (std::size_t place = 1; place < sizes_.prune.locations.size(); ++place) {
-            middle_.push_back(load("mid_" + std::to_string(place), bundle, engine));
-        }
-        post_ = load("post", bundle, engine);
+    SplitPipeline(const Bundle& bundle, std::unique_ptr<Engine> engine)
+        : Pipeline(bundle.manifest(), std::move(engine)), prune_(bundle.manifest().prune), width_(token_width(spec_of("pre", bundle))), pre_(load("pre", bundle)) {
+        for (std::size_t place = 1; place < prune_.locations.size(); ++place) middle_.push_back(load("mid_" + std::to_string(place), bundle));
+        post_ = load("post", bundle);
     }
 
-    void embed(const float* pixels, std::int64_t batch, const std::vector<std::int64_t>& counts, float* embeddings) override {
-        std::int64_t patches = sizes_.prune.patches();
-        std::vector<float> tokens = buffer(batch * length(patches) * width_);
-        std::vector<float> scores = buffer(batch * patches);
-        pre_->run({input_of("pixels", pixels, sizes_.pixels(batch))},
-                  {output_of("tokens", tokens.data(), shape(batch, patches)), output_of("scores", scores.data(), {batch, patches})});
-        for (std::size_t place = 0; place < counts.size(); ++place) {
-            const std::int64_t k = counts[place];
-            std::vector<float> kept = buffer(batch * length(k) * width_);
-            gather(tokens.data(), {batch, patches, width_, sizes_.prune.prefix_tokens, sizes_.prune.appended_tokens},
-                   select(scores.data(), batch, patches, k), k, kept.data());
+private:
+    enum Room : std::size_t { kTokens, kScores, kKept, kRooms };
+
+    void steps(Work& work, const Call& call, const float* pixels, float* embeddings) override {
+        const std::int64_t batch = call.batch;
+        std::int64_t patches = prune_.patches();
+        float* tokens = room(work, 0, kTokens, batch * length(patches) * width_);
+        float* scores = room(work, 0, kScores, batch * patches);
+        pre_->run({input_of("pixels", pixels, pixels_shape(batch))},
+                  {output_of("tokens", tokens, shape(batch, patches)), output_of("scores", scores, {batch, patches})}, work);
+        for (std::size_t place = 0; place < call.counts.size(); ++place) {
+            const std::int64_t k = call.counts[place];
+            float* kept = room(work, place, kKept, batch * length(k) * width_);
+            work.keep_best(scores, tokens, {batch, patches, width_, prune_.prefix_tokens, prune_.appended_tokens}, k, kept);
             patches = k;
             if (place < middle_.size()) {
-                tokens.resize(kept.size());
-                scores.resize(static_cast<std::size_t>(batch * k));
-                middle_[place]->run({input_of("tokens", kept.data(), shape(batch, k))},
-                                    {output_of("tokens_out", tokens.data(), shape(batch, k)), output_of("scores", scores.data(), {batch, k})});
+                tokens = room(work, place + 1, kTokens, batch * length(k) * width_);
+                scores = room(work, place + 1, kScores, batch * k);
+                middle_[place]->run({input_of("tokens", kept, shape(batch, k))},
+                                    {output_of("tokens_out", tokens, shape(batch, k)), output_of("scores", scores, {batch, k})}, work);
             } else {
-                post_->run({input_of("tokens", kept.data(), shape(batch, k))}, {output_of("embedding", embeddings, sizes_.embedding(batch))});
+                post_->run({input_of("tokens", kept, shape(batch, k))}, {output_of("embedding", embeddings, embedding_shape(batch))}, work);
             }
         }
     }
 
-private:
-    static std::vector<float> buffer(std::int64_t count) { return std::vector<float>(static_cast<std::size_t>(count)); }
-    std::int64_t length(std::int64_t patches) const { return sizes_.prune.prefix_tokens + patches + sizes_.prune.appended_tokens; }
+    // The tensors at each location have rooms of their own: a room keeps its memory only while its size stays.
+    static float* room(Work& work, std::size_t place, Room what, std::int64_t count) {
+        return work.floats(place * kRooms + what, static_cast<std::size_t>(count));
+    }
+    std::int64_t length(std::int64_t patches) const { return prune_.prefix_tokens + patches + prune_.appended_tokens; }
     std::vector<std::int64_t> shape(std::int64_t batch, std::int64_t patches) const { return {batch, length(patches), width_}; }
 
-    Sizes sizes_;
+    PruneSpec prune_;
     std::int64_t width_;
     std::unique_ptr<Graph> pre_;
     std::vector<std::unique_ptr<Graph>> middle_;
@@ -112,10 +98,41 @@ private:
 
 }  // namespace
 
-std::unique_ptr<Pipeline> make_pipeline(const std::string& mode, const Bundle& bundle, Engine& engine) {
-    if (mode == "fused") return std::make_unique<FusedPipeline>(bundle, engine);
-    if (mode == "split") return std::make_unique<SplitPipeline>(bundle, engine);
-    if (mode == "full") return std::make_unique<FullPipeline>(bundle, engine);
+Pipeline::Pipeline(const Manifest& manifest, std::unique_ptr<Engine> engine)
+    : engine_(std::move(engine)),
+      profile_(profile_of(manifest)),
+      height_(manifest.preprocess.height),
+      width_(manifest.preprocess.width),
+      embed_dim_(manifest.model.embed_dim) {}
+
+void Pipeline::embed(const float* pixels, std::int64_t batch, const std::vector<std::int64_t>& counts, float* embeddings) {
+    const Call call = call_of(batch, counts);
+    engine_->device().run(call, pixels, embeddings, [this, &call](Work& work, const float* in, float* out) { steps(work, call, in, out); });
+}
+
+void Pipeline::embed_on_device(const float* pixels, std::int64_t batch, const std::vector<std::int64_t>& counts, float* embeddings, void* stream) {
+    const Call call = call_of(batch, counts);
+    engine_->device().run_on_device(call, pixels, embeddings, stream, [this, &call](Work& work, const float* in, float* out) { steps(work, call, in, out); });
+}
+
+std::unique_ptr<Graph> Pipeline::load(const std::string& role, const Bundle& bundle) {
+    const GraphSpec& spec = spec_of(role, bundle);
+    return engine_->load(bundle.file(spec.file), spec, profile_);
+}
+
+const GraphSpec& Pipeline::spec_of(const std::string& role, const Bundle& bundle) const {
+    return bundle.graph(role, engine_->graph_precision());
+}
+
+Call Pipeline::call_of(std::int64_t batch, const std::vector<std::int64_t>& counts) const {
+    const auto images = static_cast<std::size_t>(batch);
+    return {batch, counts, images * 3 * static_cast<std::size_t>(height_ * width_), images * static_cast<std::size_t>(embed_dim_)};
+}
+
+std::unique_ptr<Pipeline> make_pipeline(const std::string& mode, const Bundle& bundle, std::unique_ptr<Engine> engine) {
+    if (mode == "fused") return std::make_unique<FusedPipeline>(bundle, std::move(engine));
+    if (mode == "split") return std::make_unique<SplitPipeline>(bundle, std::move(engine));
+    if (mode == "full") return std::make_unique<FullPipeline>(bundle, std::move(engine));
     throw Error(Status::config, "mode = '" + mode + "', but it must be one of fused, split, full");
 }
 

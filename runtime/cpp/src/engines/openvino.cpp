@@ -77,7 +77,7 @@ public:
         }
     }
 
-    void run(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs) override {
+    void run(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs, Work&) override {
         // A request that fails is not used again: what it holds is unknown.
         ov::InferRequest request = take();
         try {
@@ -145,7 +145,8 @@ public:
     const EngineInfo& info() const override { return info_; }
     // bf16 is an arithmetic of the float32 graphs.
     std::string graph_precision() const override { return precision_ == "int8" ? "int8" : "fp32"; }
-    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) override {
+    Device& device() override { return *device_; }
+    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec, const Profile&) override {
         return std::make_unique<OpenVinoGraph>(path, spec, settings_);
     }
 
@@ -154,6 +155,7 @@ private:
     int threads_;
     ov::AnyMap settings_;
     EngineInfo info_;
+    std::unique_ptr<Device> device_ = make_host_device("openvino");
 };
 
 }  // namespace

@@ -55,7 +55,7 @@ public:
         check_inputs(spec);
     }
 
-    void run(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs) override {
+    void run(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs, Work&) override {
         try {
             std::vector<const char*> names;
             std::vector<const char*> wanted;
@@ -106,7 +106,8 @@ public:
 
     const EngineInfo& info() const override { return info_; }
     std::string graph_precision() const override { return precision_; }
-    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) override {
+    Device& device() override { return *device_; }
+    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec, const Profile&) override {
         return std::make_unique<OrtGraph>(path, spec, options_of(threads_, spinning_));
     }
 
@@ -115,6 +116,7 @@ private:
     int threads_;
     bool spinning_;
     EngineInfo info_;
+    std::unique_ptr<Device> device_ = make_host_device("ort");
 };
 
 }  // namespace
