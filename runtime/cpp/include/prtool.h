@@ -69,7 +69,9 @@ typedef struct prtool_options {
     int threads;           /* CPU threads of a call; 0 takes what the machine grants this process */
     int no_spinning;       /* 1: waiting CPU threads give their core away, for machines that others use too */
     int trust_files;       /* 1: check sizes but not the SHA-256 of every file (about 1 s a GB) */
-    int device;            /* number of the CUDA device */
+    int device;            /* number of the GPU, for the engines that have one */
+    int cuda_graphs;       /* 1: trt and trt-rtx replay each batch and keep as one CUDA graph after its first call */
+    const char* cache;     /* folder of built engines; NULL takes the user's, as the Python package does */
 } prtool_options;
 
 typedef struct prtool_encoder prtool_encoder;
@@ -118,6 +120,12 @@ PRTOOL_API prtool_keep prtool_keep_counts(const int64_t* counts, int64_t length)
 /* pixels: (batch, 3, image_height, image_width) float32, RGB, normalised as the bundle says.
  * embeddings: (batch, embed_dim). */
 PRTOOL_API prtool_status prtool_encode_pixels(prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings);
+
+/* The same from and to the memory of the GPU of engines ort-cuda, ort-tensorrt, trt and trt-rtx. The work is put behind what is on
+ * `stream`, a cudaStream_t of that GPU (NULL: the default stream), and before what is put there later; the call may return before
+ * it is done. So embeddings are not checked: a score that is not a number ranks last. Other engines return PRTOOL_CONFIG. */
+PRTOOL_API prtool_status prtool_encode_device_pixels(
+    prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings, void* stream);
 
 /* 8-bit RGB of any size; row y begins at pixels + y * stride, and stride 0 stands for 3 * width. */
 typedef struct prtool_rgb {

@@ -78,6 +78,11 @@ public:
         return found;
     }
 
+    // From and to the memory of the engine's GPU, in the order of a cudaStream_t; see prtool.h.
+    void encode_device_pixels(const float* pixels, std::int64_t batch, float* embeddings, void* stream, const Keep& keep = {}) const {
+        check(prtool_encode_device_pixels(handle_.get(), pixels, batch, keep.get(), embeddings, stream));
+    }
+
     std::vector<float> encode_files(const std::vector<std::string>& paths, const Keep& keep = {}) const {
         std::vector<const char*> names;
         for (const std::string& path : paths) names.push_back(path.c_str());

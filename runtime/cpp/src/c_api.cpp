@@ -94,6 +94,8 @@ prtool::EncoderOptions options_of(const prtool_options* given) {
     options.settings.threads = given->threads;
     options.settings.spinning = given->no_spinning == 0;
     options.settings.device = given->device;
+    options.settings.cuda_graphs = given->cuda_graphs != 0;
+    if (given->cache != nullptr) options.settings.cache = given->cache;
     options.verify = given->trust_files == 0;
     return options;
 }
@@ -217,6 +219,16 @@ prtool_status prtool_encode_pixels(prtool_encoder* encoder, const float* pixels,
         require(embeddings, "embeddings");
         require_count(batch);
         encoder->inner.encode_pixels(pixels, batch, keep_of(keep), embeddings);
+    });
+}
+
+prtool_status prtool_encode_device_pixels(prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings, void* stream) {
+    return guarded([&] {
+        require(encoder, "encoder");
+        require(pixels, "pixels");
+        require(embeddings, "embeddings");
+        require_count(batch);
+        encoder->inner.encode_device_pixels(pixels, batch, keep_of(keep), embeddings, stream);
     });
 }
 

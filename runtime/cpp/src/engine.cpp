@@ -12,21 +12,45 @@ namespace prtool {
 
 namespace {
 
+using Make = std::unique_ptr<Engine> (*)(const EngineSettings&);
+
 struct Entry {
     const char* name;
     std::vector<std::string> precisions;
-    std::unique_ptr<Engine> (*make)(const EngineSettings&);  // null where this library was built without it
-    const char* option;                                      // CMake's, to build with it
+    Make make;           // null where this library was built without it
+    const char* option;  // CMake's, to build with it
+    bool cuda_graphs = false;
 };
+
+#if defined(PRTOOL_WITH_OPENVINO)
+constexpr Make kOpenVino = make_openvino;
+#else
+constexpr Make kOpenVino = nullptr;
+#endif
+#if defined(PRTOOL_WITH_CUDA)
+constexpr Make kOrtCuda = make_ort_cuda, kOrtTensorRt = make_ort_tensorrt;
+#else
+constexpr Make kOrtCuda = nullptr, kOrtTensorRt = nullptr;
+#endif
+#if defined(PRTOOL_WITH_TENSORRT)
+constexpr Make kTrt = make_trt;
+#else
+constexpr Make kTrt = nullptr;
+#endif
+#if defined(PRTOOL_WITH_TENSORRT_RTX)
+constexpr Make kTrtRtx = make_trt_rtx;
+#else
+constexpr Make kTrtRtx = nullptr;
+#endif
 
 const std::vector<Entry>& entries() {
     static const std::vector<Entry> known = {
-        {"ort", {"fp32", "int8"}, make_ort, "PRTOOL_ONNXRUNTIME_ROOT"},
-#if defined(PRTOOL_WITH_OPENVINO)
-        {"openvino", {"fp32", "bf16", "int8"}, make_openvino, "PRTOOL_OPENVINO"},
-#else
-        {"openvino", {"fp32", "bf16", "int8"}, nullptr, "PRTOOL_OPENVINO"},
-#endif
+        {"ort", {"fp32", "int8"}, make_ort, "PRTOOL_ONNXRUNTIME_ROOT=<its folder>"},
+        {"ort-cuda", {"fp32", "fp16"}, kOrtCuda, "PRTOOL_CUDA=ON"},
+        {"ort-tensorrt", {"fp32", "fp16"}, kOrtTensorRt, "PRTOOL_CUDA=ON"},
+        {"openvino", {"fp32", "bf16", "int8"}, kOpenVino, "PRTOOL_OPENVINO=ON"},
+        {"trt", {"fp32", "fp16", "bf16"}, kTrt, "PRTOOL_TENSORRT_INCLUDE=<folder of its headers>", true},
+        {"trt-rtx", {"fp32", "fp16", "bf16"}, kTrtRtx, "PRTOOL_TENSORRT_RTX_INCLUDE=<folder of its headers>", true},
     };
     return known;
 }
@@ -53,6 +77,7 @@ std::unique_ptr<Engine> make_engine(const std::string& name, const EngineSetting
             throw Error(Status::engine_unavailable, "this library was built without engine " + name + ", but with " + joined(built_engines()) +
                                                         "; build it with -D" + entry.option);
         }
+        if (settings.cuda_graphs && !entry.cuda_graphs) throw Error(Status::config, "engine " + name + " records no CUDA graphs; trt and trt-rtx do");
         return entry.make(settings);
     }
     throw Error(Status::config, "engine = '" + name + "', but it must be one of " + joined(names));

@@ -55,8 +55,9 @@ struct EngineSettings {
     std::string precision = "fp32";
     int threads = 0;  // 0 takes what the machine grants this process
     bool spinning = true;
-    int device = 0;  // number of the GPU
-    std::string cache;  // folder of built engines; "" takes the user's cache folder, as the Python package does
+    int device = 0;            // number of the GPU
+    bool cuda_graphs = false;  // record the work of each size, and replay it
+    std::string cache;         // folder of built engines; "" takes the user's cache folder, as the Python package does
 };
 
 class Engine {

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "errors.hpp"
+#include "rank.hpp"
 
 namespace prtool {
 
@@ -25,7 +26,7 @@ std::vector<std::int64_t> select(const float* scores, std::int64_t batch, std::i
         std::iota(order.begin(), order.end(), 0);
         // Index breaks ties, so the order is total and need not be stable.
         std::partial_sort(order.begin(), order.begin() + k, order.end(), [row](std::int64_t first, std::int64_t second) {
-            return row[first] > row[second] || (row[first] == row[second] && first < second);
+            return precedes(row[first], first, row[second], second);
         });
         std::copy_n(order.begin(), k, chosen.begin() + image * k);
     }

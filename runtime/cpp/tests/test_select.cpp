@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "errors.hpp"
+#include "rank.hpp"
 #include "select.hpp"
 
 namespace {
@@ -59,4 +60,29 @@ TEST_CASE("prefix and appended tokens stay around the kept patches") {
     std::vector<float> out(2 * 4 * 2);
     prtool::gather(tokens.data(), {2, 3, 2, 1, 1}, {2, 0, 1, 2}, 2, out.data());
     CHECK(out == std::vector<float>{0, 0, 3, 3, 1, 1, 4, 4, 5, 5, 7, 7, 8, 8, 9, 9});
+}
+
+TEST_CASE("ranks by counting are the order of select, with NaN behind all") {
+    const float infinity = std::numeric_limits<float>::infinity();
+    const std::vector<float> scores = {0.5F, -infinity, 2.0F, -0.0F, 0.0F, 2.0F, infinity, 0.5F};
+    const auto patches = static_cast<std::int64_t>(scores.size());
+    const std::vector<std::int64_t> order = prtool::select(scores.data(), 1, patches, patches);
+    for (std::int64_t patch = 0; patch < patches; ++patch) {
+        CHECK(order[static_cast<std::size_t>(prtool::rank_of(scores.data(), patches, patch))] == patch);
+    }
+    const float invalid = std::numeric_limits<float>::quiet_NaN();
+    const std::vector<float> some = {invalid, -infinity, invalid, 1.0F};
+    const std::vector<std::int64_t> ranks = {2, 1, 3, 0};
+    for (std::int64_t patch = 0; patch < 4; ++patch) CHECK(prtool::rank_of(some.data(), 4, patch) == ranks[static_cast<std::size_t>(patch)]);
+}
+
+TEST_CASE("rows of a selection are those of gather") {
+    const std::vector<std::int64_t> chosen = {3, 0};
+    const prtool::Sequence sequence{1, 4, 1, 1, 2};
+    const std::vector<float> tokens = {10, 20, 21, 22, 23, 30, 31};
+    std::vector<float> out(5);
+    prtool::gather(tokens.data(), sequence, chosen, 2, out.data());
+    for (std::int64_t row = 0; row < 5; ++row) {
+        CHECK(out[static_cast<std::size_t>(row)] == tokens[static_cast<std::size_t>(prtool::source_row(row, chosen.data(), 2, 4, 1))]);
+    }
 }

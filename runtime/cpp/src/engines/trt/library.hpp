@@ -1,0 +1,84 @@
+// One of the TensorRT libraries, loaded when it is first used: libprtool is not linked to it, so that it runs without.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "engines/trt/api.hpp"
+#include "errors.hpp"
+
+namespace prtool::trt::PRTOOL_TRT_LIBRARY {
+
+// What the library complained about since it was last asked; it prints nothing. All builders and runtimes of a process share
+// it, as TensorRT wants, so complaints of two threads can mix.
+class Messages final : public nvinfer1::ILogger {
+public:
+    void log(Severity severity, const char* text) noexcept override;
+    // Every complaint, each once, and forgets them.
+    std::string take();
+
+private:
+    std::mutex lock_;
+    std::deque<std::string> found_;
+};
+
+class Library {
+public:
+    // Throws Error(Status::engine_unavailable): it is not installed, or of a version that this source was not made for.
+    static Library& get();
+
+    static constexpr const char* engine();  // its name in `make_engine`
+    static constexpr const char* title();   // its name for people
+    static constexpr const char* module();  // the name of its Python module, which is in the keys of engines
+
+    const std::string& version() const { return version_; }
+    Messages& messages() { return messages_; }
+
+    // Each throws Error(Status::engine | engine_unavailable) with the library's reason.
+    std::unique_ptr<nvinfer1::IRuntime> runtime();
+    std::unique_ptr<nvinfer1::IBuilder> builder();
+    std::unique_ptr<nvinfer1::IRefitter> refitter(nvinfer1::ICudaEngine& engine);
+    std::unique_ptr<nvonnxparser::IParser> parser(nvinfer1::INetworkDefinition& network);
+    std::unique_ptr<nvonnxparser::IParserRefitter> parser_refitter(nvinfer1::IRefitter& refitter);
+
+    // An error with the library's own reason; of the kind that says so where there is no usable GPU.
+    Error failure(const std::string& problem);
+
+private:
+    Library();
+    void* parser_library();
+
+    Messages messages_;
+    void* library_;
+    std::mutex lock_;
+    void* parser_library_ = nullptr;  // loaded when something is built: who only runs engines can do without
+    std::string version_;
+};
+
+constexpr const char* Library::engine() {
+#if defined(PRTOOL_TRT_RTX)
+    return "trt-rtx";
+#else
+    return "trt";
+#endif
+}
+
+constexpr const char* Library::title() {
+#if defined(PRTOOL_TRT_RTX)
+    return "TensorRT-RTX";
+#else
+    return "TensorRT";
+#endif
+}
+
+constexpr const char* Library::module() {
+#if defined(PRTOOL_TRT_RTX)
+    return "tensorrt_rtx";
+#else
+    return "tensorrt";
+#endif
+}
+
+}  // namespace prtool::trt::PRTOOL_TRT_LIBRARY
