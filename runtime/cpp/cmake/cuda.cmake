@@ -8,9 +8,12 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 find_package(CUDAToolkit REQUIRED)
 
+set_target_properties(prtool_core PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
+
 # The selection's kernels, and what every engine on a GPU works with.
 target_sources(prtool_core PRIVATE src/cuda/cuda.cpp src/cuda/gpu_device.cpp src/cuda/lane.cpp src/cuda/select.cu)
-target_link_libraries(prtool_core PUBLIC CUDA::cudart_static ${CMAKE_DL_LIBS})
+set(PRTOOL_GPU_LIBRARIES CUDA::cudart_static ${CMAKE_DL_LIBS})
+target_link_libraries(prtool_core PUBLIC ${PRTOOL_GPU_LIBRARIES})
 if(PRTOOL_CUDA)
   target_sources(prtool_core PRIVATE src/engines/ort_gpu.cpp src/engines/ort_tensorrt_cache.cpp)
   target_compile_definitions(prtool_core PRIVATE PRTOOL_WITH_CUDA)
@@ -23,7 +26,8 @@ function(prtool_tensorrt target include engine)
   target_include_directories(${target} SYSTEM PRIVATE ${include})
   target_compile_definitions(${target} PRIVATE ${ARGN})
   target_link_libraries(${target} PRIVATE CUDA::cudart_static)
-  target_sources(prtool_core PRIVATE $<TARGET_OBJECTS:${target}>)
+  # Objects of an object library reach no further than its consumers.
+  target_sources(prtool_core INTERFACE $<TARGET_OBJECTS:${target}>)
   target_compile_definitions(prtool_core PRIVATE ${engine})
 endfunction()
 if(PRTOOL_TENSORRT_INCLUDE)
