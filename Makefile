@@ -35,18 +35,22 @@ test-all: $(STAMP)
 test-builds: $(STAMP)
 	$(BIN)/python -m pytest tests/engines/test_trt_export.py -k vit --timeout 1800 --durations 0
 
-# Three builds: gcc; clang with AddressSanitizer and UBSan; clang with ThreadSanitizer, for the tests with threads.
+# Four builds: gcc, with the engines of GPUs where nvcc compiles them; clang with AddressSanitizer and UBSan; clang with
+# ThreadSanitizer, for the tests with threads; a static library, for a project that links it.
+CUDA_CHECK := $(if $(shell command -v nvcc),-DPRTOOL_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=90,)
 cpp: $(STAMP)
 	runtime/cpp/setup.sh $(BIN)/python
-	cd runtime/cpp && cmake --preset check-gcc -DPRTOOL_OPENVINO=ON -DOpenVINO_DIR="$$($(abspath $(BIN))/python -c 'import openvino; print(openvino.__path__[0])')/cmake"
+	cd runtime/cpp && cmake --preset check-gcc $(CUDA_CHECK) -DPRTOOL_OPENVINO=ON -DOpenVINO_DIR="$$($(abspath $(BIN))/python -c 'import openvino; print(openvino.__path__[0])')/cmake"
 	cd runtime/cpp && cmake --preset check-clang
 	cd runtime/cpp && cmake --preset check-threads
 	for preset in check-gcc check-clang check-threads; do \
 	    (cd runtime/cpp && cmake --build --preset $$preset && ctest --test-dir build/$$preset --output-on-failure) || exit 1; \
 	done
 	for preset in check-gcc check-clang; do \
-	    PRTOOL_CPP_BUILD=runtime/cpp/build/$$preset $(BIN)/python -m pytest tests/runtime/test_cpp.py tests/runtime/test_cpp_image.py || exit 1; \
+	    PRTOOL_CPP_BUILD=runtime/cpp/build/$$preset $(BIN)/python -m pytest -n auto tests/runtime/test_cpp.py tests/runtime/test_cpp_cache.py tests/runtime/test_cpp_image.py || exit 1; \
 	done
+	cd runtime/cpp && cmake --preset static && cmake --build --preset static
+	PRTOOL_CPP_BUILD=runtime/cpp/build/static $(BIN)/python -m pytest tests/runtime/test_cpp.py -k elsewhere
 	PRTOOL_CPP_BUILD=runtime/cpp/build/check-threads $(BIN)/python -m pytest tests/runtime/test_cpp.py -k "headers or checks"
 
 lint: $(STAMP)

@@ -209,6 +209,16 @@ def test_keep_and_engine_out_of_range(tmp_path: Path, photographs: list[Path]) -
     assert "has no classes" in found.stderr
 
 
+@pytest.mark.parametrize("engine", ["ort-cuda", "ort-tensorrt", "trt", "trt-rtx", "openvino"])
+def test_an_engine_that_cannot_run_says_what_is_missing(bundle: Bundle, photographs: list[Path], engine: str) -> None:
+    found = run(program("programs/prtool-run"), "embed", bundle.path, photographs[0], "--engine", engine)
+    if found.returncode == 0:
+        pytest.skip(f"{engine} runs here")
+    built = f"built without engine {engine}, but with {', '.join(engines())}; build it with -DPRTOOL_"
+    assert (built if engine not in engines() else "NVIDIA") in found.stderr
+    assert found.stdout == ""
+
+
 def test_the_examples_run(bundle: Bundle, photographs: list[Path]) -> None:
     names = [str(photographs[0]), str(photographs[2])]
     with Encoder.load(bundle) as encoder:
@@ -230,6 +240,11 @@ def test_the_examples_run(bundle: Bundle, photographs: list[Path]) -> None:
     assert [(name, "/nowhere.jpg" in reason) for path, name, reason in answers if path == "/nowhere.jpg"] == [("error", True)]
 
 
+def test_cuda_graphs_are_refused_where_there_are_none(bundle: Bundle, photographs: list[Path]) -> None:
+    found = run(program("programs/prtool-run"), "embed", bundle.path, photographs[0], "--cuda-graphs")
+    assert (found.returncode, found.stderr) == (1, "error: engine ort records no CUDA graphs; trt and trt-rtx do\n")
+
+
 @pytest.mark.timeout(600)
 def test_a_project_elsewhere_builds_with_find_package(bundle: Bundle, photographs: list[Path], tmp_path: Path) -> None:
     program("programs/prtool-run")
@@ -249,3 +264,22 @@ def test_a_project_elsewhere_builds_with_find_package(bundle: Bundle, photograph
     folder = next((tmp_path / "installed").rglob("pkgconfig"))
     flags = run("pkg-config", "--cflags", "--libs", "prtool", PKG_CONFIG_PATH=str(folder))
     assert "-lprtool" in flags.stdout
+
+
+@pytest.mark.timeout(600)
+def test_the_readmes_program_builds_and_runs(bundle: Bundle, photographs: list[Path], tmp_path: Path) -> None:
+    example = (SOURCE / "README.md").read_text().split("```cpp\n")[1].split("```")[0]
+    (tmp_path / "main.cpp").write_text(example)
+    (tmp_path / "bundle").symlink_to(bundle.path)
+    for name in ("cat.jpg", "dog.jpg"):
+        shutil.copy(photographs[0], tmp_path / name)
+    library = next(BUILD.glob("libprtool.*"))
+    sanitizers = next(line for line in (BUILD / "CMakeCache.txt").read_text().splitlines() if line.startswith("PRTOOL_SANITIZE:")).split("=")[1]
+    if sanitizers or library.suffix == ".a":
+        pytest.skip("compiled by hand, it links a shared library without sanitizers only")
+    made = run("c++", "-std=c++17", tmp_path / "main.cpp", f"-I{SOURCE / 'include'}", f"-L{BUILD}", "-lprtool", f"-Wl,-rpath,{BUILD}", "-o", tmp_path / "main")
+    assert made.returncode == 0, made.stderr
+    found = subprocess.run([tmp_path / "main"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    with Encoder.load(bundle) as encoder:
+        ((best,),) = encoder.classify([photographs[0]], 0.6, top=1)
+    assert (found.returncode, found.stdout) == (0, f"{best.name}\n" * 2), found.stderr

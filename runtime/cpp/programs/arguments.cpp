@@ -18,6 +18,9 @@ const char* const kUsage =
     "  --precision P   arithmetic                                                                         [fp32]\n"
     "  --batch N       images a call                                                                      [8]\n"
     "  --threads N     CPU threads of a call; 0 takes all that the process may use                        [0]\n"
+    "  --device N      number of the GPU                                                                  [0]\n"
+    "  --cuda-graphs   trt and trt-rtx replay calls of sizes that came before as one CUDA graph\n"
+    "  --engine-cache FOLDER  where built engines are kept                                                [in the user's cache folder]\n"
     "  --top N         classes an image                                                                   [1]\n"
     "  --help, --version\n";
 
@@ -64,6 +67,8 @@ Arguments parse_arguments(int count, const char* const* words) {
         {"--precision", [&](const std::string& text) { found.precision = text; }},
         {"--batch", [&](const std::string& text) { found.batch = whole("--batch", text, 1); }},
         {"--threads", [&](const std::string& text) { found.threads = whole("--threads", text, 0); }},
+        {"--device", [&](const std::string& text) { found.device = whole("--device", text, 0); }},
+        {"--engine-cache", [&](const std::string& text) { found.cache = text; }},
         {"--top", [&](const std::string& text) { found.top = whole("--top", text, 1); }},
         {"-o", [&](const std::string& text) { found.output = text; }},
     };
@@ -73,12 +78,13 @@ Arguments parse_arguments(int count, const char* const* words) {
         const auto option = options.find(word);
         found.help = found.help || word == "--help" || word == "-h";
         found.version = found.version || word == "--version";
+        found.cuda_graphs = found.cuda_graphs || word == "--cuda-graphs";
         if (option != options.end()) {
             if (place + 1 == count) throw UsageError(word + " needs a value");
             option->second(words[++place]);
-        } else if (word.size() > 1 && word[0] == '-' && !found.help && !found.version) {
+        } else if (word.size() > 1 && word[0] == '-' && word != "--cuda-graphs" && !found.help && !found.version) {
             throw UsageError("there is no option " + word);
-        } else {
+        } else if (word != "--cuda-graphs") {
             plain.push_back(word);
         }
     }

@@ -25,6 +25,9 @@ struct Arguments {
     long batch = 8;
     long threads = 0;
     long top = 1;
+    long device = 0;
+    bool cuda_graphs = false;
+    std::string cache;  // folder of built engines; empty: the user's
     bool help = false;
     bool version = false;
 };

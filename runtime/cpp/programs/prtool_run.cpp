@@ -21,6 +21,9 @@ prtool_options options_of(const Arguments& arguments) {
     options.mode = arguments.mode.c_str();
     options.precision = arguments.precision.c_str();
     options.threads = static_cast<int>(arguments.threads);
+    options.device = static_cast<int>(arguments.device);
+    options.cuda_graphs = arguments.cuda_graphs ? 1 : 0;
+    if (!arguments.cache.empty()) options.cache = arguments.cache.c_str();
     return options;
 }
 

@@ -1,7 +1,10 @@
 // The public headers on a bundle: what they give, and what they refuse.
 #include <doctest/doctest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <fstream>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -29,6 +32,14 @@ prtool_status status_of(const std::function<void()>& call) {
     }
     return PRTOOL_OK;
 }
+
+#if !defined(PRTOOL_UNDER_SANITIZER)
+std::size_t address_space() {
+    std::size_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    return pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+}
+#endif
 
 float largest_difference(const std::vector<float>& first, const std::vector<float>& second) {
     REQUIRE(first.size() == second.size());
@@ -153,6 +164,41 @@ TEST_CASE("classes, where the bundle has some") {
     CHECK(prtool_class_name(encoder.handle(), -1) == nullptr);
     CHECK(prtool_class_name(encoder.handle(), encoder.info().classes) == nullptr);
 }
+
+TEST_CASE("a GPU is asked for in vain where the engine has none") {
+    const Encoder encoder(bundle_path(), options_of("fused"));
+    const std::vector<float> pixels = noise(encoder.info(), 1, 3);
+    std::vector<float> out(static_cast<std::size_t>(encoder.info().embed_dim), 7.0F);
+    CHECK(prtool_encode_device_pixels(encoder.handle(), pixels.data(), 1, prtool_keep_default(), out.data(), nullptr) == PRTOOL_CONFIG);
+    CHECK(std::string(prtool_last_error()).find("engine ort works in host memory") == 0);
+    CHECK(out == std::vector<float>(out.size(), 7.0F));
+    prtool_options options = options_of("fused");
+    options.cuda_graphs = 1;
+    CHECK(status_of([&] { Encoder(bundle_path(), options); }) == PRTOOL_CONFIG);
+}
+
+#if !defined(PRTOOL_UNDER_SANITIZER)
+// A sanitizer reserves the address space that is limited here.
+TEST_CASE("out of memory is a status, and the encoder serves on") {
+    const Encoder encoder(bundle_path(), options_of("fused"));
+    const std::vector<float> pixels = noise(encoder.info(), 1, 3);
+    const std::vector<float> before = encoder.encode_pixels(pixels);
+    constexpr std::int64_t many = std::int64_t{1} << 24;
+    const std::uint8_t pixel[3] = {1, 2, 3};
+    const std::vector<prtool_rgb> images(many, {pixel, 1, 1, 0});
+    float out = 7.0F;
+    rlimit limit{};
+    REQUIRE(getrlimit(RLIMIT_AS, &limit) == 0);
+    const rlimit little{address_space() + (std::size_t{64} << 20), limit.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_AS, &little) == 0);
+    const prtool_status status = prtool_encode_rgb(encoder.handle(), images.data(), many, prtool_keep_default(), &out);
+    setrlimit(RLIMIT_AS, &limit);
+    CHECK(status == PRTOOL_MEMORY);
+    CHECK(std::string(prtool_last_error()).find("out of memory") == 0);
+    CHECK(out == 7.0F);
+    CHECK(encoder.encode_pixels(pixels) == before);
+}
+#endif
 
 TEST_CASE("a closed encoder says so") {
     Encoder encoder(bundle_path(), options_of("fused"));
