@@ -2,10 +2,12 @@
 // usage: prtool-soak BUNDLE THREADS SECONDS
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
+#include <functional>
 #include <random>
 #include <thread>
 #include <vector>
@@ -15,6 +17,10 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
+
+constexpr std::array<double, 4> kRatios = {1.0, 0.7, 0.6, 0.4};
+constexpr int kWarmUps = 5;
+constexpr int kParts = 10;
 
 struct Case {
     std::vector<float> pixels;
@@ -28,10 +34,16 @@ double resident_mib() {
     return static_cast<double>(pages) * static_cast<double>(sysconf(_SC_PAGESIZE)) / (1 << 20);
 }
 
+void in_threads(unsigned workers, const std::function<void(unsigned)>& work) {
+    std::vector<std::thread> threads;
+    for (unsigned thread = 0; thread < workers; ++thread) threads.emplace_back(work, thread);
+    for (std::thread& thread : threads) thread.join();
+}
+
 std::vector<Case> cases_of(const prtool::Encoder& encoder) {
     std::vector<Case> cases;
     for (std::int64_t batch = 1; batch <= 8; ++batch) {
-        for (const double ratio : {1.0, 0.7, 0.6, 0.4}) {
+        for (const double ratio : kRatios) {
             Case made{noise(encoder.info(), batch, static_cast<unsigned>(batch)), prtool::Keep::ratio(ratio), {}};
             made.expected = encoder.encode_pixels(made.pixels, made.keep);
             cases.push_back(std::move(made));
@@ -53,25 +65,28 @@ int main(int count, char** words) {
     const prtool::Encoder encoder(words[1], options);
     const std::vector<Case> cases = cases_of(encoder);
     const auto workers = static_cast<unsigned>(std::atoi(words[2]));
-    const auto end = Clock::now() + std::chrono::seconds(std::atoi(words[3]));
+    const std::size_t largest = cases.size() - kRatios.size();  // most images, every patch
+    // Arenas grow with the largest calls that meet; from then on nothing may grow.
+    in_threads(workers, [&](unsigned) {
+        for (int turn = 0; turn < kWarmUps; ++turn) encoder.encode_pixels(cases[largest].pixels, cases[largest].keep);
+    });
     std::atomic<long> calls{0};
     std::atomic<long> wrong{0};
-    std::vector<std::thread> threads;
-    for (unsigned thread = 0; thread < workers; ++thread) {
-        threads.emplace_back([&, thread] {
-            std::mt19937 random(thread);
-            while (Clock::now() < end) {
+    const auto begin = Clock::now();
+    const auto seconds = std::chrono::seconds(std::atoi(words[3]));
+    std::printf("resident memory in MiB at first, and after each tenth of the time: %.1f;", resident_mib());
+    for (int part = 1; part <= kParts; ++part) {
+        in_threads(workers, [&](unsigned thread) {
+            std::mt19937 random(thread + static_cast<unsigned>(part) * workers);
+            while (Clock::now() < begin + seconds * part / kParts) {
                 const Case& chosen = cases[random() % cases.size()];
                 if (encoder.encode_pixels(chosen.pixels, chosen.keep) != chosen.expected) ++wrong;
                 ++calls;
             }
         });
+        std::printf(" %.1f", resident_mib());
+        std::fflush(stdout);
     }
-    // Arenas fill within the first calls; from then on nothing may grow.
-    std::this_thread::sleep_for(std::chrono::seconds(std::min(30, std::atoi(words[3]) / 4 + 1)));
-    const double first = resident_mib();
-    for (std::thread& thread : threads) thread.join();
-    std::printf("%ld calls from %u threads, %ld wrong; resident memory %.1f MiB after the first calls, %.1f MiB at the end\n", calls.load(), workers,
-                wrong.load(), first, resident_mib());
+    std::printf("\n%ld calls from %u threads, %ld wrong\n", calls.load(), workers, wrong.load());
     return wrong == 0 ? 0 : 1;
 }
