@@ -277,7 +277,8 @@ def test_the_readmes_program_builds_and_runs(bundle: Bundle, photographs: list[P
     sanitizers = next(line for line in (BUILD / "CMakeCache.txt").read_text().splitlines() if line.startswith("PRTOOL_SANITIZE:")).split("=")[1]
     if sanitizers or library.suffix == ".a":
         pytest.skip("compiled by hand, it links a shared library without sanitizers only")
-    made = run("c++", "-std=c++17", tmp_path / "main.cpp", f"-I{SOURCE / 'include'}", f"-L{BUILD}", "-lprtool", f"-Wl,-rpath,{BUILD}", "-o", tmp_path / "main")
+    linked = [f"-L{BUILD}", "-lprtool", f"-Wl,-rpath,{BUILD}"]
+    made = run("c++", "-std=c++17", tmp_path / "main.cpp", f"-I{SOURCE / 'include'}", *linked, "-o", tmp_path / "main")
     assert made.returncode == 0, made.stderr
     found = subprocess.run([tmp_path / "main"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     with Encoder.load(bundle) as encoder:
