@@ -19,6 +19,15 @@ void require(int done) {
     if (done != 1) throw Error(Status::internal, "OpenSSL cannot compute SHA-256; check the installation of libcrypto");
 }
 
+std::string hexadecimal(std::string_view digest) {
+    std::string text;
+    for (const char byte : digest) {
+        text += "0123456789abcdef"[static_cast<unsigned char>(byte) >> 4];
+        text += "0123456789abcdef"[static_cast<unsigned char>(byte) & 15];
+    }
+    return text;
+}
+
 }  // namespace
 
 std::string sha256_file(const std::string& path) {
@@ -33,12 +42,18 @@ std::string sha256_file(const std::string& path) {
     std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
     unsigned int length = 0;
     require(EVP_DigestFinal_ex(context.get(), digest.data(), &length));
-    std::string text;
-    for (unsigned int place = 0; place < length; ++place) {
-        text += "0123456789abcdef"[digest[place] >> 4];
-        text += "0123456789abcdef"[digest[place] & 15];
-    }
-    return text;
+    return hexadecimal({reinterpret_cast<const char*>(digest.data()), length});
+}
+
+std::string sha256_bytes(std::string_view content) {
+    std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
+    unsigned int length = 0;
+    require(EVP_Digest(content.data(), content.size(), digest.data(), &length, EVP_sha256(), nullptr));
+    return {reinterpret_cast<const char*>(digest.data()), length};
+}
+
+std::string sha256_text(std::string_view content) {
+    return hexadecimal(sha256_bytes(content));
 }
 
 }  // namespace prtool

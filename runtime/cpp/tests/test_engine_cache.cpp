@@ -14,6 +14,7 @@
 #include "engines/trt/cache.hpp"
 #include "engines/trt/files.hpp"
 #include "errors.hpp"
+#include "sha256.hpp"
 
 namespace {
 
@@ -89,7 +90,7 @@ TEST_CASE("what was built is taken next time") {
     CHECK(first.reason == "not in the cache");
     CHECK(again.reason == "in the cache");
     CHECK(again.content == plan());
-    CHECK(again.record.sha256 == trt::sha256_text(plan()));
+    CHECK(again.record.sha256 == prtool::sha256_text(plan()));
     CHECK(first.path == place.root / sample().digest() / "engine.plan");
     const auto record = nlohmann::json::parse(trt::read_file(first.path.parent_path() / "build.json"));
     CHECK(record["schema"] == 1);
@@ -216,10 +217,10 @@ TEST_CASE("weights beside the graph are part of its digest") {
     const std::string location("\x0a\x08location\x12\x06g.data..", 19);
     write(graph, location);
     const std::string alone = trt::onnx_digest(graph.string());
-    CHECK(alone == trt::sha256_text(trt::sha256_text(location)));
+    CHECK(alone == prtool::sha256_text(prtool::sha256_text(location)));
     write(place.root / "g.data", "weights");
-    CHECK(trt::onnx_digest(graph.string()) == trt::sha256_text(trt::sha256_text(location) + "g.data " + trt::sha256_text("weights")));
+    CHECK(trt::onnx_digest(graph.string()) == prtool::sha256_text(prtool::sha256_text(location) + "g.data " + prtool::sha256_text("weights")));
     write(graph, "");
-    CHECK(trt::onnx_digest(graph.string()) == trt::sha256_text(trt::sha256_text("")));
+    CHECK(trt::onnx_digest(graph.string()) == prtool::sha256_text(prtool::sha256_text("")));
     CHECK_THROWS_AS(trt::onnx_digest((place.root / "none.onnx").string()), Error);
 }

@@ -12,6 +12,7 @@
 #include "engines/trt/files.hpp"
 #include "engines/trt/shapes.hpp"
 #include "errors.hpp"
+#include "sha256.hpp"
 #include "text.hpp"
 
 namespace prtool {
@@ -50,7 +51,7 @@ Digests digests(const fs::path& folder) {
     std::error_code unknown;
     for (const fs::directory_entry& entry : fs::directory_iterator(folder, unknown)) {
         const std::string kind = entry.path().extension().string();
-        if (kind == ".engine" || kind == ".profile") found[entry.path().filename().string()] = trt::sha256_text(trt::read_file(entry.path()));
+        if (kind == ".engine" || kind == ".profile") found[entry.path().filename().string()] = sha256_text(trt::read_file(entry.path()));
     }
     return found;
 }

@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "engines/trt/files.hpp"
+#include "sha256.hpp"
 #include "text.hpp"
 
 namespace prtool::trt::PRTOOL_TRT_LIBRARY {

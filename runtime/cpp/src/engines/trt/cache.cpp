@@ -14,6 +14,7 @@
 #include "engines/trt/files.hpp"
 #include "engines/trt/lock.hpp"
 #include "errors.hpp"
+#include "sha256.hpp"
 #include "text.hpp"
 
 namespace prtool::trt {

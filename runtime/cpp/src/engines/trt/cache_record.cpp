@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "engines/trt/files.hpp"
+#include "sha256.hpp"
 
 namespace prtool::trt {
 

@@ -1,10 +1,8 @@
 #include "engines/trt/files.hpp"
 
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <unistd.h>
 
-#include <array>
 #include <atomic>
 #include <cerrno>
 #include <map>
@@ -43,24 +41,6 @@ void write_all(int descriptor, std::string_view content, const fs::path& path) {
 }
 
 }  // namespace
-
-std::string sha256_bytes(std::string_view content) {
-    std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
-    unsigned length = 0;
-    if (EVP_Digest(content.data(), content.size(), digest.data(), &length, EVP_sha256(), nullptr) != 1) {
-        throw Error(Status::internal, "OpenSSL cannot compute SHA-256; check the installation of libcrypto");
-    }
-    return {reinterpret_cast<const char*>(digest.data()), length};
-}
-
-std::string sha256_text(std::string_view content) {
-    std::string text;
-    for (const char byte : sha256_bytes(content)) {
-        text += "0123456789abcdef"[static_cast<unsigned char>(byte) >> 4];
-        text += "0123456789abcdef"[static_cast<unsigned char>(byte) & 15];
-    }
-    return text;
-}
 
 Error storage_error(const fs::path& path, int error) {
     static const std::map<int, std::string> reasons = {

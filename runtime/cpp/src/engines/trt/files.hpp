@@ -1,4 +1,4 @@
-// Files that appear whole or not at all, and the digests of bytes.
+// Files that are read whole, and that appear whole or not at all.
 #pragma once
 
 #include <filesystem>
@@ -8,10 +8,6 @@
 #include "errors.hpp"
 
 namespace prtool::trt {
-
-// SHA-256: 32 bytes, and 64 hexadecimal digits in lower case.
-std::string sha256_bytes(std::string_view content);
-std::string sha256_text(std::string_view content);
 
 // What an error of the system (an errno) is called: "cannot write <path>: no space left on the disk; free some and call again".
 Error storage_error(const std::filesystem::path& path, int error);
