@@ -22,10 +22,13 @@ public:
     }
 
     ~LanedDevice() override {
-        // CUDA frees memory and streams of the current GPU.
+        // CUDA frees memory and streams of the current GPU, which stays the calling thread's own; a destructor reports nothing.
+        int before = 0;
+        cudaGetDevice(&before);
         cudaSetDevice(number_);
         idle_.clear();
         stream_.reset();
+        cudaSetDevice(before);
     }
 
     cudaStream_t stream() const override { return stream_.get(); }

@@ -45,13 +45,23 @@ std::string shapes_text(const GraphSpec& spec, const Profile& profile, std::int6
     return text;
 }
 
+// Throws Error(Status::engine): it cannot be read.
+std::string content_of(const fs::path& path) {
+    try {
+        return trt::read_file(path);
+    } catch (const std::system_error& cause) {
+        throw Error(Status::engine, path.string() + " cannot be read (" + cause.what() + "); delete the folder " + path.parent_path().string() +
+                                        " to build its engines again");
+    }
+}
+
 // SHA-256 of each engine and profile; timing caches change with every build and are not executed.
 Digests digests(const fs::path& folder) {
     Digests found;
     std::error_code unknown;
     for (const fs::directory_entry& entry : fs::directory_iterator(folder, unknown)) {
         const std::string kind = entry.path().extension().string();
-        if (kind == ".engine" || kind == ".profile") found[entry.path().filename().string()] = sha256_text(trt::read_file(entry.path()));
+        if (kind == ".engine" || kind == ".profile") found[entry.path().filename().string()] = sha256_text(content_of(entry.path()));
     }
     return found;
 }
@@ -59,7 +69,7 @@ Digests digests(const fs::path& folder) {
 Digests recorded(const fs::path& record) {
     std::error_code unknown;
     if (!fs::is_regular_file(record, unknown)) return {};
-    const nlohmann::json value = nlohmann::json::parse(trt::read_file(record), nullptr, false);
+    const nlohmann::json value = nlohmann::json::parse(content_of(record), nullptr, false);
     if (!value.is_object()) {
         throw Error(Status::engine, record.string() + " is damaged; delete the folder " + record.parent_path().string() + " to build its engines again");
     }

@@ -217,6 +217,22 @@ TEST_CASE("threads, each on its lane or one after the other on one stream") {
     }
 }
 
+TEST_CASE("the caller's GPU stays the current one") {
+    const auto current = [] {
+        int device = -1;
+        cudaGetDevice(&device);
+        return device;
+    };
+    const int before = current();
+    {
+        const auto device = made(true);
+        const Call call = call_of(1, 7, 3);
+        on(*device, call, pixels_of(call, 0));
+        CHECK(current() == before);
+    }
+    CHECK(current() == before);
+}
+
 TEST_CASE("a GPU that is not there") {
     try {
         cuda::make_device(2, {"fake", false, false});
