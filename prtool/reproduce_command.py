@@ -27,7 +27,7 @@ OVERHEAD = "overhead"
 def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], settings: tuple[str, ...], **asked: Any) -> None:  # noqa: ANN401
     """A table of the paper, our figures beside the published ones; a call that was stopped goes on where it stood.
 
-    TABLE: main, predictor-ablation, locations, cls-attention, layers, cross-domain or overhead.
+    TABLE: main, predictor-ablation, locations, cls-attention, layers, lessons, cross-domain or overhead.
     """
     from prtool.console import BarProgress, message, result_json, result_table
     from prtool.reproduce.plan import Study

@@ -250,6 +250,21 @@ def test_settings_reach_the_run(study):
     assert config.templates == ("a photo of a {}.",)
 
 
+def test_each_way_to_teach_is_a_run_of_its_own(study, tmp_path):
+    quick, one = Quick(), replace(study, sets=study.sets[:1], seeds=1)
+    table = make_table("lessons", one)
+    found = run_cells(table.cells, one, tmp_path, SilentProgress(), quick.verbs())
+    ways = {cell.row.partition(": ")[0] if "greedy" not in cell.row else "greedy" for cell in table.cells}
+    assert len(set(quick.trained)) == len(ways) == len(table.cells) / 2
+    assert found.values["leave-one-out, loss kl: cosine x 100", "Caltech101"] == [90.0]
+    configs = {cell.row: run_config(cell.job, one) for cell in table.cells}
+    assert configs["own choice, also sees norm: accuracy"].scorer.extras == ("norm",)
+    ranked = configs["leave-one-out, groups of 4 x 4: accuracy"]
+    assert (ranked.target, ranked.phases, ranked.golden.group, ranked.scorer.spread) == ("ranking", ("rank", "predictor"), 4, 2.0)
+    with pytest.raises(ConfigError, match=r"--set golden\.group: the table lessons varies it itself"):
+        make_table("lessons", replace(one, settings={"golden.group": 2}))
+
+
 def test_several_keeps_stand_in_one_table_from_one_evaluation_each(study, tmp_path):
     quick = Quick()
     many = replace(study, keeps=(Keep.ratio(0.6), Keep.ratio(0.5)), seeds=1)

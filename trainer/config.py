@@ -64,6 +64,7 @@ NOTES: dict[str, str] = {
     "scorer.reduce": "linear (a learned projection) or average (adaptive average pooling, as in the research code)",
     "scorer.norm": "standardise each token over its channels first",
     "scorer.spread": "how much every second patch is raised when patches are chosen, in standard deviations of the scores; 0 = none",
+    "scorer.extras": "what the predictor sees beside channels: position (learned), norm (of each token), cls (cosine to the class token); [] = none",
     "fit.loss": "kl (the research code's), margin, listmle or regression",
     "fit.epochs": "passes over the training images",
     "fit.batch": "images a step",

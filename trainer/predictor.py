@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prtool.errors import ConfigError, ShapeError
+from prtool.trainer.extras import EXTRAS, POSITION, TokenExtras
 
 ARCHITECTURES = ("mix-mlp", "mlp", "transformer")
 REDUCTIONS = ("linear", "average")
@@ -30,6 +31,7 @@ class ScorerConfig:
         norm: standardise each token over its channels before they are reduced.
         spread: how much every second patch is raised when patches are chosen (see `SpreadScorer`), in standard deviations
             of an image's scores; 0 for the order as predicted (the paper's).
+        extras: what is added to the reduced tokens, of `EXTRAS`; () for nothing (the paper's).
     """
 
     arch: str = "mix-mlp"
@@ -40,6 +42,7 @@ class ScorerConfig:
     reduce: str = "linear"
     norm: bool = True
     spread: float = 1.0
+    extras: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -52,6 +55,8 @@ class ScorerConfig:
                 raise ConfigError(f"scorer {name} = {size}, but it must be at least 1")
         if not 0.0 <= self.spread <= 10.0:
             raise ConfigError(f"scorer spread = {self.spread}, but it must be from 0 (none) to 10 standard deviations")
+        if len(set(self.extras)) != len(self.extras) or not set(self.extras) <= set(EXTRAS):
+            raise ConfigError(f"scorer extras = {list(self.extras)}, but give some of {', '.join(EXTRAS)}, each once")
         if self.channels % self.heads:
             raise ConfigError(f"scorer heads = {self.heads}, but {self.channels} channels must divide by it")
 
@@ -90,6 +95,7 @@ class PatchScorer(nn.Module, ABC):
         self.width, self.patches, self.prefix_tokens = width, patches, prefix_tokens
         self.norm = nn.LayerNorm(width, elementwise_affine=False) if config.norm else nn.Identity()
         self.reduce = nn.Linear(width, config.channels) if config.reduce == "linear" else ChannelPool(width, config.channels)
+        self.extras = TokenExtras(config.extras, config.channels, patches, prefix_tokens) if config.extras else None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Scores from the tokens that enter the pruning location.
@@ -100,12 +106,15 @@ class PatchScorer(nn.Module, ABC):
         Returns:
             (batch, N) float32, high = keep.
         """
-        return self.score(self.reduce(self.norm(tokens)))
+        reduced = self.reduce(self.norm(tokens))
+        return self.score(reduced if self.extras is None else reduced + self.extras(tokens))
 
     def macs(self) -> int:
         """Multiply-accumulates of one image in matrix products; averaging and norms are not counted."""
-        reduction = (self.patches + self.prefix_tokens) * self.width * self.config.channels if self.config.reduce == "linear" else 0
-        return reduction + self.score_macs()
+        tokens = self.patches + self.prefix_tokens
+        reduction = tokens * self.width * self.config.channels if self.config.reduce == "linear" else 0
+        extras = 0 if self.extras is None else self.extras.macs(tokens)
+        return reduction + extras + self.score_macs()
 
     @abstractmethod
     def score(self, reduced: Tensor) -> Tensor:
@@ -209,7 +218,7 @@ def later_config(config: ScorerConfig) -> ScorerConfig:
 
     Only the transformer treats its tokens as a set; where a patch lies, the token itself knows from its position embedding.
     """
-    return replace(config, arch="transformer", spread=0.0)
+    return replace(config, arch="transformer", spread=0.0, extras=tuple(name for name in config.extras if name != POSITION))
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:

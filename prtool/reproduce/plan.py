@@ -8,7 +8,7 @@ from prtool.errors import ConfigError
 from prtool.reproduce.published import PublishedSet
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
-from prtool.trainer.eval_report import EvalReport
+from prtool.trainer.eval_report import EvalReport, EvalRow
 
 FILLED: Mapping[str, str] = MappingProxyType(
     {
@@ -156,10 +156,25 @@ def accuracy(method: str, keep: Keep) -> Callable[[Checkpoint, EvalReport], floa
     """Reads a method's accuracy in percent at a keep that the job evaluates."""
 
     def read(_: Checkpoint, report: EvalReport) -> float | None:
-        wanted = keep.value / report.patches if keep.is_count else keep.value
-        return next((row.accuracy for row in report.of(method) if abs(row.keep - wanted) < 1e-9), None)
+        row = _at(report, method, keep)
+        return None if row is None else row.accuracy
 
     return read
+
+
+def cosine(method: str, keep: Keep) -> Callable[[Checkpoint, EvalReport], float | None]:
+    """Reads a method's mean cosine to the unpruned embedding, in percent, at a keep that the job evaluates."""
+
+    def read(_: Checkpoint, report: EvalReport) -> float | None:
+        row = _at(report, method, keep)
+        return None if row is None or row.cosine is None else 100 * row.cosine
+
+    return read
+
+
+def _at(report: EvalReport, method: str, keep: Keep) -> EvalRow | None:
+    wanted = keep.value / report.patches if keep.is_count else keep.value
+    return next((row for row in report.of(method) if abs(row.keep - wanted) < 1e-9), None)
 
 
 def unpruned(_: Checkpoint, report: EvalReport) -> float:

@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from prtool.errors import ConfigError
-from prtool.reproduce.plan import Cell, DataSet, Job, Study, Table, accuracy, matching, unpruned
+from prtool.reproduce.plan import Cell, DataSet, Job, Study, Table, accuracy, cosine, matching, unpruned
 from prtool.reproduce.published import in_ablation, in_columns, published
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
-from prtool.trainer.config import TrainConfig
+from prtool.trainer.config import RECIPES, TrainConfig
 from prtool.trainer.eval_report import EvalReport
+from prtool.trainer.extras import EXTRAS
+from prtool.trainer.golden import SCORES
+from prtool.trainer.loop import FitConfig
+from prtool.trainer.losses import LOSSES
 
 OURS, TUNED = "patch-ranking", "patch-ranking+tokens"
 _RIVALS = {"evit": "EViT", "a-vit": "A-ViT", "tome": "ToMe", "cls-attention": "CLS attention", "random": "random"}
@@ -25,6 +29,20 @@ _GENERAL = "Patch Ranking, one predictor for all sets"
 _PUBLISHED_AS = {_GENERAL: "Patch Ranking, one predictor trained on ImageNet"}
 _GENERAL_STEPS = 2
 """Of a predictor for all sets, in those of a set's own: it sees more kinds of images, and each set far fewer times."""
+_LEAVE_ONE_OUT = tuple({**RECIPES["leave-one-out"], **dict(_RANKED)}.items())
+_LESSONS: Mapping[str, tuple[tuple[str, object], ...]] = MappingProxyType(
+    {
+        "own choice (default)": (),
+        **{f"own choice, also sees {name}": (("scorer.extras", (name,)),) for name in EXTRAS},
+        "own choice, also sees all of these": (("scorer.extras", EXTRAS),),
+        "own choice, transformer": (("scorer.arch", "transformer"),),
+        **{f"leave-one-out, score {score}": (*_LEAVE_ONE_OUT, ("golden.score", score)) for score in SCORES},
+        **{f"leave-one-out, groups of {side} x {side}": (*_LEAVE_ONE_OUT, ("golden.group", side)) for side in (1, 3, 4)},
+        "leave-one-out, greedy: 7 groups a step until half are left": (*_LEAVE_ONE_OUT, ("golden.step", 7), ("golden.floor", 98)),
+        **{f"leave-one-out, loss {loss}": (*_LEAVE_ONE_OUT, ("fit.loss", loss)) for loss in LOSSES if loss != FitConfig().loss},
+    }
+)
+"""Ways to teach a predictor; those with a ranking say what they change in `--recipe leave-one-out` (score feature, groups of 2 x 2, ListMLE)."""
 _LOCATIONS = ((2, 3, 4, 5), (4, 5, 6, 7), (1, 3, 5, 7), (4, 6, 8, 10))
 
 
@@ -197,6 +215,22 @@ def _layers(study: Study) -> Table:
     return Table("layers", f"Predictor by location: matching rate and accuracy (%) at keep {study.keep}, without tuning", tuple(cells), differs)
 
 
+def _lessons(study: Study) -> Table:
+    _refuse(study, "lessons", *{name for settings in _LESSONS.values() for name, _ in settings})
+    cells = []
+    for title, settings in _LESSONS.items():
+        for data in study.sets:
+            for seed in range(study.seeds):
+                job = Job((data,), data, tuple(dict((*_SCORED, *settings)).items()), (OURS,), (study.keep,), seed)
+                cells.append(Cell(f"{title}: accuracy", data.column, job, accuracy(OURS, study.keep)))
+                cells.append(Cell(f"{title}: cosine x 100", data.column, job, cosine(OURS, study.keep)))
+    differs = (
+        "a ranking is followed with scorer.spread = 2, an own choice with 1",
+        "the scores label and confidence need labels or class names, and the others neither",
+    )
+    return Table("lessons", f"Ways to teach the predictor: accuracy (%) and cosine at keep {study.keep}, without tuning", tuple(cells), differs)
+
+
 def _cross_domain(study: Study) -> Table:
     cells = [
         Cell(f"trained on {source.column}", target.column, Job((source,), target, _SCORED, (OURS,), (study.keep,), seed), accuracy(OURS, study.keep))
@@ -214,6 +248,7 @@ TABLES: Mapping[str, Callable[[Study], Table]] = MappingProxyType(
         "locations": _locations,
         "cls-attention": _cls_attention,
         "layers": _layers,
+        "lessons": _lessons,
         "cross-domain": _cross_domain,
     }
 )

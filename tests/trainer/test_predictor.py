@@ -1,5 +1,7 @@
 """Patch scorers: published sizes, the parts against plain PyTorch modules, and a clean export."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prtool.errors import ConfigError, ShapeError
-from prtool.trainer.predictor import ARCHITECTURES, ChannelPool, MixMlpScorer, ScorerConfig, TransformerScorer, make_scorer
+from prtool.trainer.extras import EXTRAS, TokenExtras
+from prtool.trainer.predictor import ARCHITECTURES, ChannelPool, MixMlpScorer, ScorerConfig, TransformerScorer, later_config, make_scorer
 
 SMALL = {"channels": 8, "token_hidden": 4, "channel_hidden": 16, "heads": 2}
 
@@ -86,9 +89,9 @@ def test_transformer_is_torchs_encoder_layer():
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("reduce", ["linear", "average"])
-def test_macs_are_what_matrix_products_cost(arch, reduce):
-    scorer = small(arch, reduce=reduce)
+@pytest.mark.parametrize(("reduce", "extras"), [("linear", ()), ("average", ()), ("linear", EXTRAS), ("linear", ("position",))])
+def test_macs_are_what_matrix_products_cost(arch, reduce, extras):
+    scorer = small(arch, reduce=reduce, extras=extras)
     counter = FlopCounterMode(display=False)
     # Attention as plain products: not every PyTorch's counter knows the fused kernel of a CPU.
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -106,6 +109,50 @@ def test_mlp_is_one_linear_unit_a_patch():
     torch.testing.assert_close(scorer(tokens), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("name", ["norm", "cls"])
+def test_an_extra_is_what_a_loop_finds(name):
+    torch.manual_seed(1)
+    extras, tokens = TokenExtras((name,), 3, 9, 1), 5 * torch.randn(2, 10, 24) + 1
+    for image, found in zip(tokens, extras(tokens), strict=True):
+        mean = image.mean(0)
+        if name == "norm":
+            values = [math.log(sum(float(value) ** 2 for value in token)) for token in image]
+        else:
+            values = [float(functional.cosine_similarity(token - mean, image[0] - mean, dim=0)) for token in image]
+        plain = torch.tensor(values)
+        plain = (plain - plain.mean()) / plain.std(correction=0)
+        torch.testing.assert_close(found, plain[:, None] * extras.project.weight.T + extras.project.bias, rtol=1e-3, atol=1e-4)
+
+
+def test_a_position_is_told_apart_once_it_is_learned():
+    scorer = small("transformer", extras=("position",))
+    tokens = torch.randn(1, 1, 24).expand(1, 10, 24)
+    with torch.no_grad():
+        assert float(scorer(tokens).std()) < 1e-6
+        scorer.extras.position.normal_()
+        assert float(scorer(tokens).std()) > 1e-2
+
+
+@pytest.mark.parametrize("tokens", [torch.zeros(1, 10, 24), torch.ones(1, 10, 24), 1e4 * torch.randn(1, 10, 24)])
+def test_extras_of_any_tokens_are_finite(tokens):
+    assert small("mix-mlp", extras=EXTRAS)(tokens).isfinite().all()
+
+
+def test_a_later_scorer_has_no_position():
+    assert later_config(ScorerConfig(extras=("position", "norm"))).extras == ("norm",)
+
+
+def test_a_model_without_a_class_token_has_no_similarity_to_it():
+    with pytest.raises(ConfigError, match=r"extras = cls.*no class token"):
+        make_scorer(ScorerConfig(extras=("cls",)), 24, 9, 0)
+
+
+@pytest.mark.parametrize("extras", [("colour",), ("norm", "norm")])
+def test_extras_refuse_unknown_and_repeated_names(extras):
+    with pytest.raises(ConfigError, match=r"scorer extras .* give some of position, norm, cls"):
+        ScorerConfig(extras=extras)
+
+
 @pytest.mark.parametrize(("name", "value"), [("arch", "cnn"), ("reduce", "max"), ("channels", 0), ("token_hidden", -1), ("heads", 3)])
 def test_config_refuses(name, value):
     with pytest.raises(ConfigError, match=name):
@@ -119,12 +166,15 @@ def test_no_patches_are_refused():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.onnx's own use of old Python and onnx interfaces
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize(("arch", "reduce"), [("mix-mlp", "linear"), ("mix-mlp", "average"), ("mlp", "linear"), ("transformer", "linear")])
-def test_exports_with_a_dynamic_batch(arch, reduce, tmp_path):
+@pytest.mark.parametrize(
+    ("arch", "reduce", "extras"),
+    [("mix-mlp", "linear", ()), ("mix-mlp", "average", ()), ("mlp", "linear", ()), ("transformer", "linear", ()), ("mix-mlp", "linear", EXTRAS)],
+)
+def test_exports_with_a_dynamic_batch(arch, reduce, extras, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     width = 20
-    scorer, path = small(arch, width=width, reduce=reduce), tmp_path / "scorer.onnx"
+    scorer, path = small(arch, width=width, reduce=reduce, extras=extras), tmp_path / "scorer.onnx"
     shapes = ({0: torch.export.Dim("batch")},)
     torch.onnx.export(
         scorer, (torch.randn(2, 10, width),), path, dynamo=True, dynamic_shapes=shapes, input_names=["tokens"], output_names=["scores"], verbose=False
