@@ -227,9 +227,16 @@ def _candidate(part: _Measured, keep: Keep, patches: int, batch: int, unpruned_m
         speedup_high=speed.high,
         cosine=quality.cosine,
         accuracy=quality.accuracy,
-        drop=(full.accuracy or 0.0) - (quality.accuracy or 0.0) if labelled else None,
+        drop=_drop(quality, full) if labelled else None,
         drop_error=drop_error(quality.lost or 0, quality.won or 0, quality.images) if counted else None,
     )
+
+
+def _drop(quality: Quality, full: Quality) -> float:
+    """Points of accuracy lost; from the counts where they are known, so that a drop of exactly the limit is not above it by rounding."""
+    if quality.lost is not None and quality.won is not None:
+        return 100 * (quality.lost - quality.won) / quality.images
+    return (full.accuracy or 0.0) - (quality.accuracy or 0.0)
 
 
 def _notes(report: TuneReport, measured: Sequence[_Measured]) -> tuple[str, ...]:

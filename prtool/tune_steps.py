@@ -221,7 +221,8 @@ def qualities(shop: Workshop, site: Site, ask: QualityAsk, keeps: Sequence[Keep]
     counts = {keep.resolve(site.spec.patches): keep for keep in keeps}
     missing = {k: keep for k, keep in counts.items() if str(k) not in found["rows"]}
     if missing:
-        method = TUNED if has_tokens(shop.checkpoint) else PLAIN
+        # Each site's own: tuning a sibling may end without tokens, where none are better.
+        method = TUNED if has_tokens(Checkpoint.load(site.run)) else PLAIN
         asked = EvalConfig(split=ask.split, keeps=tuple(missing.values()), methods=(method,), images=ask.images)
         report = shop.tools.evaluate(site.run, ask.data, asked, Named(shop.progress, site.name))
         rows = {str(k): _quality(row) for k, row in zip(missing, report.of(method), strict=True)}

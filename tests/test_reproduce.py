@@ -16,7 +16,7 @@ from prtool.reproduce.overhead import overhead
 from prtool.reproduce.plan import Study
 from prtool.reproduce.published import in_ablation, in_columns, published, recognise
 from prtool.reproduce.report import make_report, markdown, write_report
-from prtool.reproduce.run import Verbs, data_sets, run_cells, run_config
+from prtool.reproduce.run import Verbs, data_sets, run_cells, run_config, share_caches
 from prtool.reproduce.tables import TABLES, make_table
 from prtool.runtime.bench import bench
 from prtool.spec import Keep
@@ -250,6 +250,46 @@ def test_settings_reach_the_run(study):
     assert config.templates == ("a photo of a {}.",)
 
 
+def test_an_incomplete_set_is_named_and_nothing_else_is_taken_for_it(folder, tmp_path):
+    write_images(tmp_path / "own", {"train": 2, "val": 1})
+    with pytest.raises(DataError, match="no images in its split 'test'"):
+        data_sets([str(tmp_path / "own")])
+    (tmp_path / "dtd").mkdir()
+    with pytest.raises(DataError, match="dtd"):
+        data_sets([str(tmp_path / "dtd")])
+    write_images(tmp_path / "sets" / "good", {"train": 2, "val": 1, "test": 1})
+    (tmp_path / "sets" / "eurosat").mkdir()
+    with pytest.raises(DataError, match="eurosat"):
+        data_sets([str(tmp_path / "sets")])
+    with pytest.raises(DataError, match="are both DTD"):
+        data_sets([str(folder / "dtd10"), f"dtd:{folder / 'dtd10'}"])
+
+
+def test_a_moved_folder_keeps_its_caches(tmp_path):
+    share_caches(tmp_path / "old" / "runs" / "a", tmp_path / "old")
+    (tmp_path / "old" / "cache" / "golden" / "kept").touch()
+    (tmp_path / "old").rename(tmp_path / "new")
+    run = tmp_path / "new" / "runs" / "a"
+    assert (run / "golden" / "kept").is_file()
+    (run / "tokens").unlink()
+    (run / "tokens").symlink_to(tmp_path / "old" / "cache" / "tokens")
+    share_caches(run, tmp_path / "new")
+    assert (run / "tokens").resolve() == tmp_path / "new" / "cache" / "tokens"
+
+
+def test_every_seed_and_row_is_measured_on_the_same_images(study, tmp_path):
+    subsets = set()
+
+    class Asked(Quick):
+        def evaluate(self, run, data, config, progress):
+            subsets.add((config.images, config.subset_seed))
+            return super().evaluate(run, data, config, progress)
+
+    part, asked = replace(study, images=2), Asked()
+    run_cells(make_table("main", part).cells, part, tmp_path, SilentProgress(), asked.verbs())
+    assert subsets == {(2, 0)}
+
+
 def test_each_way_to_teach_is_a_run_of_its_own(study, tmp_path):
     quick, one = Quick(), replace(study, sets=study.sets[:1], seeds=1)
     table = make_table("lessons", one)
@@ -263,6 +303,12 @@ def test_each_way_to_teach_is_a_run_of_its_own(study, tmp_path):
     assert (ranked.target, ranked.phases, ranked.golden.group, ranked.scorer.spread) == ("ranking", ("rank", "predictor"), 4, 2.0)
     with pytest.raises(ConfigError, match=r"--set golden\.group: the table lessons varies it itself"):
         make_table("lessons", replace(one, settings={"golden.group": 2}))
+
+
+def test_a_golden_ranking_comes_before_the_predictor_that_learns_it(study):
+    ranked = replace(study, settings={"target": "ranking"})
+    phases = {run_config(cell.job, ranked).phases for cell in make_table("main", ranked).cells}
+    assert phases == {("none",), ("rank", "predictor", "tokens")}
 
 
 def test_several_keeps_stand_in_one_table_from_one_evaluation_each(study, tmp_path):

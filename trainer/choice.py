@@ -160,6 +160,9 @@ class ChoiceLesson:
         sequence = gather(tokens, considered, prefix)
         for block in range(self._location - 1, self._tower.depth):
             sequence = self._tower.run_masked(block, sequence, mask)
+        if not self._tower.head_reads:
+            # A head that pools over all tokens has no mask: rivals, which stand behind the kept patches, must not reach it.
+            sequence = sequence[:, : prefix + k]
         return functional.normalize(self._tower.head(sequence), dim=-1)
 
 

@@ -153,6 +153,8 @@ class TrainConfig:
         for name in ("train_images", "val_images", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}, but it must be 0 or more")
+        if self.seed >= 2**32:
+            raise ConfigError(f"seed = {self.seed}, but it must be 0 to {2**32 - 1}")
 
     @classmethod
     def load(cls, path: Path | None = None, overrides: Mapping[str, object] | None = None) -> "TrainConfig":

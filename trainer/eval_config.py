@@ -17,9 +17,10 @@ class EvalConfig:
         split: part of the data: train, val or test.
         keeps: keep ratios or counts.
         methods: names of `METHODS`, and "golden" (the oracle; it ranks every evaluated image first, seconds each).
-        images: at most this many, drawn by the seed; 0 takes all.
+        images: at most this many, drawn by the subset's seed; 0 takes all.
         batch: images encoded at once; results do not depend on it, and a CPU is fastest with small ones (16 by 20 % over 32).
-        seed: of random choices and of the subset of images.
+        seed: of random choices.
+        subset_seed: of the subset of images; None takes `seed`.
         templates: prompts with one {} each; empty takes the run's, or for data of other classes that data's own.
         store: folder in which an unfinished evaluation is kept, to go on with; None keeps none, and `evaluate_run` takes the run's.
         unpruned: folder of unpruned embeddings, which evaluations of the same model and images share; None computes them anew.
@@ -34,6 +35,7 @@ class EvalConfig:
     templates: tuple[str, ...] = ()
     store: Path | None = None
     unpruned: Path | None = None
+    subset_seed: int | None = None
 
     def __post_init__(self) -> None:
         known = (*METHODS, GOLDEN)
@@ -48,5 +50,6 @@ class EvalConfig:
             raise ConfigError(f"split = {self.split!r}, but it must be one of {', '.join(SPLITS)}")
         if self.batch < 1 or self.images < 0:
             raise ConfigError(f"batch = {self.batch} and images = {self.images}, but they must be at least 1 and at least 0 (all)")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"seed = {self.seed}, but it must be 0 to {2**32 - 1}")
+        for seed in (self.seed, self.subset_seed or 0):
+            if not 0 <= seed < 2**32:
+                raise ConfigError(f"seed = {seed}, but it must be 0 to {2**32 - 1}")

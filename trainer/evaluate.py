@@ -134,7 +134,7 @@ def evaluate(
     ingredients = Ingredients(model.tower, pruner.scorers, config.seed, pruner.tuned, pruner.tuned_classes)
     # Every other method is made before the images are ranked: what cannot run should say so at once.
     methods = {name: METHODS[name](ingredients) for name in config.methods if name != GOLDEN}
-    chosen = images.take(config.images, config.seed)
+    chosen = images.take(config.images, config.seed if config.subset_seed is None else config.subset_seed)
     golden = _rank(model, pruner, chosen, classes, progress) if GOLDEN in config.methods else None
     if golden is not None:
         methods[GOLDEN] = Golden(golden)

@@ -3,12 +3,14 @@
 import difflib
 import hashlib
 import logging
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,6 +18,12 @@ from prtool.errors import ModelError
 from prtool.spec import Preprocess
 from prtool.trainer.hosts import tower_of
 from prtool.trainer.vit import VisionTower
+
+_LOADING_ERRORS = (
+    *(RuntimeError, OSError, ValueError, ImportError, LookupError, AttributeError, EOFError, StopIteration),
+    *(SafetensorError, pickle.UnpicklingError),
+)
+"""What open_clip and the readers below it raise for weights that are missing, cut off or none."""
 
 Tokenizer = Callable[[Sequence[str]], Tensor]
 
@@ -65,7 +73,7 @@ class DualEncoder:
         for template in templates:
             if template.count("{}") != 1:
                 raise ModelError(f"prompt template {template!r} must hold {{}} exactly once, where the class name goes")
-        prompts = [template.format(name.replace("_", " ")) for name in classnames for template in templates]
+        prompts = [template.replace("{}", name.replace("_", " ")) for name in classnames for template in templates]
         device = next(self.tower.parameters()).device
         chunks = [self.text(self.tokenizer(prompts[i : i + batch]).to(device)) for i in range(0, len(prompts), batch)]
         stacked = torch.cat(chunks).float().reshape(len(classnames), len(templates), -1)
@@ -93,10 +101,12 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
     _check_name(name, pretrained)
     try:
         # weights_only: a checkpoint file is data from outside and must never be unpickled into code.
-        model = open_clip.create_model(name, pretrained=pretrained or None, device=device, weights_only=True)
+        model = open_clip.create_model(
+            name, pretrained=pretrained or None, device=device, weights_only=True, require_pretrained=bool(pretrained) or _brings_weights(name)
+        )
         tokenizer = open_clip.get_tokenizer(name)
-    except (RuntimeError, OSError, ValueError, ImportError, KeyError, AttributeError) as cause:
-        raise ModelError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {cause}") from cause
+    except _LOADING_ERRORS as cause:
+        raise ModelError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {cause or type(cause).__name__}") from cause
     model = model.eval().requires_grad_(False)
     tower = tower_of(cast(nn.Module, model.visual)).eval()
     bias = getattr(model, "logit_bias", None)
@@ -123,9 +133,16 @@ def tensor_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _brings_weights(name: str) -> bool:
+    """Whether the address of a model is that of its weights too."""
+    return name.startswith(("local-dir:", "hf-hub:"))
+
+
 def _check_name(name: str, pretrained: str) -> None:
     import open_clip
 
+    if pretrained and _brings_weights(name):
+        raise ModelError(f"pretrained = {pretrained!r}, but {name!r} brings its own weights; leave pretrained out")
     if name.startswith("local-dir:"):
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():

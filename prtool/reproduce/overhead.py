@@ -31,11 +31,12 @@ def overhead(study: Study, folder: Path, engine: str, progress: Progress, measur
     Raises:
         Everything that training, export and benchmark raise.
     """
+    # Made before anything is trained: it refuses keeps that cannot be measured.
+    asked = BenchConfig(engines=(engine,), batches=(1, 8), keeps=(1.0, study.keep), modes=("fused", "split"), scopes=(ENCODER,), budget_s=_BUDGET_S)
     config, _ = trained(study, folder, progress)
     run = run_folder(config, study.sets[:1], folder)
     bundle = folder / "bundles" / run.name
     manifest = export_run(run, bundle, ExportOptions(study.keep), progress=progress)
-    asked = BenchConfig(engines=(engine,), batches=(1, 8), keeps=(1.0, study.keep), modes=("fused", "split"), scopes=(ENCODER,), budget_s=_BUDGET_S)
     report = measure(bundle, asked, progress)
     entries = [*_macs(manifest, study.keep), *_times(report)]
     entries += [Entry("peak memory of the run, MiB", "time", report.peak_memory_mib, None, 1, None)] if report.peak_memory_mib else []
@@ -67,13 +68,10 @@ def _times(report: BenchReport) -> list[Entry]:
                 chosen = sum(value for name, value in row.stages_ms.items() if name.startswith("select"))
                 entries.append(Entry(f"selection at keep {row.keep:g}, split", column, 100 * chosen / base.p50_ms, None, 1, None))
                 continue
-            title = (
-                "predictor, selection and tokens (keep 1, fused, above the unpruned)"
-                if row.k == max(r.k for r in rows)
-                else f"all at keep {row.keep:g}"
-            )
-            share = 100 / row.speedup - (100 if row.k == max(r.k for r in rows) else 0)
-            entries.append(Entry(title, column, share, None, 1, None))
+            whole = row.k == max(r.k for r in rows)
+            title = "predictor, selection and tokens (keep 1, fused, above the unpruned)" if whole else f"all at keep {row.keep:g}"
+            below = 100 if whole else 0
+            entries.append(Entry(title, column, 100 / row.speedup - below, None, 1, None))
             if row.joules_per_image is not None and base.joules_per_image:
-                entries.append(Entry(title, f"energy, batch {batch}", 100 * row.joules_per_image / base.joules_per_image, None, 1, None))
+                entries.append(Entry(title, f"energy, batch {batch}", 100 * row.joules_per_image / base.joules_per_image - below, None, 1, None))
     return entries

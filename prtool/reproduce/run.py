@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +15,10 @@ from prtool.reproduce.plan import Cell, DataSet, Job, Study
 from prtool.reproduce.published import columns_of, recognise
 from prtool.runtime.machine import library_versions
 from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
-from prtool.trainer.config import TrainConfig
-from prtool.trainer.data import load_split, templates_for
+from prtool.trainer.config import RANKING, TrainConfig
+from prtool.trainer.data import available_splits, load_split, templates_for
+from prtool.trainer.datasets.address import parse_data
+from prtool.trainer.datasets.detect import known_set
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.train import train
@@ -23,6 +26,8 @@ from prtool.trainer.train import train
 SCHEMA = 1
 _TUNED = "+tokens"
 _TOKENS = "tokens"
+_SUBSET_SEED = 0
+"""Of a part of the test images: every row and seed of a table is measured on the same."""
 _CACHES = ("golden", "tokens")
 """Folders of a run that are decided by images and model alone, their content named after all that it depends on."""
 
@@ -60,9 +65,13 @@ def data_sets(addresses: Sequence[str]) -> tuple[DataSet, ...]:
     """The data sets at some addresses; a folder that is none itself gives every data set in it.
 
     Raises:
-        DataError: there is none; the message shows the expected tree.
+        DataError: there is none, the message shows the expected tree; a set is incomplete; or two are the same one.
     """
     found = [data for address in addresses for data in _at(address)]
+    for place, data in enumerate(found):
+        same = next((other for other in found[:place] if data.column == other.column or data.name == other.name), None)
+        if same is not None:
+            raise DataError(f"{same.address} and {data.address} are both {data.column}; give one of them, a table has one column for it")
     if not found:
         raise DataError(
             f"no data set was found in {', '.join(addresses)}; expected FOLDER/NAME/ with one of the forms of docs/data.md for each data set"
@@ -120,7 +129,7 @@ def run_config(job: Job, study: Study) -> TrainConfig:
         ConfigError: a setting is unknown or out of range.
     """
     templates = study.templates or (_templates(job.train_on[0]) if len(job.train_on) == 1 else ())
-    return TrainConfig.load(
+    config = TrainConfig.load(
         None,
         {
             "model": study.model,
@@ -135,6 +144,9 @@ def run_config(job: Job, study: Study) -> TrainConfig:
             "tokens.seed": job.seed,
         },
     )
+    # A predictor that learns a golden ranking, because the study sets target = "ranking", needs it first.
+    ranks = config.target == RANKING and "predictor" in config.phases and "rank" not in config.phases
+    return replace(config, phases=("rank", *config.phases)) if ranks else config
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +203,7 @@ def _evaluated(run: Path, job: Job, bench: _Bench) -> EvalReport:
         methods=job.methods,
         images=bench.study.images,
         seed=job.seed,
+        subset_seed=_SUBSET_SEED,
         templates=templates,
         unpruned=bench.folder / "cache" / "unpruned",
     )
@@ -235,8 +248,12 @@ def share_caches(run: Path, folder: Path) -> None:
         for name in _CACHES:
             shared = folder / "cache" / name
             shared.mkdir(parents=True, exist_ok=True)
-            if not (run / name).exists():
-                (run / name).symlink_to(shared.resolve(), target_is_directory=True)
+            link = run / name
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+            if not link.exists():
+                # Relative, so that a folder that is moved or copied keeps its own cache.
+                link.symlink_to(os.path.relpath(shared.resolve(), run.resolve()), target_is_directory=True)
 
 
 def run_folder(config: TrainConfig, train_on: Sequence[DataSet], folder: Path) -> Path:
@@ -266,7 +283,7 @@ def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig
 def _evaluation_key(run: Path, job: Job, study: Study, asked: EvalConfig) -> str:
     """Names an evaluation after everything that it depends on."""
     checkpoint = hashlib.sha256((run / RECORD_NAME).read_bytes()).hexdigest()
-    data = load_split(job.test_on.address, "test").take(study.images, job.seed).digest()
+    data = load_split(job.test_on.address, "test").take(study.images, _SUBSET_SEED).digest()
     keeps = [str(keep) for keep in asked.keeps]
     return _key([SCHEMA, checkpoint, data, keeps, asked.methods, asked.seed, asked.templates, library_versions()])[:16]
 
@@ -302,13 +319,27 @@ def _at(address: str) -> list[DataSet]:
     try:
         test = load_split(address, "test")
     except DataError as cause:
+        if _is_set(address):
+            raise
         inside = sorted(item for item in folder.iterdir() if item.is_dir()) if folder.is_dir() else []
-        found = [data for item in inside if _readable(item) for data in _at(str(item))]
+        found = [data for item in inside if _readable(item) or _is_known(str(item)) for data in _at(str(item))]
         if not found:
             raise DataError(f"{address} is no data set and holds none: {cause}") from cause
         return found
     name = address.partition(":")[0] if ":" in address else folder.resolve().name
     return [DataSet(address, name, recognise(name), len(test.classnames), len(test))]
+
+
+def _is_set(address: str) -> bool:
+    """Whether an address is a data set itself, if an incomplete one: looking for others inside would hide what is wrong with it."""
+    try:
+        return _is_known(address) or bool(available_splits(address))
+    except DataError:
+        return False
+
+
+def _is_known(address: str) -> bool:
+    return any(known_set(parsed) is not None for parsed in parse_data(address))
 
 
 def _readable(folder: Path) -> bool:

@@ -67,8 +67,7 @@ def test_without_rivals_to_see_the_loss_is_that_of_the_shorter_sequence(kind):
     tokens = images.features.batch([0, 1, 2])[:, : prefix + kept]
     with torch.no_grad():
         short = functional.normalize(tower.leave(tokens, LOCATION), dim=-1)
-    if kind == "cls":  # a pooling head sees the rivals themselves, not only their keys
-        assert float(found.detach()) == pytest.approx(float(1 - (short * images.unpruned).sum(1).mean()), abs=1e-5)
+    assert float(found.detach()) == pytest.approx(float(1 - (short * images.unpruned).sum(1).mean()), abs=1e-5)
     assert lesson.judge(Fixed(tower, scores)) == pytest.approx(float((short * images.unpruned).sum(1).mean()), abs=1e-5)
 
 

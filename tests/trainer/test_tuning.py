@@ -281,3 +281,22 @@ def test_config_refuses_what_teaches_nothing():
         TokensConfig(distill=0.0, label=0.0)
     with pytest.raises(ConfigError, match=r"raise tokens\.label"):
         TokensConfig(text=4, label=0.0)
+
+
+class Raised(FirstChannel):
+    """The first channel, raised on one half of the patches by a buffer that no state keeps, as the spread over the grid is."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.register_buffer("board", torch.linspace(-1, 1, 16).sign() * by, persistent=False)
+
+    def forward(self, tokens):
+        return super().forward(tokens) + self.board
+
+
+def test_a_state_belongs_to_one_spread(task, model, tmp_path):
+    config, state = replace(SMALL, first=1), tmp_path / "state"
+    plain, raised = (replace(task, untuned=PrunedEncoder(model.tower, [Raised(by)], model.tower.prune_spec((2,))).eval()) for by in (0.0, 100.0))
+    tune(plain, config, state)
+    assert same(tune(raised, config, state), tune(raised, config))
+    assert not same(tune(raised, config), tune(plain, config))
