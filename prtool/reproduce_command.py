@@ -32,7 +32,8 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     from prtool.console import BarProgress, message, result_json, result_table
     from prtool.reproduce.plan import Study
     from prtool.reproduce.report import make_report, write_report
-    from prtool.reproduce.run import data_sets, run_cells
+    from prtool.reproduce.run import run_cells
+    from prtool.reproduce.sets import data_sets
     from prtool.reproduce.tables import make_table
 
     if table != OVERHEAD:

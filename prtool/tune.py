@@ -15,6 +15,7 @@ from prtool.runtime.bench import BenchConfig
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.data import NO_LABEL, SPLITS, available_splits, load_split
+from prtool.trainer.eval_report import paired_drop
 from prtool.tune_report import TuneReport, plot_front
 from prtool.tune_steps import (
     TUNE_FOLDER,
@@ -235,7 +236,7 @@ def _candidate(part: _Measured, keep: Keep, patches: int, batch: int, unpruned_m
 def _drop(quality: Quality, full: Quality) -> float:
     """Points of accuracy lost; from the counts where they are known, so that a drop of exactly the limit is not above it by rounding."""
     if quality.lost is not None and quality.won is not None:
-        return 100 * (quality.lost - quality.won) / quality.images
+        return paired_drop(quality.lost, quality.won, quality.images)
     return (full.accuracy or 0.0) - (quality.accuracy or 0.0)
 
 

@@ -12,11 +12,12 @@ from prtool.bundle import Bundle
 from prtool.cli import app
 from prtool.errors import ConfigError, DataError, StorageError
 from prtool.progress import SilentProgress
-from prtool.reproduce.overhead import overhead
+from prtool.reproduce.overhead import _times, overhead
 from prtool.reproduce.plan import Study
 from prtool.reproduce.published import in_ablation, in_columns, published, recognise
 from prtool.reproduce.report import make_report, markdown, write_report
-from prtool.reproduce.run import Verbs, data_sets, run_cells, run_config, share_caches
+from prtool.reproduce.run import Verbs, run_cells, run_config, share_caches
+from prtool.reproduce.sets import data_sets
 from prtool.reproduce.tables import TABLES, make_table
 from prtool.runtime.bench import bench
 from prtool.spec import Keep
@@ -294,7 +295,7 @@ def test_each_way_to_teach_is_a_run_of_its_own(study, tmp_path):
     quick, one = Quick(), replace(study, sets=study.sets[:1], seeds=1)
     table = make_table("lessons", one)
     found = run_cells(table.cells, one, tmp_path, SilentProgress(), quick.verbs())
-    ways = {cell.row.partition(": ")[0] if "greedy" not in cell.row else "greedy" for cell in table.cells}
+    ways = {cell.row.partition(": ")[0] for cell in table.cells}
     assert len(set(quick.trained)) == len(ways) == len(table.cells) / 2
     assert found.values["leave-one-out, loss kl: cosine x 100", "Caltech101"] == [90.0]
     configs = {cell.row: run_config(cell.job, one) for cell in table.cells}
@@ -397,6 +398,23 @@ def test_overhead_is_read_from_manifest_and_benchmark(tiny, tmp_path):
         assert values["all at keep 0.5", f"time, batch {batch}"] > 0
     assert values["peak memory of the run, MiB", "time"] > 0
     assert write_report(report, tmp_path / "written")[0].read_text().startswith("# What pruning costs")
+
+
+def test_overhead_refuses_its_keep_before_anything_is_trained(tiny, tmp_path):
+    with pytest.raises(ConfigError):
+        overhead(replace(tiny, keeps=(Keep.ratio(1.0),)), tmp_path / "out", "ort", SilentProgress())
+    assert not (tmp_path / "out").exists()
+
+
+def test_time_and_energy_above_the_unpruned_count_alike():
+    def row(k, keep, speedup, joules, is_baseline=False):
+        return SimpleNamespace(
+            batch=1, k=k, keep=keep, mode="fused", speedup=speedup, joules_per_image=joules, is_baseline=is_baseline, p50_ms=10.0, stages_ms={}
+        )
+
+    rows = [row(0, 1.0, 1.0, 2.0, is_baseline=True), row(16, 1.0, 1 / 1.03, 2.06), row(8, 0.5, 2.0, 1.0)]
+    values = [(entry.column, pytest.approx(entry.ours)) for entry in _times(SimpleNamespace(rows=rows))]
+    assert values == [("time, batch 1", 3.0), ("energy, batch 1", 3.0), ("time, batch 1", 50.0), ("energy, batch 1", 50.0)]
 
 
 def test_the_real_verbs_make_a_table(tiny, tmp_path):

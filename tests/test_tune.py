@@ -20,17 +20,18 @@ from prtool.choice import CHOICE_NAME, read_choice, record_digest
 from prtool.engines.base import EngineInfo
 from prtool.errors import CheckpointError, ConfigError, DataError, EngineUnavailable, KeepError
 from prtool.pareto import Candidate, Limits, choose, drop_error, nearest, pareto_front
+from prtool.progress import SilentProgress
 from prtool.runtime.bench import BenchConfig, bench
 from prtool.spec import Keep
 from prtool.study_commands import tune as command
-from prtool.trainer.checkpoint import Checkpoint
+from prtool.trainer.checkpoint import Checkpoint, TunedTokens
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.evaluate import EvalConfig
 from prtool.trainer.train import train
 from prtool.tune import TuneConfig, tune
 from prtool.tune_quality import evaluate_quality
-from prtool.tune_steps import Tools
+from prtool.tune_steps import QualityAsk, Site, Tools, Workshop, qualities
 
 LOCATION, PATCHES, IMAGES = 2, 16, 400
 KEEPS = tuple(Keep.ratio(value) for value in (1.0, 0.75, 0.5))
@@ -274,6 +275,36 @@ def test_other_locations_are_sibling_runs(run: Path) -> None:
     assert found.run == "tune/at-2-3/run"
     assert Checkpoint.load(run / found.run).prune.locations == (2, 3)
     assert sum("sibling run" in note for note in report.notes) == 2
+
+
+def test_a_sibling_whose_tokens_did_not_help_is_evaluated_without(run: Path, tmp_path: Path) -> None:
+    """The run has tokens, the site's own run has none."""
+    told, asked = script(), []
+
+    def evaluate(where: Path, data: Path | None, config: EvalConfig, *_: object) -> EvalReport:
+        asked.append(config.methods)
+        return told.evaluate(where, data, config)
+
+    checkpoint = Checkpoint.load(run)
+    shop = Workshop(run, replace(checkpoint, tokens=TunedTokens(visual=2)), replace(told.tools(), evaluate=evaluate), SilentProgress())
+    qualities(shop, Site(checkpoint.prune, run, tmp_path / "at-2"), QualityAsk(None, "", "val", 0), [Keep.count(12)])
+    assert asked == [("patch-ranking",)]
+
+
+@pytest.mark.parametrize("unpruned", range(30, 100, 7))
+def test_a_drop_of_exactly_the_limit_is_within_it(run: Path, unpruned: int) -> None:
+    """One image of 1,000 is 0.1 points, though 61.1 - 61.0 is more than 0.1 in floating point."""
+    told = script()
+
+    def evaluate(where: Path, data: Path | None, config: EvalConfig, *_: object) -> EvalReport:
+        report = told.evaluate(where, data, config)
+        rows = [replace(row, images=1000, accuracy=100 * unpruned / 1000, lost=0, won=0) for row in report.rows]
+        rows[1:] = [replace(row, accuracy=100 * (unpruned - 1) / 1000, lost=1) for row in rows[1:]]
+        return replace(report, rows=tuple(rows))
+
+    report = tune(run, config(Limits(max_drop=0.1)), tools=replace(told.tools(), evaluate=evaluate))
+    assert report.choice is not None
+    assert report.choice.k == 8
 
 
 def test_finished_work_is_reused_while_all_it_depends_on_is_the_same(run: Path, home: Path) -> None:

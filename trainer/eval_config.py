@@ -50,6 +50,11 @@ class EvalConfig:
             raise ConfigError(f"split = {self.split!r}, but it must be one of {', '.join(SPLITS)}")
         if self.batch < 1 or self.images < 0:
             raise ConfigError(f"batch = {self.batch} and images = {self.images}, but they must be at least 1 and at least 0 (all)")
-        for seed in (self.seed, self.subset_seed or 0):
+        for name, seed in (("seed", self.seed), ("subset_seed", self.drawn_by)):
             if not 0 <= seed < 2**32:
-                raise ConfigError(f"seed = {seed}, but it must be 0 to {2**32 - 1}")
+                raise ConfigError(f"{name} = {seed}, but it must be 0 to {2**32 - 1}")
+
+    @property
+    def drawn_by(self) -> int:
+        """The seed that draws the subset of images."""
+        return self.seed if self.subset_seed is None else self.subset_seed

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from prtool.errors import CheckpointError
 from prtool.files import storage_errors, write_bytes
@@ -90,19 +90,6 @@ class Ledger:
         if self._path is not None:
             with storage_errors(self._path):
                 self._path.unlink(missing_ok=True)
-
-
-def digest(part: Tensor | nn.Module | None) -> str | None:
-    """SHA-256 of a tensor, or of a module's kind, parameters and buffers, kept or not; None of None."""
-    if part is None:
-        return None
-    found = hashlib.sha256()
-    named = [("", part)] if isinstance(part, Tensor) else [*part.named_parameters(), *part.named_buffers()]
-    found.update(type(part).__name__.encode())
-    for name, tensor in named:
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
 
 
 def _read(path: Path, images: int) -> dict[str, Tensor]:

@@ -9,6 +9,11 @@ UNPRUNED = "unpruned"
 _NORMAL_95 = 1.959964
 
 
+def paired_drop(lost: int, won: int, images: int) -> float:
+    """Points of accuracy lost on the same images, exact: a difference of two percentages is not."""
+    return 100 * (lost - won) / images
+
+
 @dataclass(frozen=True, slots=True)
 class EvalRow:
     """One method at one keep rate.
@@ -38,7 +43,7 @@ class EvalRow:
     @property
     def drop(self) -> float | None:
         """Points of accuracy below the unpruned encoder on the same images, negative where this row is better."""
-        return None if self.lost is None or self.won is None else 100 * (self.lost - self.won) / self.images
+        return None if self.lost is None or self.won is None else paired_drop(self.lost, self.won, self.images)
 
     @property
     def drop_low(self) -> float | None:

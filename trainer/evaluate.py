@@ -20,12 +20,12 @@ from prtool.trainer.checkpoint import Checkpoint, MatchRow, untuned
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import ImageSet, load_split, pixel_batches, templates_for
 from prtool.trainer.eval_config import EvalConfig
-from prtool.trainer.eval_ledger import Ledger, digest
+from prtool.trainer.eval_ledger import Ledger
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.golden import GoldenConfig
 from prtool.trainer.golden_store import rank_images
 from prtool.trainer.matching import constant_ranking, matching_rate, random_rate
-from prtool.trainer.model import DualEncoder
+from prtool.trainer.model import DualEncoder, content_digest
 from prtool.trainer.pruned import PrunedEncoder
 
 __all__ = ["EvalConfig", "EvalReport", "EvalRow", "Pruner", "evaluate", "evaluate_run", "matching_table"]
@@ -134,7 +134,7 @@ def evaluate(
     ingredients = Ingredients(model.tower, pruner.scorers, config.seed, pruner.tuned, pruner.tuned_classes)
     # Every other method is made before the images are ranked: what cannot run should say so at once.
     methods = {name: METHODS[name](ingredients) for name in config.methods if name != GOLDEN}
-    chosen = images.take(config.images, config.seed if config.subset_seed is None else config.subset_seed)
+    chosen = images.take(config.images, config.drawn_by)
     golden = _rank(model, pruner, chosen, classes, progress) if GOLDEN in config.methods else None
     if golden is not None:
         methods[GOLDEN] = Golden(golden)
@@ -211,8 +211,8 @@ def _identity(task: _Task, pruner: Pruner, config: EvalConfig) -> dict[str, obje
         **_frozen_identity(task),
         "logits": [task.model.logit_scale, task.model.logit_bias],
         "spec": asdict(task.spec),
-        "made of": {name: digest(part) for name, part in made_of.items()},
-        "scorers": [digest(scorer) for scorer in pruner.scorers],
+        "made of": {name: content_digest(part) for name, part in made_of.items()},
+        "scorers": [content_digest(scorer) for scorer in pruner.scorers],
         "asked": [config.methods, task.counts, config.seed],
     }
 

@@ -106,7 +106,7 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
         )
         tokenizer = open_clip.get_tokenizer(name)
     except _LOADING_ERRORS as cause:
-        raise ModelError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {cause or type(cause).__name__}") from cause
+        raise ModelError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {str(cause) or type(cause).__name__}") from cause
     model = model.eval().requires_grad_(False)
     tower = tower_of(cast(nn.Module, model.visual)).eval()
     bias = getattr(model, "logit_bias", None)
@@ -131,6 +131,19 @@ def tensor_digest(module: nn.Module) -> str:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def content_digest(part: Tensor | nn.Module | None) -> str | None:
+    """SHA-256 of a tensor, or of a module's kind, parameters and buffers, kept or not; None of None."""
+    if part is None:
+        return None
+    found = hashlib.sha256()
+    named = [("", part)] if isinstance(part, Tensor) else [*part.named_parameters(), *part.named_buffers()]
+    found.update(type(part).__name__.encode())
+    for name, tensor in named:
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _brings_weights(name: str) -> bool:

@@ -15,8 +15,7 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.data import ImageSet
 from prtool.trainer.datasets.few_shot import few_shot
-from prtool.trainer.eval_ledger import digest as module_digest
-from prtool.trainer.model import DualEncoder
+from prtool.trainer.model import DualEncoder, content_digest
 from prtool.trainer.prompts import TextContext, VisualTokens, check_layers, new_context, new_visual
 from prtool.trainer.pruned import PrunedEncoder
 from prtool.trainer.tuning_data import Entry, TuningImages, embed_prepared, prepare_images
@@ -312,7 +311,7 @@ def _key(loop: _Loop, current: TuningState) -> str:
     """Says which tuning a saved state belongs to: settings, first values, pruning and data."""
     words = current.context.words if current.context is not None else ""
     plain = [SCHEMA, asdict(loop.config), asdict(loop.encoder.spec), loop.task.model.weights_sha256, words]
-    digest = hashlib.sha256(json.dumps([*plain, module_digest(loop.task.untuned.scorers)], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([*plain, content_digest(loop.task.untuned.scorers)], sort_keys=True).encode())
     parts = [*current.values().values(), *(part for part in (loop.zero_shot, loop.ids) if part is not None)]
     for data in (loop.train, loop.val):
         parts += [data.inputs, data.targets, data.labels]

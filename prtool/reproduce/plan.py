@@ -156,7 +156,7 @@ def accuracy(method: str, keep: Keep) -> Callable[[Checkpoint, EvalReport], floa
     """Reads a method's accuracy in percent at a keep that the job evaluates."""
 
     def read(_: Checkpoint, report: EvalReport) -> float | None:
-        row = _at(report, method, keep)
+        row = _row(report, method, keep)
         return None if row is None else row.accuracy
 
     return read
@@ -166,13 +166,13 @@ def cosine(method: str, keep: Keep) -> Callable[[Checkpoint, EvalReport], float 
     """Reads a method's mean cosine to the unpruned embedding, in percent, at a keep that the job evaluates."""
 
     def read(_: Checkpoint, report: EvalReport) -> float | None:
-        row = _at(report, method, keep)
-        return None if row is None or row.cosine is None else 100 * row.cosine
+        row = _row(report, method, keep)
+        return None if row is None else 100 * row.cosine
 
     return read
 
 
-def _at(report: EvalReport, method: str, keep: Keep) -> EvalRow | None:
+def _row(report: EvalReport, method: str, keep: Keep) -> EvalRow | None:
     wanted = keep.value / report.patches if keep.is_count else keep.value
     return next((row for row in report.of(method) if abs(row.keep - wanted) < 1e-9), None)
 

@@ -11,7 +11,8 @@ from typing import Any
 from prtool.files import new_file, write_bytes, write_json
 from prtool.reproduce.plan import Study, Table
 from prtool.reproduce.published import claims_of, published
-from prtool.reproduce.run import Found, absent
+from prtool.reproduce.run import Found
+from prtool.reproduce.sets import absent
 from prtool.trainer.baselines.registry import TUNED
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.eval_report import UNPRUNED

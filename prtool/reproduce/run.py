@@ -8,17 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prtool.errors import ConfigError, DataError, PrtoolError, StorageError
+from prtool.errors import ConfigError, PrtoolError, StorageError
 from prtool.files import storage_errors, write_json
 from prtool.progress import Progress
 from prtool.reproduce.plan import Cell, DataSet, Job, Study
-from prtool.reproduce.published import columns_of, recognise
 from prtool.runtime.machine import library_versions
 from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
 from prtool.trainer.config import RANKING, TrainConfig
-from prtool.trainer.data import available_splits, load_split, templates_for
-from prtool.trainer.datasets.address import parse_data
-from prtool.trainer.datasets.detect import known_set
+from prtool.trainer.data import load_split, templates_for
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.train import train
@@ -59,30 +56,6 @@ class Found:
         for row in report.rows:
             least, most = self.gmacs.get(row.method, (row.gmacs, row.gmacs))
             self.gmacs[row.method] = min(least, row.gmacs), max(most, row.gmacs)
-
-
-def data_sets(addresses: Sequence[str]) -> tuple[DataSet, ...]:
-    """The data sets at some addresses; a folder that is none itself gives every data set in it.
-
-    Raises:
-        DataError: there is none, the message shows the expected tree; a set is incomplete; or two are the same one.
-    """
-    found = [data for address in addresses for data in _at(address)]
-    for place, data in enumerate(found):
-        same = next((other for other in found[:place] if data.column == other.column or data.name == other.name), None)
-        if same is not None:
-            raise DataError(f"{same.address} and {data.address} are both {data.column}; give one of them, a table has one column for it")
-    if not found:
-        raise DataError(
-            f"no data set was found in {', '.join(addresses)}; expected FOLDER/NAME/ with one of the forms of docs/data.md for each data set"
-        )
-    return tuple(found)
-
-
-def absent(sets: Sequence[DataSet], table: str) -> tuple[str, ...]:
-    """The paper's data sets that are not there: those of the table, or of its comparison of methods where the table has no figures."""
-    there = {data.column for data in sets}
-    return tuple(name for name in columns_of(table) or columns_of("main") if name not in there)
 
 
 def run_cells(cells: Sequence[Cell], study: Study, folder: Path, progress: Progress, verbs: Verbs | None = None) -> Found:
@@ -283,7 +256,7 @@ def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig
 def _evaluation_key(run: Path, job: Job, study: Study, asked: EvalConfig) -> str:
     """Names an evaluation after everything that it depends on."""
     checkpoint = hashlib.sha256((run / RECORD_NAME).read_bytes()).hexdigest()
-    data = load_split(job.test_on.address, "test").take(study.images, _SUBSET_SEED).digest()
+    data = load_split(job.test_on.address, "test").take(study.images, asked.drawn_by).digest()
     keeps = [str(keep) for keep in asked.keeps]
     return _key([SCHEMA, checkpoint, data, keeps, asked.methods, asked.seed, asked.templates, library_versions()])[:16]
 
@@ -310,43 +283,6 @@ def _read(path: Path) -> EvalReport | None:
 
 def _templates(data: DataSet) -> tuple[str, ...]:
     return templates_for(data.address) if data.known is None else (data.known.template,)
-
-
-def _at(address: str) -> list[DataSet]:
-    folder = Path(address.partition(":")[2] or address)
-    if not folder.exists():
-        raise DataError(f"data folder {folder} does not exist; give --data folders of data sets, or NAME:FOLDER")
-    try:
-        test = load_split(address, "test")
-    except DataError as cause:
-        if _is_set(address):
-            raise
-        inside = sorted(item for item in folder.iterdir() if item.is_dir()) if folder.is_dir() else []
-        found = [data for item in inside if _readable(item) or _is_known(str(item)) for data in _at(str(item))]
-        if not found:
-            raise DataError(f"{address} is no data set and holds none: {cause}") from cause
-        return found
-    name = address.partition(":")[0] if ":" in address else folder.resolve().name
-    return [DataSet(address, name, recognise(name), len(test.classnames), len(test))]
-
-
-def _is_set(address: str) -> bool:
-    """Whether an address is a data set itself, if an incomplete one: looking for others inside would hide what is wrong with it."""
-    try:
-        return _is_known(address) or bool(available_splits(address))
-    except DataError:
-        return False
-
-
-def _is_known(address: str) -> bool:
-    return any(known_set(parsed) is not None for parsed in parse_data(address))
-
-
-def _readable(folder: Path) -> bool:
-    try:
-        return len(load_split(folder, "test")) > 0
-    except DataError:
-        return False
 
 
 def _title(job: Job) -> str:

@@ -29,7 +29,7 @@ _GENERAL = "Patch Ranking, one predictor for all sets"
 _PUBLISHED_AS = {_GENERAL: "Patch Ranking, one predictor trained on ImageNet"}
 _GENERAL_STEPS = 2
 """Of a predictor for all sets, in those of a set's own: it sees more kinds of images, and each set far fewer times."""
-_LEAVE_ONE_OUT = tuple({**RECIPES["leave-one-out"], **dict(_RANKED)}.items())
+_LEAVE_ONE_OUT = tuple((name, value) for name, value in RECIPES["leave-one-out"].items() if name != "phases")
 _LESSONS: Mapping[str, tuple[tuple[str, object], ...]] = MappingProxyType(
     {
         "own choice (default)": (),
@@ -38,7 +38,7 @@ _LESSONS: Mapping[str, tuple[tuple[str, object], ...]] = MappingProxyType(
         "own choice, transformer": (("scorer.arch", "transformer"),),
         **{f"leave-one-out, score {score}": (*_LEAVE_ONE_OUT, ("golden.score", score)) for score in SCORES},
         **{f"leave-one-out, groups of {side} x {side}": (*_LEAVE_ONE_OUT, ("golden.group", side)) for side in (1, 3, 4)},
-        "leave-one-out, greedy: 7 groups a step until half are left": (*_LEAVE_ONE_OUT, ("golden.step", 7), ("golden.floor", 98)),
+        "leave-one-out, greedy, 7 groups a step until 98 patches are left": (*_LEAVE_ONE_OUT, ("golden.step", 7), ("golden.floor", 98)),
         **{f"leave-one-out, loss {loss}": (*_LEAVE_ONE_OUT, ("fit.loss", loss)) for loss in LOSSES if loss != FitConfig().loss},
     }
 )
@@ -221,7 +221,7 @@ def _lessons(study: Study) -> Table:
     for title, settings in _LESSONS.items():
         for data in study.sets:
             for seed in range(study.seeds):
-                job = Job((data,), data, tuple(dict((*_SCORED, *settings)).items()), (OURS,), (study.keep,), seed)
+                job = Job((data,), data, (*_SCORED, *settings), (OURS,), (study.keep,), seed)
                 cells.append(Cell(f"{title}: accuracy", data.column, job, accuracy(OURS, study.keep)))
                 cells.append(Cell(f"{title}: cosine x 100", data.column, job, cosine(OURS, study.keep)))
     differs = (

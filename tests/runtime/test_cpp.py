@@ -28,11 +28,11 @@ MODELS = {
 }
 
 
-def program(name: str) -> Path:
-    """A built program; skips the test, with the reason, where there is none."""
-    path = BUILD / name
-    if not path.exists():
-        pytest.skip(f"not built: {path} ('make cpp' builds it; PRTOOL_CPP_BUILD names another build folder)")
+def built_file(pattern: str) -> Path:
+    """A built program or library; skips the test, with the reason, where there is none."""
+    path = next(BUILD.glob(pattern), None)
+    if path is None:
+        pytest.skip(f"not built: {BUILD / pattern} ('make cpp' builds it; PRTOOL_CPP_BUILD names another build folder)")
     return path
 
 
@@ -44,7 +44,7 @@ def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def engines() -> list[str]:
     """What the library was built with."""
-    return run(program("programs/prtool-run"), "--version").stdout.split("engines: ")[1].strip().split(",")
+    return run(built_file("programs/prtool-run"), "--version").stdout.split("engines: ")[1].strip().split(",")
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -65,12 +65,12 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.mark.parametrize("name", ["tests/prtool-unit", "tests/prtool-c-header"])
 def test_the_librarys_own_checks(name: str) -> None:
-    found = run(program(name))
+    found = run(built_file(name))
     assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_the_public_headers_on_a_bundle(bundle: Bundle) -> None:
-    found = run(program("tests/prtool-api"), PRTOOL_TEST_BUNDLE=str(bundle.path))
+    found = run(built_file("tests/prtool-api"), PRTOOL_TEST_BUNDLE=str(bundle.path))
     assert found.returncode == 0, found.stdout + found.stderr
     assert "0 failed" in found.stdout
 
@@ -85,7 +85,7 @@ def test_embeddings_are_pythons(bundle: Bundle, photographs: list[Path], tmp_pat
         pytest.skip(f"the library was built without engine {engine}")
     out = tmp_path / "embeddings.npy"
     options = ["--engine", engine, "--mode", mode, "--batch", 2, *(["--keep", keep] if keep else [])]
-    found = run(program("programs/prtool-run"), "embed", bundle.path, photographs[0].parent, "-o", out, *options)
+    found = run(built_file("programs/prtool-run"), "embed", bundle.path, photographs[0].parent, "-o", out, *options)
     assert found.returncode == 0, found.stderr
     assert "skipped: " in found.stderr and "broken, or not.jpg" in found.stderr
     assert "5 of 6 images" in found.stderr
@@ -100,14 +100,14 @@ def test_embeddings_are_pythons(bundle: Bundle, photographs: list[Path], tmp_pat
 def test_a_count_for_each_location(tmp_path: Path, photographs: list[Path]) -> None:
     bundle = tiny_bundle(tmp_path / "bundle", MODELS["three locations"])
     readable = [path for path in photographs if "broken" not in path.name]
-    found = run(program("programs/prtool-run"), "embed", bundle.path, *readable, "--keep", "12,12,3", "-o", tmp_path / "out.npy")
+    found = run(built_file("programs/prtool-run"), "embed", bundle.path, *readable, "--keep", "12,12,3", "-o", tmp_path / "out.npy")
     assert found.returncode == 0, found.stderr
     with Encoder.load(bundle) as encoder:
         np.testing.assert_allclose(np.load(tmp_path / "out.npy"), encoder.encode_images(readable, (12, 12, 3)), atol=1e-6)
 
 
 def test_classes_are_pythons(bundle: Bundle, photographs: list[Path]) -> None:
-    found = run(program("programs/prtool-run"), "classify", bundle.path, photographs[0].parent, "--top", 3)
+    found = run(built_file("programs/prtool-run"), "classify", bundle.path, photographs[0].parent, "--top", 3)
     assert found.returncode == 0, found.stderr
     rows = list(csv.DictReader(io.StringIO(found.stdout)))
     readable = [path for path in photographs if "broken" not in path.name]
@@ -167,7 +167,7 @@ def test_damaged_bundles_are_refused_alike(tmp_path: Path, photographs: list[Pat
     break_it(root)
     with pytest.raises(BundleError):
         Bundle.open(root)
-    found = run(program("programs/prtool-run"), "embed", root, photographs[0])
+    found = run(built_file("programs/prtool-run"), "embed", root, photographs[0])
     assert found.returncode == 1
     assert words in found.stderr
     assert found.stdout == ""
@@ -191,7 +191,7 @@ def test_damaged_bundles_are_refused_alike(tmp_path: Path, photographs: list[Pat
     ],
 )
 def test_wrong_words_are_named(words: list[str], status: int, message: str) -> None:
-    found = run(program("programs/prtool-run"), *words)
+    found = run(built_file("programs/prtool-run"), *words)
     assert (found.returncode, message in found.stderr) == (status, True), found.stderr
 
 
@@ -203,15 +203,15 @@ def test_keep_and_engine_out_of_range(tmp_path: Path, photographs: list[Path]) -
         ("--engine", "onnx"): "must be one of ort",
         ("--precision", "fp16"): "cannot compute in fp16",
     }.items():
-        found = run(program("programs/prtool-run"), "embed", bundle.path, photographs[0], *options)
+        found = run(built_file("programs/prtool-run"), "embed", bundle.path, photographs[0], *options)
         assert (found.returncode, message in found.stderr) == (1, True), found.stderr
-    found = run(program("programs/prtool-run"), "classify", bundle.path, photographs[0])
+    found = run(built_file("programs/prtool-run"), "classify", bundle.path, photographs[0])
     assert "has no classes" in found.stderr
 
 
 @pytest.mark.parametrize("engine", ["ort-cuda", "ort-tensorrt", "trt", "trt-rtx", "openvino"])
 def test_an_engine_that_cannot_run_says_what_is_missing(bundle: Bundle, photographs: list[Path], engine: str) -> None:
-    found = run(program("programs/prtool-run"), "embed", bundle.path, photographs[0], "--engine", engine)
+    found = run(built_file("programs/prtool-run"), "embed", bundle.path, photographs[0], "--engine", engine)
     if found.returncode == 0:
         pytest.skip(f"{engine} runs here")
     built = f"built without engine {engine}, but with {', '.join(engines())}; build it with -DPRTOOL_"
@@ -224,14 +224,14 @@ def test_the_examples_run(bundle: Bundle, photographs: list[Path]) -> None:
     with Encoder.load(bundle) as encoder:
         rows = encoder.encode_images(names, 0.6)
         best = {name: predictions[0].name for name, predictions in zip(names, encoder.classify(names, top=1), strict=True)}
-    found = run(program("examples/prtool-example-embed"), bundle.path, *names)
+    found = run(built_file("examples/prtool-example-embed"), bundle.path, *names)
     assert found.returncode == 0, found.stderr
     for line, row, name in zip(found.stdout.splitlines(), rows, names, strict=True):
         assert line.endswith(name)
         np.testing.assert_allclose([float(word) for word in line.split()[:4]], row[:4], atol=6e-5)
     lines = "\n".join([*names * 5, "/nowhere.jpg"])
     found = subprocess.run(
-        [program("examples/prtool-example-server"), bundle.path, "3"], input=lines, capture_output=True, text=True, timeout=60, check=False
+        [built_file("examples/prtool-example-server"), bundle.path, "3"], input=lines, capture_output=True, text=True, timeout=60, check=False
     )
     assert found.returncode == 0, found.stderr
     answers = [line.split("\t") for line in found.stdout.splitlines()]
@@ -241,13 +241,13 @@ def test_the_examples_run(bundle: Bundle, photographs: list[Path]) -> None:
 
 
 def test_cuda_graphs_are_refused_where_there_are_none(bundle: Bundle, photographs: list[Path]) -> None:
-    found = run(program("programs/prtool-run"), "embed", bundle.path, photographs[0], "--cuda-graphs")
+    found = run(built_file("programs/prtool-run"), "embed", bundle.path, photographs[0], "--cuda-graphs")
     assert (found.returncode, found.stderr) == (1, "error: engine ort records no CUDA graphs; trt and trt-rtx do\n")
 
 
 @pytest.mark.timeout(600)
 def test_a_project_elsewhere_builds_with_find_package(bundle: Bundle, photographs: list[Path], tmp_path: Path) -> None:
-    program("programs/prtool-run")
+    built_file("programs/prtool-run")
     if "PRTOOL_SANITIZE:STRING=\n" not in (BUILD / "CMakeCache.txt").read_text():
         pytest.skip("a library under sanitizers links into programs under the same ones only")
     assert run("cmake", "--install", BUILD, "--prefix", tmp_path / "installed").returncode == 0
@@ -273,9 +273,7 @@ def test_the_readmes_program_builds_and_runs(bundle: Bundle, photographs: list[P
     (tmp_path / "bundle").symlink_to(bundle.path)
     for name in ("cat.jpg", "dog.jpg"):
         shutil.copy(photographs[0], tmp_path / name)
-    library = next(BUILD.glob("libprtool.*"), None)
-    if library is None:
-        pytest.skip(f"not built: {BUILD}/libprtool ('make cpp' builds it; PRTOOL_CPP_BUILD names another build folder)")
+    library = built_file("libprtool.*")
     sanitizers = next(line for line in (BUILD / "CMakeCache.txt").read_text().splitlines() if line.startswith("PRTOOL_SANITIZE:")).split("=")[1]
     if sanitizers or library.suffix == ".a":
         pytest.skip("compiled by hand, it links a shared library without sanitizers only")

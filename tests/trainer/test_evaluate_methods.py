@@ -20,10 +20,10 @@ from prtool.trainer.baselines.avit import AVit
 from prtool.trainer.baselines.base import Counts, Entered
 from prtool.trainer.baselines.random_ import Random
 from prtool.trainer.data import ImageSet
-from prtool.trainer.eval_ledger import Ledger, digest
+from prtool.trainer.eval_ledger import Ledger
 from prtool.trainer.eval_report import EvalReport, EvalRow
 from prtool.trainer.evaluate import EvalConfig, Pruner, evaluate
-from prtool.trainer.model import DualEncoder
+from prtool.trainer.model import DualEncoder, content_digest
 from prtool.trainer.plots import plot_accuracy
 from prtool.trainer.prompts import VisualTokens
 from prtool.trainer.pruned import FirstOrder, PrunedEncoder
@@ -235,10 +235,10 @@ def test_a_damaged_ledger_is_named(tmp_path: Path) -> None:
 def test_a_digest_sees_buffers_and_kind() -> None:
     left, right = nn.Linear(2, 2), nn.Linear(2, 2)
     right.load_state_dict(left.state_dict())
-    assert digest(left) == digest(right) != digest(nn.Identity())
+    assert content_digest(left) == content_digest(right) != content_digest(nn.Identity())
     right.register_buffer("board", torch.ones(1), persistent=False)
-    assert digest(left) != digest(right)
-    assert digest(None) is None and digest(torch.ones(2)) != digest(torch.ones(2, 1))
+    assert content_digest(left) != content_digest(right)
+    assert content_digest(None) is None and content_digest(torch.ones(2)) != content_digest(torch.ones(2, 1))
 
 
 def test_counts_are_a_budget_for_each_location() -> None:
