@@ -82,6 +82,8 @@ def main() -> int:
     if chosen.quick:
         chosen.models, chosen.batches, chosen.rounds, chosen.seconds = TINY, "1,3", 3, 1.0
     device = torch.device(chosen.device)
+    if device.type == "cuda" and device.index is None:  # set_device takes a numbered device only
+        device = torch.device("cuda", torch.cuda.current_device())
     if device.type == "cuda":
         torch.cuda.set_device(device)
     record = _open(chosen, device)
