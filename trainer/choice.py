@@ -169,7 +169,7 @@ class ChoiceLesson:
         return functional.normalize(self._tower.head(sequence), dim=-1)
 
 
-def attention_with_gradients(device: torch.device) -> AbstractContextManager[None]:
+def attention_with_gradients(device: torch.device) -> AbstractContextManager[object]:
     """PyTorch's attention in a form whose mask alone may need gradients; on a CPU every form is one.
 
     Into the first block only the mask brings gradients, and there CUDA's memory-efficient kernel keeps nothing for its
