@@ -3,8 +3,8 @@
 python benchmarks/gpu.py                          # all parts; the same command again goes on where a run was cut off
 python benchmarks/gpu.py --quick --device cpu     # a tiny model and few rounds: shows that it runs, its times mean nothing
 
-Needs torch, torchvision, timm and open_clip. The part "bundle" also needs onnx, onnxscript and onnxruntime to make a bundle
-(or --bundle DIR), and takes every further engine that can be imported; what cannot is recorded with its reason.
+Needs torch, torchvision, timm and open_clip. The part "bundle" also needs prtool installed, and onnx, onnxscript and
+onnxruntime to make a bundle (or --bundle DIR), and takes every further engine that can be imported; what cannot is recorded with its reason.
 """
 
 import argparse
@@ -82,9 +82,8 @@ def main() -> int:
     if chosen.quick:
         chosen.models, chosen.batches, chosen.rounds, chosen.seconds = TINY, "1,3", 3, 1.0
     device = torch.device(chosen.device)
-    if device.type == "cuda" and device.index is None:  # set_device takes a numbered device only
-        device = torch.device("cuda", torch.cuda.current_device())
     if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)  # set_device takes a numbered device only
         torch.cuda.set_device(device)
     record = _open(chosen, device)
     clock = Clock(device, chosen.rounds, chosen.seconds, least_ms=0.1 if chosen.quick else 4.0)

@@ -3,13 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prtool.errors import ConfigError, ShapeError
 from prtool.trainer.features import Features
@@ -160,22 +158,12 @@ class ChoiceLesson:
         gates = config.floor + (1.0 - config.floor) * (hard + soft - soft.detach())
         mask = functional.pad(gates.log(), (prefix, 0))
         sequence = gather(tokens, considered, prefix)
-        with attention_with_gradients(sequence.device):
-            for block in range(self._location - 1, self._tower.depth):
-                sequence = self._tower.run_masked(block, sequence, mask)
+        for block in range(self._location - 1, self._tower.depth):
+            sequence = self._tower.run_masked(block, sequence, mask)
         if not self._tower.head_reads:
             # A head that pools over all tokens has no mask: rivals, which stand behind the kept patches, must not reach it.
             sequence = sequence[:, : prefix + k]
         return functional.normalize(self._tower.head(sequence), dim=-1)
-
-
-def attention_with_gradients(device: torch.device) -> AbstractContextManager[object]:
-    """PyTorch's attention in a form whose mask alone may need gradients; on a CPU every form is one.
-
-    Into the first block only the mask brings gradients, and there CUDA's memory-efficient kernel keeps nothing for its
-    backward pass, which then fails ("LSE is not correctly aligned"; pytorch #148476). The flash kernel takes no mask.
-    """
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
 
 
 def some_patches(tokens: Tensor, prefix_tokens: int, generator: torch.Generator) -> Tensor:

@@ -74,7 +74,7 @@ class OpenClipTower(VisionTower):
         queries = split_heads(query, attention.num_heads)
         return queries * queries.shape[-1] ** -0.5, split_heads(key, attention.num_heads)
 
-    def run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:  # noqa: D102
+    def _run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
         layer = cast(Any, self.blocks[block])
         heads, length = layer.attn.num_heads, tokens.shape[1]
         # nn.MultiheadAttention takes a mask of every image and head, with no axis left to broadcast.
@@ -151,7 +151,7 @@ class TimmTower(VisionTower):
         key_norm = getattr(attention, "k_norm", None) or identity
         return query_norm(split_heads(query, attention.num_heads)) * attention.scale, key_norm(split_heads(key, attention.num_heads))
 
-    def run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:  # noqa: D102
+    def _run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
         return cast(Tensor, cast(Any, self.blocks[block])(tokens, attn_mask=mask[:, None, None, :]))
 
     def cost(self) -> Cost:  # noqa: D102

@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prtool.errors import ConfigError
 from prtool.spec import Cost, PruneSpec
@@ -69,7 +71,6 @@ class VisionTower(nn.Module, ABC):
             Two tensors (batch, heads, tokens, head width); softmax of their product is the attention map.
         """
 
-    @abstractmethod
     def run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
         """One block with a mask on its attention.
 
@@ -81,6 +82,12 @@ class VisionTower(nn.Module, ABC):
         Returns:
             (batch, tokens, D), with gradients to the mask.
         """
+        with attention_with_gradients(tokens.device):
+            return self._run_masked(block, tokens, mask)
+
+    @abstractmethod
+    def _run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
+        """What `run_masked` does, by PyTorch's attention."""
 
     @abstractmethod
     def cost(self) -> Cost:
@@ -129,3 +136,12 @@ def matrix_weights(module: nn.Module) -> int:
 def split_heads(projected: Tensor, heads: int) -> Tensor:
     """(batch, tokens, heads x width) -> (batch, heads, tokens, width)."""
     return torch.unflatten(projected, -1, (heads, -1)).transpose(1, 2)
+
+
+def attention_with_gradients(device: torch.device) -> AbstractContextManager[object]:
+    """PyTorch's attention in a form whose mask may be all that needs gradients; on a CPU every form is one.
+
+    CUDA's memory-efficient kernel keeps nothing for its backward pass where queries, keys and values need no gradients,
+    and then fails there ("LSE is not correctly aligned"; pytorch #148476). The flash kernel takes no mask.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()

@@ -6,7 +6,7 @@ from tiny_encoder import entered, tiny_encoder
 from torch.nn import functional
 
 from prtool.errors import ConfigError
-from prtool.trainer.choice import ChoiceConfig, ChoiceImages, ChoiceLesson, attention_with_gradients, some_patches
+from prtool.trainer.choice import ChoiceConfig, ChoiceImages, ChoiceLesson, some_patches
 from prtool.trainer.features import Features
 from prtool.trainer.loop import FitConfig, learn
 from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
@@ -106,16 +106,6 @@ def test_the_gradient_is_that_of_the_gates():
     centred = standard[0]
     wanted = (wanted - wanted.mean() - centred * (wanted * centred).mean()) / scores.std(correction=0)
     assert torch.allclose(scorer.values.grad[0], wanted, atol=0.02 * float(wanted.abs().max()))
-
-
-def test_on_cuda_the_kernel_that_cannot_go_back_is_off():
-    cuda = torch.backends.cuda
-    allowed = cuda.mem_efficient_sdp_enabled()
-    with attention_with_gradients(torch.device("cuda")):
-        assert (cuda.mem_efficient_sdp_enabled(), cuda.flash_sdp_enabled(), cuda.math_sdp_enabled()) == (False, False, True)
-    assert cuda.mem_efficient_sdp_enabled() == allowed
-    with attention_with_gradients(torch.device("cpu")):
-        assert cuda.mem_efficient_sdp_enabled() == allowed
 
 
 @pytest.mark.gpu

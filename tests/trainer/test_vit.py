@@ -9,6 +9,7 @@ from towers import OPEN_CLIP, TIMM, open_clip_visual, timm_visual
 from prtool.errors import ConfigError, ModelError
 from prtool.spec import Keep
 from prtool.trainer.hosts import tower_of
+from prtool.trainer.vit import attention_with_gradients
 
 
 def all_visuals() -> list[tuple[str, bool]]:
@@ -106,3 +107,13 @@ def test_cost_equals_the_published_arithmetic(name: str, full: float, bounds: di
     assert cost.full_gmacs(spec) == pytest.approx(full, abs=0.006)
     for ratio, bound in bounds.items():
         assert cost.bound(spec, Keep.ratio(ratio)) == pytest.approx(bound, abs=0.006)
+
+
+def test_on_cuda_the_kernel_that_cannot_go_back_is_off():
+    cuda = torch.backends.cuda
+    allowed = cuda.mem_efficient_sdp_enabled()
+    with attention_with_gradients(torch.device("cuda")):
+        assert (cuda.mem_efficient_sdp_enabled(), cuda.flash_sdp_enabled(), cuda.math_sdp_enabled()) == (False, False, True)
+    assert cuda.mem_efficient_sdp_enabled() == allowed
+    with attention_with_gradients(torch.device("cpu")):
+        assert cuda.mem_efficient_sdp_enabled() == allowed

@@ -1,8 +1,9 @@
 // The kernels of select.cu on a real GPU, beside the host's selection: every index and every copied float is the same.
 #include <cuda_runtime_api.h>
 
-#include <cmath>
+#include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <limits>
 #include <random>
 #include <vector>
