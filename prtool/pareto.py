@@ -8,7 +8,6 @@ from prtool.errors import ConfigError
 
 SAME_TIME = 1.02
 """Most ratio of two times that counts as the same time; shorter steps drown in a benchmark's noise."""
-_Z95 = 1.959964
 Point = tuple[float, float, float]
 """Cost (lower is better), time (lower is better) and quality (higher is better)."""
 
@@ -170,23 +169,6 @@ def pareto_front(points: Sequence[Point]) -> tuple[bool, ...]:
 def front_of(candidates: Sequence[Candidate], limits: Limits) -> tuple[bool, ...]:
     """`pareto_front` over (GMACs, latency, accuracy or cosine)."""
     return pareto_front([(candidate.gmacs, candidate.latency_ms, limits.quality(candidate)[0]) for candidate in candidates])
-
-
-def drop_error(lost: int, won: int, images: int) -> float:
-    """Half the width of the 95 % interval of a drop in accuracy, in points, for two models on the same images.
-
-    Only the images on which they differ carry error: (lost + won - (lost - won)^2 / n) / n^2 is the variance. Half an image
-    is added to each of the four cells before (Agresti and Min, Statistics in Medicine 24, 2005), so that no difference on
-    few images is no certainty.
-
-    Args:
-        lost: images that only the unpruned model has right.
-        won: images that only the pruned model has right.
-        images: how many were evaluated, at least 1.
-    """
-    total = images + 2
-    variance = (lost + won + 1 - (lost - won) ** 2 / total) / total**2
-    return 100 * _Z95 * math.sqrt(variance)
 
 
 def _dominates(one: Point, other: Point) -> bool:

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from prtool.parameters import KeepList, Names, json_option, settings_of
 from prtool.spec import Keep
 
 OVERHEAD = "overhead"
+_NOT_MEASURED = {"seeds": "--seeds", "images": "--images", "rows": "--row"}
+"""Options that say what is evaluated, which the benchmark of the table `overhead` does not do."""
 
 
 @click.command()
@@ -36,8 +39,8 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     from prtool.reproduce.sets import data_sets
     from prtool.reproduce.tables import make_table
 
-    if table != OVERHEAD:
-        check_table(table)
+    check_table(table)
+    refuse_unread(table)
     study = Study(data_sets(asked.pop("data")), keeps=keep, settings=settings_of(settings), **asked)
     progress = BarProgress()
     if table == OVERHEAD:
@@ -65,5 +68,22 @@ def check_table(name: str) -> None:
     """
     from prtool.reproduce.tables import TABLES, unknown_table
 
-    if name not in TABLES:
+    if name not in (*TABLES, OVERHEAD):
         raise unknown_table(name, OVERHEAD)
+
+
+def refuse_unread(table: str) -> None:
+    """Refuses options that were given and change nothing in a table.
+
+    Raises:
+        ConfigError: names the option and why.
+    """
+    from prtool.errors import ConfigError
+    from prtool.reproduce.tables import WITHOUT_KEEP
+
+    context = click.get_current_context()
+    unread = {"keep": "--keep"} if table in WITHOUT_KEEP else _NOT_MEASURED if table == OVERHEAD else {}
+    given = [option for name, option in unread.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        why = "has keeps of its own, the paper's" if table in WITHOUT_KEEP else "is a benchmark of one run, of the first seed"
+        raise ConfigError(f"{', '.join(given)}: the table {table} {why}; leave it out")

@@ -9,13 +9,13 @@ from prtool.choice import SCHEMA, Choice, record_digest, write_choice
 from prtool.engines.registry import graph_precision
 from prtool.errors import ConfigError, DataError
 from prtool.files import write_json
-from prtool.pareto import Candidate, Limits, choose, drop_error, nearest
+from prtool.pareto import Candidate, Limits, choose, nearest
 from prtool.progress import Progress, SilentProgress
 from prtool.runtime.bench import BenchConfig
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.data import NO_LABEL, SPLITS, available_splits, load_split
-from prtool.trainer.eval_report import paired_drop
+from prtool.trainer.eval_report import drop_error, paired_drop
 from prtool.tune_report import TuneReport, plot_front
 from prtool.tune_steps import (
     TUNE_FOLDER,

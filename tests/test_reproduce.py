@@ -18,7 +18,7 @@ from prtool.reproduce.published import in_ablation, in_columns, published, recog
 from prtool.reproduce.report import make_report, markdown, write_report
 from prtool.reproduce.run import Verbs, run_cells, run_config, share_caches
 from prtool.reproduce.sets import data_sets
-from prtool.reproduce.tables import TABLES, make_table
+from prtool.reproduce.tables import OURS, TABLES, make_table
 from prtool.runtime.bench import bench
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import RECORD_NAME, Metrics, TunedTokens
@@ -321,6 +321,31 @@ def test_several_keeps_stand_in_one_table_from_one_evaluation_each(study, tmp_pa
     published_at = {cell.row: cell.published for cell in make_table("main", many).cells if cell.column == "Caltech101"}
     assert (published_at["ToMe, keep 0.6"], published_at["ToMe, keep 0.5"]) == (91.5, None)
     assert len(quick.evaluated) == 3 * 3
+
+
+def test_cls_attention_runs_once_and_its_unpruned_row_waits_for_no_predictor(study, tmp_path):
+    quick = Quick(broken=("mine",))
+    found = run_cells(make_table("cls-attention", study).cells, study, tmp_path, SilentProgress(), quick.verbs())
+    keep = Keep.ratio(0.5)
+    for row, method, seeds in (("Patch Ranking", OURS, (0, 1)), ("random", "random", (0, 1)), ("CLS attention", "cls-attention", (0,))):
+        assert found.values[f"{row}, keep {keep}", "Caltech101"] == [accuracy_of(method, keep, seed) for seed in seeds]
+    assert found.values["unpruned", "Caltech101"] == [90.0]
+
+
+@pytest.mark.parametrize(
+    ("table", "given"),
+    [
+        ("cls-attention", "--keep=0.5"),
+        ("predictor-ablation", "--keep=0.5"),
+        ("overhead", "--seeds=2"),
+        ("overhead", "--row=x"),
+        ("overhead", "--images=5"),
+    ],
+)
+def test_an_option_that_changes_nothing_in_a_table_is_refused(folder, table, given):
+    found = CliRunner().invoke(app, ["reproduce", table, "--data", str(folder), given])
+    assert found.exit_code == 1
+    assert f"{given.split('=')[0]}: the table {table}" in found.output
 
 
 def test_rows_that_were_not_asked_for_train_nothing(study, tmp_path):

@@ -19,14 +19,14 @@ from prtool.bundle import Bundle
 from prtool.choice import CHOICE_NAME, read_choice, record_digest
 from prtool.engines.base import EngineInfo
 from prtool.errors import CheckpointError, ConfigError, DataError, EngineUnavailable, KeepError
-from prtool.pareto import Candidate, Limits, choose, drop_error, nearest, pareto_front
+from prtool.pareto import Candidate, Limits, choose, nearest, pareto_front
 from prtool.progress import SilentProgress
 from prtool.runtime.bench import BenchConfig, bench
 from prtool.spec import Keep
 from prtool.study_commands import tune as command
 from prtool.trainer.checkpoint import Checkpoint, TunedTokens
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
+from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow, drop_error
 from prtool.trainer.evaluate import EvalConfig
 from prtool.trainer.train import train
 from prtool.tune import TuneConfig, tune

@@ -62,7 +62,7 @@ class ChoiceConfig:
     def schedule(self, fit: FitConfig, images: int) -> FitConfig:
         """The loop's settings for so many training images: this section's steps, batch and learning rates, and everything else of `fit`."""
         epochs = math.ceil(self.steps / math.ceil(images / self.batch))
-        return FitConfig(fit.loss, epochs, self.batch, self.lr, self.final_lr, fit.weight_decay, fit.noise, 0, fit.seed, 1, fit.subsets)
+        return FitConfig(fit.loss, epochs, self.batch, self.lr, self.final_lr, fit.weight_decay, fit.noise, 0, fit.seed, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -75,7 +75,6 @@ NOTES: dict[str, str] = {
     "fit.match_at": "m of the matching rate that chooses the best epoch; 0 = 100 of 196 patches, the same share of others",
     "fit.seed": "of the order of images, sampled pairs and noise",
     "fit.save_every": "epochs between two saved states",
-    "fit.subsets": "show a random part of the patches of each image; later locations do so of themselves",
     "choice.steps": "optimiser steps of a scorer that learns from its own choice (target embedding), rounded up to whole passes over the images",
     "choice.batch": "images a step",
     "choice.lr": "Adam's learning rate at the start",

@@ -14,9 +14,8 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.baselines.base import AdaptiveMethod, Counts, Entered, Method, RankingMethod
 from prtool.trainer.baselines.golden import Golden
-from prtool.trainer.baselines.patch_ranking import PatchRanking
 from prtool.trainer.baselines.registry import GOLDEN, METHODS, TUNED, Ingredients
-from prtool.trainer.checkpoint import Checkpoint, MatchRow, untuned
+from prtool.trainer.checkpoint import Checkpoint, untuned
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import ImageSet, load_split, pixel_batches, templates_for
 from prtool.trainer.eval_config import EvalConfig
@@ -24,11 +23,11 @@ from prtool.trainer.eval_ledger import Ledger
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.golden import GoldenConfig
 from prtool.trainer.golden_store import rank_images
-from prtool.trainer.matching import constant_ranking, matching_rate, random_rate
+from prtool.trainer.matching import matching_rate
 from prtool.trainer.model import DualEncoder, content_digest
 from prtool.trainer.pruned import PrunedEncoder
 
-__all__ = ["EvalConfig", "EvalReport", "EvalRow", "Pruner", "evaluate", "evaluate_run", "matching_table"]
+__all__ = ["EvalConfig", "EvalReport", "EvalRow", "Pruner", "evaluate", "evaluate_run"]
 
 CALIBRATION_IMAGES = 128
 """Images on which a method that spends differently on each one is fitted to its budget."""
@@ -158,37 +157,6 @@ def evaluate(
         predictor_trained=pruner.trained if pruner.scorers else None,
         notes=_notes(model, pruner, config, rows[0]),
     )
-
-
-@torch.inference_mode()
-def matching_table(
-    model: DualEncoder, pruner: Pruner, images: ImageSet, training: Tensor, counts: Sequence[int], progress: Progress | None = None
-) -> tuple[MatchRow, ...]:
-    """Matching rates @m of the first location's predictor on `images`, beside a random and a constant (mean-rank) order's.
-
-    Args:
-        model: the frozen encoder.
-        pruner: predictors and golden search (by score "feature", which needs no classes).
-        images: ranked here, or read from the pruner's cache.
-        training: (images, N) golden rankings of the training images, for the constant order.
-        counts: the m, each 1 to N.
-        progress: hears about images.
-
-    Raises:
-        ConfigError: there is no predictor.
-    """
-    if not pruner.scorers:
-        raise ConfigError("the matching rate is a predictor's, but there is none; train one")
-    method = PatchRanking(pruner.scorers)
-    progress = progress or SilentProgress()
-    golden = _rank(model, pruner, images, None, progress)
-    with stage(progress, "evaluating (images)", len(images)):
-        entered = _entered(model, pruner.spec, images, range(len(images)), EvalConfig().batch)
-        orders = [_told(progress, method.order(batch).cpu()) for batch in entered]
-    order = torch.cat(orders)
-    constant = constant_ranking(training)
-    patches = pruner.spec.patches
-    return tuple(MatchRow(m, matching_rate(order, golden, m), random_rate(patches, m), matching_rate(constant, golden, m)) for m in counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,8 +40,6 @@ class FitConfig:
         match_at: m of the matching rate that chooses the best epoch; 0 takes 100 of 196.
         seed: of the order of images, sampled pairs and noise.
         save_every: epochs between two saved states.
-        subsets: each image shows a random part of its patches, so that the scorer learns to order any that are left; for
-            scorers that take their tokens as a set.
     """
 
     loss: str = "listmle"
@@ -54,7 +52,6 @@ class FitConfig:
     match_at: int = 0
     seed: int = 0
     save_every: int = 5
-    subsets: bool = False
 
     def __post_init__(self) -> None:
         loss_named(self.loss)
@@ -79,11 +76,14 @@ class Examples:
         features: the tokens of each image.
         ranking: (images, N) integer, golden ranking, most to least important.
         golden: (images, N) float32, golden scores by patch, high = prune first.
+        subsets: each step shows a random part of every image's patches, so that the scorer learns to order any that are left;
+            for scorers that take their tokens as a set, as those of later locations do.
     """
 
     features: Features
     ranking: Tensor
     golden: Tensor
+    subsets: bool = False
 
     def __post_init__(self) -> None:
         if len(self.features) != len(self.ranking) or self.ranking.shape != self.golden.shape or not len(self.ranking):
@@ -156,16 +156,17 @@ class RankingLesson:
         return len(self._train.ranking)
 
     def parts(self) -> Iterable[Tensor]:
-        """Tokens, rankings and golden scores."""
+        """Tokens, rankings and golden scores, and whether a step shows a part of them."""
         for data in (self._train, self._val):
             yield from (*data.features.shards, data.ranking, data.golden)
+        yield torch.tensor(self._train.subsets)
 
     def loss(self, scorer: PatchScorer, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """See `Lesson.loss`."""
         config, device = self._config, _device(scorer)
         tokens = noisy(self._train.features.batch(chosen.tolist()), config.noise, generator)
         ranking, golden = self._train.ranking[chosen].long(), self._train.golden[chosen]
-        if config.subsets:
+        if self._train.subsets:
             tokens, ranking, golden = _subset(tokens, ranking, golden, generator)
         return self._loss(scorer(tokens.to(device)), ranking.to(device), golden.to(device), generator)
 

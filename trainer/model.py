@@ -4,17 +4,17 @@ import difflib
 import hashlib
 import logging
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prtool.errors import ModelError
+from prtool.errors import ConfigError, ModelError
 from prtool.spec import Preprocess
 from prtool.trainer.hosts import tower_of
 from prtool.trainer.vit import VisionTower
@@ -25,7 +25,11 @@ _LOADING_ERRORS = (
 )
 """What open_clip and the readers below it raise for weights that are missing, cut off or none."""
 
-Tokenizer = Callable[[Sequence[str]], Tensor]
+
+class Tokenizer(Protocol):
+    """Texts to token ids (texts, length) int64, cut and padded; the model's context length where no length is given, as open_clip's are."""
+
+    def __call__(self, texts: Sequence[str], context_length: int | None = None, /) -> Tensor: ...  # noqa: D102 - as the class says
 
 
 class TextTower(nn.Module):
@@ -69,15 +73,36 @@ class DualEncoder:
             classnames: in label order; underscores read as spaces (CoOp).
             templates: prompts with one `{}` each.
             batch: prompts encoded at once.
+
+        Raises:
+            ModelError: a template does not hold `{}` once.
+            ConfigError: a prompt is longer than the model reads.
         """
         for template in templates:
             if template.count("{}") != 1:
                 raise ModelError(f"prompt template {template!r} must hold {{}} exactly once, where the class name goes")
         prompts = [template.replace("{}", name.replace("_", " ")) for name in classnames for template in templates]
         device = next(self.tower.parameters()).device
-        chunks = [self.text(self.tokenizer(prompts[i : i + batch]).to(device)) for i in range(0, len(prompts), batch)]
+        chunks = [self.text(self.token_ids(prompts[i : i + batch]).to(device)) for i in range(0, len(prompts), batch)]
         stacked = torch.cat(chunks).float().reshape(len(classnames), len(templates), -1)
         return functional.normalize(stacked.mean(dim=1), dim=-1)
+
+    def token_ids(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (prompts, context length) int64 of prompts that the model reads whole.
+
+        Raises:
+            ConfigError: a prompt is longer; the tokenizer would cut it, and say nothing.
+        """
+        texts = list(prompts)
+        ids = self.tokenizer(texts)
+        # A tokenizer ends what it cuts with its end token, so a cut prompt differs from its longer form.
+        cut = (self.tokenizer(texts, 2 * ids.shape[1])[:, : ids.shape[1]] != ids).any(dim=1)
+        if bool(cut.any()):
+            raise ConfigError(
+                f"prompt {texts[int(cut.int().argmax())]!r} is longer than the {ids.shape[1]} tokens that {self.name} reads; give a shorter template "
+                "or class names, or fewer context tokens (tokens.text)"
+            )
+        return ids
 
     def logits(self, embeddings: Tensor, classes: Tensor) -> Tensor:
         """Class logits (batch, classes) of L2-normalised embeddings (batch, E)."""

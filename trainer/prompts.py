@@ -1,7 +1,7 @@
 """Learnable tokens: visual ones that travel beside the patches, and context words in front of class names."""
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class TextContext(nn.Module):
 
     def prompt_ids(self, model: DualEncoder, classnames: Sequence[str], template: str) -> Tensor:
         """Token ids (classes, context length) int64 of the prompts, which training computes once; as for `class_embeddings`."""
-        return _fitting_ids(model, [prompt_text(self.words, template, name) for name in classnames])
+        return model.token_ids([prompt_text(self.words, template, name) for name in classnames])
 
     def embed(self, model: DualEncoder, ids: Tensor) -> Tensor:
         """Class embeddings (classes, E) float32, L2-normalised, of `prompt_ids`, with gradients to the context."""
@@ -211,26 +211,8 @@ def _start(model: DualEncoder) -> int:
 
 def _token_count(model: DualEncoder, text: str) -> int:
     """Tokens of a text, without start and end: what it has more than the empty text."""
-    lengths = _used(_ids(model, [text, ""], 2 * model.context_length))
+    lengths = _used(model.tokenizer([text, ""], 2 * model.context_length))
     return int(lengths[0] - lengths[1])
-
-
-def _fitting_ids(model: DualEncoder, prompts: Sequence[str]) -> Tensor:
-    """Token ids (prompts, context) of prompts that the model reads whole."""
-    ids = model.tokenizer(prompts)
-    # A tokenizer cuts what is too long and ends it with its end token, so a cut prompt differs from its longer form.
-    cut = (_ids(model, prompts, 2 * ids.shape[1])[:, : ids.shape[1]] != ids).any(dim=1)
-    if bool(cut.any()):
-        worst = prompts[int(cut.int().argmax())]
-        raise ConfigError(
-            f"prompt {worst!r} is longer than the {ids.shape[1]} tokens that {model.name} reads; give fewer context tokens (tokens.text), or shorter "
-            "class names or template"
-        )
-    return ids
-
-
-def _ids(model: DualEncoder, prompts: Sequence[str], length: int) -> Tensor:
-    return cast(Tensor, cast(Any, model.tokenizer)(list(prompts), length))
 
 
 def _used(ids: Tensor) -> Tensor:

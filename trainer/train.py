@@ -123,7 +123,7 @@ def _scored(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoi
     # A scorer that learns from its own choice needs no ranking; a ranking that is there adds the matching rates.
     rankings = _rank(run) if "rank" in phases or run.config.target == RANKING else []
     if before is not None and (trained or "predictor" not in phases):
-        return before
+        return _with_matching(run, before, rankings)
     if "predictor" not in phases:
         return blank.save(run.folder)
     fits = [_train_scorer(run, place, blank.scorer(place), rankings) for place in range(len(_scored_locations(run.config)))]
@@ -218,7 +218,7 @@ def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence
     if config.target == RANKING:
         golden = rankings[place]
         learned, judged = (Examples(tokens[part], golden[part].ranking, golden[part].scores) for part in (0, 1))
-        return fit(scorer, learned, judged, replace(config.fit, subsets=later), state, run.progress)
+        return fit(scorer, replace(learned, subsets=later), judged, config.fit, state, run.progress)
     tower, location = run.model.tower, _scored_locations(config)[place]
     seen, held = (
         ChoiceImages(part, cache_unpruned(run.model, images, location, part, run.folder / "tokens", run.progress))
@@ -238,14 +238,25 @@ def _features(run: _Run, place: int) -> tuple[Features, Features]:
 def _metrics(run: _Run, result: FitResult, rankings: _Rankings | None) -> Metrics:
     losses = tuple(epoch.loss for epoch in result.history)
     scores = tuple(epoch.score for epoch in result.history)
-    rows: tuple[MatchRow, ...] = ()
-    if rankings is not None:
-        golden, constant = rankings[1].ranking, constant_ranking(rankings[0].ranking)
-        patches, order = golden.shape[1], order_of(predict(result.scorer, _features(run, 0)[1]))
-        rows = tuple(
-            MatchRow(m, matching_rate(order, golden, m), random_rate(patches, m), matching_rate(constant, golden, m)) for m in usual_counts(patches)
-        )
+    rows = () if rankings is None else _match_rows(run, result.scorer, rankings)
     return Metrics(rows, result.best_epoch, losses, scores, result.match_at)
+
+
+def _match_rows(run: _Run, scorer: PatchScorer, rankings: _Rankings) -> tuple[MatchRow, ...]:
+    """Matching rates of the first location's scorer on the validation images, beside random and constant orders."""
+    golden, constant = rankings[1].ranking, constant_ranking(rankings[0].ranking)
+    patches, order = golden.shape[1], order_of(predict(scorer, _features(run, 0)[1]))
+    return tuple(
+        MatchRow(m, matching_rate(order, golden, m), random_rate(patches, m), matching_rate(constant, golden, m)) for m in usual_counts(patches)
+    )
+
+
+def _with_matching(run: _Run, found: Checkpoint, rankings: Sequence[_Rankings]) -> Checkpoint:
+    """A finished checkpoint, with the matching rates that a ranking made after it adds."""
+    if not found.scorer_trained or not rankings or found.metrics.matching:
+        return found
+    scorer = found.scorer(0).to(next(run.model.tower.parameters()).device).eval()
+    return replace(found, metrics=replace(found.metrics, matching=_match_rows(run, scorer, rankings[0]))).save(run.folder)
 
 
 def _with_tokens(run: _Run, scored: Checkpoint) -> Checkpoint:

@@ -256,9 +256,9 @@ def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig
 def _evaluation_key(run: Path, job: Job, study: Study, asked: EvalConfig) -> str:
     """Names an evaluation after everything that it depends on."""
     checkpoint = hashlib.sha256((run / RECORD_NAME).read_bytes()).hexdigest()
-    data = load_split(job.test_on.address, "test").take(study.images, asked.drawn_by).digest()
+    images = load_split(job.test_on.address, "test").take(study.images, asked.drawn_by)
     keeps = [str(keep) for keep in asked.keeps]
-    return _key([SCHEMA, checkpoint, data, keeps, asked.methods, asked.seed, asked.templates, library_versions()])[:16]
+    return _key([SCHEMA, checkpoint, images.digest(), images.classnames, keeps, asked.methods, asked.seed, asked.templates, library_versions()])[:16]
 
 
 def _with_untuned(report: EvalReport, methods: Sequence[str]) -> EvalReport:

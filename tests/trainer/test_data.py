@@ -103,7 +103,7 @@ def test_plain_photographs_have_no_labels(tmp_path: Path) -> None:
     assert len(found) == 5 and set(found.labels) == {-1} and found.classnames == ()
     with pytest.raises(DataError, match=r"accuracy needs labels, but 5 of 5 images .* the first"):
         found.require_labels("accuracy")
-    with pytest.raises(DataError, match="few-shot sampling needs labels"):
+    with pytest.raises(DataError, match=r"few-shot sampling \(tokens\.shots; 0 takes all .* needs labels"):
         few_shot(found, 1, 0)
 
 

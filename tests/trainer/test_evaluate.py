@@ -22,10 +22,9 @@ from prtool.trainer import evaluate as module
 from prtool.trainer.baselines.random_ import Random
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import ImageSet, load_split
-from prtool.trainer.evaluate import EvalConfig, Pruner, evaluate, evaluate_run, matching_table
+from prtool.trainer.evaluate import EvalConfig, Pruner, evaluate, evaluate_run
 from prtool.trainer.golden import GoldenConfig
 from prtool.trainer.hosts import tower_of
-from prtool.trainer.matching import matching_rate
 from prtool.trainer.model import DualEncoder, TextTower
 from prtool.trainer.plots import plot_accuracy
 from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
@@ -246,18 +245,6 @@ def test_notes_say_what_the_figures_do_not(model: DualEncoder, scorer: PatchScor
 def test_the_oracle_is_called_one(model: DualEncoder, images: ImageSet, classes: Tensor) -> None:
     notes = evaluate(model, pruner_of(None, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("golden",))).notes
     assert any("oracle" in note for note in notes)
-
-
-@pytest.mark.usefixtures("ranked")
-def test_matching_rates_beside_random_and_constant(model: DualEncoder, scorer: PatchScorer, images: ImageSet, object_first: np.ndarray) -> None:
-    golden = torch.from_numpy(object_first).long()
-    rows = matching_table(model, pruner_of(scorer, model), images, golden, (4, 8))
-    order = torch.stack([torch.from_numpy(order_of(scores_one("patch-ranking", model, scorer, images, i))) for i in range(IMAGES)])
-    mean_rank = np.argsort(np.argsort(object_first, axis=1).mean(axis=0), kind="stable")
-    for row, m in zip(rows, (4, 8), strict=True):
-        assert (row.m, row.random) == (m, m / 16)
-        assert row.predictor == pytest.approx(matching_rate(order, golden, m))
-        assert row.constant == pytest.approx(np.mean([len(set(mean_rank[:m]) & set(own[:m])) / m for own in object_first]))
 
 
 @pytest.fixture

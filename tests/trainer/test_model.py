@@ -36,4 +36,4 @@ def test_weights_beside_a_folder_that_brings_its_own_are_refused(tmp_path):
 
 def test_braces_in_a_class_name_and_a_template_are_text(tmp_path):
     model = load_model(write_model(tmp_path / "model"))
-    assert model.class_embeddings(["a{x}", "b"], ["{x} {}"]).shape == (2, 16)
+    assert model.class_embeddings(["a{x}", "b"], ["{ {}"]).shape == (2, 16)

@@ -147,6 +147,12 @@ def test_a_context_longer_than_the_model_reads_is_refused(model):
         new_context(model, room + 1, "a", TEMPLATE).class_embeddings(model, ("red",), TEMPLATE)
 
 
+def test_a_prompt_that_the_tokenizer_would_cut_is_refused(model):
+    assert model.class_embeddings(CLASSES, (TEMPLATE,)).shape[0] == len(CLASSES)
+    with pytest.raises(ConfigError, match=f"prompt 'big big .*red' is longer than the {model.context_length} tokens"):
+        model.class_embeddings(CLASSES, ("big " * model.context_length + "{}",))
+
+
 def test_words_that_do_not_fit_the_count_are_refused(plain):
     with pytest.raises(ConfigError, match=r"takes 3; give tokens\.text = 3"):
         new_context(plain, 2, "", TEMPLATE)

@@ -279,6 +279,10 @@ def test_a_scorer_that_learns_from_its_choice_needs_no_ranking(config, tmp_path)
     assert [row.m for row in ranked.metrics.matching] == [row.m for row in ranked.metrics.matching if row.m <= 16]
     assert ranked.metrics.matching
     assert all(torch.equal(found.tensors[name], ranked.tensors[name]) for name in found.tensors)
+    later = train(choosing(config, {"phases": ["rank", "predictor"]}), tmp_path)
+    assert later == Checkpoint.load(tmp_path)
+    assert later.metrics == ranked.metrics, "a ranking that comes after the predictor adds the same matching rates"
+    assert all(torch.equal(found.tensors[name], later.tensors[name]) for name in found.tensors)
 
 
 @pytest.mark.parametrize("target", ["ranking", "embedding"])

@@ -30,7 +30,7 @@ def few_shot(images: ImageSet, shots: int, seed: int) -> ImageSet:
         raise ConfigError(f"shots = {shots}, but it must be 0 (all images) or more; usual are {', '.join(map(str, SHOTS))}")
     if shots == 0:
         return images
-    images.require_labels("few-shot sampling")
+    images.require_labels("few-shot sampling (tokens.shots; 0 takes all images and needs none)")
     by_label: dict[int, list[int]] = defaultdict(list)
     for index, label in enumerate(images.labels):
         by_label[label].append(index)
