@@ -202,11 +202,6 @@ def _entered(model: DualEncoder, spec: PruneSpec, images: ImageSet, indices: Seq
         yield Entered.of(model.tower, pixels.to(device), chosen, spec)
 
 
-def _told(progress: Progress, order: Tensor) -> Tensor:
-    progress.advance(len(order))
-    return order
-
-
 def _fill(task: _Task, ledger: Ledger, known: Ledger, batch: int, progress: Progress) -> None:
     """Evaluates the images that the ledger misses; `known` has unpruned embeddings, and takes those that it lacks."""
     missing = ledger.missing()
@@ -284,7 +279,7 @@ def _rows(task: _Task, keeps: Sequence[Keep], ledger: Ledger) -> tuple[EvalRow, 
     return tuple(rows)
 
 
-def _rank(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tensor | None, progress: Progress) -> Tensor:
+def _rank(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tensor, progress: Progress) -> Tensor:
     """The golden ranking (images, N) int64 on the CPU."""
     if pruner.golden.location != pruner.spec.locations[0]:
         raise ConfigError(f"golden.location = {pruner.golden.location}, but tokens drop at {pruner.spec.locations[0]}; give both the same")
