@@ -10,8 +10,13 @@ from prtool.parameters import KeepList, Names, json_option, settings_of
 from prtool.spec import Keep
 
 OVERHEAD = "overhead"
-_NOT_MEASURED = {"seeds": "--seeds", "images": "--images", "rows": "--row"}
-"""Options that say what is evaluated, which the benchmark of the table `overhead` does not do."""
+_PAPERS_KEEPS = (("--keep",), "has keeps of its own, the paper's")
+_UNREAD = {
+    "predictor-ablation": _PAPERS_KEEPS,
+    "cls-attention": _PAPERS_KEEPS,
+    OVERHEAD: (("--seeds", "--images", "--row"), "is a benchmark of one run, of the first seed"),
+}
+"""Options that change nothing in a table, and why."""
 
 
 @click.command()
@@ -79,11 +84,10 @@ def refuse_unread(table: str) -> None:
         ConfigError: names the option and why.
     """
     from prtool.errors import ConfigError
-    from prtool.reproduce.tables import WITHOUT_KEEP
 
     context = click.get_current_context()
-    unread = {"keep": "--keep"} if table in WITHOUT_KEEP else _NOT_MEASURED if table == OVERHEAD else {}
-    given = [option for name, option in unread.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    unread, why = _UNREAD.get(table, ((), ""))
+    named = [option.opts[0] for option in context.command.params if context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE]
+    given = [name for name in named if name in unread]
     if given:
-        why = "has keeps of its own, the paper's" if table in WITHOUT_KEEP else "is a benchmark of one run, of the first seed"
         raise ConfigError(f"{', '.join(given)}: the table {table} {why}; leave it out")

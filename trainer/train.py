@@ -80,9 +80,9 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> C
     that was stopped, in any way and at any moment, goes on with the same call and ends with the same bytes.
 
     Args:
-        config: settings. Phase "rank" ranks and leaves an untrained scorer; "predictor" needs that ranking where the target
-            is "ranking", and "tokens" the predictor of phase "predictor", of this or an earlier call; "none" leaves an untrained
-            scorer, and needs no data.
+        config: settings. Phase "rank" ranks, and leaves an untrained scorer or adds matching rates to a trained one; "predictor"
+            needs that ranking where the target is "ranking", and "tokens" the predictor of phase "predictor", of this or an
+            earlier call; "none" leaves an untrained scorer, and needs no data.
         run: the run's folder.
         progress: hears about each phase.
 

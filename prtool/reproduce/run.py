@@ -232,8 +232,9 @@ def share_caches(run: Path, folder: Path) -> None:
 def run_folder(config: TrainConfig, train_on: Sequence[DataSet], folder: Path) -> Path:
     """The folder of a run, named after its settings.
 
-    Tokens are tuned in the run of their predictor; matching rates need a ranking that comes before it. A run without
-    training stands alone: training would replace its checkpoint, and with that what was evaluated with it.
+    Tokens are tuned in the run of their predictor. A run with a ranking is another than one without: matching rates would
+    change the checkpoint that evaluations are named after. A run without training stands alone: training would replace its
+    checkpoint, and with that what was evaluated with it.
     """
     plain = {name: value for name, value in config.to_json().items() if name != "phases"}
     kind = "none" if config.phases == ("none",) else "rank" in config.phases

@@ -256,6 +256,3 @@ TABLES: Mapping[str, Callable[[Study], Table]] = MappingProxyType(
     }
 )
 """Tables that are made of trained runs and their evaluation, by name; `overhead` is measured by a benchmark."""
-
-WITHOUT_KEEP = ("predictor-ablation", "cls-attention")
-"""Tables that have the paper's keeps, and read none of the study."""
