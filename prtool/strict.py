@@ -1,0 +1,105 @@
+"""Strict readers of files that others may have written: regular files of bounded size, and JSON and TOML of bounded values."""
+
+import json
+import math
+import os
+import re
+import stat
+import tomllib
+from pathlib import Path
+from typing import Any
+
+JSON_NESTING = 32
+"""Lists and objects inside one another, at most."""
+JSON_INTEGER = 2**53
+"""Largest magnitude of a whole number: every language reads such numbers exactly."""
+TOML_BYTES = 1 << 16
+"""Size of a settings file at most."""
+_NAME = r'(?:[\w-]++|"[^"\n]*+"|\'[^\'\n]*+\')'
+# tomllib's time grows with the square of a dotted name's length.
+_LONG_NAME = re.compile(rf"(?<![\w-]){_NAME}(?:[ \t]*+\.[ \t]*+{_NAME}){{{JSON_NESTING}}}")
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file; a FIFO or a device is not waited for, and no more than `limit` bytes are read.
+
+    Raises:
+        OSError: it cannot be opened or read; FileNotFoundError where there is none.
+        ValueError: it is not a regular file, or too large.
+    """
+    # Without O_NONBLOCK opening a FIFO waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        if status.st_size > limit:
+            raise ValueError(f"it has {status.st_size} bytes, but at most {limit} are read")
+        return stream.read(limit)
+
+
+def parse_json(content: bytes) -> Any:  # noqa: ANN401 - any plain value
+    """Plain JSON, with none of the values that languages read differently.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, repeats a name in an object, is nested more than 32 deep, or holds NaN, infinity or a
+            whole number beyond +-2^53.
+    """
+    try:
+        value = json.loads(content.decode(), object_pairs_hook=_object)
+    except RecursionError as cause:
+        raise ValueError(f"it is nested more than {JSON_NESTING} deep") from cause
+    check_plain(value)
+    return value
+
+
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """Plain TOML, with the limits of `parse_json`.
+
+    Raises:
+        ValueError: it is no TOML in UTF-8, has more than 64 KiB, or holds a value beyond the limits.
+    """
+    if len(content) > TOML_BYTES:
+        raise ValueError(f"it has {len(content)} bytes, but at most {TOML_BYTES} are read")
+    text = content.decode()
+    if _LONG_NAME.search(text):
+        raise ValueError(f"a name in it has more than {JSON_NESTING} parts")
+    try:
+        value = tomllib.loads(text)
+    except RecursionError as cause:
+        raise ValueError(f"it is nested more than {JSON_NESTING} deep") from cause
+    check_plain(value)
+    return value
+
+
+def check_plain(value: object) -> None:
+    """Checks the limits of `parse_json` on a value that was read.
+
+    Raises:
+        ValueError: it is nested more than 32 deep, or holds NaN, infinity or a whole number beyond +-2^53.
+    """
+    level = [value]
+    for depth in range(JSON_NESTING + 1):
+        below: list[object] = []
+        for item in level:
+            if not isinstance(item, (dict, list)):
+                _check_number(item)
+            elif depth == JSON_NESTING:
+                raise ValueError(f"it is nested more than {JSON_NESTING} deep")
+            else:
+                below.extend(item.values() if isinstance(item, dict) else item)
+        level = below
+
+
+def _check_number(item: object) -> None:
+    if isinstance(item, float) and not math.isfinite(item):
+        raise ValueError(f"it holds {item}, which is no number")
+    if isinstance(item, int) and abs(item) > JSON_INTEGER:
+        raise ValueError("it holds a whole number beyond +-2^53")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it repeats a name in an object")
+    return found
