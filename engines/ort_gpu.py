@@ -17,6 +17,7 @@ from prtool.engines.device_memory import address, outline
 from prtool.engines.nvidia import gpu
 from prtool.engines.ort import FAILURES, OrtEngine, Provider, open_session, session_settings
 from prtool.errors import EngineUnavailable
+from prtool.extras import INSTALL_GPU
 from prtool.manifest import TensorSpec
 
 CUDA = "CUDAExecutionProvider"
@@ -187,7 +188,7 @@ def require(engine: str, provider: str) -> None:
     if provider not in found:
         raise EngineUnavailable(
             f"engine {engine} needs {provider}, but the installed ONNX Runtime {onnxruntime.__version__} has only {', '.join(found)}; "
-            "pip uninstall -y onnxruntime && pip install onnxruntime-gpu (the extra prtool[gpu]): both packages fill the same folder"
+            f"{INSTALL_GPU} (both packages fill the same folder)"
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from prtool.engines.base import Engine, EngineInfo, EngineOptions
 from prtool.errors import ConfigError, EngineUnavailable
+from prtool.extras import INSTALL_GPU, install_hint
 from prtool.manifest import TensorSpec
 
 if TYPE_CHECKING:
@@ -22,14 +23,14 @@ class EngineEntry:
 
     Attributes:
         module: the module that holds the engine, imported on first use; it follows `EngineModule`.
-        requirement: what `pip install` takes to make the engine's library importable.
+        install: the command that makes the engine's library importable.
         description: one line for people.
         precisions: arithmetic that can be asked for -> precision of the bundle's graphs that it runs.
         builds_ahead: engines are files that `prtool build` makes; its module follows `BuilderModule`.
     """
 
     module: str
-    requirement: str
+    install: str
     description: str
     precisions: Mapping[str, str]
     builds_ahead: bool = False
@@ -86,40 +87,40 @@ class EngineStatus:
 _TYPED = MappingProxyType({"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"})
 ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
     {
-        "ort": EngineEntry("prtool.engines.ort", "onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
+        "ort": EngineEntry("prtool.engines.ort", "pip install onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
         # No bf16: the CUDA provider has no bfloat16 convolution before operator set 22, and the graphs are of set 20.
-        "ort-cuda": EngineEntry("prtool.engines.ort_cuda", "onnxruntime-gpu", "ONNX Runtime with CUDA", {"fp32": "fp32", "fp16": "fp16"}),
+        "ort-cuda": EngineEntry("prtool.engines.ort_cuda", INSTALL_GPU, "ONNX Runtime with CUDA", {"fp32": "fp32", "fp16": "fp16"}),
         "ort-tensorrt": EngineEntry(
-            "prtool.engines.ort_tensorrt", "onnxruntime-gpu", "ONNX Runtime with TensorRT engines inside", {"fp32": "fp32", "fp16": "fp16"}
+            "prtool.engines.ort_tensorrt", INSTALL_GPU, "ONNX Runtime with TensorRT engines inside", {"fp32": "fp32", "fp16": "fp16"}
         ),
         "openvino": EngineEntry(
             "prtool.engines.ov",
-            "'prtool[openvino]'",
+            install_hint("openvino"),
             "OpenVINO on the CPU; bf16 is its arithmetic on the fp32 graphs",
             {"fp32": "fp32", "bf16": "fp32", "int8": "int8"},
         ),
         "torch": EngineEntry(
             "prtool.engines.torch_",
-            "'prtool[export]'",
+            install_hint("export"),
             "PyTorch on the CUDA device, else on the CPU",
             _TYPED,
         ),
         "torch-compile": EngineEntry(
             "prtool.engines.torch_compile",
-            "'prtool[export]'",
+            install_hint("export"),
             "torch.compile on the CUDA device, else on the CPU",
             _TYPED,
         ),
         "trt": EngineEntry(
             "prtool.engines.trt",
-            "'prtool[tensorrt]'",
+            install_hint("tensorrt"),
             "TensorRT on an NVIDIA GPU",
             _TYPED,
             builds_ahead=True,
         ),
         "trt-rtx": EngineEntry(
             "prtool.engines.trt_rtx",
-            "'prtool[tensorrt-rtx]'",
+            install_hint("tensorrt-rtx"),
             "TensorRT-RTX on an RTX GPU; builds without one",
             _TYPED,
             builds_ahead=True,
@@ -208,4 +209,4 @@ def _load(name: str) -> EngineModule:
     try:
         return cast(EngineModule, importlib.import_module(entry.module))
     except ImportError as cause:
-        raise EngineUnavailable(f"engine {name} cannot be imported ({cause}); pip install {entry.requirement}") from cause
+        raise EngineUnavailable(f"engine {name} cannot be imported ({cause}); {entry.install}") from cause

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from prtool.engines.base import Array
 from prtool.errors import ConfigError, EngineUnavailable, ModelError
 from prtool.export.regions import head, last_norm, scorer
+from prtool.extras import install_hint
 
 LEAST_IMAGES = 16
 _PROTOBUF_BYTES = 2**31 - 2**20
@@ -76,7 +77,7 @@ def _library() -> Any:  # noqa: ANN401 - NNCF is loosely typed
     try:
         import nncf
     except ImportError as cause:
-        raise EngineUnavailable(f"int8 needs NNCF, which cannot be imported ({cause}); pip install 'prtool[int8]'") from cause
+        raise EngineUnavailable(f"int8 needs NNCF, which cannot be imported ({cause}); {install_hint('int8')}") from cause
     return nncf
 
 

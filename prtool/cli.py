@@ -9,6 +9,7 @@ import click
 from prtool.build_commands import build, engine_cache
 from prtool.data_commands import data as data_sets
 from prtool.errors import PrtoolError
+from prtool.extras import Extra, install_hint
 from prtool.parameters import (
     Counts,
     EngineChoice,
@@ -31,7 +32,7 @@ from prtool.study_commands import tune
 if TYPE_CHECKING:
     from prtool.export.run import RunAgreement
 
-_EXTRAS = {
+_EXTRAS: dict[str, Extra] = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "matplotlib"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
 }
@@ -53,7 +54,7 @@ class Commands(click.Group):
             extra = _EXTRAS.get((error.name or "").split(".")[0])
             if extra is None:
                 raise
-            message(f"error: {error.name} is not installed; pip install 'prtool[{extra}]'")
+            message(f"error: {error.name} is not installed; {install_hint(extra)}")
             ctx.exit(1)
         except KeyboardInterrupt:
             message("interrupted; finished work is kept, run the same command again to go on")

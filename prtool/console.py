@@ -12,6 +12,8 @@ from rich.progress import Progress as RichBars
 from rich.table import Table
 from rich.text import Text
 
+from prtool.text_safety import LINE_CHARACTERS, escaped, printable
+
 _messages = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -61,8 +63,8 @@ class BarProgress:
 
 
 def message(text: str) -> None:
-    """One line for the person, on stderr."""
-    _messages.print(text, markup=False)
+    """One line for the person, on stderr, of at most `LINE_CHARACTERS`."""
+    _messages.print(Text(printable(text, LINE_CHARACTERS)))
 
 
 def result_json(value: object) -> None:
@@ -77,8 +79,8 @@ def result_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: s
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        # What stands in brackets is text ("prtool[tensorrt]"), not a style.
-        table.add_row(*(Text(cell) for cell in row))
+        # What stands in brackets is text ("[tensorrt]"), not a style.
+        table.add_row(*(Text(escaped(cell)) for cell in row))
     width = None if sys.stdout.isatty() else 200
     Console(width=width, highlight=False).print(table)
 

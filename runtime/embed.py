@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool.errors import ConfigError, DataError, ImageError
+from prtool.extras import install_hint
 from prtool.files import new_file, storage_errors
 from prtool.manifest import Manifest
 from prtool.progress import Progress, SilentProgress, stage
@@ -155,7 +156,7 @@ def save_embeddings(result: EmbedResult, out: str | Path) -> None:
 
     A `.npz` holds `paths` (n, unicode), `embeddings` ((n, E) float32) and `keep` (int64, patches kept of each
     image); numpy reads it without pickle. A `.parquet` holds a column `path`, a column `embedding` (E floats a
-    row) and `keep` in the file's metadata; it needs `prtool[parquet]`.
+    row) and `keep` in the file's metadata; it needs the extra `parquet`.
 
     Raises:
         ConfigError: the suffix is unknown, or its library is not installed.
@@ -226,7 +227,7 @@ def _pyarrow() -> tuple[ModuleType, ModuleType]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as cause:
-        raise ConfigError(f"Parquet needs pyarrow, which cannot be imported ({cause}); pip install 'prtool[parquet]', or write .npz") from cause
+        raise ConfigError(f"Parquet needs pyarrow, which cannot be imported ({cause}); {install_hint('parquet')}, or write .npz") from cause
     return pyarrow, pyarrow.parquet
 
 

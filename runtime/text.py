@@ -12,6 +12,7 @@ import numpy.typing as npt
 from prtool.bundle import Bundle
 from prtool.engines.base import Array
 from prtool.errors import BundleError, ConfigError, EngineUnavailable, ShapeError
+from prtool.extras import install_hint
 from prtool.manifest import TextInfo
 from prtool.runtime.pipeline import Graphs
 
@@ -83,7 +84,7 @@ def _read_tokenizer(bundle: Bundle, text: TextInfo) -> "Tokenizer":
     try:
         from tokenizers import Tokenizer
     except ImportError as cause:
-        raise EngineUnavailable(f"tokenizers cannot be imported ({cause}); pip install 'prtool[text]'") from cause
+        raise EngineUnavailable(f"tokenizers cannot be imported ({cause}); {install_hint('text')}") from cause
     path: Path = bundle.file(text.tokenizer)
     try:
         content = path.read_text(encoding="utf-8")

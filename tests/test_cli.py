@@ -117,5 +117,5 @@ def test_doctor_tells_versions_and_state(project: Path) -> None:
 
 
 def test_brackets_in_a_table_are_text(capsys: pytest.CaptureFixture[str]) -> None:
-    result_table(["what"], [["pip install 'prtool[tensorrt]'"]])
-    assert "pip install 'prtool[tensorrt]'" in capsys.readouterr().out
+    result_table(["what"], [["pip install '.[tensorrt]'"]])
+    assert "pip install '.[tensorrt]'" in capsys.readouterr().out

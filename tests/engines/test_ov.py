@@ -20,7 +20,7 @@ from prtool.manifest import TensorSpec
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.select import select
 
-openvino = pytest.importorskip("openvino", reason="openvino is not installed; pip install 'prtool[openvino]'")
+openvino = pytest.importorskip("openvino", reason="openvino is not installed; pip install '.[openvino]'")
 
 MODEL = TinyModel()
 PATCHES = 196

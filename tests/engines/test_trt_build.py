@@ -13,7 +13,7 @@ from prtool.engines.profiles import profiles
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
 
 onnx = pytest.importorskip("onnx", reason="onnx alters the test graphs")
-trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'prtool[tensorrt-rtx]'")
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install '.[tensorrt-rtx]'")
 from prtool.engines import trt_rtx  # noqa: E402
 
 MODEL = TinyModel()

@@ -28,7 +28,7 @@ from prtool.engines.trt_run import TrtEngine
 from prtool.engines.trt_shapes import graph_profiles, parse_profiles
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
 
-trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'prtool[tensorrt-rtx]'")
+trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install '.[tensorrt-rtx]'")
 from prtool.engines import trt_rtx  # noqa: E402
 
 H200 = Gpu("NVIDIA H200", "9.0", "580.65")

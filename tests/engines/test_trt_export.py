@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'prtool[tensorrt-rtx]'")
-pytest.importorskip("onnxscript", reason="exporting needs onnxscript; pip install 'prtool[export]'")
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install '.[tensorrt-rtx]'")
+pytest.importorskip("onnxscript", reason="exporting needs onnxscript; pip install '.[export]'")
 from click.testing import CliRunner
 from export_sources import Progressive, make_source, progressive_source
 

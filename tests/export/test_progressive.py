@@ -162,7 +162,7 @@ def test_post_and_mid_modules_equal_the_encoder() -> None:
 
 @pytest.mark.slow
 def test_reduced_precisions_of_a_progressive_bundle_with_tokens(tmp_path: Path) -> None:
-    pytest.importorskip("nncf", reason="int8 needs NNCF: pip install 'prtool[int8]'")
+    pytest.importorskip("nncf", reason="int8 needs NNCF: pip install '.[int8]'")
     source = progressive_source("cls", Progressive((2, 3, 4), ("first", "own"), tokens=2, layers=3))
     options = ExportOptions(Keep.ratio(0.6), ("fp16", "bf16", "int8"), images(source, 6, 1), calibration=images(source, 24, 2))
     export_bundle(source, tmp_path / "bundle", options)

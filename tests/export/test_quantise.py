@@ -22,7 +22,7 @@ from prtool.export.write import ExportOptions, export_bundle
 from prtool.runtime.verify import Gate, verify
 from prtool.spec import Keep
 
-pytest.importorskip("nncf", reason="int8 needs NNCF: pip install 'prtool[int8]'")
+pytest.importorskip("nncf", reason="int8 needs NNCF: pip install '.[int8]'")
 
 
 def images(number: int, seed: int) -> torch.Tensor:
@@ -119,7 +119,7 @@ def test_int8_without_images(source: ExportSource, tmp_path: Path) -> None:
 
 def test_without_nncf_the_pip_line_is_named(source: ExportSource, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nncf", None)
-    with pytest.raises(EngineUnavailable, match=r"pip install 'prtool\[int8\]'"):
+    with pytest.raises(EngineUnavailable, match=r"pip install '\.\[int8\]'"):
         quantise.to_int8(stages(source)["post"], [])
 
 

@@ -30,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def rtx() -> str:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install 'prtool[tensorrt-rtx]'")
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install '.[tensorrt-rtx]'")
     return "trt-rtx"
 
 
@@ -182,6 +182,6 @@ def test_a_missing_library_has_the_pip_line(bundle: Bundle) -> None:
         import tensorrt  # noqa: F401 - whether it is there
     except (ImportError, OSError):
         result = run("build", bundle.path, "--engine", "trt")
-        assert (result.exit_code, "pip install 'prtool[tensorrt]'" in result.output) == (1, True)
+        assert (result.exit_code, "pip install '.[tensorrt]'" in result.output) == (1, True)
     else:
         pytest.skip("tensorrt is installed")

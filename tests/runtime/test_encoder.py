@@ -176,7 +176,7 @@ def test_prompts_must_be_a_list(encoder: Encoder, prompts: list[str]) -> None:
 
 def test_missing_tokenizers_names_the_pip_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with Encoder.load(bundle) as encoder, pytest.raises(EngineUnavailable, match=r"pip install 'prtool\[text\]'"):
+    with Encoder.load(bundle) as encoder, pytest.raises(EngineUnavailable, match=r"pip install '\.\[text\]'"):
         encoder.encode_prompts(["a cat"])
 
 
