@@ -18,10 +18,13 @@ from filelock import FileLock, Timeout
 from prtool.engines.cache_key import EngineKey
 from prtool.engines.cache_record import ENGINE_FILE, RECORD_FILE, SCHEMA, BuildRecord, damage, default_root, read_record, refusal
 from prtool.errors import EngineError, StorageError
-from prtool.files import new_directory, new_file, sha256_file, storage_errors, write_json
+from prtool.files import OutputKind, new_directory, new_file, sha256_file, storage_errors, write_json
 
 _ENTRY_NAME = re.compile(r"[0-9a-f]{32}")
 _LEFTOVER_NAME = re.compile(r"\.([0-9a-f]{32})\..*")
+_ENTRY = OutputKind(
+    "a folder of the engine cache", lambda folder: {item.name for item in folder.iterdir()} <= {ENGINE_FILE, RECORD_FILE}, is_folder=True
+)
 _log = logging.getLogger(__name__)
 
 
@@ -200,7 +203,7 @@ class EngineCache:
     def _build(self, key: EngineKey, build: Callable[[Path], None], source: str, reason: str) -> CachedEngine:
         folder = self.root / key.digest
         self._sweep(key.digest)
-        with new_directory(folder) as fresh:
+        with new_directory(folder, _ENTRY) as fresh:
             started = time.monotonic()
             with new_file(fresh / ENGINE_FILE) as temporary:
                 build(temporary)

@@ -12,13 +12,15 @@ from prtool.errors import ConfigError, DataError
 from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.probe import keep_counts
 from prtool.export.source import ExportSource
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import BUNDLE, ExportOptions, export_bundle
+from prtool.files import check_output
 from prtool.manifest import Manifest
 from prtool.progress import Progress
 from prtool.runtime.preprocess import prepare_batch
 from prtool.spec import Preprocess
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.data import data_exists, load_split
+from prtool.trainer.inputs import input_paths
 
 _PARITY_IMAGES = 16
 # NNCF's scales settle within some dozens of images.
@@ -86,12 +88,15 @@ def export_run(run: Path, out: Path, options: ExportOptions, data: Path | None =
 
     Raises:
         DataError: `data` cannot be read.
-        ConfigError: int8 is asked for, and there are no images.
+        ConfigError: int8 is asked for, and there are no images; or `out` is or holds an input, or something else than a bundle
+            stands there.
         ParityError: a graph disagrees with PyTorch; nothing was written.
     """
-    source = source_of(run)
-    recorded = Checkpoint.load(run).data.root
+    checkpoint = Checkpoint.load(run)
+    recorded = checkpoint.data.root
     folder = data or (recorded if recorded and data_exists(recorded) else None)
+    check_output(out, BUNDLE, (run, *input_paths(checkpoint.model, checkpoint.pretrained, folder)))
+    source = source_of(run)
     if folder is not None:
         options = _with_images(options, folder, source.model.preprocess)
     return export_bundle(source, out, options, progress)

@@ -1,6 +1,7 @@
 """From a model in memory to a bundle on disk, which appears only once it is proved equal to PyTorch."""
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -9,7 +10,7 @@ from pathlib import Path
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from prtool.bundle import Bundle, seal
+from prtool.bundle import MANIFEST_NAME, Bundle, seal
 from prtool.errors import ConfigError
 from prtool.export import compose, text
 from prtool.export.graphs import TextGraph
@@ -20,7 +21,7 @@ from prtool.export.probe import Probe, keep_counts
 from prtool.export.quantise import LEAST_IMAGES, Int8Options
 from prtool.export.signature import signatures, stage_roles
 from prtool.export.source import ExportSource
-from prtool.files import new_directory, write_bytes, write_json
+from prtool.files import OutputKind, new_directory, write_bytes, write_json
 from prtool.manifest import SCHEMA, GraphSpec, Manifest, ModelInfo, TextInfo
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.verify import PROBE_NAME
@@ -28,6 +29,27 @@ from prtool.spec import Keep
 
 PARITY_NAME = "parity.json"
 _LIBRARIES = ("prtool", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "open_clip_torch", "timm")
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a manifest, of whatever schema, and nothing that this does not list."""
+    manifest = folder / MANIFEST_NAME
+    found = list(folder.rglob("*"))
+    if manifest not in found or any(item.is_symlink() or not (item.is_file() or item.is_dir()) for item in found):
+        return False
+    try:
+        value = json.loads(manifest.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    listed = value.get("files") if isinstance(value, dict) else None
+    if not isinstance(listed, dict) or "schema" not in value:
+        return False
+    names = {MANIFEST_NAME, *listed}
+    folders = {parent.as_posix() for name in names for parent in Path(name).parents}
+    return all(item.relative_to(folder).as_posix() in (folders if item.is_dir() else names) for item in found)
+
+
+BUNDLE = OutputKind("a bundle, with nothing else in it", _is_bundle, is_folder=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +97,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
 
     Args:
         source: the model and its pruned encoder.
-        out: the bundle's directory; a bundle that stands there is replaced only once the new one is proved.
+        out: the bundle's directory; a bundle that stands there is replaced only once the new one is proved, and nothing else is.
         options: default keep, precisions, images.
         progress: hears one step a graph, then one a comparison.
 
@@ -84,7 +106,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
 
     Raises:
         KeepError: the default keep is out of range.
-        ConfigError: int8 is asked for without images.
+        ConfigError: int8 is asked for without images, or something else than a bundle stands at `out`.
         ModelError: a graph cannot be exported.
         ParityError: a graph disagrees with PyTorch; nothing was written.
         StorageError: the disk is full or may not be written to.
@@ -93,7 +115,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
     default = options.keep.resolve(source.spec.patches)
     options.check_images()
     probe = Probe.choose(source, options.pixels, default)
-    with new_directory(out) as root:
+    with new_directory(out, BUNDLE) as root:
         _write_graphs(source, root, options, default, told)
         classes = text.write_classes(source, root)
         tokenizer = text.tokenizer_of(source)

@@ -1,18 +1,22 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files that appear whole or not at all, what they may replace, and their digests."""
 
 import contextlib
 import errno
 import hashlib
 import json
 import os
-import shutil
+import re
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from prtool.errors import StorageError
+from prtool.errors import ConfigError, PrtoolError, StorageError
+from prtool.exchange import claimed, put_folder, sweep
 
 _CHUNK_BYTES = 1 << 20
+_HEAD_BYTES = 4096
 _REASONS = {
     errno.ENOSPC: "no space left on the disk; free some and run the command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the command again",
@@ -20,67 +24,125 @@ _REASONS = {
     errno.EACCES: "permission denied; choose another output folder with -o",
     errno.EPERM: "operation not permitted; choose another output folder with -o",
 }
+# Rust's libraries (safetensors, tokenizers) raise errors of their own, which name the system's number or its words only.
+_RUST_NUMBER = re.compile(r"\(os error (\d+)\)")
+_SYSTEM_WORDS = {os.strerror(number): number for number in _REASONS}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputKind:
+    """What a command writes, so that it replaces its own earlier output and nothing else.
+
+    Attributes:
+        name: what it is, for messages: "a bundle".
+        recognises: whether what stands at a path is of this kind, with nothing else in it; called for a file or folder that is not empty and no link.
+        is_folder: a folder; else a file.
+    """
+
+    name: str
+    recognises: Callable[[Path], bool]
+    is_folder: bool = False
+
+
+NEW_FOLDER = OutputKind("an empty folder", lambda _: False, is_folder=True)
+"""Replaces nothing."""
+PICTURE_METADATA = {"Software": "prtool"}
+"""What a PNG of ours says of itself."""
+
+
+def file_kind(name: str, beginnings: Mapping[str, re.Pattern[bytes]]) -> OutputKind:
+    """The kind of a file that begins as its suffix says; a pattern sees the first 4,096 bytes."""
+
+    def recognises(path: Path) -> bool:
+        pattern = beginnings.get(path.suffix.lower())
+        with path.open("rb") as stream:
+            return pattern is not None and pattern.match(stream.read(_HEAD_BYTES)) is not None
+
+    return OutputKind(name, recognises)
+
+
+PICTURE = file_kind("a picture that prtool drew", {".png": re.compile(rb"\x89PNG\r\n\x1a\n.{8,}tEXtSoftware\0prtool", re.DOTALL)})
+
+
+def check_output(path: str | Path, kind: OutputKind, inputs: Iterable[str | Path] = ()) -> None:
+    """Finds out, before any work, whether an output may be written to a place: it is missing, empty, or of the kind that is written.
+
+    Args:
+        path: the file or folder; folders above it are made.
+        kind: what is written.
+        inputs: files and folders that are read; the output is none of them and holds none of them.
+
+    Raises:
+        ConfigError: the place is a link, an input, the home or the current folder or one above, or holds something else.
+        StorageError: it cannot be written to.
+    """
+    path = Path(path)
+    with storage_errors(path):
+        _check_inputs(path, (*inputs, *(_own_places() if kind.is_folder else ())))
+        problem = _occupied(path, kind)
+        if problem:
+            raise ConfigError(f"output = {path}, but {problem}; name another place with -o, or move away what stands there")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Maps an OSError of the body to a StorageError that names `path`."""
+    """Maps what a full disk or a missing permission raises in the body, in Python or in a library, to a StorageError that names `path`."""
     try:
         yield
+    except PrtoolError:
+        raise
     except OSError as cause:
         reason = _REASONS.get(cause.errno or 0, cause.strerror or str(cause))
         raise StorageError(f"cannot write {path}: {reason}") from cause
+    except Exception as cause:
+        number = _system_number(str(cause))
+        if not number:
+            raise
+        raise StorageError(f"cannot write {path}: {_REASONS.get(number, os.strerror(number))}") from cause
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, and renames it to `path` when the body succeeds.
+    """Yields a temporary path next to `path`, and renames it to `path` when the body succeeds.
 
     Raises:
         StorageError: the file cannot be written; whatever stood at `path` is untouched.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(descriptor)
-        temporary = Path(name)
-        try:
+        sweep(path)
+        with claimed(path, folder=False) as temporary:
+            mode = temporary.stat().st_mode
             yield temporary
             _sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
+            if temporary.stat().st_mode != mode:
+                temporary.chmod(stat.S_IMODE(mode))  # safetensors puts a file of its own there
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """Yields a temporary directory beside `path`, and puts it in `path`'s place when the body succeeds.
+def new_directory(path: Path, kind: OutputKind = NEW_FOLDER, inputs: Iterable[str | Path] = ()) -> Iterator[Path]:
+    """Yields a temporary directory next to `path`, and puts it in `path`'s place in one step when the body succeeds.
 
-    A directory that stood at `path` is moved aside first and removed last, so a reader finds the old
-    one or the new one, never a mixture.
+    Args:
+        path: the directory.
+        kind: what it may replace; see `check_output`, which is asked before the body and after it.
+        inputs: what it must not be or hold.
 
     Raises:
+        ConfigError: something else stands at `path`; it is untouched.
         StorageError: the directory cannot be written; whatever stood at `path` is untouched.
     """
+    check_output(path, kind, inputs)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-        aside = temporary.with_suffix(".old")
-        try:
+        sweep(path)
+        with claimed(path, folder=True) as temporary:
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            if path.exists():
-                path.rename(aside)
-            try:
-                temporary.rename(path)
-            except OSError:
-                if aside.exists():
-                    aside.rename(path)
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(aside, ignore_errors=True)
+            check_output(path, kind, inputs)
+            put_folder(temporary, path)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -108,7 +170,42 @@ def _sync(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _system_number(text: str) -> int:
+    """The system's error number in a library's message; 0 where there is none."""
+    if found := _RUST_NUMBER.search(text):
+        return int(found[1])
+    return next((number for words, number in _SYSTEM_WORDS.items() if words in text), 0)
+
+
+def _own_places() -> list[Path]:
+    places = []
+    for place in (Path.cwd, Path.home):
+        with contextlib.suppress(OSError, RuntimeError):  # a folder that is gone, a user without a home
+            places.append(place())
+    return places
+
+
+def _check_inputs(path: Path, inputs: Iterable[str | Path]) -> None:
+    place = path.resolve()
+    for item in map(Path, inputs):
+        other = item.resolve()
+        if place == other or (path.exists() and other.exists() and place.samefile(other)):
+            raise ConfigError(f"output = {path}, but that is {item} itself, which is in use; name another place with -o")
+        if place in other.parents:
+            raise ConfigError(f"output = {path}, but that holds {item}, which is in use; name another place with -o")
+
+
+def _occupied(path: Path, kind: OutputKind) -> str:
+    """What keeps `path` from being replaced; "" where nothing does."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return ""
+    if stat.S_ISLNK(mode):
+        return f"that is a link to {path.readlink()}"
+    if kind.is_folder != stat.S_ISDIR(mode) or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        return f"that is {'a folder' if stat.S_ISDIR(mode) else 'a file'}, and {kind.name} is written"
+    if path.is_mount():
+        return "that is a mount point, which cannot be replaced (a folder in it can)"
+    is_empty = not any(path.iterdir()) if kind.is_folder else path.stat().st_size == 0
+    return "" if is_empty or kind.recognises(path) else f"what stands there is not {kind.name}, and nothing else is replaced"
