@@ -16,7 +16,7 @@ import openvino as ov
 from results_file import in_one_line, named, publish_json, short, show
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, EngineOptions, granted_cpus
+from prtool.engines.base import Array, GraphOptions, granted_cpus
 from prtool.engines.ov import OvEngine, open_graph
 from prtool.engines.ov_graph import core
 from prtool.engines.registry import graph_precision
@@ -93,7 +93,7 @@ def _run(options: dict[str, object]) -> None:
     pixels = np.random.default_rng(0).standard_normal((batch, 3, *manifest.preprocess.size)).astype(np.float32)
     feed: dict[str, Array] = {"pixels": pixels, "k": np.array([k], np.int64)}
     graph = bundle.graph("fused", graph_precision("openvino", precision))
-    engine = open_graph(bundle.file(graph.file), graph.inputs, EngineOptions(precision=precision))
+    engine = open_graph(bundle.file(graph.file), graph.inputs, GraphOptions(precision=precision))
     spent, whole, peak = operators(bundle, precision, feed), call_ms(engine, feed), peak_gmacs(precision)
     gmacs = batch * manifest.cost.pruned_gmacs(manifest.prune, Keep.count(k))
     rows = sorted(spent.items(), key=lambda item: -item[1])

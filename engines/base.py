@@ -2,15 +2,17 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from prtool.errors import ConfigError, ShapeError
-from prtool.manifest import TensorSpec
+from prtool.errors import ConfigError, EngineError, ShapeError
+from prtool.manifest import GraphSpec, TensorSpec
+from prtool.text_safety import printable
 
 Array = npt.NDArray[Any]
 DeviceArray = Any
@@ -79,35 +81,55 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How an engine runs.
+    """How an engine runs; the precision is an argument of its own wherever one is asked for.
 
     Attributes:
-        precision: the arithmetic asked for ("fp32", "fp16", "bf16", "int8"); the engine's row of the registry says which it has.
         threads: CPU threads of one call; 0 takes what the machine grants this process.
         spinning: idle CPU threads wait actively, which helps where the cores are otherwise idle and hurts where others want them.
         streams: parts that a batch is cut into and that run side by side on a CPU, each on its share of the threads.
         device: number of the GPU, from 0.
         cache: folder of built engines; None takes `prtool.engines.cache.default_root()`.
         build: how an engine that compiles ahead is built.
-        profiles: the shapes to compile for, in the order of preference; filled in from the bundle and `build`.
     """
 
-    precision: str = "fp32"
     threads: int = 0
     spinning: bool = True
     streams: int = 1
     device: int = 0
     cache: Path | None = None
     build: BuildOptions = BuildOptions()
-    profiles: tuple[Profile, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise ConfigError(f"threads = {self.threads}, but it must be 0 (all) or more")
-        if self.streams < 1:
-            raise ConfigError(f"streams = {self.streams}, but it must be 1 or more")
-        if self.device < 0:
-            raise ConfigError(f"device = {self.device}, but GPUs are counted from 0")
+        least = {"threads": (0, "0 (all) or more"), "streams": (1, "1 or more"), "device": (0, "0 or more: GPUs are counted from 0")}
+        for name, (low, possible) in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
+                raise ConfigError(f"{name} = {printable(repr(value))}, but it must be a whole number, {possible}")
+        kinds = {"spinning": (bool, "True or False"), "cache": (str | Path | None, "a folder's path"), "build": (BuildOptions, "a BuildOptions")}
+        for name, (kind, possible) in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise ConfigError(f"{name} = {printable(repr(value))}, but it must be {possible}")
+        if self.cache is not None:
+            object.__setattr__(self, "cache", Path(self.cache))
+
+
+@dataclass(frozen=True, slots=True)
+class GraphOptions(EngineOptions):
+    """How one graph is opened: the caller's options, and what was chosen with its bundle.
+
+    Attributes:
+        precision: the arithmetic asked for ("fp32", "fp16", "bf16", "int8"); the engine's row of the registry says which it has.
+        profiles: the shapes to compile for, in the order of preference.
+    """
+
+    precision: str = "fp32"
+    profiles: tuple[Profile, ...] = ()
+
+    @classmethod
+    def of(cls, options: EngineOptions, precision: str, profiles: tuple[Profile, ...]) -> Self:
+        """The caller's options at a precision, for these shapes."""
+        return cls(**{item.name: getattr(options, item.name) for item in fields(EngineOptions)}, precision=precision, profiles=profiles)
 
 
 @runtime_checkable
@@ -225,11 +247,47 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array], graph
         if array.dtype != np.dtype(spec.dtype):
             raise ShapeError(f"{graph}: {spec.name} has dtype {array.dtype}, but the graph takes {spec.dtype}; use .astype({spec.dtype!r})")
         wanted = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
-        if array.ndim != len(wanted) or any(isinstance(w, int) and w != n for w, n in zip(wanted, array.shape, strict=True)):
+        if not _fits(array.shape, wanted):
             raise ShapeError(f"{graph}: {spec.name} has shape {tuple(array.shape)}, but the graph takes {_shape_text(wanted)}")
         if 0 in array.shape:
             raise ShapeError(f"{graph}: {spec.name} has shape {tuple(array.shape)}, which holds nothing; give at least one item")
         sizes.update({axis: n for axis, n in zip(spec.shape, array.shape, strict=True) if isinstance(axis, str)})
+
+
+def check_outputs(graph: GraphSpec, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
+    """Compares what a graph gave with its declared outputs; shapes and dtypes only, so arrays on a device are not waited for.
+
+    Args:
+        graph: the declared signature.
+        inputs: what it was given; `check_inputs` holds for it.
+        outputs: what it gave.
+
+    Raises:
+        EngineError: a name is missing or unknown, or a dtype, rank or axis differs; symbolic axes must agree with the inputs'.
+    """
+    names = [spec.name for spec in graph.outputs]
+    if sorted(names) != sorted(outputs):
+        raise EngineError(f"{graph.file} gave {', '.join(outputs) or 'nothing'}, but it was declared to give {', '.join(names)}; {_UNLIKE_DECLARED}")
+    sizes = {axis: n for spec in graph.inputs for axis, n in zip(spec.shape, inputs[spec.name].shape, strict=True) if isinstance(axis, str)}
+    for spec in graph.outputs:
+        array = outputs[spec.name]
+        # The names of torch's dtypes are numpy's behind "torch."; what is no array at all (a sequence) has neither dtype nor shape.
+        dtype = str(getattr(array, "dtype", type(array).__name__)).removeprefix("torch.")
+        shape = tuple(getattr(array, "shape", ()))
+        wanted = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
+        if dtype != spec.dtype or not _fits(shape, wanted):
+            raise EngineError(
+                f"{graph.file} gave {spec.name} as {dtype} of shape {_shape_text(shape)}, but {spec.dtype} of shape {_shape_text(wanted)} "
+                f"was expected; {_UNLIKE_DECLARED}"
+            )
+        sizes.update({axis: n for axis, n in zip(spec.shape, shape, strict=True) if isinstance(axis, str)})
+
+
+_UNLIKE_DECLARED = "do not use this result: export the bundle again, or take another engine"
+
+
+def _fits(shape: Sequence[int], wanted: Sequence[int | str]) -> bool:
+    return len(shape) == len(wanted) and all(isinstance(axis, str) or axis == n for axis, n in zip(wanted, shape, strict=True))
 
 
 def _shape_text(shape: Sequence[int | str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime
 from filelock import FileLock
 
-from prtool.engines.base import EngineInfo, EngineOptions, Profile, ShapeRange
+from prtool.engines.base import EngineInfo, GraphOptions, Profile, ShapeRange
 from prtool.engines.cache_key import EngineKey, onnx_digest
 from prtool.engines.cache_record import default_root
 from prtool.engines.nvidia import gpu
@@ -27,7 +27,7 @@ def probe() -> EngineInfo:
     return probe_gpu(_NAME, TENSORRT)
 
 
-def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> OrtGpuEngine:
+def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> OrtGpuEngine:
     """Loads an ONNX file and builds its engines, or takes those that an earlier call built; see `open_on`.
 
     Raises:
@@ -47,7 +47,7 @@ def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOp
     return open_on(model_path, inputs, options, plan)
 
 
-def engine_folder(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> Path:
+def engine_folder(model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> Path:
     """Where the provider keeps this graph's engines; everything they depend on is in the folder's name, but TensorRT's own version.
 
     TensorRT refuses an engine of another version of itself.
@@ -70,7 +70,7 @@ def engine_folder(model_path: Path, inputs: Sequence[TensorSpec], options: Engin
     return (options.cache or default_root()) / _NAME / key.digest
 
 
-def tensorrt_settings(inputs: Sequence[TensorSpec], options: EngineOptions, folder: Path) -> dict[str, str]:
+def tensorrt_settings(inputs: Sequence[TensorSpec], options: GraphOptions, folder: Path) -> dict[str, str]:
     """Options of the TensorRT provider.
 
     No precision flag is among them: without one the provider makes strongly typed networks, whose

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prtool.engines.base import Array, EngineInfo, EngineOptions, check_inputs, granted_cpus
+from prtool.engines.base import Array, EngineInfo, GraphOptions, check_inputs, granted_cpus
 from prtool.engines.ov_graph import DEVICE, FAILURES, OvGraph, Requests, core, fixed_sizes, matching, reason, version
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
 from prtool.manifest import TensorSpec
@@ -28,7 +28,7 @@ class OvEngine:
     `run` may be called from many threads at once. Outputs belong to the caller.
     """
 
-    def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> None:
+    def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> None:
         """Reads and compiles `model_path`.
 
         Args:
@@ -97,12 +97,12 @@ def probe() -> EngineInfo:
     return EngineInfo("openvino", version(), f"{_cpu_name()}, {granted_cpus()} threads")
 
 
-def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> OvEngine:
+def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> OvEngine:
     """Loads an ONNX file; see `OvEngine`."""
     return OvEngine(model_path, inputs, options)
 
 
-def _settings(options: EngineOptions) -> dict[str, object]:
+def _settings(options: GraphOptions) -> dict[str, object]:
     threads = options.threads or granted_cpus()
     if options.streams > threads:
         raise ConfigError(f"streams = {options.streams}, but each needs a thread and there are {threads}; give at most {threads}, or more threads")
@@ -125,7 +125,7 @@ def _settings(options: EngineOptions) -> dict[str, object]:
     }
 
 
-def _info(requests: Requests, options: EngineOptions) -> EngineInfo:
+def _info(requests: Requests, options: GraphOptions) -> EngineInfo:
     ran = requests.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if ran != _HINTS[options.precision]:
         raise EngineError(
@@ -154,16 +154,17 @@ def _run_parts(models: Sequence[Requests], parts: Sequence[Mapping[str, Array]])
     with ExitStack() as stack:
         requests = [stack.enter_context(model.take()) for model in models]
         feeds = [{name: part[name] for name in model.inputs} for model, part in zip(models, parts, strict=True)]
-        if len(requests) == 1:
-            requests[0].infer(feeds[0], share_inputs=True)
-        else:
-            _infer_side_by_side(requests, feeds)
+        _infer_side_by_side(requests, feeds)
         outputs = {name: [request.get_output_tensor(place).data for request in requests] for place, name in enumerate(models[0].outputs)}
         return {name: np.concatenate(arrays) if len(arrays) > 1 else np.array(arrays[0]) for name, arrays in outputs.items()}
 
 
 def _infer_side_by_side(requests: Sequence[Any], feeds: Sequence[Mapping[str, Array]]) -> None:
-    """Starts every request and waits for all of them, also when one fails: they read the caller's arrays."""
+    """Starts every request and waits for all of them, also when one fails: they read the caller's arrays.
+
+    A single one is started in the same way: with one thread, OpenVINO's `infer` loses the error of a call that fails, and
+    its outputs are then those of the call before.
+    """
     failures: list[Exception] = []
     started: list[Any] = []
     for request, feed in zip(requests, feeds, strict=True):

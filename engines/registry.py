@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, cast
 
-from prtool.engines.base import Engine, EngineInfo, EngineOptions
+from prtool.engines.base import Engine, EngineInfo, GraphOptions
 from prtool.errors import ConfigError, EngineUnavailable
 from prtool.extras import INSTALL_GPU, install_hint
 from prtool.manifest import TensorSpec
@@ -47,7 +47,7 @@ class EngineModule(Protocol):
         """
         ...
 
-    def open_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> Engine:
+    def open_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> Engine:
         """Loads an ONNX file.
 
         Raises:
@@ -59,7 +59,7 @@ class EngineModule(Protocol):
 class BuilderModule(EngineModule, Protocol):
     """What the module of an engine that builds ahead offers besides."""
 
-    def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, *, rebuild: bool = False) -> "CachedEngine":
+    def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, *, rebuild: bool = False) -> "CachedEngine":
         """The engine file of one graph, from the cache or built now; without a GPU where the library can.
 
         Raises:
@@ -143,7 +143,7 @@ def graph_precision(engine: str, precision: str) -> str:
     return known[precision]
 
 
-def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> Engine:
+def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> Engine:
     """Opens one ONNX file with the engine of that name.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, check_inputs
+from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, GraphOptions, check_inputs
 from prtool.engines.torch_arrays import TorchArrays, torch_arrays
 from prtool.engines.torch_graph import TorchGraph, load_graph
 from prtool.errors import EngineError, EngineUnavailable, ShapeError
@@ -28,7 +28,7 @@ class TorchEngine:
     part in gradients. Each graph has its own copy of its weights on the device.
     """
 
-    def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, name: str, prepare: Prepare) -> None:
+    def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, name: str, prepare: Prepare) -> None:
         """Loads `model_path`; `open_graph` is the way in.
 
         Args:
@@ -170,7 +170,7 @@ def probe() -> EngineInfo:
     return EngineInfo("torch", torch.__version__, _in_words(chosen_device(EngineOptions()), 0))
 
 
-def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> TorchEngine:
+def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> TorchEngine:
     """Loads an ONNX file; see `TorchEngine`.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from prtool.engines.base import EngineInfo, EngineOptions
+from prtool.engines.base import EngineInfo, EngineOptions, GraphOptions
 from prtool.engines.torch_ import TorchEngine, chosen_device
 from prtool.engines.torch_ import probe as probe_torch
 from prtool.engines.torch_graph import TorchGraph
@@ -32,7 +32,7 @@ def probe() -> EngineInfo:
     return EngineInfo(NAME, found.version, found.device)
 
 
-def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> TorchEngine:
+def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> TorchEngine:
     """Loads an ONNX file; nothing is compiled before the first call. See `TorchEngine`.
 
     Batch and tokens are symbolic: at most a handful of programs serves every size (1 has its own).

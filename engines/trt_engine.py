@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from prtool.engines.base import BuildOptions, EngineInfo, EngineOptions, Profile
+from prtool.engines.base import BuildOptions, EngineInfo, GraphOptions, Profile
 from prtool.engines.cache import CachedEngine, EngineCache
 from prtool.engines.cache_key import NO_DEVICE, EngineKey, onnx_digest
 from prtool.engines.nvidia import DeviceScope, Gpu, gpu
@@ -30,7 +30,7 @@ class TrtGraph:
 
     model_path: Path
     inputs: tuple[TensorSpec, ...]
-    options: EngineOptions
+    options: GraphOptions
 
 
 def probe(library: TrtLibrary) -> EngineInfo:
@@ -118,11 +118,11 @@ class TrtModule:
         """The GPU that a build is for, in words; see `build_target`."""
         return build_target(device)
 
-    def open_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> TrtEngine:
+    def open_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> TrtEngine:
         """Builds or takes an engine, and loads it; see `open_engine`."""
         return open_engine(self._library, TrtGraph(model_path, tuple(inputs), options))
 
-    def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, *, rebuild: bool = False) -> CachedEngine:
+    def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, *, rebuild: bool = False) -> CachedEngine:
         """The engine file of one graph, from the cache or built now; see `build`."""
         return build(self._library, TrtGraph(model_path, tuple(inputs), options), rebuild=rebuild)
 

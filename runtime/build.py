@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prtool.bundle import Bundle
-from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
+from prtool.engines.base import BuildOptions, EngineOptions, GraphOptions, ShapeRange
 from prtool.engines.cache_key import NO_DEVICE
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import builder, graph_precision
@@ -88,7 +88,7 @@ def build_bundle(
         bundle: a bundle directory, or an opened bundle.
         engine: a name of the engine registry, of one that builds ahead.
         precision: "fp32", or another that the engine has and the bundle holds graphs for.
-        options: `device`, `cache` and `build` are used; its `profiles` are filled in from the bundle where it has none.
+        options: `device`, `cache` and `build` are used.
         progress: hears of each graph.
         rebuild: build also what is in the cache.
 
@@ -103,7 +103,7 @@ def build_bundle(
     module = builder(engine)
     held = graph_precision(engine, precision)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-    chosen = replace(options, precision=precision, profiles=options.profiles or profiles(opened.manifest, options.build))
+    chosen = GraphOptions.of(options, precision, profiles(opened.manifest, options.build))
     opened.graph("full", held)  # so that a precision that the bundle has not is refused as everywhere else
     roles = {role: graph for role, graph in opened.manifest.graphs[held].items() if role != _NO_IMAGE_GRAPH}
     target = module.build_target(options.device)

@@ -11,9 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from prtool.engines.base import Array, ArrayLibrary, DeviceArray, DeviceEngine, Engine, Recording
-from prtool.errors import EngineError
-from prtool.runtime.pipeline import Graphs, SplitPipeline, Stage, Steps, split_steps
+from prtool.engines.base import Array, ArrayLibrary, DeviceArray, Recording
+from prtool.runtime.pipeline import Graphs, SplitPipeline, Stage, Steps, device_engine, split_steps
 from prtool.spec import PruneSpec
 
 # A recording holds the activations of its largest graph; at batch 256 of ViT-L/14 that is gigabytes.
@@ -126,13 +125,9 @@ class DeviceSteps:
     """The steps of a bundle's graphs on their device; see `prtool.runtime.pipeline.Steps`."""
 
     def __init__(self, graphs: Graphs, arrays: ArrayLibrary) -> None:
-        self._graphs = graphs
+        self.run = graphs.run_device
         self.select = arrays.select
         self.gather = arrays.gather
-
-    def run(self, role: str, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
-        """Runs the graph of one role on the device."""
-        return device_engine(self._graphs.engine(role)).run_device(inputs)
 
 
 class DevicePipeline:
@@ -215,20 +210,6 @@ class _OnHost(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-def device_engine(engine: Engine) -> DeviceEngine:
-    """The engine as one that keeps arrays on its device.
-
-    Raises:
-        EngineError: it takes and gives arrays of the host only.
-    """
-    if not isinstance(engine, DeviceEngine):
-        raise EngineError(
-            f"engine {engine.info.name} keeps no arrays on a device; use encode_pixels, or load engine torch, trt or another that `prtool doctor` "
-            "shows on a GPU"
-        )
-    return engine
 
 
 def _fused(steps: Steps, prune: PruneSpec, pixels: DeviceArray, counts: tuple[int, ...]) -> DeviceArray:  # noqa: ARG001 - one signature

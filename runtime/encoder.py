@@ -90,7 +90,7 @@ class Encoder:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         chosen = options or EngineOptions()
         # Prompts come in other numbers than images, so nothing that was narrowed for images holds for them.
-        text = replace(chosen, streams=1, build=_TEXT_BUILD, profiles=())
+        text = replace(chosen, streams=1, build=_TEXT_BUILD)
         return cls(opened, mode, Graphs(opened, engine, precision, chosen), Graphs(opened, engine, "fp32", text))
 
     @property

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, DeviceArray, Engine, EngineOptions
+from prtool.engines.base import Array, DeviceArray, DeviceEngine, Engine, EngineOptions, GraphOptions, check_outputs
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import graph_precision, open_engine
 from prtool.errors import EngineError
@@ -28,7 +28,7 @@ class Graphs:
             bundle: an opened bundle.
             engine: a name of the engine registry.
             precision: the arithmetic asked for: "fp32", or another that the engine has and the bundle holds graphs for.
-            options: how each engine runs; its `precision` and `profiles` are filled in.
+            options: how each engine runs.
 
         Raises:
             ConfigError: no engine has that name, or it cannot compute so.
@@ -36,7 +36,7 @@ class Graphs:
         self.bundle = bundle
         self._engine = engine
         self._precision = graph_precision(engine, precision)
-        self._options = replace(options, precision=precision, profiles=options.profiles or profiles(bundle.manifest, options.build))
+        self._options = GraphOptions.of(options, precision, profiles(bundle.manifest, options.build))
         self._opened: dict[str, Engine] = {}
         self._closed = False
         self._lock = threading.Lock()
@@ -53,8 +53,24 @@ class Graphs:
         return opened if opened is not None else self._open(role)
 
     def run(self, role: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the graph of one role; raises what `engine` and `Engine.run` raise."""
-        return self.engine(role).run(inputs)
+        """Runs the graph of one role; what it gives has the declared names, dtypes and shapes.
+
+        Raises:
+            ShapeError, EngineError: as `engine`, `Engine.run` and `check_outputs`.
+        """
+        outputs = self.engine(role).run(inputs)
+        check_outputs(self.bundle.graph(role, self._precision), inputs, outputs)
+        return outputs
+
+    def run_device(self, role: str, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
+        """The same on the engine's device, without waiting for it.
+
+        Raises:
+            ShapeError, EngineError: as `engine`, `DeviceEngine.run_device` and `check_outputs`; the engine keeps no arrays on a device.
+        """
+        outputs = device_engine(self.engine(role)).run_device(inputs)
+        check_outputs(self.bundle.graph(role, self._precision), inputs, outputs)
+        return outputs
 
     def close(self) -> None:
         """Closes every engine; `engine` and `run` fail afterwards. A second call does nothing."""
@@ -72,6 +88,20 @@ class Graphs:
                 graph = self.bundle.graph(role, self._precision)
                 self._opened[role] = open_engine(self._engine, self.bundle.file(graph.file), graph.inputs, self._options)
             return self._opened[role]
+
+
+def device_engine(engine: Engine) -> DeviceEngine:
+    """The engine as one that keeps arrays on its device.
+
+    Raises:
+        EngineError: it takes and gives arrays of the host only.
+    """
+    if not isinstance(engine, DeviceEngine):
+        raise EngineError(
+            f"engine {engine.info.name} keeps no arrays on a device; use encode_pixels, or load engine torch, trt or another that `prtool doctor` "
+            "shows on a GPU"
+        )
+    return engine
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import SIDE, TinyModel, tiny_bundle
+from models import EMBED, SIDE, TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Engine, EngineOptions, ShapeRange
+from prtool.engines.base import DeviceEngine, Engine, EngineOptions, GraphOptions, ShapeRange, check_outputs
 from prtool.engines.registry import ENGINES, available, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
+from prtool.manifest import GraphSpec, TensorSpec
+from prtool.runtime.pipeline import Graphs
 from prtool.runtime.select import gather, select
 
 MODEL = TinyModel()
@@ -61,9 +63,9 @@ def progressive_opener(engine_name: str, progressive: Bundle, tmp_path: Path) ->
 
 def openings(engine_name: str, bundle: Bundle, tmp_path: Path) -> Iterator[Opener]:
     opened: list[Engine] = []
-    usual = EngineOptions(threads=2, cache=tmp_path / "engines", profiles=(RANGES,))
+    usual = GraphOptions(threads=2, cache=tmp_path / "engines", profiles=(RANGES,))
 
-    def open_role(role: str, path: Path | None = None, options: EngineOptions | None = None) -> Engine:
+    def open_role(role: str, path: Path | None = None, options: GraphOptions | None = None) -> Engine:
         graph = bundle.graph(role)
         opened.append(open_engine(engine_name, path or bundle.file(graph.file), graph.inputs, options or usual))
         return opened[-1]
@@ -156,13 +158,52 @@ def test_wrong_names_are_refused(opener: Opener, names: Sequence[str]) -> None:
         opener("full").run({name: MODEL.pixels(1) for name in names})
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("k", [17, -1])
-def test_a_failure_inside_the_graph_is_mapped(opener: Opener, k: int, capfd: pytest.CaptureFixture[str]) -> None:
-    """An engine that compiled for a range of counts refuses others before the graph runs."""
+def test_a_failure_inside_the_graph_is_mapped(opener: Opener, k: int, threads: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An engine that compiled for a range of counts rejects others before the graph runs; the call after a failure is right again."""
+    engine = opener("fused", options=GraphOptions(threads=threads, cache=tmp_path / "engines", profiles=(RANGES,)))
+    usual = {"pixels": MODEL.pixels(2), "k": counted(5)}
+    before = engine.run(usual)["embedding"]
     with pytest.raises((EngineError, ShapeError), match=r"fused\.onnx") as caught:
-        opener("fused").run({"pixels": MODEL.pixels(1), "k": counted(k)})
+        engine.run({"pixels": MODEL.pixels(1), "k": counted(k)})
     assert isinstance(caught.value, ShapeError) or caught.value.__cause__ is not None
+    np.testing.assert_array_equal(engine.run(usual)["embedding"], before)
     assert capfd.readouterr() == ("", "")
+
+
+UNLIKE_DECLARED = {
+    "name": TensorSpec("features", "float32", ("batch", EMBED)),
+    "dtype": TensorSpec("embedding", "float64", ("batch", EMBED)),
+    "rank": TensorSpec("embedding", "float32", ("batch", EMBED, 1)),
+    "width": TensorSpec("embedding", "float32", ("batch", EMBED + 1)),
+    "batch": TensorSpec("embedding", "float32", (3, EMBED)),
+}
+
+
+@pytest.mark.parametrize("difference", UNLIKE_DECLARED)
+def test_outputs_unlike_the_declared_ones_are_rejected(engine_name: str, bundle: Bundle, tmp_path: Path, difference: str) -> None:
+    full = replace(bundle.graph("full"), outputs=(UNLIKE_DECLARED[difference],))
+    manifest = replace(bundle.manifest, graphs={"fp32": {**bundle.manifest.graphs["fp32"], "full": full}})
+    graphs = Graphs(replace(bundle, manifest=manifest), engine_name, "fp32", EngineOptions(threads=1, cache=tmp_path / "engines"))
+    pixels, engine = MODEL.pixels(2), graphs.engine("full")
+    with pytest.raises(EngineError, match=r"full\.onnx gave embedding"):
+        graphs.run("full", {"pixels": pixels})
+    if isinstance(engine, DeviceEngine):
+        with pytest.raises(EngineError, match=r"full\.onnx gave embedding"):
+            graphs.run_device("full", {"pixels": engine.arrays.to_device(pixels)})
+    graphs.close()
+
+
+def test_outputs_have_the_batch_of_the_inputs() -> None:
+    graph = GraphSpec(
+        "x.onnx", (TensorSpec("a", "float32", ("batch", 3)),), (TensorSpec("b", "float32", ("batch", "n")), TensorSpec("c", "int64", ("n",)))
+    )
+    given = {"a": np.zeros((2, 3), np.float32)}
+    check_outputs(graph, given, {"b": np.zeros((2, 4), np.float32), "c": np.zeros(4, np.int64)})
+    for b, c in ((np.zeros((1, 4), np.float32), np.zeros(4, np.int64)), (np.zeros((2, 4), np.float32), np.zeros(5, np.int64)), ([], "text")):
+        with pytest.raises(EngineError, match=r"x\.onnx gave [bc] as .* expected"):
+            check_outputs(graph, given, {"b": b, "c": c})
 
 
 def test_many_threads_give_what_one_gives(opener: Opener) -> None:
@@ -185,7 +226,7 @@ def test_a_closed_engine_fails_and_closes_twice(opener: Opener) -> None:
 
 @pytest.mark.parametrize("spinning", [True, False])
 def test_options_change_no_result(opener: Opener, spinning: bool) -> None:
-    engine = opener("full", options=EngineOptions(threads=1, spinning=spinning))
+    engine = opener("full", options=GraphOptions(threads=1, spinning=spinning))
     np.testing.assert_allclose(engine.run({"pixels": MODEL.pixels(2)})["embedding"], MODEL.embed(MODEL.pixels(2), (16,)), atol=1e-5)
 
 
@@ -219,14 +260,14 @@ def test_a_file_with_other_inputs_is_refused(opener: Opener, bundle: Bundle, tmp
 
 def test_unknown_engine_lists_all_and_near_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine = 'orrt', but it must be one of .*ort.*did you mean ort\?"):
-        open_engine("orrt", tmp_path / "x.onnx", (), EngineOptions())
+        open_engine("orrt", tmp_path / "x.onnx", (), GraphOptions())
 
 
 def test_missing_library_names_the_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = replace(ENGINES["ort"], module="prtool.engines.absent", install="pip install absent")
     monkeypatch.setattr("prtool.engines.registry.ENGINES", {"absent": entry})
     with pytest.raises(EngineUnavailable, match=r"pip install absent$"):
-        open_engine("absent", tmp_path / "x.onnx", (), EngineOptions())
+        open_engine("absent", tmp_path / "x.onnx", (), GraphOptions())
     (status,) = available()
     assert status.info is None
     assert "pip install" in status.reason

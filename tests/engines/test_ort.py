@@ -9,7 +9,7 @@ import pytest
 from models import PIXELS, TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.engines.base import EngineOptions
+from prtool.engines.base import GraphOptions
 from prtool.engines.ort import open_session, session_settings
 from prtool.engines.registry import graph_precision, open_engine
 from prtool.errors import ConfigError, EngineError
@@ -40,7 +40,7 @@ def test_a_provider_that_fails_is_not_exchanged(bundle: Bundle, monkeypatch: pyt
     calls: list[object] = []
     monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", refuse)
     with pytest.raises(EngineError, match=r"cannot load .*full\.onnx: the provider cannot start"):
-        open_engine("ort", bundle.file("full.onnx"), (PIXELS,), EngineOptions())
+        open_engine("ort", bundle.file("full.onnx"), (PIXELS,), GraphOptions())
     assert calls == [["CPUExecutionProvider"]]
     assert capfd.readouterr() == ("", "")
 
@@ -52,11 +52,11 @@ def test_precisions_of_the_cpu() -> None:
 
 
 def test_threads_that_were_asked_for_are_named(bundle: Bundle) -> None:
-    engine = open_engine("ort", bundle.file("full.onnx"), (PIXELS,), EngineOptions(threads=3))
+    engine = open_engine("ort", bundle.file("full.onnx"), (PIXELS,), GraphOptions(threads=3))
     assert engine.info.device == "CPU, 3 threads"
     np.testing.assert_allclose(engine.run({"pixels": MODEL.pixels(2)})["embedding"], MODEL.embed(MODEL.pixels(2), (16,)), atol=1e-5)
 
 
 def test_a_folder_in_place_of_a_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="is missing"):
-        open_engine("ort", tmp_path, (PIXELS,), EngineOptions())
+        open_engine("ort", tmp_path, (PIXELS,), GraphOptions())

@@ -16,7 +16,7 @@ from models import PIXELS, TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
 from prtool.engines import ort_gpu, ort_tensorrt
-from prtool.engines.base import BuildOptions, DeviceEngine, EngineOptions, ShapeRange
+from prtool.engines.base import BuildOptions, DeviceEngine, GraphOptions, ShapeRange
 from prtool.engines.nvidia import Gpu
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import available, open_engine
@@ -147,7 +147,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Session]]:
 
 def open_role(bundle: Bundle, role: str, engine: str = "ort-cuda", **options: Any) -> Any:
     graph = bundle.graph(role)
-    return open_engine(engine, bundle.file(graph.file), graph.inputs, EngineOptions(**options))
+    return open_engine(engine, bundle.file(graph.file), graph.inputs, GraphOptions(**options))
 
 
 def counted(k: int) -> np.ndarray:
@@ -299,12 +299,12 @@ def test_engines_of_other_graphs_shapes_devices_and_options_lie_apart(bundle: Bu
     inputs = (PIXELS, TensorSpec("k", "int64", (1,)))
     wide, narrow = profiles(bundle.manifest, BuildOptions()), profiles(bundle.manifest, BuildOptions(keeps=(5,)))
     variants = [
-        EngineOptions(cache=tmp_path),
-        EngineOptions(cache=tmp_path, profiles=wide),
-        EngineOptions(cache=tmp_path, profiles=narrow),
-        EngineOptions(cache=tmp_path, precision="fp16"),
-        EngineOptions(cache=tmp_path, device=1),
-        EngineOptions(cache=tmp_path, build=BuildOptions(level=5)),
+        GraphOptions(cache=tmp_path),
+        GraphOptions(cache=tmp_path, profiles=wide),
+        GraphOptions(cache=tmp_path, profiles=narrow),
+        GraphOptions(cache=tmp_path, precision="fp16"),
+        GraphOptions(cache=tmp_path, device=1),
+        GraphOptions(cache=tmp_path, build=BuildOptions(level=5)),
     ]
     folders = [ort_tensorrt.engine_folder(bundle.file("fused.onnx"), inputs, options) for options in variants]
     folders.append(ort_tensorrt.engine_folder(bundle.file("full.onnx"), inputs, variants[0]))

@@ -12,7 +12,7 @@ from models import WIDTH, GraphMaker, TinyModel, tiny_bundle
 from onnx import TensorProto, helper, numpy_helper
 
 from prtool.bundle import Bundle
-from prtool.engines.base import BuildOptions, Engine, EngineOptions, Profile, ShapeRange, granted_cpus
+from prtool.engines.base import BuildOptions, Engine, GraphOptions, Profile, ShapeRange, granted_cpus
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import available, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, KeepError, ShapeError
@@ -39,7 +39,7 @@ def opener(bundle: Bundle) -> Iterator[Opener]:
 
     def open_role(role: str, **options: Any) -> Engine:
         graph = bundle.graph(role)
-        opened.append(open_engine("openvino", bundle.file(graph.file), graph.inputs, EngineOptions(**{"threads": 1} | options)))
+        opened.append(open_engine("openvino", bundle.file(graph.file), graph.inputs, GraphOptions(**{"threads": 1} | options)))
         return opened[-1]
 
     yield open_role
@@ -73,7 +73,7 @@ def test_of_equal_scores_the_lower_index_comes_first(tmp_path: Path, precision: 
     path, inputs = ranks(tmp_path / "ranks.onnx")
     counts = (1, 2, 3, 49, 98, 99, 195, 196)
     built = tuple({"k": ShapeRange(k, k, k)} for k in counts) if fixed_k else ()
-    engine = open_engine("openvino", path, inputs, EngineOptions(threads=1, precision=precision, profiles=built))
+    engine = open_engine("openvino", path, inputs, GraphOptions(threads=1, precision=precision, profiles=built))
     rng = np.random.default_rng(0)
     for k in counts:
         for batch in (1, 2, 7):
@@ -165,7 +165,7 @@ def test_sizes_that_do_not_fit_the_graph_fail_while_it_is_compiled(tmp_path: Pat
     maker = GraphMaker(MODEL)
     maker.save(tmp_path / "post.onnx", inputs, {maker.block("tokens", 1): TensorSpec("out", "float32", ("batch", "tokens", WIDTH))})
     with pytest.raises(EngineError, match=r"cannot compile .*post\.onnx for width = 7: .*[Ii]ncompatible") as caught:
-        open_engine("openvino", tmp_path / "post.onnx", inputs, EngineOptions(threads=1, profiles=({"width": ShapeRange(7, 7, 7)},)))
+        open_engine("openvino", tmp_path / "post.onnx", inputs, GraphOptions(threads=1, profiles=({"width": ShapeRange(7, 7, 7)},)))
     assert caught.value.__cause__ is not None
 
 
@@ -224,7 +224,7 @@ def test_an_int8_graph_rounds_as_it_says(tmp_path: Path) -> None:
     tokens = rng.standard_normal((4, WIDTH)).astype(np.float32) * 4
     rounded = np.clip(np.rint(tokens / np.float32(0.05)), -128, 127).astype(np.int64) @ weights.astype(np.int64)
     for engine in ("openvino", "ort"):
-        opened = open_engine(engine, path, (TensorSpec("tokens", "float32", ("batch", WIDTH)),), EngineOptions(threads=1, precision="int8"))
+        opened = open_engine(engine, path, (TensorSpec("tokens", "float32", ("batch", WIDTH)),), GraphOptions(threads=1, precision="int8"))
         np.testing.assert_allclose(opened.run({"tokens": tokens})["product"], rounded * np.float64(0.05 * 0.01), rtol=1e-5, atol=1e-4)
         assert np.abs(tokens @ (weights * np.float32(0.01)) - rounded * 0.0005).max() > 0.01
 
@@ -250,7 +250,7 @@ def test_an_operator_that_openvino_lacks_is_named(tmp_path: Path) -> None:
     model.opset_import.append(helper.make_opsetid("test.domain", 1))
     (tmp_path / "strange.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(EngineError, match=r"strange\.onnx: .*Nonsense"):
-        open_engine("openvino", tmp_path / "strange.onnx", inputs, EngineOptions(threads=1))
+        open_engine("openvino", tmp_path / "strange.onnx", inputs, GraphOptions(threads=1))
 
 
 def test_the_registry_finds_it() -> None:

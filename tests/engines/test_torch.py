@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from prtool.bundle import Bundle  # noqa: E402
-from prtool.engines.base import DeviceEngine, EngineOptions  # noqa: E402
+from prtool.engines.base import DeviceEngine, GraphOptions  # noqa: E402
 from prtool.engines.registry import open_engine  # noqa: E402
 from prtool.engines.torch_graph import TorchGraph, load_graph  # noqa: E402
 from prtool.engines.torch_operators import HOST_OPERATORS, OPERATORS  # noqa: E402
@@ -335,7 +335,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def engine(bundle: Bundle) -> Iterator[Any]:
-    opened = open_engine("torch", bundle.file("fused.onnx"), bundle.graph("fused").inputs, EngineOptions())
+    opened = open_engine("torch", bundle.file("fused.onnx"), bundle.graph("fused").inputs, GraphOptions())
     yield opened
     opened.close()
 
@@ -366,7 +366,7 @@ def test_wrong_arrays_on_the_device_are_refused(engine: Any) -> None:
 
 def test_threads_are_put_back(bundle: Bundle) -> None:
     outside, seen = torch.get_num_threads(), set[int]()
-    engine = open_engine("torch", bundle.file("full.onnx"), bundle.graph("full").inputs, EngineOptions(threads=outside + 1))
+    engine = open_engine("torch", bundle.file("full.onnx"), bundle.graph("full").inputs, GraphOptions(threads=outside + 1))
     call = engine._call  # type: ignore[attr-defined]
 
     def watched(*arguments: Any) -> Any:
@@ -408,7 +408,7 @@ def test_an_output_that_is_an_input_is_copied(tmp_path: Path, bundle: Bundle) ->
     pixels = MODEL.pixels(1)
     spec = bundle.graph("full").inputs
     graph_of([helper.make_node("Identity", ["pixels"], ["y"])], {"pixels": pixels}, {}, ["y"], tmp_path / "same.onnx")
-    result = open_engine("torch", tmp_path / "same.onnx", spec, EngineOptions()).run({"pixels": pixels})["y"]
+    result = open_engine("torch", tmp_path / "same.onnx", spec, GraphOptions()).run({"pixels": pixels})["y"]
     assert not np.shares_memory(result, pixels)
     np.testing.assert_array_equal(result, pixels)
 
@@ -421,4 +421,4 @@ def test_a_read_only_array_is_taken_without_a_warning(engine: Any) -> None:
 
 def test_a_device_that_is_not_there_is_refused(bundle: Bundle) -> None:
     with pytest.raises(EngineUnavailable, match="device = 99, but PyTorch finds"):
-        open_engine("torch", bundle.file("full.onnx"), bundle.graph("full").inputs, EngineOptions(device=99))
+        open_engine("torch", bundle.file("full.onnx"), bundle.graph("full").inputs, GraphOptions(device=99))

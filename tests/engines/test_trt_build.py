@@ -8,7 +8,7 @@ import pytest
 from models import TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
+from prtool.engines.base import BuildOptions, GraphOptions, ShapeRange
 from prtool.engines.profiles import profiles
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
 
@@ -26,12 +26,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture
-def options(bundle: Bundle, tmp_path: Path) -> EngineOptions:
+def options(bundle: Bundle, tmp_path: Path) -> GraphOptions:
     return with_build(bundle, BuildOptions(), tmp_path / "cache")
 
 
-def with_build(bundle: Bundle, build: BuildOptions, cache: Path) -> EngineOptions:
-    return EngineOptions(cache=cache, build=build, profiles=profiles(bundle.manifest, build))
+def with_build(bundle: Bundle, build: BuildOptions, cache: Path) -> GraphOptions:
+    return GraphOptions(cache=cache, build=build, profiles=profiles(bundle.manifest, build))
 
 
 @pytest.mark.parametrize("model", [MODEL, TWICE], ids=["one location", "two locations"])
@@ -59,7 +59,7 @@ def test_a_profile_for_each_count(bundle: Bundle, tmp_path: Path) -> None:
     assert not trt_rtx.build_graph(bundle.file(pre.file), pre.inputs, narrow).built
 
 
-def test_the_second_build_comes_from_the_cache(bundle: Bundle, options: EngineOptions) -> None:
+def test_the_second_build_comes_from_the_cache(bundle: Bundle, options: GraphOptions) -> None:
     graph = bundle.graph("post")
     first = trt_rtx.build_graph(bundle.file(graph.file), graph.inputs, options)
     again = trt_rtx.build_graph(bundle.file(graph.file), graph.inputs, options)
@@ -87,7 +87,7 @@ def test_other_options_build_again(bundle: Bundle, tmp_path: Path, change: dict[
     assert second.reason in caplog.text
 
 
-def test_an_exported_again_graph_builds_again(bundle: Bundle, options: EngineOptions, tmp_path: Path) -> None:
+def test_an_exported_again_graph_builds_again(bundle: Bundle, options: GraphOptions, tmp_path: Path) -> None:
     graph, path = bundle.graph("post"), tmp_path / "post.onnx"
     path.write_bytes(bundle.file("post.onnx").read_bytes())
     trt_rtx.build_graph(path, graph.inputs, options)
@@ -110,7 +110,7 @@ def test_a_build_that_the_library_refuses_has_its_reason(bundle: Bundle, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == [".locks"]
 
 
-def test_every_complaint_of_the_parser_is_in_the_message(bundle: Bundle, options: EngineOptions, tmp_path: Path) -> None:
+def test_every_complaint_of_the_parser_is_in_the_message(bundle: Bundle, options: GraphOptions, tmp_path: Path) -> None:
     proto = onnx.load(bundle.file("post.onnx"))
     for node in proto.graph.node:
         node.op_type = {"Tanh": "Unheard"}.get(node.op_type, node.op_type)
@@ -120,7 +120,7 @@ def test_every_complaint_of_the_parser_is_in_the_message(bundle: Bundle, options
 
 
 @pytest.mark.parametrize("damage", ["garbage", "empty", "truncated", "absent"])
-def test_a_damaged_graph_is_named(bundle: Bundle, options: EngineOptions, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_graph_is_named(bundle: Bundle, options: GraphOptions, tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]) -> None:
     path, content = tmp_path / "damaged.onnx", bundle.file("full.onnx").read_bytes()
     if damage != "absent":
         path.write_bytes({"garbage": b"\x7f" * 500, "empty": b"", "truncated": content[: len(content) // 2]}[damage])
@@ -129,12 +129,12 @@ def test_a_damaged_graph_is_named(bundle: Bundle, options: EngineOptions, tmp_pa
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_graph_with_other_inputs_is_refused(bundle: Bundle, options: EngineOptions) -> None:
+def test_a_graph_with_other_inputs_is_refused(bundle: Bundle, options: GraphOptions) -> None:
     with pytest.raises(EngineError, match="it takes k, pixels, but it was declared to take pixels"):
         trt_rtx.build_graph(bundle.file("fused.onnx"), bundle.graph("full").inputs, options)
 
 
-def test_weights_in_a_file_of_their_own(bundle: Bundle, options: EngineOptions, tmp_path: Path) -> None:
+def test_weights_in_a_file_of_their_own(bundle: Bundle, options: GraphOptions, tmp_path: Path) -> None:
     path = tmp_path / "post.onnx"
     onnx.save(onnx.load(bundle.file("post.onnx")), path, save_as_external_data=True, location="post.onnx.data", size_threshold=0)
     inputs = bundle.graph("post").inputs
@@ -149,7 +149,7 @@ def test_weights_in_a_file_of_their_own(bundle: Bundle, options: EngineOptions, 
     assert first.path.is_file()
 
 
-def test_a_profile_that_lacks_an_axis_is_refused(bundle: Bundle, options: EngineOptions) -> None:
+def test_a_profile_that_lacks_an_axis_is_refused(bundle: Bundle, options: GraphOptions) -> None:
     graph = bundle.graph("fused")
     with pytest.raises(ConfigError, match="no range is given for k"):
         trt_rtx.build_graph(bundle.file(graph.file), graph.inputs, replace(options, profiles=()))
@@ -163,7 +163,7 @@ def without_gpu() -> bool:
     return False
 
 
-def test_running_without_a_gpu_is_refused_and_building_names_it(bundle: Bundle, options: EngineOptions) -> None:
+def test_running_without_a_gpu_is_refused_and_building_names_it(bundle: Bundle, options: GraphOptions) -> None:
     if not without_gpu():
         pytest.skip("this machine has a GPU")
     graph = bundle.graph("pre")
@@ -174,7 +174,7 @@ def test_running_without_a_gpu_is_refused_and_building_names_it(bundle: Bundle, 
     assert (key.device, key.compute_capability, key.driver) == ("no device",) * 3
 
 
-def test_a_plan_that_the_library_does_not_take_is_refused(bundle: Bundle, options: EngineOptions) -> None:
+def test_a_plan_that_the_library_does_not_take_is_refused(bundle: Bundle, options: GraphOptions) -> None:
     """The cache holds what was written to it; a runtime that does not understand it says so (here also for want of a driver)."""
     from prtool.engines.trt_engine import TrtGraph, _load
 

@@ -18,7 +18,7 @@ from models import tiny_bundle
 
 from prtool.bundle import Bundle
 from prtool.engines import trt_engine
-from prtool.engines.base import BuildOptions, DeviceEngine, Engine, EngineOptions, ShapeRange
+from prtool.engines.base import BuildOptions, DeviceEngine, Engine, GraphOptions, ShapeRange
 from prtool.engines.nvidia import Gpu
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import open_engine
@@ -68,7 +68,7 @@ class Machine:
         if not self.takes_plans:
             return None
         graph = self.bundle.graph(self.role)
-        self.reference.append(open_engine("ort", self.bundle.file(graph.file), graph.inputs, EngineOptions(threads=1)))
+        self.reference.append(open_engine("ort", self.bundle.file(graph.file), graph.inputs, GraphOptions(threads=1)))
         names = [spec.name for spec in (*graph.inputs, *graph.outputs)]
         library = Library(self.reference[-1], self.bundle, self.role, parse_profiles(self.last_profiles()))
         return SimpleNamespace(
@@ -89,7 +89,7 @@ class Machine:
     def graph(self, role: str, **build: Any) -> TrtGraph:
         self.role = role
         graph, options = self.bundle.graph(role), BuildOptions(**build)
-        chosen = EngineOptions(cache=self.cache, build=options, profiles=profiles(self.bundle.manifest, options))
+        chosen = GraphOptions(cache=self.cache, build=options, profiles=profiles(self.bundle.manifest, options))
         return TrtGraph(self.bundle.file(graph.file), graph.inputs, chosen)
 
     def open(self, role: str, **build: Any) -> TrtEngine:

@@ -9,7 +9,6 @@ import pytest
 from models import TinyModel, tiny_bundle
 
 from prtool.engines.base import BuildOptions, DeviceEngine, EngineOptions, ShapeRange
-from prtool.engines.profiles import profiles
 from prtool.engines.registry import available
 from prtool.errors import EngineError, ShapeError
 from prtool.runtime.pipeline import Graphs
@@ -25,7 +24,7 @@ def graphs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Graphs]:
         pytest.skip(reason)
     build = BuildOptions(batch=ShapeRange(1, 2, 4))
     bundle = tiny_bundle(tmp_path / "bundle", MODEL)
-    opened = Graphs(bundle, request.param, "fp32", EngineOptions(cache=tmp_path / "cache", build=build, profiles=profiles(bundle.manifest, build)))
+    opened = Graphs(bundle, request.param, "fp32", EngineOptions(cache=tmp_path / "cache", build=build))
     yield opened
     opened.close()
 

@@ -17,7 +17,7 @@ from models import tiny_bundle
 
 from prtool.bundle import Bundle
 from prtool.engines import trt_run
-from prtool.engines.base import BuildOptions, DeviceEngine, Engine, EngineInfo, EngineOptions, ShapeRange
+from prtool.engines.base import BuildOptions, DeviceEngine, Engine, EngineInfo, GraphOptions, ShapeRange
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import open_engine
 from prtool.engines.trt_run import CONTEXTS_KEPT, TrtEngine, TrtPlan, fitting_batch
@@ -47,7 +47,7 @@ def make(bundle: Bundle) -> Iterator[Maker]:
     def make_engine(role: str, build: BuildOptions | None = None, room: int = 1 << 30) -> Setup:
         graph, chosen = bundle.graph(role), build or BuildOptions()
         built = graph_profiles(graph.inputs, profiles(bundle.manifest, chosen), chosen)
-        opened.append(open_engine("ort", bundle.file(graph.file), graph.inputs, EngineOptions(threads=1)))
+        opened.append(open_engine("ort", bundle.file(graph.file), graph.inputs, GraphOptions(threads=1)))
         library, arrays = Library(opened[-1], bundle, role, built), HostArrays(room=room)
         plan = TrtPlan(
             graph=graph.file,
