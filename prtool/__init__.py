@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from prtool.errors import PrtoolError
+from prtool.telemetry import switch_off
 
 if TYPE_CHECKING:
     from prtool.bundle import Bundle
@@ -23,6 +24,10 @@ __version__ = "0.1.0"
 __all__ = ["Bundle", "Encoder", "Keep", "Manifest", "PrtoolError", "__version__"]
 
 _HOMES = {"Bundle": "prtool.bundle", "Encoder": "prtool.runtime.encoder", "Keep": "prtool.spec", "Manifest": "prtool.manifest"}
+
+
+# Here, because whatever imports a library for prtool imports this first.
+switch_off()
 
 
 def __getattr__(name: str) -> object:
