@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from prtool.progress import Progress
-from prtool.trainer.baselines.registry import TUNED
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import NO_LABEL, ImageSet, load_split
 from prtool.trainer.evaluate import EvalConfig, EvalReport, EvalRow, Pruner, evaluate, evaluate_run
+from prtool.trainer.settings import TUNED
 
 
 def evaluate_quality(run: Path, data: Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:

@@ -22,10 +22,10 @@ from prtool.runtime.bench import BenchConfig, BenchReport, bench
 from prtool.runtime.bench.config import ENCODER
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.spec import Keep, PruneSpec
-from prtool.trainer.baselines.registry import TUNED
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import RANKING, PruneConfig, TrainConfig
 from prtool.trainer.evaluate import EvalConfig, EvalReport, EvalRow
+from prtool.trainer.settings import TUNED
 from prtool.trainer.train import train
 from prtool.tune_quality import evaluate_quality
 

@@ -19,9 +19,10 @@ from prtool.manifest import FileDigest
 from prtool.spec import PruneSpec
 from prtool.trainer.config import read_plain, to_plain
 from prtool.trainer.model import DualEncoder, load_model
-from prtool.trainer.predictor import PatchScorer, ScorerConfig, later_config, make_scorer
+from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.prompts import TextContext, VisualTokens
 from prtool.trainer.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.settings import ScorerConfig
 from prtool.trainer.spread import SpreadScorer
 
 SCHEMA = 2

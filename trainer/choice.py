@@ -1,7 +1,6 @@
 """Training a scorer by what it is for: the embedding of the patches that it chooses, against the embedding of all of them."""
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -9,60 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.errors import ConfigError, ShapeError
+from prtool.errors import ShapeError
 from prtool.trainer.features import Features
-from prtool.trainer.loop import FitConfig
 from prtool.trainer.predictor import PatchScorer
 from prtool.trainer.pruned import gather, select
+from prtool.trainer.settings import ChoiceConfig
 from prtool.trainer.spread import SpreadScorer
 from prtool.trainer.vit import VisionTower
 
 _JUDGE_BATCH = 32
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceConfig:
-    """How a scorer learns from its own choice; see `ChoiceLesson`. `FitConfig`'s seed and weight decay apply as well.
-
-    Attributes:
-        steps: optimiser steps, rounded up to whole passes over the training images; what a scorer needs hardly depends on their number.
-        batch: images a step.
-        lr, final_lr: Adam's learning rate at the start and the end of the half cosine.
-        keep_low, keep_high: each step keeps a share of the patches drawn from this range.
-        rivals: share of the patches that take part as rivals: the best of those that are not kept.
-        noise: scale of the Gumbel noise on the scores, in standard deviations of an image's scores.
-        temperature: width of the soft step between kept and dropped, in the same unit.
-        floor: attention weight of a rival, as a share of a kept patch's.
-    """
-
-    steps: int = 200
-    batch: int = 16
-    lr: float = 2e-3
-    final_lr: float = 2e-4
-    keep_low: float = 0.45
-    keep_high: float = 0.62
-    rivals: float = 0.15
-    noise: float = 0.3
-    temperature: float = 0.5
-    floor: float = 0.01
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"choice {name} = {getattr(self, name)}, but it must be at least 1")
-        for name in ("lr", "final_lr", "noise"):
-            if not 0.0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"choice {name} = {getattr(self, name)}, but it must be a finite number of at least 0")
-        if not 0.0 < self.keep_low <= self.keep_high < 1.0:
-            raise ConfigError(f"choice keep_low = {self.keep_low} and keep_high = {self.keep_high}, but they must rise between 0 and 1")
-        for name in ("rivals", "temperature", "floor"):
-            if not 0.0 < getattr(self, name) <= 1.0:
-                raise ConfigError(f"choice {name} = {getattr(self, name)}, but it must be above 0 and at most 1")
-
-    def schedule(self, fit: FitConfig, images: int) -> FitConfig:
-        """The loop's settings for so many training images: this section's steps, batch and learning rates, and everything else of `fit`."""
-        epochs = math.ceil(self.steps / math.ceil(images / self.batch))
-        return FitConfig(fit.loss, epochs, self.batch, self.lr, self.final_lr, fit.weight_decay, fit.noise, 0, fit.seed, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

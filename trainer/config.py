@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from prtool.errors import ConfigError
-from prtool.trainer.choice import ChoiceConfig
-from prtool.trainer.golden import GoldenConfig
-from prtool.trainer.loop import FitConfig
-from prtool.trainer.predictor import ScorerConfig
-from prtool.trainer.tuning import TokensConfig
+from prtool.trainer.settings import ChoiceConfig, FitConfig, GoldenConfig, ScorerConfig, TokensConfig
 
 PHASES = ("rank", "predictor", "tokens", "none")
 DEVICES = ("auto", "cpu", "cuda")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from prtool.errors import ConfigError
 from prtool.spec import Keep
-from prtool.trainer.baselines.registry import GOLDEN, METHODS
-from prtool.trainer.data import SPLITS
+from prtool.trainer.datasets.images import SPLITS
+from prtool.trainer.settings import GOLDEN, METHOD_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class EvalConfig:
     Attributes:
         split: part of the data: train, val or test.
         keeps: keep ratios or counts.
-        methods: names of `METHODS`, and "golden" (the oracle; it ranks every evaluated image first, seconds each).
+        methods: of `METHOD_NAMES`, and "golden" (the oracle; it ranks every evaluated image first, seconds each).
         images: at most this many, drawn by the subset's seed; 0 takes all.
         batch: images encoded at once; results do not depend on it, and a CPU is fastest with small ones (16 by 20 % over 32).
         seed: of random choices.
@@ -38,7 +38,7 @@ class EvalConfig:
     subset_seed: int | None = None
 
     def __post_init__(self) -> None:
-        known = (*METHODS, GOLDEN)
+        known = (*METHOD_NAMES, GOLDEN)
         for name in self.methods:
             if name not in known:
                 raise ConfigError(f"method = {name!r}, but it must be one of {', '.join(known)}")

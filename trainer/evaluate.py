@@ -14,18 +14,18 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.baselines.base import AdaptiveMethod, Counts, Entered, Method, RankingMethod
 from prtool.trainer.baselines.golden import Golden
-from prtool.trainer.baselines.registry import GOLDEN, METHODS, TUNED, Ingredients
+from prtool.trainer.baselines.registry import METHODS, Ingredients
 from prtool.trainer.checkpoint import Checkpoint, untuned
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import ImageSet, load_split, pixel_batches, templates_for
 from prtool.trainer.eval_config import EvalConfig
 from prtool.trainer.eval_ledger import Ledger
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
-from prtool.trainer.golden import GoldenConfig
 from prtool.trainer.golden_store import rank_images
 from prtool.trainer.matching import matching_rate
 from prtool.trainer.model import DualEncoder, content_digest
 from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.settings import GOLDEN, TUNED, GoldenConfig
 
 __all__ = ["EvalConfig", "EvalReport", "EvalRow", "Pruner", "evaluate", "evaluate_run"]
 

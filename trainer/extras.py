@@ -72,5 +72,3 @@ def _standardised(values: Tensor) -> Tensor:
 
 
 _MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"norm": _norm, _CLS: _cls}
-EXTRAS = (POSITION, *_MEASURES)
-"""Names that `scorer.extras` takes."""

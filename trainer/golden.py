@@ -10,51 +10,13 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError, DataError, ModelError, ShapeError
 from prtool.trainer.model import DualEncoder
-from prtool.trainer.tail import PRECISIONS, Tail
+from prtool.trainer.settings import GoldenConfig
+from prtool.trainer.tail import Tail
 
 Score = Callable[[Tensor, Tensor], Tensor]
-SCORES = ("feature", "label", "confidence")
-LABELLED_SCORES = ("label", "confidence")
-"""Scores that need class embeddings."""
 # A CPU is fastest with batches of this size: with ViT-S/14 and ViT-B/16 at 193 tokens, 16 sequences run 15-20 %
 # faster a sequence than 32 and 60 % faster than 64, where the activations of a block have left the caches.
 _CPU_BATCH_TOKENS = 3200
-
-
-@dataclass(frozen=True, slots=True)
-class GoldenConfig:
-    """How patches are ranked.
-
-    Attributes:
-        score: "feature" (cosine to the unpruned embedding), "label" (probability of the true class) or "confidence"
-            (highest class probability), each computed without the candidate; high = prune first.
-        location: 1-based block on entry to which candidates are left out.
-        group: b; squares of b x b neighbouring patches are left out together (smaller at the right and lower edge
-            where b does not divide the grid).
-        step: groups dropped in a greedy step, after which those that remain are scored again; 0 = score once.
-        floor: the search ends when at most this many patches remain.
-        memory_mb: memory for the activations of one batch of candidates, in MiB; an upper limit, not a target.
-        precision: "fp32", "bf16", or "auto" (bf16 where the machine computes it natively).
-    """
-
-    score: str = "feature"
-    location: int = 4
-    group: int = 2
-    step: int = 0
-    floor: int = 0
-    memory_mb: int = 1024
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.score not in SCORES:
-            raise ConfigError(f"golden score = {self.score!r}, but it must be one of {', '.join(SCORES)}")
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"golden precision = {self.precision!r}, but it must be one of {', '.join(PRECISIONS)}")
-        for name, least in (("location", 1), ("group", 1), ("step", 0), ("floor", 0), ("memory_mb", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"golden {name} = {getattr(self, name)}, but it must be at least {least}")
-        if self.floor and not self.step:
-            raise ConfigError(f"golden floor = {self.floor} with step = 0, which scores once and drops nothing; give a step of 1 or more")
 
 
 class GoldenSearch:

@@ -14,8 +14,9 @@ from prtool.errors import CheckpointError, DataError
 from prtool.files import write_bytes, write_json
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.data import ImageSet, pixel_batches
-from prtool.trainer.golden import GoldenConfig, GoldenSearch
+from prtool.trainer.golden import GoldenSearch
 from prtool.trainer.model import DualEncoder
+from prtool.trainer.settings import GoldenConfig
 
 SCHEMA = 1
 SHARD_IMAGES = 64

@@ -20,52 +20,10 @@ from prtool.trainer.features import Features
 from prtool.trainer.losses import loss_named
 from prtool.trainer.matching import default_count, matching_rate, order_of
 from prtool.trainer.predictor import PatchScorer
+from prtool.trainer.settings import FitConfig
 
 SCHEMA = 1
 _BEST, _LAST, _ADAM = "best.", "last.", "adam."
-
-
-@dataclass(frozen=True, slots=True)
-class FitConfig:
-    """How a scorer is trained.
-
-    Attributes:
-        loss: "kl" (the paper's), "margin", "listmle" or "regression".
-        epochs: passes over the training images.
-        batch: images a step.
-        lr: Adam's learning rate at the start.
-        final_lr: learning rate of the cosine's end.
-        weight_decay: Adam's, added to the gradient (as in the research code).
-        noise: standard deviation of Gaussian noise on the tokens, as a share of their own; 0 for none.
-        match_at: m of the matching rate that chooses the best epoch; 0 takes 100 of 196.
-        seed: of the order of images, sampled pairs and noise.
-        save_every: epochs between two saved states.
-    """
-
-    loss: str = "listmle"
-    epochs: int = 50
-    batch: int = 64
-    lr: float = 1e-3
-    final_lr: float = 1e-4
-    weight_decay: float = 1e-4
-    noise: float = 0.0
-    match_at: int = 0
-    seed: int = 0
-    save_every: int = 5
-
-    def __post_init__(self) -> None:
-        loss_named(self.loss)
-        for name in ("epochs", "batch", "save_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"fit {name} = {getattr(self, name)}, but it must be at least 1")
-        for name in ("lr", "final_lr", "weight_decay", "noise", "match_at"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"fit {name} = {value}, but it must be a finite number of at least 0")
-
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0: a half cosine from `lr` to `final_lr`."""
-        return self.final_lr + (self.lr - self.final_lr) * (1.0 + math.cos(math.pi * epoch / self.epochs)) / 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,64 +1,15 @@
 """Patch scorers: small networks that guess from a location's tokens which patches the rest of the encoder needs."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prtool.errors import ConfigError, ShapeError
-from prtool.trainer.extras import EXTRAS, POSITION, TokenExtras
-
-ARCHITECTURES = ("mix-mlp", "mlp", "transformer")
-REDUCTIONS = ("linear", "average")
-
-
-@dataclass(frozen=True, slots=True)
-class ScorerConfig:
-    """Kind and sizes of a patch scorer, the sizes the paper's (section 3 and supplement, Table 1).
-
-    `reduce="average", norm=False` is the research code's input. The defaults differ because they find more: matching
-    rate @100 of 196 (random 0.510) of Mix-MLP on pets 0.69 as in the research code, 0.75 with norm, 0.78 with both.
-
-    Attributes:
-        arch: "mix-mlp" (the paper's choice), "mlp" or "transformer".
-        channels: channels that each token is reduced to.
-        token_hidden: hidden width of the Mixer's MLP over tokens.
-        channel_hidden: hidden width of the MLP over channels, in every architecture.
-        heads: attention heads of the transformer; must divide `channels`.
-        reduce: "linear", a learned projection of the channels, or "average", adaptive average pooling without weights.
-        norm: standardise each token over its channels before they are reduced.
-        spread: how much every second patch is raised when patches are chosen (see `SpreadScorer`), in standard deviations
-            of an image's scores; 0 for the order as predicted (the paper's).
-        extras: what is added to the reduced tokens, of `EXTRAS`; () for nothing (the paper's).
-    """
-
-    arch: str = "mix-mlp"
-    channels: int = 64
-    token_hidden: int = 32
-    channel_hidden: int = 256
-    heads: int = 8
-    reduce: str = "linear"
-    norm: bool = True
-    spread: float = 1.0
-    extras: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.arch not in ARCHITECTURES:
-            raise ConfigError(f"scorer arch = {self.arch!r}, but it must be one of {', '.join(ARCHITECTURES)}")
-        if self.reduce not in REDUCTIONS:
-            raise ConfigError(f"scorer reduce = {self.reduce!r}, but it must be one of {', '.join(REDUCTIONS)}")
-        sizes = {"channels": self.channels, "token_hidden": self.token_hidden, "channel_hidden": self.channel_hidden, "heads": self.heads}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ConfigError(f"scorer {name} = {size}, but it must be at least 1")
-        if not 0.0 <= self.spread <= 10.0:
-            raise ConfigError(f"scorer spread = {self.spread}, but it must be from 0 (none) to 10 standard deviations")
-        if len(set(self.extras)) != len(self.extras) or not set(self.extras) <= set(EXTRAS):
-            raise ConfigError(f"scorer extras = {list(self.extras)}, but give some of {', '.join(EXTRAS)}, each once")
-        if self.channels % self.heads:
-            raise ConfigError(f"scorer heads = {self.heads}, but {self.channels} channels must divide by it")
+from prtool.errors import ShapeError
+from prtool.trainer.extras import POSITION, TokenExtras
+from prtool.trainer.settings import ScorerConfig
 
 
 class ChannelPool(nn.Module):

@@ -9,7 +9,6 @@ from torch.nn import functional
 from prtool.errors import ConfigError
 from prtool.trainer.vit import VisionTower
 
-PRECISIONS = ("fp32", "bf16", "auto")
 _HEAD_WIDTH = 64
 
 

@@ -33,12 +33,12 @@ from prtool.trainer.config import RANKING, TrainConfig, to_plain
 from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
 from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
-from prtool.trainer.golden import LABELLED_SCORES
 from prtool.trainer.golden_store import GoldenRanking, rank_images
 from prtool.trainer.loop import Examples, FitResult, fit, learn, predict
 from prtool.trainer.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.model import DualEncoder
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
+from prtool.trainer.settings import LABELLED_SCORES
 from prtool.trainer.tuning import TuningTask, tune, tuned_spec
 
 HELD_OUT_SHARE = 0.1

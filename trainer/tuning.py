@@ -18,75 +18,13 @@ from prtool.trainer.datasets.few_shot import few_shot
 from prtool.trainer.model import DualEncoder, content_digest
 from prtool.trainer.prompts import TextContext, VisualTokens, check_layers, new_context, new_visual
 from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.settings import TokensConfig
 from prtool.trainer.tuning_data import Entry, TuningImages, embed_prepared, prepare_images
 from prtool.trainer.tuning_state import TuningEpoch, TuningState, restore_state, save_state
 
 SCHEMA = 1
 _EVALUATED = 32
 _FIRST_VALUES_FROM = 64
-
-
-@dataclass(frozen=True, slots=True)
-class TokensConfig:
-    """What is tuned, on how many images, and how (method, section 3).
-
-    Attributes:
-        visual: learnable tokens behind the patches; 0 for none.
-        layers: blocks that have tokens of their own, from `first` on; 1 is the shallow form, 0 takes every block (deep).
-        first: 1-based block on entry to which they are appended; 0 takes the first pruning location, where all that runs
-            before it, scores included, stays as it was and is computed once; 1 is the paper's.
-        text: tokens of context learned in place of the prompt's first words; 0 for none.
-        text_words: words that the context starts from; "" takes those of the template.
-        shots: training images of each class; 0 takes all.
-        keep: keep ratio of the pruned encoder in the loop.
-        distill: weight of 1 - cosine to the unpruned embedding, which needs no labels.
-        label: weight of the cross-entropy on the class prompts; 0 tunes without labels.
-        epochs: passes over the images.
-        batch: images a step.
-        lr: SGD's learning rate at the start of the half cosine to 0.
-        momentum: SGD's.
-        weight_decay: SGD's.
-        seed: of the images, their order and the first values.
-    """
-
-    visual: int = 8
-    layers: int = 0
-    first: int = 0
-    text: int = 0
-    text_words: str = ""
-    shots: int = 16
-    keep: float = 0.6
-    distill: float = 10.0
-    label: float = 0.5
-    epochs: int = 4
-    batch: int = 16
-    lr: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in {"visual": 0, "text": 0, "layers": 0, "first": 0, "shots": 0, "epochs": 1, "batch": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"tokens {name} = {getattr(self, name)}, but it must be {least} or more")
-        for name in ("distill", "label", "lr", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ConfigError(f"tokens {name} = {value}, but it must be a finite number of at least 0")
-        if self.visual + self.text < 1:
-            raise ConfigError(f"tokens visual = {self.visual} and text = {self.text}, but at least one of them must be above 0")
-        if not 0 < self.keep <= 1:
-            raise ConfigError(f"tokens keep = {self.keep}, but it must be above 0 and at most 1, such as 0.6")
-        if self.momentum >= 1:
-            raise ConfigError(f"tokens momentum = {self.momentum}, but it must be below 1")
-        if self.distill + self.label == 0:
-            raise ConfigError("tokens distill = 0 and label = 0, but at least one of them must be above 0, for nothing would be learned")
-        if self.text and not self.label:
-            raise ConfigError(f"tokens text = {self.text} and label = 0, but only the class prompts teach a text context; raise tokens.label")
-
-    def lr_at(self, progress: float) -> float:
-        """The learning rate after a share of all steps, 0 to 1: a half cosine from `lr` to 0."""
-        return self.lr * (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from prtool.reproduce.plan import Study, Table
 from prtool.reproduce.published import claims_of, published
 from prtool.reproduce.run import Found
 from prtool.reproduce.sets import absent
-from prtool.trainer.baselines.registry import TUNED
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.eval_report import UNPRUNED
+from prtool.trainer.settings import TUNED
 
 MEAN = "mean"
 

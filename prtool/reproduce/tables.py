@@ -13,10 +13,7 @@ from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import RECIPES, TrainConfig
 from prtool.trainer.eval_report import EvalReport
-from prtool.trainer.extras import EXTRAS
-from prtool.trainer.golden import SCORES
-from prtool.trainer.loop import FitConfig
-from prtool.trainer.losses import LOSSES
+from prtool.trainer.settings import EXTRAS, LOSS_NAMES, SCORES, FitConfig
 
 OURS, TUNED = "patch-ranking", "patch-ranking+tokens"
 _RIVALS = {"evit": "EViT", "a-vit": "A-ViT", "tome": "ToMe", "cls-attention": "CLS attention", "random": "random"}
@@ -39,7 +36,7 @@ _LESSONS: Mapping[str, tuple[tuple[str, object], ...]] = MappingProxyType(
         **{f"leave-one-out, score {score}": (*_LEAVE_ONE_OUT, ("golden.score", score)) for score in SCORES},
         **{f"leave-one-out, groups of {side} x {side}": (*_LEAVE_ONE_OUT, ("golden.group", side)) for side in (1, 3, 4)},
         "leave-one-out, greedy, 7 groups a step until 98 patches are left": (*_LEAVE_ONE_OUT, ("golden.step", 7), ("golden.floor", 98)),
-        **{f"leave-one-out, loss {loss}": (*_LEAVE_ONE_OUT, ("fit.loss", loss)) for loss in LOSSES if loss != FitConfig().loss},
+        **{f"leave-one-out, loss {loss}": (*_LEAVE_ONE_OUT, ("fit.loss", loss)) for loss in LOSS_NAMES if loss != FitConfig().loss},
     }
 )
 """Ways to teach a predictor; those with a ranking say what they change in `--recipe leave-one-out` (score feature, groups of 2 x 2, ListMLE)."""

@@ -22,7 +22,8 @@ from prtool.export.source import ExportSource
 from prtool.manifest import GraphSpec, TensorSpec
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.hosts import tower_of
-from prtool.trainer.predictor import ARCHITECTURES, ScorerConfig, make_scorer
+from prtool.trainer.predictor import ScorerConfig, make_scorer
+from prtool.trainer.settings import ARCHITECTURES
 
 KINDS = ["cls", "siglip", "dinov2 registers"]
 

@@ -13,7 +13,8 @@ from prtool.trainer.features import Features
 from prtool.trainer.loop import Examples, FitConfig, _subset, fit, predict
 from prtool.trainer.losses import LOSSES
 from prtool.trainer.matching import matching_rate, order_of
-from prtool.trainer.predictor import ARCHITECTURES, ScorerConfig, make_scorer
+from prtool.trainer.predictor import ScorerConfig, make_scorer
+from prtool.trainer.settings import ARCHITECTURES
 
 WIDTH, PATCHES = 16, 12
 FAST = FitConfig(epochs=7, batch=8, lr=1e-2, save_every=2)

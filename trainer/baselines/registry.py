@@ -14,12 +14,8 @@ from prtool.trainer.baselines.patch_ranking import PatchRanking, TunedPatchRanki
 from prtool.trainer.baselines.random_ import Random
 from prtool.trainer.baselines.tome import ToMe
 from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.settings import TUNED
 from prtool.trainer.vit import VisionTower
-
-GOLDEN = "golden"
-"""The oracle: it needs a ranking of the very images, which the evaluation computes for it."""
-TUNED = "patch-ranking+tokens"
-"""Patch Ranking with the run's learnable tokens; a run without has none."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,20 @@
+"""Names of settings are the names of what PyTorch code offers, and can be checked without PyTorch."""
+
+import subprocess
+import sys
+
+from prtool.trainer import extras, losses, predictor
+from prtool.trainer.baselines import registry
+from prtool.trainer.settings import ARCHITECTURES, EXTRAS, LOSS_NAMES, METHOD_NAMES
+
+
+def test_names_are_those_of_the_registries() -> None:
+    assert tuple(losses.LOSSES) == LOSS_NAMES
+    assert tuple(registry.METHODS) == METHOD_NAMES
+    assert tuple(predictor._KINDS) == ARCHITECTURES
+    assert (extras.POSITION, *extras._MEASURES) == EXTRAS
+
+
+def test_settings_need_no_torch() -> None:
+    program = "import sys, prtool.trainer.config, prtool.trainer.eval_config, prtool.trainer.datasets.detect; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
