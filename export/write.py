@@ -125,7 +125,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
         write_bytes(root / PROBE_NAME, save_tensors(probe.tensors(source)))
         info = TextInfo(source.model.context_length, "" if tokenizer is None else text.TOKENIZER_NAME)
         unproved = seal(root, replace(_manifest(source, default, options.written()), text=info, classes=classes))
-        report = prove(source, Bundle(root, unproved), probe, options.held_out, told)
+        report = prove(source, Bundle.open(root, verify=False), probe, options.held_out, told)
         write_json(root / PARITY_NAME, report.to_json())
         return seal(root, replace(unproved, parity=report.summary()))
 

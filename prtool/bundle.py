@@ -1,23 +1,42 @@
 """The bundle: a directory of graphs and a manifest, the only interface between training, export, engines and languages."""
 
-import json
-from dataclasses import dataclass, replace
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from prtool.errors import BundleError, ConfigError
-from prtool.files import sha256_file, write_json
+from prtool.files import sha256_file, write_bytes
+from prtool.graph_file import check_graph
 from prtool.manifest import FileDigest, GraphSpec, Manifest
+from prtool.reading import FileIdentity, open_regular, read_bounded
+from prtool.sealed import seal as sealed
+from prtool.sealed import unseal
+from prtool.text_safety import printable
 
 MANIFEST_NAME = "prtool.json"
-_WINDOWS_RESERVED = set('\\:*?"<>|')
+MANIFEST_BYTES = 16 << 20
+"""Most bytes of a manifest."""
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle. Reading it never runs code from it."""
+    """An opened bundle. Reading it never runs code from it.
+
+    Attributes:
+        path: its directory.
+        manifest: what it says about itself.
+        identities: which file lay at each name, the manifest's too, when it was checked.
+    """
 
     path: Path
     manifest: Manifest
+    identities: Mapping[str, FileIdentity]
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> "Bundle":
@@ -25,19 +44,26 @@ class Bundle:
 
         Args:
             path: the directory that holds prtool.json.
-            verify: check every file's size and SHA-256 (about 1 s a GB); sizes are always checked.
+            verify: check every file's SHA-256 (about 1 s a GB). The manifest's seal, sizes, names and graphs are always checked.
 
         Raises:
-            BundleError: not a bundle, unknown schema, unsafe name, or a file missing, changed or a link.
+            BundleError: not a bundle, unknown schema, unsafe name, a file missing, changed, a link or no regular file, a graph that the
+                exporter does not write, or files replaced meanwhile.
         """
         root = Path(path)
-        manifest = Manifest.from_json(_read_json(root))
+        value, identity = _read_manifest(root)
+        manifest = Manifest.from_json(value)
+        specs = {graph.file: graph for roles in manifest.graphs.values() for graph in roles.values()}
+        sizes = {name: digest.size for name, digest in manifest.files.items()}
+        identities = {MANIFEST_NAME: identity}
         for name, digest in manifest.files.items():
-            _check_file(root, name, digest, verify)
-        for role, graph in ((role, graph) for roles in manifest.graphs.values() for role, graph in roles.items()):
-            if graph.file not in manifest.files:
-                raise BundleError(f"graph {role!r} names {graph.file!r}, which is not among the bundle's files; export the bundle again")
-        return cls(root, manifest)
+            with _open(root, name) as stream:
+                identities[name] = _check_content(stream, root / name, digest, verify)
+                if name in specs:
+                    check_graph(stream, str(root / name), specs[name], sizes)
+        bundle = cls(root, manifest, identities)
+        bundle.check_unchanged()
+        return bundle
 
     def graph(self, role: str, precision: str = "fp32") -> GraphSpec:
         """The graph of one role.
@@ -54,48 +80,101 @@ class Bundle:
         return roles[role]
 
     def file(self, name: str) -> Path:
-        """The path of one of the bundle's files.
+        """The path of one of the bundle's files; `unchanged` is the way to read it.
 
         Raises:
             BundleError: the bundle has no such file.
         """
         if name not in self.manifest.files:
-            raise BundleError(f"{self.path} has no file {name!r}; it holds {', '.join(self.manifest.files)}")
+            raise BundleError(f"{self.path} has no file {printable(repr(name))}; it holds {printable(', '.join(self.manifest.files))}")
         return self.path / name
+
+    @contextlib.contextmanager
+    def unchanged(self, name: str) -> Iterator[Path]:
+        """Yields the path of one of the bundle's files for a library that opens it, and checks before and after that it is still this bundle.
+
+        Raises:
+            BundleError: there is no such file, or the bundle changed since it was opened.
+        """
+        path = self.file(name)
+        self.check_unchanged()
+        yield path
+        self.check_unchanged()
+
+    def read(self, name: str, most_bytes: int) -> bytes:
+        """The content of one of the bundle's files.
+
+        Raises:
+            BundleError: there is no such file, it is larger than `most_bytes`, or the bundle changed since it was opened.
+        """
+        size = self.manifest.files[name].size if name in self.manifest.files else 0
+        if size > most_bytes:
+            raise BundleError(f"{self.path / name} has {size} bytes, but at most {most_bytes} are read; export the bundle again")
+        with self.unchanged(name) as path:
+            content, identity = read_bounded(path, most_bytes)
+        if identity != self.identities[name]:
+            raise self._changed(name)
+        return content
+
+    def check_unchanged(self) -> None:
+        """Holds every file against what lay there when it was checked.
+
+        Raises:
+            BundleError: one was changed, replaced or removed.
+        """
+        for name, identity in self.identities.items():
+            try:
+                found = FileIdentity.of(os.lstat(self.path / name))
+            except OSError as cause:
+                raise self._changed(name) from cause
+            if found != identity:
+                raise self._changed(name)
+
+    def _changed(self, name: str) -> BundleError:
+        return BundleError(f"{self.path} changed since it was opened ({printable(name)} is another file now); open the bundle again")
 
 
 def seal(root: Path, manifest: Manifest) -> Manifest:
     """Writes prtool.json last, with the size and SHA-256 of every file now under `root`; returns the sealed manifest."""
     names = sorted(str(item.relative_to(root).as_posix()) for item in root.rglob("*") if item.is_file())
     files = {name: FileDigest((root / name).stat().st_size, sha256_file(root / name)) for name in names if name != MANIFEST_NAME}
-    sealed = replace(manifest, files=files)
-    write_json(root / MANIFEST_NAME, sealed.to_json())
-    return sealed
+    complete = dataclasses.replace(manifest, files=files)
+    write_bytes(root / MANIFEST_NAME, sealed(complete.to_json()))
+    return complete
 
 
-def _read_json(root: Path) -> object:
+def _read_manifest(root: Path) -> tuple[object, FileIdentity]:
     path = root / MANIFEST_NAME
+    if not os.path.lexists(path):
+        raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; make one with 'prtool export -o {root}'")
+    content, identity = read_bounded(path, MANIFEST_BYTES)
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError as cause:
-        raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; make one with 'prtool export -o {root}'") from cause
-    except (OSError, ValueError, RecursionError) as cause:
-        raise BundleError(f"{path} cannot be read ({cause}); export the bundle again") from cause
+        return unseal(content), identity
+    except ValueError as cause:
+        raise BundleError(f"{path} cannot be used: {printable(cause)}; export the bundle again") from cause
 
 
-def _check_file(root: Path, name: str, digest: FileDigest, verify: bool) -> None:
-    parts = name.split("/")
-    if not name or name.startswith("/") or any(part in ("", ".", "..") for part in parts) or _WINDOWS_RESERVED & set(name):
-        raise BundleError(f"the manifest names {name!r}, which is not a plain relative path inside the bundle; do not use this bundle")
-    path = root
-    for part in parts:
-        path = path / part
-        if path.is_symlink():
-            raise BundleError(f"{path} is a link, and a bundle holds plain files only; copy the bundle with its links resolved")
-    if not path.is_file():
-        raise BundleError(f"{path} is missing; copy the whole bundle again, or export it again")
-    size = path.stat().st_size
-    if size != digest.size:
-        raise BundleError(f"{path} has {size} bytes, but the manifest says {digest.size}; copy or export the bundle again")
-    if verify and sha256_file(path) != digest.sha256:
-        raise BundleError(f"{path} was changed: its SHA-256 is not the manifest's; copy or export the bundle again")
+@contextlib.contextmanager
+def _open(root: Path, name: str) -> Iterator[BinaryIO]:
+    """Opens a file of the bundle; no part of its name may be a link."""
+    folder = root
+    for part in name.split("/")[:-1]:
+        folder = folder / part
+        if folder.is_symlink():
+            raise BundleError(f"{folder} is a link, and a bundle holds plain files only; copy the bundle with its links resolved")
+    with open_regular(root / name) as stream:
+        yield stream
+
+
+def _check_content(stream: BinaryIO, path: Path, digest: FileDigest, verify: bool) -> FileIdentity:
+    """Holds size and SHA-256 against the manifest's."""
+    identity = FileIdentity.of(os.fstat(stream.fileno()))
+    if identity.size != digest.size:
+        raise BundleError(f"{path} has {identity.size} bytes, but the manifest says {digest.size}; copy or export the bundle again")
+    if verify:
+        found = hashlib.sha256()
+        while chunk := stream.read(_CHUNK_BYTES):
+            found.update(chunk)
+        if found.hexdigest() != digest.sha256:
+            raise BundleError(f"{path} was changed: its SHA-256 is not the manifest's; copy or export the bundle again")
+    return identity

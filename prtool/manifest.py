@@ -1,34 +1,27 @@
 """The manifest of a bundle: what its files are, as typed values that read from and write to JSON."""
 
 import dataclasses
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from prtool.errors import BundleError, ConfigError, KeepError
+from prtool.signature import EncoderShape, GraphSpec, TensorSpec, graph_signatures
 from prtool.spec import Cost, Keep, Preprocess, PruneSpec
+from prtool.text_safety import printable
 
-SCHEMA = 3
-ROLES = ("full", "pre", "post", "fused", "text")
+__all__ = ["SCHEMA", "ClassInfo", "FileDigest", "GraphSpec", "Manifest", "ModelInfo", "TensorSpec", "TextInfo"]
 
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One graph input or output: name, numpy dtype name, and axes (a size, or the name of a dynamic axis)."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GraphSpec:
-    """One ONNX file of the bundle and its signature."""
-
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+SCHEMA = 4
+MOST_WIDTH = 65_536
+"""Largest width of a token or an embedding, and largest number of token ids in a prompt."""
+MOST_CLASSES = 1_000_000
+MOST_FILES = 10_000
+TOKENIZER_BYTES = 64 << 20
+_NAME_BYTES, _PATH_BYTES = 255, 1024
+_RESERVED = set('\\:*?"<>|')
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +79,7 @@ class Manifest:
     Attributes:
         default_keep: patches kept when a call names none.
         keep_range: least and most patches a call may keep.
-        graphs: precision -> role -> graph; roles are `ROLES` and "mid_1", "mid_2", ... with several locations.
+        graphs: precision -> role -> graph; roles are those of `prtool.signature.graph_signatures`.
         parity: the worst figures of the comparison with PyTorch at export; parity.json has them all.
         versions: libraries that made the bundle.
         files: every other file of the bundle.
@@ -149,6 +142,10 @@ class Manifest:
         """Upper bound of the speed-up with k patches kept, from MACs."""
         return self.cost.bound(self.prune, Keep.count(k))
 
+    def least_gmacs(self) -> float:
+        """Cost of one image at the lowest count, in 10^9 MAC."""
+        return self.cost.pruned_gmacs(self.prune, Keep.count(self.keep_range[0]))
+
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
         return dataclasses.asdict(self)
@@ -158,16 +155,18 @@ class Manifest:
         """Reads and checks plain JSON values.
 
         Raises:
-            BundleError: unknown schema, or a field missing, unknown or of the wrong kind.
+            BundleError: unknown schema, a field missing, unknown, of the wrong kind or outside its limits, or two that contradict each other.
         """
         if not isinstance(value, Mapping):
             raise BundleError("the manifest is not a JSON object; export the bundle again")
         if value.get("schema") != SCHEMA:
             raise BundleError(
-                f"the bundle has schema {value.get('schema')!r}, but this prtool reads schema {SCHEMA}; make a new one with 'prtool export'"
+                f"the bundle has schema {printable(repr(value.get('schema')))}, but this prtool reads schema {SCHEMA}; "
+                "make a new one with 'prtool export'"
             )
         try:
             manifest: Manifest = _read(cls, value, "manifest")
+            _check(manifest)
         except ConfigError as cause:
             raise BundleError(f"the manifest holds values that do not fit together: {cause}") from cause
         return manifest
@@ -184,7 +183,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - the type 
         return _read_tuple(arguments, value, where)
     if origin is dict:
         _expect(isinstance(value, Mapping), where, "an object", value)
-        return {str(key): _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): _read(arguments[1], item, f"{where}.{printable(key)}") for key, item in value.items()}
     if kind is float:
         _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
         return float(value)
@@ -196,7 +195,7 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
     _expect(isinstance(value, Mapping), where, "an object", value)
     hints = get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
-    _expect(not unknown, where, f"no field named {', '.join(unknown)}", unknown)
+    _expect(not unknown, where, f"no field named {printable(', '.join(unknown))}", unknown)
     required = {item.name for item in dataclasses.fields(kind) if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING}
     missing = sorted(required - set(value))
     _expect(not missing, where, f"the field {', '.join(missing)}", None)
@@ -221,4 +220,98 @@ def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any
 
 def _expect(holds: bool, where: str, what: str, value: object) -> None:
     if not holds:
-        raise BundleError(f"{where} should be {what}, but it is {value!r}; the manifest is damaged or was edited, export the bundle again")
+        raise BundleError(
+            f"{where} should be {what}, but it is {printable(repr(value))}; the manifest is damaged or was edited, export the bundle again"
+        )
+
+
+def _check(manifest: Manifest) -> None:
+    """Holds the values against their limits and against each other.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    model, (low, high), patches = manifest.model, manifest.keep_range, manifest.prune.patches
+    _within(model.embed_dim, 1, MOST_WIDTH, "model.embed_dim")
+    for name, value in (("logit_scale", model.logit_scale), ("logit_bias", model.logit_bias)):
+        if not math.isfinite(value):
+            raise ConfigError(f"model.{name} = {value}, but it must be finite")
+    if not 1 <= low <= manifest.default_keep <= high <= patches:
+        raise ConfigError(f"keep_range = [{low}, {high}] and default_keep = {manifest.default_keep} of {patches} patches, but these must rise from 1")
+    if manifest.text is not None:
+        _within(manifest.text.context_length, 1, MOST_WIDTH, "text.context_length")
+    if manifest.classes is not None:
+        _within(len(manifest.classes.names), 1, MOST_CLASSES, "the number of class names")
+    if min(dataclasses.astuple(manifest.cost)) < 0 or not manifest.cost.full_gmacs(manifest.prune) > 0 or not manifest.least_gmacs() > 0:
+        raise ConfigError(f"{printable(manifest.cost)}, but no value may be below 0, and an image must cost something")
+    _check_files(manifest)
+    _check_graphs(manifest)
+
+
+def _check_files(manifest: Manifest) -> None:
+    _within(len(manifest.files), 0, MOST_FILES, "the number of files")
+    for name, digest in manifest.files.items():
+        _check_name(name)
+        _within(digest.size, 0, 2**53, f"files.{printable(name)}.size")
+    named = [graph.file for roles in manifest.graphs.values() for graph in roles.values()]
+    named += [manifest.classes.file] if manifest.classes else []
+    named += [manifest.text.tokenizer] if manifest.text and manifest.text.tokenizer else []
+    for name in named:
+        if name not in manifest.files:
+            raise ConfigError(f"{printable(repr(name))} is named, but it is not among the bundle's files")
+    if manifest.text and manifest.text.tokenizer:
+        _within(manifest.files[manifest.text.tokenizer].size, 0, TOKENIZER_BYTES, "the size of the tokenizer file")
+
+
+def _check_name(name: str) -> None:
+    try:
+        parts = [part.encode() for part in name.split("/")]
+    except UnicodeEncodeError:
+        parts = []
+    plain = (
+        parts
+        and all(0 < len(part) <= _NAME_BYTES and part not in (b".", b"..") for part in parts)
+        and len("/".join(name.split("/")).encode()) <= _PATH_BYTES
+    )
+    if not plain or _RESERVED & set(name) or any(ord(character) < 32 or ord(character) == 127 for character in name):
+        raise ConfigError(f"files names {printable(repr(name))}, which is not a plain relative path inside the bundle; do not use this bundle")
+
+
+def _check_graphs(manifest: Manifest) -> None:
+    """Every precision has the graphs of docs/bundle-format.md, section 3, each with its inputs and outputs."""
+    if "fp32" not in manifest.graphs:
+        raise ConfigError("graphs has no fp32")
+    shape = EncoderShape(
+        manifest.preprocess.size,
+        manifest.prune,
+        _token_width(manifest),
+        manifest.model.embed_dim,
+        manifest.text.context_length if manifest.text else 0,
+    )
+    for precision, roles in manifest.graphs.items():
+        wanted = graph_signatures(shape, precision)
+        if set(roles) != set(wanted):
+            raise ConfigError(f"graphs.{printable(precision)} has {printable(', '.join(roles))}, but it must have {printable(', '.join(wanted))}")
+        for role, graph in roles.items():
+            found, due = (graph.inputs, graph.outputs), (wanted[role].inputs, wanted[role].outputs)
+            if found != due:
+                raise ConfigError(
+                    f"graphs.{printable(precision)}.{role} takes and gives {printable(found, 300)}, but it must be {printable(due, 300)}"
+                )
+            if not graph.file.endswith(".onnx"):
+                raise ConfigError(f"graphs.{printable(precision)}.{role}.file = {printable(repr(graph.file))}, but it must end in .onnx")
+
+
+def _token_width(manifest: Manifest) -> int:
+    """D, the last axis of POST's input."""
+    post = manifest.graphs["fp32"].get("post")
+    width = post.inputs[0].shape[-1] if post and post.inputs and post.inputs[0].shape else None
+    if not isinstance(width, int):
+        raise ConfigError("graphs.fp32.post has no input of a known width")
+    _within(width, 1, MOST_WIDTH, "the width of a token")
+    return width
+
+
+def _within(value: int, least: int, most: int, what: str) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"{what} = {value}, but it must be {least} to {most}")

@@ -1,12 +1,20 @@
 """The plain facts that training, export, engines and runtime share: what is kept, how pixels are made, what it costs."""
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
 from prtool.errors import ConfigError, KeepError
+from prtool.text_safety import printable
 
 RESIZE_MODES = ("shortest", "longest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
+# Far above any encoder, and small enough that every product of sizes stays harmless; docs/bundle-format.md, section 8.
+MOST_BLOCKS = 1000
+MOST_GRID_SIDE = 1024
+MOST_EXTRA_TOKENS = 4096
+MOST_IMAGE_SIDE = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +104,28 @@ class PruneSpec:
     drops: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.locations or any(not 1 <= place <= self.depth for place in self.locations):
-            raise ConfigError(f"pruning locations = {list(self.locations)}, but each must be a block from 1 to {self.depth}")
-        if any(later <= earlier for earlier, later in zip(self.locations, self.locations[1:], strict=False)):
-            raise ConfigError(f"pruning locations = {list(self.locations)}, but they must increase")
-        if min(*self.grid, self.prefix_tokens + 1, self.appended_tokens + 1) < 1:
-            raise ConfigError(f"grid {self.grid}, {self.prefix_tokens} prefix and {self.appended_tokens} appended tokens make no sequence")
+        self._check_sizes()
+        shown = printable(list(self.locations))
+        if not 1 <= len(self.locations) <= self.depth or any(not 1 <= place <= self.depth for place in self.locations):
+            raise ConfigError(f"pruning locations = {shown}, but each must be a block from 1 to {self.depth}")
+        if any(later <= earlier for earlier, later in itertools.pairwise(self.locations)):
+            raise ConfigError(f"pruning locations = {shown}, but they must increase")
         if not 1 <= self.appended_from <= self.locations[0]:
             raise ConfigError(f"tokens are appended at block {self.appended_from}, but it must be 1 to the first location, {self.locations[0]}")
-        if self.drops and (len(self.drops) != len(self.locations) or min(self.drops) < 0 or self.drops[-1] < 1):
+        most = MOST_GRID_SIDE**2
+        if self.drops and (len(self.drops) != len(self.locations) or not all(0 <= drop <= most for drop in self.drops) or self.drops[-1] < 1):
             raise ConfigError(
-                f"drops = {list(self.drops)} for locations {list(self.locations)}, but give one number of 0 or more for each, the last at least 1"
+                f"drops = {printable(list(self.drops))} for locations {shown}, but give one number of 0 to {most} for each, the last at least 1"
+            )
+
+    def _check_sizes(self) -> None:
+        if not 1 <= self.depth <= MOST_BLOCKS:
+            raise ConfigError(f"depth = {self.depth}, but it must be 1 to {MOST_BLOCKS} blocks")
+        if not all(1 <= side <= MOST_GRID_SIDE for side in self.grid):
+            raise ConfigError(f"grid = {list(self.grid)}, but it must be two numbers of 1 to {MOST_GRID_SIDE}")
+        if not all(0 <= count <= MOST_EXTRA_TOKENS for count in (self.prefix_tokens, self.appended_tokens)):
+            raise ConfigError(
+                f"{self.prefix_tokens} prefix and {self.appended_tokens} appended tokens, but there can be 0 to {MOST_EXTRA_TOKENS} of each"
             )
 
     @property
@@ -122,8 +141,8 @@ class PruneSpec:
     def counts(self, keep: Keep) -> tuple[int, ...]:
         """Patches that stay at each location: they drop in proportion to `drops`, and the last location leaves `keep`."""
         dropped = self.patches - keep.resolve(self.patches)
-        drops = self.drops or (1,) * len(self.locations)
-        return tuple(self.patches - dropped * sum(drops[: place + 1]) // sum(drops) for place in range(len(drops)))
+        dropped_until = list(itertools.accumulate(self.drops or (1,) * len(self.locations)))
+        return tuple(self.patches - dropped * until // dropped_until[-1] for until in dropped_until)
 
     def with_counts(self, counts: tuple[int, ...]) -> "PruneSpec":
         """The same locations with drops in the proportion of the given counts, which come back at the keep `counts[-1]`.
@@ -221,6 +240,12 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.resize_mode not in RESIZE_MODES:
-            raise ConfigError(f"resize mode = {self.resize_mode!r}, but it must be one of {', '.join(RESIZE_MODES)}")
+            raise ConfigError(f"resize mode = {printable(repr(self.resize_mode))}, but it must be one of {', '.join(RESIZE_MODES)}")
         if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(f"interpolation = {self.interpolation!r}, but it must be one of {', '.join(INTERPOLATIONS)}")
+            raise ConfigError(f"interpolation = {printable(repr(self.interpolation))}, but it must be one of {', '.join(INTERPOLATIONS)}")
+        if not all(1 <= side <= MOST_IMAGE_SIDE for side in self.size):
+            raise ConfigError(f"image size = {list(self.size)}, but it must be two numbers of 1 to {MOST_IMAGE_SIDE} pixels")
+        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0.0:
+            raise ConfigError(f"mean = {list(self.mean)}, std = {list(self.std)}, but they must be finite, and each std above 0")
+        if not 0 <= self.fill <= 255:
+            raise ConfigError(f"fill = {self.fill}, but it must be 0 to 255")

@@ -110,7 +110,8 @@ def build_bundle(
     made, library = [], ("", "")
     with stage(progress, f"building {engine} engines", len(roles)):
         for role, graph in roles.items():
-            found = module.build_graph(opened.file(graph.file), graph.inputs, chosen, rebuild=rebuild)
+            with opened.unchanged(graph.file) as path:
+                found = module.build_graph(path, graph.inputs, chosen, rebuild=rebuild)
             record = found.record
             library = record.key.library, record.key.library_version
             made.append(BuiltGraph(role, graph.file, str(found.path), record.size, record.seconds, found.built, found.reason))

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from prtool.bundle import Bundle
 from prtool.engines.base import Array
 from prtool.errors import BundleError, ConfigError, ShapeError
 from prtool.runtime.select import select
+from prtool.runtime.tensors import read_tensors
+from prtool.text_safety import printable
 
 TENSOR_NAME = "embeddings"
 _LENGTH_TOLERANCE = 1e-3
@@ -105,11 +105,8 @@ class ClassTable:
 
 
 def _read_embeddings(bundle: Bundle, name: str) -> npt.NDArray[np.float32]:
-    path = bundle.file(name)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as cause:
-        raise BundleError(f"{path} cannot be read ({cause}); export the bundle again") from cause
+    tensors = read_tensors(bundle, name)
     if TENSOR_NAME not in tensors:
-        raise BundleError(f"{path} has no tensor {TENSOR_NAME!r}; it holds {', '.join(tensors) or 'nothing'}; export the bundle again")
+        held = printable(", ".join(tensors)) or "nothing"
+        raise BundleError(f"{bundle.path / name} has no tensor {TENSOR_NAME!r}; it holds {held}; export the bundle again")
     return tensors[TENSOR_NAME]

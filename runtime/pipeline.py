@@ -15,6 +15,7 @@ from prtool.engines.profiles import profiles
 from prtool.engines.registry import graph_precision, open_engine
 from prtool.errors import EngineError
 from prtool.runtime.select import gather, select
+from prtool.signature import roles_after_selection
 from prtool.spec import PruneSpec
 
 
@@ -47,6 +48,7 @@ class Graphs:
         Raises:
             ConfigError: the bundle has no such precision or role, or there is no such engine.
             EngineUnavailable: the engine's library is not installed.
+            BundleError: the bundle changed since it was opened.
             EngineError: the graph cannot be loaded, or `close` was called.
         """
         opened = self._opened.get(role)
@@ -86,7 +88,9 @@ class Graphs:
                 raise EngineError(f"the encoder of {self.bundle.path} is closed; load it again to use it")
             if role not in self._opened:
                 graph = self.bundle.graph(role, self._precision)
-                self._opened[role] = open_engine(self._engine, self.bundle.file(graph.file), graph.inputs, self._options)
+                with self.bundle.unchanged(graph.file) as path:
+                    engine = open_engine(self._engine, path, graph.inputs, self._options)
+                self._opened[role] = engine
             return self._opened[role]
 
 
@@ -154,11 +158,6 @@ def split_steps(steps: Steps, prune: PruneSpec, pixels: DeviceArray, counts: tup
         # A graph cannot give a tensor of the name it takes: a middle graph turns "tokens" into "tokens_out".
         outputs, carried = steps.run(role, {"tokens": tokens}), "tokens_out"
         yield role, outputs
-
-
-def roles_after_selection(prune: PruneSpec) -> list[str]:
-    """The roles of the graphs behind each location: "mid_1", ..., "post"."""
-    return [*(f"mid_{place}" for place in range(1, len(prune.locations))), "post"]
 
 
 class Pipeline(Protocol):

@@ -3,7 +3,6 @@
 import json
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,7 @@ from prtool.bundle import Bundle
 from prtool.engines.base import Array
 from prtool.errors import BundleError, ConfigError, EngineUnavailable, ShapeError
 from prtool.extras import install_hint
-from prtool.manifest import TextInfo
+from prtool.manifest import TOKENIZER_BYTES, TextInfo
 from prtool.runtime.pipeline import Graphs
 
 if TYPE_CHECKING:
@@ -85,10 +84,9 @@ def _read_tokenizer(bundle: Bundle, text: TextInfo) -> "Tokenizer":
         from tokenizers import Tokenizer
     except ImportError as cause:
         raise EngineUnavailable(f"tokenizers cannot be imported ({cause}); {install_hint('text')}") from cause
-    path: Path = bundle.file(text.tokenizer)
+    path, content = bundle.file(text.tokenizer), bundle.read(text.tokenizer, TOKENIZER_BYTES)
     try:
-        content = path.read_text(encoding="utf-8")
         json.loads(content)
-        return Tokenizer.from_str(content)
+        return Tokenizer.from_buffer(content)
     except Exception as cause:  # tokenizers raises bare Exception for whatever it cannot read
         raise BundleError(f"{path} is not a readable tokenizer ({cause}); export the bundle again") from cause

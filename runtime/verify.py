@@ -1,6 +1,7 @@
 """Proof without PyTorch: an engine's embeddings against those that PyTorch gave when the bundle was made."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from prtool.bundle import Bundle
 from prtool.engines.base import Array, EngineInfo, EngineOptions
 from prtool.errors import BundleError, ConfigError, ParityError
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.pipeline import MODES
+from prtool.runtime.tensors import read_tensors
 from prtool.spec import Keep
 
 PROBE_NAME = "probe.safetensors"
+_COUNT_PREFIX = "embedding_k"
+_COUNT_NAME = re.compile(_COUNT_PREFIX + "([1-9][0-9]{0,6})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +174,21 @@ def read_probe(bundle: Bundle) -> Tensors:
     Raises:
         BundleError: the file or a tensor is missing or damaged.
     """
-    path = bundle.file(PROBE_NAME)
-    try:
-        tensors: Tensors = load_file(path)
-    except (OSError, SafetensorError) as cause:
-        raise BundleError(f"{path} cannot be read ({cause}); copy or export the bundle again") from cause
-    wanted = {"pixels", "embedding_full"} | ({"text_tokens", "text_embedding"} if bundle.manifest.text else set())
-    missing = sorted(wanted - set(tensors))
+    tensors: Tensors = read_tensors(bundle, PROBE_NAME)
+    manifest, path = bundle.manifest, bundle.path / PROBE_NAME
+    images, prompts = (len(tensors[name]) if name in tensors and tensors[name].ndim else 0 for name in ("pixels", "text_tokens"))
+    embedding = ((images, manifest.model.embed_dim), "float32")
+    wanted = {"pixels": ((images, 3, *manifest.preprocess.size), "float32"), "embedding_full": embedding}
+    if manifest.text:
+        wanted |= {"text_tokens": ((prompts, manifest.text.context_length), "int64"), "text_embedding": ((prompts, embedding[0][1]), "float32")}
+    missing = sorted(set(wanted) - set(tensors))
     if missing or not _counts(tensors):
         raise BundleError(f"{path} lacks {', '.join(missing) or 'embedding_k<count>'}; export the bundle again")
+    wanted |= {_COUNT_PREFIX + str(k): embedding for k in _counts(tensors)}
+    for name, (shape, dtype) in wanted.items():
+        found = tensors[name]
+        if found.shape != shape or found.dtype != dtype or found.size == 0:
+            raise BundleError(f"{path} holds {name} as {found.dtype} {found.shape}, but it must be {dtype} {shape}; export the bundle again")
     return tensors
 
 
@@ -198,8 +206,7 @@ def _cases(encoder: Encoder, mode: str, probe: Tensors) -> Iterator[VerifyCase]:
 
 
 def _counts(probe: Tensors) -> dict[int, npt.NDArray[np.float32]]:
-    prefix = "embedding_k"
-    return {int(name.removeprefix(prefix)): tensor for name, tensor in probe.items() if name.startswith(prefix) and name[len(prefix) :].isdigit()}
+    return {int(found[1]): tensor for name, tensor in probe.items() if (found := _COUNT_NAME.fullmatch(name))}
 
 
 def _gated(case: VerifyCase, gate: float, engine: str) -> VerifyCase:

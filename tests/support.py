@@ -1,9 +1,13 @@
 """Helpers that several tests share: where real data lies, and tiny seeded models."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from prtool.sealed import seal, unseal
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -18,3 +22,11 @@ def shared_dir(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"real data absent: {path} (set PRTOOL_SHARED to the folder that holds data/ and models/)")
     return path
+
+
+def edit_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the values of a bundle's manifest and seals it again, as a hostile author would."""
+    path = root / "prtool.json"
+    value = unseal(path.read_bytes())
+    change(value)
+    path.write_bytes(seal(value))

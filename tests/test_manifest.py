@@ -7,26 +7,30 @@ from typing import Any
 import pytest
 
 from prtool.errors import BundleError, KeepError
-from prtool.manifest import SCHEMA, ClassInfo, FileDigest, GraphSpec, Manifest, ModelInfo, TensorSpec, TextInfo
+from prtool.manifest import SCHEMA, ClassInfo, FileDigest, Manifest, ModelInfo, TextInfo
+from prtool.signature import EncoderShape, graph_signatures
 from prtool.spec import Cost, Keep, Preprocess, PruneSpec
 
 
 def manifest() -> Manifest:
-    pixels = TensorSpec("pixels", "float32", ("batch", 3, 32, 32))
+    prune, graphs = PruneSpec((4, 4), 12, (4, 6)), {}
+    for precision in ("fp32", "int8"):
+        graphs[precision] = graph_signatures(EncoderShape((32, 32), prune, 24, 512, 77), precision)
+    names = ["classes.safetensors", "tokenizer.json", *(graph.file for roles in graphs.values() for graph in roles.values())]
     return Manifest(
         schema=SCHEMA,
         model=ModelInfo("ViT-B-16", "openai", "00" * 32, 512, 100.0, 0.0, "mix-mlp", scorer_trained=True),
-        prune=PruneSpec((4, 4), 12, (4, 6)),
+        prune=prune,
         cost=Cost(1, 2, 3, 4),
         preprocess=Preprocess((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         default_keep=10,
         keep_range=(2, 16),
-        graphs={"fp32": {"full": GraphSpec("full.onnx", (pixels,), (TensorSpec("embedding", "float32", ("batch", 512)),))}},
+        graphs=graphs,
         parity={"cosine_min": 0.999999},
         versions={"torch": "2.15"},
         text=TextInfo(77, "tokenizer.json"),
         classes=ClassInfo(("cat", "dog"), ("a photo of a {}.",), "classes.safetensors"),
-        files={"full.onnx": FileDigest(3, "ab" * 32)},
+        files={name: FileDigest(3, "ab" * 32) for name in names},
     )
 
 

@@ -8,7 +8,7 @@ from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import ConfigError, PrtoolError
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
 from prtool.runtime.machine import available_memory_mib
-from prtool.runtime.pipeline import roles_after_selection
+from prtool.signature import roles_after_selection
 
 _ROLES = {"full": ("full",), "fused": ("fused",)}
 

@@ -132,7 +132,7 @@ def test_offers_are_checked_before_anything_is_loaded(bundle: Bundle) -> None:
 
 def with_sizes(bundle: Bundle, mib: int) -> Bundle:
     files = {name: FileDigest(mib * 2**20, digest.sha256) for name, digest in bundle.manifest.files.items()}
-    return Bundle(bundle.path, replace(bundle.manifest, files=files))
+    return replace(bundle, manifest=replace(bundle.manifest, files=files))
 
 
 def test_graphs_that_do_not_fit_into_memory_are_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from models import CONTEXT, TinyModel, tiny_bundle
 from safetensors.numpy import save_file
 
 from prtool.bundle import Bundle, seal
-from prtool.errors import BundleError, ConfigError, EngineError, ParityError
+from prtool.errors import BundleError, ConfigError, ParityError
 from prtool.runtime.verify import agreement, verify
 
 MODEL = TinyModel()
@@ -86,7 +86,7 @@ def test_a_damaged_graph(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"fused\.onnx has 7 bytes"):
         verify(root)
     seal(root, manifest)
-    with pytest.raises(EngineError, match=r"fused\.onnx"):
+    with pytest.raises(BundleError, match=r"fused\.onnx is not a readable ONNX file"):
         verify(root)
 
 

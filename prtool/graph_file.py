@@ -1,0 +1,302 @@
+"""What a graph file holds, read from its protobuf bytes before any engine sees it; docs/bundle-format.md, section 9, is normative.
+
+An engine is native code that follows what a file says: loops, functions, external files. Only graphs that the exporter can
+write pass here. Payloads of tensors are skipped, so the time grows with the number of nodes, not with the weights.
+"""
+
+import math
+import os
+import posixpath
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO, NoReturn
+
+from prtool.errors import BundleError
+from prtool.protobuf import Field, MalformedMessage, MessageReader
+from prtool.signature import GraphSpec, TensorSpec
+
+OPSET = 20
+MOST_NODES = 100_000
+MOST_AXES = 64
+OPERATORS = frozenset(
+    {
+        "Add",
+        "ArgMax",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Conv",
+        "DequantizeLinear",
+        "Div",
+        "Equal",
+        "Expand",
+        "Gather",
+        "GatherND",
+        "Gelu",
+        "Gemm",
+        "Identity",
+        "LayerNormalization",
+        "LpNormalization",
+        "MatMul",
+        "Mul",
+        "Not",
+        "Pow",
+        "QuantizeLinear",
+        "Range",
+        "ReduceL2",
+        "ReduceMean",
+        "ReduceSum",
+        "Reshape",
+        "Shape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "TopK",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    }
+)
+"""Every operator that the exporter writes, over all towers and precisions."""
+_EXTERNAL = 1
+_ENTRIES = frozenset({"location", "offset", "length"})
+# onnx.TensorProto.DataType -> numpy's name, and bytes of one element.
+_TYPES = {
+    1: ("float32", 4),
+    2: ("uint8", 1),
+    3: ("int8", 1),
+    6: ("int32", 4),
+    7: ("int64", 8),
+    9: ("bool", 1),
+    10: ("float16", 2),
+    16: ("bfloat16", 2),
+}
+
+# The fields of onnx.proto by number; what is not here is rejected.
+_NUMBER, _TEXT, _FLOAT = Field("number"), Field("bytes"), Field("float")
+_NUMBERS, _TEXTS, _FLOATS = Field("number", repeated=True), Field("bytes", repeated=True), Field("float", repeated=True)
+_MODEL = {1: _NUMBER, 2: _TEXT, 3: _TEXT, 4: _TEXT, 5: _NUMBER, 6: _TEXT, 7: _TEXT, 8: _TEXTS, 14: _TEXTS}
+_OPSET_ID = {1: _TEXT, 2: _NUMBER}
+_GRAPH = {1: _TEXTS, 2: _TEXT, 5: _TEXTS, 10: _TEXT, 11: _TEXTS, 12: _TEXTS, 13: _TEXTS, 16: _TEXTS}
+_NODE = {1: _TEXTS, 2: _TEXTS, 3: _TEXT, 4: _TEXT, 5: _TEXTS, 6: _TEXT, 7: _TEXT, 9: _TEXTS}
+_ATTRIBUTE = {1: _TEXT, 2: _FLOAT, 3: _NUMBER, 4: _TEXT, 5: _TEXT, 7: _FLOATS, 8: _NUMBERS, 9: _TEXTS, 13: _TEXT, 20: _NUMBER}
+_TENSOR = {1: _NUMBERS, 2: _NUMBER, 8: _TEXT, 9: _TEXT, 12: _TEXT, 13: _TEXTS, 14: _NUMBER, 16: _TEXTS}
+_ENTRY = {1: _TEXT, 2: _TEXT}
+_VALUE = {1: _TEXT, 2: _TEXT, 3: _TEXT, 4: _TEXTS}
+_TYPE = {1: _TEXT, 6: _TEXT}
+_TENSOR_TYPE = {1: _NUMBER, 2: _TEXT}
+_SHAPE = {1: _TEXTS}
+_AXIS = {1: _NUMBER, 2: _TEXT, 3: _TEXT}
+
+
+def check_graph(stream: BinaryIO, where: str, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
+    """Walks one graph file, from its beginning.
+
+    Args:
+        stream: the file, opened for reading and seekable.
+        where: the file's path, for messages.
+        spec: its name, inputs and outputs in the manifest.
+        sizes: size in bytes of every file of the bundle, by name.
+
+    Raises:
+        BundleError: the file is no ONNX graph, or holds anything that the exporter does not write.
+    """
+    reader = MessageReader(stream, os.fstat(stream.fileno()).st_size)
+    try:
+        _Graph(reader, where, spec, sizes).check()
+    except MalformedMessage as cause:
+        raise BundleError(f"{where} is not a readable ONNX file ({cause}); copy or export the bundle again") from cause
+
+
+class _Graph:
+    """One walk; every method takes the range of bytes of one message."""
+
+    def __init__(self, reader: MessageReader, where: str, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
+        self.reader = reader
+        self.where = where
+        self.spec = spec
+        self.sizes = sizes
+        self.folder = posixpath.dirname(spec.file)
+
+    def check(self) -> None:
+        """Walks the model."""
+        graph, opsets = None, []
+        for number, start, end in self.reader.message(0, self.reader.size, _MODEL, "the model"):
+            if number == 7:
+                graph = (start, end)
+            elif number == 8 and len(opsets) < 2:
+                opsets.append(self._opset(start, end))
+        if opsets != [("", OPSET)]:
+            self._reject(f"uses the operator sets {opsets}, but only set {OPSET} of the standard domain is read")
+        if graph is None:
+            self._reject("holds no graph")
+        self._graph(*graph)
+
+    def _graph(self, start: int, end: int) -> None:
+        values: dict[int, list[TensorSpec]] = {11: [], 12: []}
+        parts: dict[int, Callable[[int, int], object]] = {1: self._node, 5: self._tensor, 13: self._value}
+        counts = dict.fromkeys(parts, 0)
+        for number, first, last in self.reader.message(start, end, _GRAPH, "the graph"):
+            if number in values:
+                values[number].append(self._value(first, last))
+                if len(values[number]) > MOST_AXES:
+                    self._reject(f"has more than {MOST_AXES} inputs or outputs")
+            elif number in parts:
+                counts[number] += 1
+                if counts[number] > MOST_NODES:
+                    self._reject(f"holds more than {MOST_NODES} nodes or values")
+                parts[number](first, last)
+        for kind, found, wanted in (("inputs", values[11], self.spec.inputs), ("outputs", values[12], self.spec.outputs)):
+            if tuple(found) != wanted:
+                self._reject(f"has the {kind} {_listed(found)}, but the manifest says {_listed(wanted)}")
+
+    def _opset(self, start: int, end: int) -> tuple[str, int]:
+        domain, version = "", 0
+        for number, first, last in self.reader.message(start, end, _OPSET_ID, "an operator set"):
+            if number == 1:
+                domain = self.reader.text(first, last)
+            else:
+                version = first
+        return domain, version
+
+    def _node(self, start: int, end: int) -> None:
+        operator, domain = "", ""
+        for number, first, last in self.reader.message(start, end, _NODE, "a node"):
+            if number == 4:
+                operator = self.reader.text(first, last)
+            elif number == 5:
+                self._attribute(first, last)
+            elif number == 7:
+                domain = self.reader.text(first, last)
+        if domain or operator not in OPERATORS:
+            name = f"{domain}:{operator}" if domain else operator
+            self._reject(f"uses the operator {ascii(name)[:80]}, which the exporter never writes")
+
+    def _attribute(self, start: int, end: int) -> None:
+        for number, first, last in self.reader.message(start, end, _ATTRIBUTE, "an attribute"):
+            if number == 5:
+                self._tensor(first, last)
+
+    def _tensor(self, start: int, end: int) -> None:
+        """Holds the bytes of a tensor against its dtype and shape, wherever they lie."""
+        tensor = self._read_tensor(start, end)
+        if tensor.dtype not in _TYPES or any(axis < 0 for axis in tensor.shape):
+            self._reject(f"holds the tensor {tensor.name} of type {tensor.dtype} and shape {tensor.shape[:8]}, which the exporter never writes")
+        needed = math.prod(tensor.shape) * _TYPES[tensor.dtype][1]
+        if tensor.place == _EXTERNAL and tensor.held is None:
+            held = self._external(tensor, needed)
+        elif tensor.place or tensor.entries:
+            self._reject(f"says of the tensor {tensor.name} both that it lies in the file and that it does not")
+        else:
+            held = tensor.held or 0
+        if held != needed:
+            self._reject(f"holds {held} bytes of the tensor {tensor.name}, but its type and shape need {needed}")
+
+    def _read_tensor(self, start: int, end: int) -> "_Tensor":
+        tensor = _Tensor()
+        for number, first, last in self.reader.message(start, end, _TENSOR, "a tensor"):
+            if number == 1:
+                tensor.shape.append(first)
+                if len(tensor.shape) > MOST_AXES:
+                    self._reject(f"holds a tensor of more than {MOST_AXES} axes")
+            elif number == 2:
+                tensor.dtype = first
+            elif number == 8:
+                tensor.name = ascii(self.reader.text(first, last))[:80]
+            elif number == 9:
+                tensor.held = last - first
+            elif number == 13:
+                self._entry(first, last, tensor.entries)
+            elif number == 14:
+                tensor.place = first
+        return tensor
+
+    def _entry(self, start: int, end: int, entries: dict[str, str]) -> None:
+        key, value = "", ""
+        for number, first, last in self.reader.message(start, end, _ENTRY, "an external location"):
+            if number == 1:
+                key = self.reader.text(first, last)
+            else:
+                value = self.reader.text(first, last)
+        if key not in _ENTRIES or key in entries:
+            self._reject(f"has {ascii(key)[:60]} in an external location, but only location, offset and length, each once, are read")
+        entries[key] = value
+
+    def _external(self, tensor: "_Tensor", needed: int) -> int:
+        """The bytes of a tensor in another file, which must be one of the bundle's."""
+        name, entries = tensor.name, tensor.entries
+        location = entries.get("location", "")
+        size = None if "/" in location else self.sizes.get(posixpath.join(self.folder, location))
+        if size is None:
+            self._reject(f"keeps the tensor {name} in {ascii(location)[:80]}, which is not a file of the bundle in the graph's folder")
+        numbers = [entries.get("offset", "0"), entries.get("length", str(needed))]
+        if not all(number.isascii() and number.isdigit() and len(number) <= 16 for number in numbers):
+            self._reject(f"keeps the tensor {name} at {ascii(numbers)[:80]} of {location}, which are no numbers of bytes")
+        offset, length = map(int, numbers)
+        if offset + length > size:
+            self._reject(f"keeps the tensor {name} at bytes {offset} to {offset + length} of {location}, which has {size}")
+        return length
+
+    def _value(self, start: int, end: int) -> TensorSpec:
+        """The name, dtype and axes of an input, output or inner value."""
+        name, type_range = "", None
+        for number, first, last in self.reader.message(start, end, _VALUE, "a value"):
+            if number == 1:
+                name = self.reader.text(first, last)
+            elif number == 2:
+                type_range = (first, last)
+        return TensorSpec(name, *self._type(*type_range)) if type_range else TensorSpec(name, "?", ())
+
+    def _type(self, start: int, end: int) -> tuple[str, tuple[int | str, ...]]:
+        dtype, axes = "?", ()
+        for number, first, last in self.reader.message(start, end, _TYPE, "a type"):
+            if number == 1:
+                for part, begin, stop in self.reader.message(first, last, _TENSOR_TYPE, "a tensor's type"):
+                    if part == 1:
+                        dtype = _TYPES.get(begin, ("?", 0))[0]
+                    else:
+                        axes = self._axes(begin, stop)
+        return dtype, axes
+
+    def _axes(self, start: int, end: int) -> tuple[int | str, ...]:
+        axes: list[int | str] = []
+        for _, first, last in self.reader.message(start, end, _SHAPE, "a shape"):
+            axes.append(self._axis(first, last))
+            if len(axes) > MOST_AXES:
+                self._reject(f"has a value of more than {MOST_AXES} axes")
+        return tuple(axes)
+
+    def _axis(self, start: int, end: int) -> int | str:
+        axis: int | str = "?"
+        for number, first, last in self.reader.message(start, end, _AXIS, "an axis"):
+            if number == 1:
+                axis = first
+            elif number == 2:
+                axis = self.reader.text(first, last)
+        return axis
+
+    def _reject(self, reason: str) -> NoReturn:
+        raise BundleError(f"{self.where} {reason}; do not use this bundle, or export it again")
+
+
+@dataclass(slots=True)
+class _Tensor:
+    """What a tensor says: name, dtype by number, shape, bytes that the graph file holds, and where they lie otherwise."""
+
+    name: str = "?"
+    dtype: int = 0
+    shape: list[int] = field(default_factory=list)
+    held: int | None = None
+    place: int = 0
+    entries: dict[str, str] = field(default_factory=dict)
+
+
+def _listed(specs: Collection[TensorSpec]) -> str:
+    """Tensors as they stand in a message, shortened."""
+    shown = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in list(specs)[:4])
+    return ascii(shown)[1:-1][:200] or "nothing"

@@ -1,0 +1,66 @@
+"""Reading the files of a bundle: regular files only, through no link, of bounded size, and the same file later."""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from prtool.errors import BundleError
+
+# Without O_NONBLOCK opening a FIFO would wait for a writer; for a regular file it changes nothing.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What tells one file from another at the same path: device, inode, size in bytes, and time of the last change in nanoseconds."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileIdentity":
+        """The identity in the system's record of a file."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Opens a regular file for reading, unbuffered; its last part may not be a link, and it is never waited for.
+
+    Raises:
+        BundleError: missing, a link, a FIFO, a device, a folder, or not readable; an OSError of the body too.
+    """
+    try:
+        with os.fdopen(os.open(path, _FLAGS), "rb", buffering=0) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise BundleError(f"{path} is not a regular file; copy the real file to its place")
+            yield stream
+    except FileNotFoundError as cause:
+        raise BundleError(f"{path} is missing; copy the whole bundle again, or export it again") from cause
+    except (OSError, ValueError) as cause:
+        # ValueError: a zero byte in the name.
+        reason = "it is a link" if path.is_symlink() else getattr(cause, "strerror", None) or str(cause)
+        raise BundleError(f"{path} cannot be read: {reason}") from cause
+
+
+def read_bounded(path: Path, most_bytes: int) -> tuple[bytes, FileIdentity]:
+    """The content and identity of a regular file of at most `most_bytes`; see `open_regular`.
+
+    Raises:
+        BundleError: also where the file is larger, or grows while it is read.
+    """
+    with open_regular(path) as stream:
+        identity = FileIdentity.of(os.fstat(stream.fileno()))
+        content = bytearray()
+        # The size may be wrong by the time of reading, so the reading itself is bounded as well.
+        while identity.size <= most_bytes and len(content) <= most_bytes and (chunk := stream.read(min(1 << 20, most_bytes + 1 - len(content)))):
+            content += chunk
+        if max(identity.size, len(content)) > most_bytes:
+            raise BundleError(f"{path} has more than {most_bytes} bytes, the most that is read; export the bundle again")
+    return bytes(content), identity

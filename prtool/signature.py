@@ -1,0 +1,82 @@
+"""The inputs and outputs that every graph of a bundle must have; docs/bundle-format.md, section 3."""
+
+from dataclasses import dataclass, replace
+
+from prtool.spec import PruneSpec
+
+BATCH = "batch"
+TOKENS = "tokens"
+PATCHES = "patches"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One graph input or output: name, numpy dtype name, and axes (a size, or the name of a dynamic axis)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One ONNX file of the bundle and its signature."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """What the signatures depend on.
+
+    Attributes:
+        image: height and width of the pixels.
+        prune: locations, patches and tokens.
+        width: D, the width of a token.
+        embed_dim: E, the width of an embedding.
+        context_length: token ids of a prompt; 0 without a text side.
+    """
+
+    image: tuple[int, int]
+    prune: PruneSpec
+    width: int
+    embed_dim: int
+    context_length: int = 0
+
+
+def roles_after_selection(prune: PruneSpec) -> list[str]:
+    """The roles of the graphs behind each location: "mid_1", ..., "post"."""
+    return [*(f"mid_{place}" for place in range(1, len(prune.locations))), "post"]
+
+
+def stage_roles(prune: PruneSpec) -> list[str]:
+    """The roles of the graphs that selection stands between: "pre", "mid_1", ..., "post"."""
+    return ["pre", *roles_after_selection(prune)]
+
+
+def graph_signatures(shape: EncoderShape, precision: str = "fp32") -> dict[str, GraphSpec]:
+    """Role -> file, inputs and outputs of every graph at one precision.
+
+    Inputs and outputs are float32 at every precision; the text side, which runs once for a set of classes, is fp32 only.
+    """
+    folder = "" if precision == "fp32" else f"{precision}/"
+    prune = shape.prune
+    pixels = TensorSpec("pixels", "float32", (BATCH, 3, *shape.image))
+    embedding = TensorSpec("embedding", "float32", (BATCH, shape.embed_dim))
+    entering = TensorSpec("tokens", "float32", (BATCH, prune.always_kept + prune.patches, shape.width))
+    scores = TensorSpec("scores", "float32", (BATCH, prune.patches))
+    staying = TensorSpec("tokens", "float32", (BATCH, TOKENS, shape.width))
+    moved, ranked = replace(staying, name="tokens_out"), TensorSpec("scores", "float32", (BATCH, PATCHES))
+    counts = TensorSpec("k", "int64", (len(prune.locations),))
+    graphs = {
+        "full": GraphSpec(f"{folder}full.onnx", (pixels,), (embedding,)),
+        "pre": GraphSpec(f"{folder}pre.onnx", (pixels,), (entering, scores)),
+        **{role: GraphSpec(f"{folder}{role}.onnx", (staying,), (moved, ranked)) for role in stage_roles(prune)[1:-1]},
+        "post": GraphSpec(f"{folder}post.onnx", (staying,), (embedding,)),
+        "fused": GraphSpec(f"{folder}fused.onnx", (pixels, counts), (embedding,)),
+    }
+    if shape.context_length and not folder:
+        graphs["text"] = GraphSpec("text.onnx", (TensorSpec("tokens", "int64", (BATCH, shape.context_length)),), (embedding,))
+    return graphs

@@ -1,0 +1,26 @@
+"""Tensors of a bundle's safetensors files."""
+
+from safetensors import SafetensorError
+from safetensors.numpy import load
+
+from prtool.bundle import Bundle
+from prtool.engines.base import Array
+from prtool.errors import BundleError
+from prtool.text_safety import printable
+
+# numpy takes at most 64 axes (ValueError) and knows neither float8 nor bfloat16 (KeyError).
+_FAILURES = (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
+
+
+def read_tensors(bundle: Bundle, name: str) -> dict[str, Array]:
+    """The tensors of one safetensors file of a bundle, by name.
+
+    Raises:
+        BundleError: there is no such file, it is damaged, holds a type or shape that numpy has not, or the bundle changed since it was opened.
+    """
+    path = bundle.file(name)
+    try:
+        return load(bundle.read(name, bundle.manifest.files[name].size))
+    except _FAILURES as cause:
+        reason = printable(cause) or type(cause).__name__
+        raise BundleError(f"{path} cannot be read ({reason}); copy or export the bundle again") from cause
