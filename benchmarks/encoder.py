@@ -48,7 +48,7 @@ def _run(options: dict[str, object]) -> None:
         keeps=keeps(options["keep"]),
         modes=words(options["mode"]),
         reference=str(options["reference"]),
-        images=tuple(expand_images([images])) if isinstance(images, Path) else None,
+        images=tuple(expand_images([images])[0]) if isinstance(images, Path) else None,
         threads=int(str(options["threads"])),
         streams=int(str(options["streams"])),
         budget_s=float(str(options["seconds"])),

@@ -233,15 +233,20 @@ def bench(bundle: Path, output: Path | None, as_json: bool, **options: Any) -> N
 def embed(paths: tuple[Path, ...], choice: EngineChoice, keep: tuple[Keep, ...] | None, batch: int, output: Path) -> None:
     """Embeddings of images and folders of images; unreadable ones are skipped, counted and listed."""
     from prtool.console import BarProgress, message
-    from prtool.runtime.embed import EmbedOptions, check_output, embed_folder, save_embeddings
+    from prtool.runtime.embed import EmbedOptions, check_names, check_output, embed_folder, save_embeddings
+    from prtool.runtime.images import expand_images
 
     check_output(output)
     bundle, images = _bundle_and_images(paths)
+    files, left_out = expand_images(images)
+    check_names(output, files)
     with choice.load(bundle) as encoder:
-        result = embed_folder(encoder, images, EmbedOptions(keep=only(keep) if keep else None, batch_size=batch), BarProgress())
+        result = embed_folder(encoder, files or images, EmbedOptions(keep=only(keep) if keep else None, batch_size=batch), BarProgress())
     save_embeddings(result, output)
     for path, reason in result.skipped:
         message(f"skipped {path}: {reason}")
+    if left_out.found:
+        message(f"note: {left_out.note()}")
     message(f"wrote {output}: {len(result.paths)} embeddings, {len(result.skipped)} skipped, {result.images_per_s:.1f} images/s")
 
 

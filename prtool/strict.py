@@ -7,7 +7,7 @@ import re
 import stat
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 JSON_NESTING = 32
 """Lists and objects inside one another, at most."""
@@ -20,21 +20,39 @@ _NAME = r'(?:[\w-]++|"[^"\n]*+"|\'[^\'\n]*+\')'
 _LONG_NAME = re.compile(rf"(?<![\w-]){_NAME}(?:[ \t]*+\.[ \t]*+{_NAME}){{{JSON_NESTING}}}")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading; a FIFO or a device is not waited for.
+
+    Raises:
+        OSError: it cannot be opened; FileNotFoundError where there is none.
+        ValueError: it is not a regular file, or its name has a null byte.
+    """
+    # Without O_NONBLOCK opening a FIFO waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise ValueError(f"it is {kind_of(mode)} and not a regular file")
+
+
+def kind_of(mode: int) -> str:
+    """What `st_mode` says of a file that is not regular, as part of a message."""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode), "of an unknown kind")
+
+
 def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file; a FIFO or a device is not waited for, and no more than `limit` bytes are read.
+    """The bytes of a regular file; no more than `limit` bytes are read.
 
     Raises:
         OSError: it cannot be opened or read; FileNotFoundError where there is none.
         ValueError: it is not a regular file, or too large.
     """
-    # Without O_NONBLOCK opening a FIFO waits for a writer.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is not a regular file")
-        if status.st_size > limit:
-            raise ValueError(f"it has {status.st_size} bytes, but at most {limit} are read")
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"it has {size} bytes, but at most {limit} are read")
         return stream.read(limit)
 
 

@@ -5,7 +5,7 @@ import itertools
 import tempfile
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from prtool.runtime.images import expand_images
 from prtool.runtime.machine import this_machine
 from prtool.runtime.preprocess import Pixels, prepare
 from prtool.spec import Keep, Preprocess
+from prtool.text_safety import printable
 
 OUTPUT_SUFFIXES = (".npz", ".parquet")
 _MOST_WORKERS = 16
@@ -74,6 +75,7 @@ class EmbedResult:
         keep: patches k kept of each image.
         skipped: (path, reason) of each file that could not be read.
         seconds: wall time from the first file opened to the last embedding.
+        note: how many image files of the folders were left out, and why, in one line; "" for none.
     """
 
     paths: list[str]
@@ -81,6 +83,7 @@ class EmbedResult:
     keep: int
     skipped: list[tuple[str, str]]
     seconds: float
+    note: str = ""
 
     @property
     def images_per_s(self) -> float:
@@ -100,7 +103,7 @@ def embed_folder(
     batches (0.6 MB an image at 224 x 224). Collections beyond that are embedded in parts.
 
     Args:
-        paths: files, taken whatever their suffix, and folders, searched as `find_images` does.
+        paths: files, taken whatever their suffix, and folders, searched as `image_files.search` does.
         progress: hears of every file, read or skipped.
 
     Raises:
@@ -109,9 +112,10 @@ def embed_folder(
     """
     options = options or EmbedOptions()
     keep = encoder.manifest.resolve(options.keep)
-    files = expand_images(paths)
+    files, left_out = expand_images(paths)
     if not files:
-        raise DataError(f"no image found in {', '.join(map(str, paths)) or 'an empty list of paths'}; give image files or folders that hold some")
+        where = printable(", ".join(map(str, paths)) or "an empty list of paths", 300)
+        raise DataError("; ".join(filter(None, (f"no image found in {where}; give image files or folders that hold some", left_out.note()))))
     progress = progress or SilentProgress()
     collected = _Collected(len(files))
     started = time.perf_counter()
@@ -128,7 +132,7 @@ def embed_folder(
         reasons = "; ".join(reason for _, reason in collected.skipped[:_REASONS_SHOWN])
         raise DataError(f"none of {len(files)} images can be read: {reasons}{'; ...' if len(files) > _REASONS_SHOWN else ''}")
     rows = collected.embeddings[: len(collected.paths)]
-    return EmbedResult(collected.paths, rows, keep, collected.skipped, time.perf_counter() - started)
+    return EmbedResult(collected.paths, rows, keep, collected.skipped, time.perf_counter() - started, left_out.note())
 
 
 def check_output(out: str | Path) -> None:
@@ -149,6 +153,19 @@ def check_output(out: str | Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.parent):
             pass
+
+
+def check_names(out: str | Path, paths: Iterable[str | Path]) -> None:
+    """Finds out, before any image is embedded, whether a file of this suffix can hold the paths.
+
+    Raises:
+        DataError: a path is not valid Unicode, which Parquet cannot hold.
+    """
+    if Path(out).suffix.lower() != ".parquet":
+        return
+    for path in map(str, paths):
+        if not path.isascii() and path != path.encode("utf-8", "replace").decode():
+            raise DataError(f"the path {printable(path, 300)} is not valid Unicode, which Parquet cannot hold; write .npz, or rename the file")
 
 
 def save_embeddings(result: EmbedResult, out: str | Path) -> None:
@@ -232,10 +249,8 @@ def _pyarrow() -> tuple[ModuleType, ModuleType]:
 
 
 def _save_parquet(result: EmbedResult, out: Path) -> None:
+    check_names(out, result.paths)
     arrow, parquet = _pyarrow()
-    for path in result.paths:
-        if not path.isascii() and path != path.encode("utf-8", "replace").decode():
-            raise DataError(f"the path {path!r} is not valid Unicode, which Parquet cannot hold; write .npz, or rename the file")
     values: npt.NDArray[np.float32] = np.ascontiguousarray(result.embeddings).reshape(-1)
     columns = {
         "path": arrow.array(result.paths, arrow.string()),

@@ -3,30 +3,37 @@
 import contextlib
 import io
 import os
+import select
+import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
-from prtool.errors import DataError, ImageError, ShapeError
+from prtool.errors import ImageError, ShapeError
+from prtool.runtime.image_files import LeftOut, search
+from prtool.runtime.image_memory import MAX_BYTES, decoding_bytes, memory_for, turning_bytes
+from prtool.strict import open_regular
+from prtool.text_safety import printable
 
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 """A file's path, a file's bytes, a PIL image, or an array (height, width, 3) uint8 in RGB order."""
 
 MAX_PIXELS = 256_000_000
-"""Most pixels that are decoded, 1 GB as RGB in PIL; larger ones are taken for decompression bombs."""
+"""Most pixels that are decoded, 1 GB as RGB in PIL; larger ones are taken for decompression bombs, as is what takes more than MAX_BYTES."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 """What is read. Pillow knows more, but some of those start programs (EPS) or are recognised by guesswork (TGA)."""
 
-_PLAIN_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-SUFFIXES = frozenset((*_PLAIN_SUFFIXES, ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif"))
-"""File names that `find_images` takes, compared in lower case."""
+_PIPE_BYTES = 256_000_000
+_WRITER_MS, _SILENCE_MS = 1_000, 60_000
+_BAND_PIXELS = 1_000_000
+_NAME_CHARACTERS = 300
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -61,7 +68,7 @@ def open_image(source: ImageSource) -> Image.Image:
     """Decodes one image completely, turns it as its EXIF orientation says, and makes it RGB.
 
     Grey, palette, CMYK and 1-bit images become RGB as PIL's `convert("RGB")` does; alpha is dropped.
-    16-bit grey keeps its high byte, as Pillow does for 16-bit colour. 32-bit integer and float images
+    A path may be a pipe, which is read to its end. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour. 32-bit integer and float images
     declare no range, so their lowest value becomes 0 and their highest 255. Of an animation, the first
     frame is read. May be called from many threads; no global setting of PIL is read or changed.
 
@@ -72,58 +79,98 @@ def open_image(source: ImageSource) -> Image.Image:
         ImageError: the file cannot be read, is empty, truncated, damaged, of an unknown format, or above MAX_PIXELS.
         ShapeError: an array is not (height, width, 3) uint8.
     """
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _finish(source, "the PIL image")
-    if isinstance(source, bytes):
-        return _read(io.BytesIO(source), f"image of {len(source)} bytes")
-    path = Path(source)
-    try:
-        stream = path.open("rb")
-    except (OSError, ValueError) as cause:
-        raise ImageError(f"{path} cannot be opened: {getattr(cause, 'strerror', None) or cause}") from cause
-    with stream:
-        return _read(stream, str(path))
+    with opened(source) as image:
+        return image
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """Every file under `folder` with one of SUFFIXES (in any case), sorted by path.
-
-    Hidden files and folders (".name") are left out, and links to folders are not followed.
-
-    Raises:
-        DataError: `folder`, or a folder in it, cannot be listed.
-    """
-
-    def stop(cause: OSError) -> None:
-        raise DataError(f"{cause.filename} cannot be listed: {cause.strerror}; give a folder of images") from cause
-
-    found: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
-    return sorted(found)
+@contextlib.contextmanager
+def opened(source: ImageSource) -> Iterator[Image.Image]:
+    """`open_image` for the body of a `with`: no other thread decodes a large image before the body has ended with this one."""
+    with contextlib.ExitStack() as memory:
+        if isinstance(source, np.ndarray):
+            yield _from_array(source)
+        elif isinstance(source, Image.Image):
+            yield _finish(source, "the PIL image", memory)
+        elif isinstance(source, bytes):
+            yield _read(io.BytesIO(source), f"image of {len(source)} bytes", memory)
+        else:
+            yield _read_file(Path(source), memory)
 
 
-def expand_images(paths: Iterable[str | Path]) -> list[Path]:
+def expand_images(paths: Iterable[str | Path]) -> tuple[list[Path], LeftOut]:
     """Files as given, whatever their suffix, and each folder's images in its place; the order of `paths` stays.
+
+    Returns:
+        The files, and what was left out of the folders.
 
     Raises:
         DataError: a folder cannot be listed.
     """
+
     files: list[Path] = []
+    left_out = LeftOut()
     for path in map(Path, paths):
-        files += find_images(path) if path.is_dir() else [path]
-    return files
+        # Path.is_dir raises where a name is too long.
+        if not os.path.isdir(path):  # noqa: PTH112
+            files.append(path)
+            continue
+        found = search(path)
+        files += [path / name for name in found.paths]
+        left_out.merge(found.left_out, path)
+    return files, left_out
 
 
-def _read(stream: IO[bytes], name: str) -> Image.Image:
+def _open(path: Path) -> BinaryIO:
+    """A regular file, or a pipe that was named: `embed /dev/stdin`, or the shell's process substitution."""
+    if stat.S_ISFIFO(path.stat().st_mode):
+        return io.BytesIO(_read_pipe(path))
+    stream = open_regular(path)
+    size = os.fstat(stream.fileno()).st_size
+    if size > MAX_BYTES:
+        stream.close()
+        raise ValueError(f"it has {size:,} bytes, but at most {MAX_BYTES:,} are read")
+    return stream
+
+
+def _read_pipe(path: Path) -> bytes:
+    """All that a pipe gives. It is not waited for without end: neither for a writer, nor for one that is silent."""
+    parts: list[bytes] = []
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while sum(map(len, parts)) <= _PIPE_BYTES:
+            try:
+                part = os.read(descriptor, 1 << 20)
+            except BlockingIOError:
+                if not poll.poll(_SILENCE_MS):
+                    raise ValueError(f"the pipe gave nothing for {_SILENCE_MS // 1000} s") from None
+                continue
+            if part:
+                parts.append(part)
+            elif parts or not any(event & select.POLLIN for _, event in poll.poll(_WRITER_MS)):
+                return b"".join(parts)
+    finally:
+        os.close(descriptor)
+    raise ValueError(f"the pipe gives more than {_PIPE_BYTES:,} bytes")
+
+
+def _read_file(path: Path, memory: contextlib.ExitStack) -> Image.Image:
+    name = printable(path, _NAME_CHARACTERS)
+    try:
+        stream = _open(path)
+    except (OSError, ValueError) as cause:
+        raise ImageError(f"{name} cannot be opened: {getattr(cause, 'strerror', None) or cause}") from cause
+    with stream:
+        return _read(stream, name, memory)
+
+
+def _read(stream: IO[bytes], name: str, memory: contextlib.ExitStack) -> Image.Image:
     with _image_errors(name):
         prefix = stream.read(16)
     if not prefix:
         raise ImageError(f"{name} is empty (0 bytes)")
-    return _finish(_identify(stream, prefix, name), name)
+    return _finish(_identify(stream, prefix, name), name, memory)
 
 
 def _identify(stream: IO[bytes], prefix: bytes, name: str) -> ImageFile.ImageFile:
@@ -143,20 +190,31 @@ def _identify(stream: IO[bytes], prefix: bytes, name: str) -> ImageFile.ImageFil
     raise ImageError(f"{name} is not an image of a known format ({', '.join(kind for kind in FORMATS if kind in Image.OPEN)})")
 
 
-def _finish(image: Image.Image, name: str) -> Image.Image:
-    """Checks the size, decodes, and gives an upright RGB image."""
+def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack) -> Image.Image:
+    """Checks the size, decodes, and gives an upright RGB image; `memory` holds what is lent for a large one."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name} has {width} x {height} pixels, but at most {MAX_PIXELS:,} are decoded; make it smaller first")
+    with _image_errors(name):
+        _check_memory(image, decoding_bytes(image), name)
     try:
+        memory.enter_context(memory_for(decoding_bytes(image)))
         with _image_errors(name):
             _allocate(image)
             image.load()
-            method = _UPRIGHT.get(_orientation(image))
-            rgb = _rgb(image)
-            return rgb if method is None else rgb.transpose(method)
+            kind, method = image.format, _UPRIGHT.get(_orientation(image))
+            if method is not None:
+                _check_memory(image, turning_bytes(image), name)
+                image = image.transpose(method)
+            return image if image.mode == "RGB" else _in_bands(image, _converter(image, kind))
     except MemoryError as cause:
         raise ImageError(f"{name} has {width} x {height} pixels, for which the memory does not suffice") from cause
+
+
+def _check_memory(image: Image.Image, size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        what = f"{image.width} x {image.height} pixels of mode {image.mode}"
+        raise ImageError(f"{name} has {what}, which take {size:,} bytes to decode, but at most {MAX_BYTES:,} are given; make it smaller first")
 
 
 def _allocate(image: Image.Image) -> None:
@@ -175,34 +233,55 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    mode = image.mode
-    if mode == "RGB":
-        return image
-    if mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if mode == "I" and image.format in ("PNG", "PPM"):
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The image as RGB, some rows at a time: a conversion of the whole would hold it several times over."""
+    width, height = image.size
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
+        rgb.paste(convert(image.crop(box)), box)
+    return rgb
+
+
+def _converter(image: Image.Image, kind: str | None) -> Callable[[Image.Image], Image.Image]:
+    """What makes rows of an image RGB.
+
+    Args:
+        image: decoded, whole.
+        kind: the format that it was read from.
+    """
+    if image.mode.startswith("I;16"):
+        return lambda rows: Image.fromarray((np.asarray(rows) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I" and kind in ("PNG", "PPM"):
         # Pillow reads these 16-bit formats as 32-bit integers, depending on its version.
-        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if mode in ("I", "F"):
-        return Image.fromarray(_stretch(np.asarray(image))).convert("RGB")
-    if mode == "P" and "transparency" in image.info:
+        return lambda rows: Image.fromarray((np.asarray(rows) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return _stretcher(image)
+    if image.mode == "P" and "transparency" in image.info:
         # The same colours as the direct way, which warns when the palette has several transparent entries.
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+        return lambda rows: rows.convert("RGBA").convert("RGB")
+    return lambda rows: rows.convert("RGB")
 
 
-def _stretch(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def _stretcher(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """Lowest finite value to 0, highest to 255; what is not finite, and an image of one value, to 0."""
-    wide = values.astype(np.float64)
-    finite = np.isfinite(wide)
-    if not finite.any():
-        return np.zeros(wide.shape, np.uint8)
-    low, high = wide[finite].min(), wide[finite].max()
-    wide[~finite] = low
-    wide -= low
-    wide *= 255.0 / (high - low) if high > low else 0.0
-    return np.rint(wide).astype(np.uint8)
+    low, high = np.inf, -np.inf
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), np.float64)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, finite.min()), max(high, finite.max())
+    scale = 255.0 / (high - low) if high > low else 0.0
+
+    def stretch(part: Image.Image) -> Image.Image:
+        values = np.array(part, np.float64)
+        values[~np.isfinite(values)] = low if np.isfinite(low) else 0.0
+        values -= low if np.isfinite(low) else 0.0
+        return Image.fromarray(np.rint(values * scale).astype(np.uint8)).convert("RGB")
+
+    return stretch
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:

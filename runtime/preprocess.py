@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from prtool.errors import ConfigError
-from prtool.runtime.images import ImageSource, open_image
+from prtool.runtime.images import ImageSource, opened
 from prtool.spec import Preprocess
 
 Pixels = npt.NDArray[np.float32]
@@ -63,13 +63,13 @@ def view(image: ImageSource, spec: Preprocess) -> Image.Image:
     """
     # open_clip makes RGB last. For RGB and grey photographs that is the same in every bit; palette and 1-bit images
     # PIL would resize by nearest neighbour, and hidden colours under transparent pixels would be weighted away.
-    rgb = open_image(image)
     height, width = spec.size
-    if spec.resize_mode == "squash":
-        return _resize(rgb, (width, height), spec)
-    if spec.resize_mode == "longest":
-        return _pad(_resize(rgb, _scaled(rgb.size, spec), spec), spec)
-    return _resize_and_crop(rgb, _scaled(rgb.size, spec), spec)
+    with opened(image) as rgb:
+        if spec.resize_mode == "squash":
+            return _resize(rgb, (width, height), spec)
+        if spec.resize_mode == "longest":
+            return _pad(_resize(rgb, _scaled(rgb.size, spec), spec), spec)
+        return _resize_and_crop(rgb, _scaled(rgb.size, spec), spec)
 
 
 def _scaled(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:

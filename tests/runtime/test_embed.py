@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from click.testing import CliRunner
 from fakes import FakeEncoder, fake_manifest
 from PIL import Image
 
+from prtool.cli import app
 from prtool.errors import ConfigError, DataError, KeepError, StorageError
+from prtool.parameters import EngineChoice
 from prtool.runtime import embed
 from prtool.runtime.embed import EmbedOptions, EmbedResult, check_output, embed_folder, save_embeddings
 from prtool.runtime.preprocess import prepare
@@ -180,6 +184,30 @@ def test_a_path_that_is_not_unicode_goes_to_npz_only(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not valid Unicode.*write \.npz"):
         save_embeddings(result, tmp_path / "out.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
+
+
+def test_a_path_that_is_not_unicode_is_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    write_images(tmp_path / "photos", 1)
+    (tmp_path / "photos" / "000.png").rename(tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "prtool.json").touch()
+    loaded: list[Path] = []
+    monkeypatch.setattr(EngineChoice, "load", lambda _, bundle: loaded.append(bundle))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["embed", "bundle", "photos", "-o", "out.parquet"])
+    assert result.exit_code == 1 and r"caf\xe9.png is not valid Unicode" in result.output and not loaded
+
+
+def test_what_a_folder_holds_and_is_not_embedded_is_counted(tmp_path: Path) -> None:
+    write_images(tmp_path / "@eaDir", 2)
+    with pytest.raises(DataError, match=r"no image found .* 2 image files are not used: 2 in folders of thumbnails"):
+        embed_folder(FakeEncoder(), [tmp_path])
+    os.mkfifo(tmp_path / "pipe.jpg")
+    write_images(tmp_path, 1)
+    result = embed_folder(FakeEncoder(), [tmp_path])
+    assert result.paths == [str(tmp_path / "000.png")] and result.skipped == []
+    assert result.note.startswith("3 image files are not used: ") and "pipe.jpg" in result.note
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out", "out.npz.gz"])

@@ -1,10 +1,15 @@
 """Every kind of image that may come, and what becomes of it (docs/bad-input.md)."""
 
 import io
+import os
 import pickle
 import random
+import socket
 import struct
+import subprocess
+import sys
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +17,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from prtool.errors import DataError, ImageError, ShapeError
-from prtool.runtime.images import MAX_PIXELS, expand_images, find_images, open_image
+from prtool.runtime import images
+from prtool.runtime.image_files import search
+from prtool.runtime.image_memory import decoding_bytes, memory_for
+from prtool.runtime.images import MAX_PIXELS, expand_images, open_image
 
 
 def noise(height: int = 23, width: int = 31, seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -34,9 +42,9 @@ def opened(content: bytes) -> npt.NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def png_of(width: int, height: int) -> bytes:
+def png_of(width: int, height: int, colour: int = 2) -> bytes:
     """A PNG whose header declares a size, with no pixels behind it."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -98,7 +106,7 @@ def test_what_is_no_whole_image_is_refused_by_name(tmp_path: Path, content: byte
 def test_a_path_that_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"none\.jpg cannot be opened: No such file"):
         open_image(tmp_path / "none.jpg")
-    with pytest.raises(ImageError, match="cannot be opened: Is a directory"):
+    with pytest.raises(ImageError, match="cannot be opened: it is a folder"):
         open_image(tmp_path)
     with pytest.raises(ImageError, match="null byte"):
         open_image("a\0b.jpg")
@@ -277,25 +285,202 @@ def test_many_threads_read_at_once() -> None:
         assert all(pool.map(work, range(8)))
 
 
-def test_find_images_lists_known_suffixes_in_order(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "notes.txt", "sub/c.webp", "sub/deep/d.tif", ".hidden.jpg", ".cache/e.jpg", "jpg"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+# Memory
+
+
+def tiff_of(width: int, height: int, bits: int, sample: int) -> bytes:
+    """A deflated TIFF of zeros in one strip per 100 rows; `sample` is 2 for integers, 3 for floats."""
+    packed = zlib.compress(bytes(width * 100 * bits // 8), 9)
+    strips = height // 100
+    offset = 8 + len(packed)
+    lists = struct.pack(f"<{strips}I", *[8] * strips) + struct.pack(f"<{strips}I", *[len(packed)] * strips)
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 8), (262, 3, 1, 1), (273, 4, strips, offset), (277, 3, 1, 1)]
+    tags += [(278, 4, 1, 100), (279, 4, strips, offset + 4 * strips), (339, 3, 1, sample)]
+    directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return struct.pack("<2sHI", b"II", 42, offset + len(lists)) + packed + lists + directory
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (tiff_of(15_900, 16_000, 32, 3), r"15900 x 16000 pixels of mode F, which take 2,035,456,000 bytes"),
+        (tiff_of(15_900, 16_000, 32, 2), r"15900 x 16000 pixels of mode I, which take"),
+        (png_of(1, 200_000_000), r"1 x 200000000 pixels of mode RGB, which take 2,400,000,000 bytes"),
+        (png_of(16_000, 16_000, 6), r"16000 x 16000 pixels of mode RGBA, which take 2,048,256,000 bytes"),
+    ],
+)
+def test_an_image_that_takes_too_much_memory_is_rejected_by_its_header(content: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        open_image(content)
+
+
+def test_a_tile_larger_than_its_image_counts() -> None:
+    stream = io.BytesIO()
+    tile = {322: 40_000, 323: 40_000, 258: (8, 8, 8)}
+    Image.fromarray(noise()).save(stream, "TIFF", compression="tiff_deflate", tiffinfo={322: 48, 323: 48})
+    image = Image.open(stream)
+    assert isinstance(image, TiffImagePlugin.TiffImageFile)
+    for tag, value in tile.items():
+        image.tag_v2[tag] = value
+    assert decoding_bytes(image) > 4_800_000_000
+
+
+@pytest.mark.parametrize(("scans", "progressive"), [("all", False), ("all", True), ("each", False)])
+def test_a_jpeg_in_several_scans_takes_more(scans: str, progressive: bool) -> None:
+    content = bytearray(encoded(Image.fromarray(noise()), "JPEG", progressive=progressive))
+    if scans == "each":  # a first scan of one channel
+        place = content.index(b"\xff\xda\0\x0c\3")
+        content[place : place + 14] = b"\xff\xda\0\x08\1\1\0\0\x3f\0"
+    image = Image.open(io.BytesIO(bytes(content)))
+    rows = 23 * (31 * 4 + 8)
+    assert decoding_bytes(image) == rows + (0 if scans == "all" and not progressive else 23 * 31 * 6)
+
+
+PEAK = """
+import resource, sys
+from prtool.runtime.images import open_image
+open_image(b"P6 1 1 255 abc")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+image = open_image(sys.argv[1])
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(1024 * grown / (image.width * image.height))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+@pytest.mark.parametrize(
+    ("mode", "kind", "most"), [("RGB", "PNG", 4.6), ("RGBA", "PNG", 8.6), ("I;16", "PNG", 6.8), ("F", "TIFF", 9.6), ("P", "PNG", 5.6)]
+)
+def test_peak_memory_of_a_large_image(tmp_path: Path, mode: str, kind: str, most: float) -> None:
+    path = tmp_path / "a"
+    options = {"compression": "tiff_deflate"} if kind == "TIFF" else {"compress_level": 1}
+    Image.new(mode, (6_000, 5_000), 7).save(path, kind, **options)
+    output = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True).stdout
+    assert float(output) < most, "bytes a pixel"
+
+
+def test_large_images_are_decoded_one_at_a_time() -> None:
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def work(size: int) -> None:
+        nonlocal inside, most
+        with memory_for(size):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            time.sleep(0.01)
+            with lock:
+                inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, [10**9] * 4))
+    assert most == 1
+
+
+# Files that are no regular files
+
+
+def test_a_pipe_that_is_named_is_read(tmp_path: Path) -> None:
+    content = encoded(Image.fromarray(noise()), "PNG")
+    reader, writer = os.pipe()
+    os.write(writer, content)
+    os.close(writer)
+    assert np.array_equal(np.asarray(open_image(f"/dev/fd/{reader}")), noise())
+    os.close(reader)
+    os.mkfifo(tmp_path / "late.png")
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit((tmp_path / "late.png").write_bytes, content)
+        assert np.array_equal(np.asarray(open_image(tmp_path / "late.png")), noise())
+        written.result()
+
+
+def test_a_pipe_without_a_writer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_WRITER_MS", 20)
+    monkeypatch.setattr(images, "_SILENCE_MS", 20)
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match=r"a\.png is empty"):
+        open_image(tmp_path / "a.png")
+    silent = os.open(tmp_path / "a.png", os.O_RDWR)
+    with pytest.raises(ImageError, match="the pipe gave nothing for 0 s"):
+        open_image(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_PIPE_BYTES", 2)
+    os.write(silent, b"abc")
+    with pytest.raises(ImageError, match="more than 2 bytes"):
+        open_image(tmp_path / "a.png")
+    os.close(silent)
+
+
+def test_devices_and_sockets_are_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="/dev/zero cannot be opened: it is a device"):
+        open_image("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "a.png"))
+        with pytest.raises(ImageError, match=r"a\.png cannot be opened"):
+            open_image(tmp_path / "a.png")
+    with (tmp_path / "huge.png").open("wb") as stream:
+        stream.truncate(10**10)
+    with pytest.raises(ImageError, match=r"huge\.png cannot be opened: it has 10,000,000,000 bytes"):
+        open_image(tmp_path / "huge.png")
+
+
+# Folders
+
+
+def touched(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_search_lists_known_suffixes_in_order(tmp_path: Path) -> None:
+    touched(tmp_path, "b.JPG", "a.png", "notes.txt", "sub/c.webp", "sub/deep/d.tif", "sub-1/e.jp2", "jpg")
     (tmp_path / "folder.jpg").mkdir()
-    assert find_images(tmp_path) == [tmp_path / name for name in ("a.png", "b.JPG", "sub/c.webp", "sub/deep/d.tif")]
-    assert find_images(str(tmp_path / "folder.jpg")) == []
+    found = search(tmp_path)
+    assert found.paths == ["a.png", "b.JPG", "sub/c.webp", "sub/deep/d.tif", "sub-1/e.jp2"] and found.left_out.note() == ""
+    assert search(str(tmp_path / "folder.jpg")).paths == []
 
 
-def test_find_images_refuses_what_is_no_folder(tmp_path: Path) -> None:
+def test_search_counts_and_names_what_it_leaves_out(tmp_path: Path) -> None:
+    touched(tmp_path, "a.png", ".hidden.jpg", ".cache/e.jpg", "@eaDir/a.png/x.jpg", "s/@eaDir/y.jpg", "__MACOSX/._a.png", "Thumbs/a.png", "b.HEIC")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "lost.png").symlink_to("nowhere")
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "up").symlink_to("..")
+    found = search(tmp_path)
+    assert found.paths == ["a.png"]
+    assert {reason: count for reason, (count, _) in found.left_out.found.items()} == {
+        "hidden": 2,
+        "in folders of thumbnails or deleted files": 4,
+        "of a format that is not read": 1,
+        "named pipes, sockets or devices": 1,
+        "links to nothing": 2,
+        "links to folders, which are not followed": 1,
+    }
+    note = found.left_out.note()
+    assert note.startswith("11 image files are not used: ") and "\n" not in note and "1 of a format that is not read (the first: b.HEIC)" in note
+
+
+def test_search_follows_links_but_in_no_circle(tmp_path: Path) -> None:
+    touched(tmp_path, "far/x.jpg", "data/cat/a.jpg")
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "back").symlink_to(tmp_path / "data")
+    found = search(tmp_path / "data", follow=True)
+    assert found.paths == ["cat/a.jpg", "dog/x.jpg"] and "1 links to folders" in found.left_out.note()
+    assert search(tmp_path / "data").paths == ["cat/a.jpg"]
+
+
+def test_search_rejects_what_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     for path in (tmp_path / "none", tmp_path / "a.png"):
         with pytest.raises(DataError, match=rf"{path.name} cannot be listed"):
-            find_images(path)
+            search(path)
 
 
 def test_expand_images_keeps_files_and_order(tmp_path: Path) -> None:
-    (tmp_path / "z").mkdir()
-    (tmp_path / "z" / "b.png").touch()
-    (tmp_path / "a.strange").touch()
+    touched(tmp_path, "z/b.png", "a.strange", "z/.c.png")
     given = [tmp_path / "z", str(tmp_path / "a.strange"), tmp_path / "none.jpg"]
-    assert expand_images(given) == [tmp_path / "z" / "b.png", tmp_path / "a.strange", tmp_path / "none.jpg"]
+    files, left_out = expand_images(given)
+    assert files == [tmp_path / "z" / "b.png", tmp_path / "a.strange", tmp_path / "none.jpg"]
+    assert left_out.found == {"hidden": (1, str(tmp_path / "z" / ".c.png"))}
