@@ -43,8 +43,9 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares
         """Runs a command."""
-        from prtool.console import message
+        from prtool.console import message, show_notes
 
+        show_notes()
         try:
             return super().invoke(ctx)
         except PrtoolError as error:

@@ -1,6 +1,7 @@
 """What the commands print: results as tables on stdout, progress and messages on stderr."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -60,6 +61,28 @@ class BarProgress:
 
     def _rate(self) -> float:
         return self._done / max(time.monotonic() - self._started, 1e-9)
+
+
+class NoteHandler(logging.Handler):
+    """Shows what the library logs as a warning as one line "note: ..." on stderr, once in a process."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Shows a record."""
+        text = record.getMessage()
+        if text not in self._shown:
+            self._shown.add(text)
+            message(f"note: {text}")
+
+
+def show_notes() -> None:
+    """From now on, warnings that prtool logs are shown by `NoteHandler`."""
+    logger = logging.getLogger("prtool")
+    if not any(isinstance(handler, NoteHandler) for handler in logger.handlers):
+        logger.addHandler(NoteHandler())
 
 
 def message(text: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Extra = Literal["train", "export", "int8", "text", "parquet", "tensorrt", "tensorrt-rtx", "openvino", "gpu", "all-cpu"]
+Extra = Literal["train", "export", "int8", "text", "parquet", "tensorrt", "tensorrt-rtx", "openvino", "gpu", "hf", "all-cpu"]
 """Names of pyproject.toml's optional dependencies; a test compares the two."""
 INSTALL_GPU = "pip uninstall -y onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu"
 """ONNX Runtime for GPUs fills the same folder as the package for CPUs, so that one must go, also behind `pip install '.[gpu]'`."""

@@ -14,17 +14,17 @@ TEXT = {"context_length": 8, "vocab_size": 49408, "width": 8, "heads": 1, "layer
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 230)}
 
 
-def write_model(folder: Path, seed: int = 0, **vision: Any) -> str:
-    """Writes the model (16 patches, 3 blocks unless `vision` says otherwise); returns its name for `load_model`."""
+def write_model(folder: Path, seed: int = 0, text: dict[str, Any] | None = None, **vision: Any) -> str:
+    """Writes the model (16 patches, 3 blocks unless `vision` says otherwise, `text` over the text side); returns its name for `load_model`."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-    settings = {**VISION, **vision}
+    settings, words = {**VISION, **vision}, {**TEXT, **(text or {})}
     torch.manual_seed(seed)
-    model = CLIP(16, CLIPVisionCfg(**settings), CLIPTextCfg(**TEXT))
+    model = CLIP(16, CLIPVisionCfg(**settings), CLIPTextCfg(**words))
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "open_clip_model.safetensors")
     preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3}
-    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": settings, "text_cfg": TEXT}, "preprocess_cfg": preprocess}
+    config = {"model_cfg": {"embed_dim": 16, "vision_cfg": settings, "text_cfg": words}, "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return f"local-dir:{folder}"
 

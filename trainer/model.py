@@ -1,35 +1,28 @@
 """Loading a dual encoder by any name that open_clip takes."""
 
-import difflib
 import hashlib
 import logging
-import pickle
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from prtool.errors import ConfigError, ModelError
 from prtool.spec import Preprocess
+from prtool.text_safety import printable
 from prtool.trainer.hosts import tower_of
+from prtool.trainer.libraries import foreign, library_warnings
+from prtool.trainer.model_config import least_values
+from prtool.trainer.model_source import ModelSource, resolve
+from prtool.trainer.model_tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
+from prtool.trainer.model_weights import is_openai, load_weights, read_weights
 from prtool.trainer.vit import VisionTower
 
-_LOADING_ERRORS = (
-    *(RuntimeError, OSError, ValueError, ImportError, LookupError, AttributeError, EOFError, StopIteration),
-    *(SafetensorError, pickle.UnpicklingError),
-)
-"""What open_clip and the readers below it raise for weights that are missing, cut off or none."""
-
-
-class Tokenizer(Protocol):
-    """Texts to token ids (texts, length) int64, cut and padded; the model's context length where no length is given, as open_clip's are."""
-
-    def __call__(self, texts: Sequence[str], context_length: int | None = None, /) -> Tensor: ...  # noqa: D102 - as the class says
+_log = logging.getLogger(__name__)
 
 
 class TextTower(nn.Module):
@@ -94,15 +87,13 @@ class DualEncoder:
             ConfigError: a prompt is longer; the tokenizer would cut it, and say nothing.
         """
         texts = list(prompts)
-        ids = self.tokenizer(texts)
-        # A tokenizer ends what it cuts with its end token, so a cut prompt differs from its longer form.
-        cut = (self.tokenizer(texts, 2 * ids.shape[1])[:, : ids.shape[1]] != ids).any(dim=1)
+        cut = cut_prompts(self.tokenizer, texts)
         if bool(cut.any()):
             raise ConfigError(
-                f"prompt {texts[int(cut.int().argmax())]!r} is longer than the {ids.shape[1]} tokens that {self.name} reads; give a shorter template "
-                "or class names, or fewer context tokens (tokens.text)"
+                f"prompt {printable(texts[int(cut.int().argmax())])!r} is longer than the {self.context_length} tokens that {printable(self.name)} "
+                "reads; give a shorter template or class names, or fewer context tokens (tokens.text)"
             )
-        return ids
+        return self.tokenizer(texts)
 
     def logits(self, embeddings: Tensor, classes: Tensor) -> Tensor:
         """Class logits (batch, classes) of L2-normalised embeddings (batch, E)."""
@@ -110,10 +101,10 @@ class DualEncoder:
 
 
 def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEncoder:
-    """Loads a model, frozen, in float32 and evaluation mode.
+    """Loads a model, frozen, in float32 and evaluation mode. What had to be assumed is logged as a warning of the logger "prtool".
 
     Args:
-        name: an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO" or "local-dir:PATH".
+        name: an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO", or "local-dir:PATH" or PATH of a model folder.
         pretrained: a tag ("openai") or a checkpoint file for an architecture name; "" gives random weights,
             seeded by the caller through torch.manual_seed.
         device: where its tensors live.
@@ -121,32 +112,67 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
     Raises:
         ModelError: unknown name or tag, weights that cannot be had or read, or an unsupported image tower.
     """
-    import open_clip
-
-    _check_name(name, pretrained)
-    try:
-        # weights_only: a checkpoint file is data from outside and must never be unpickled into code.
-        model = open_clip.create_model(
-            name, pretrained=pretrained or None, device=device, weights_only=True, require_pretrained=bool(pretrained) or _brings_weights(name)
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-    except _LOADING_ERRORS as cause:
-        raise ModelError(f"model {name!r} with pretrained {pretrained!r} cannot be loaded: {str(cause) or type(cause).__name__}") from cause
-    model = model.eval().requires_grad_(False)
-    tower = tower_of(cast(nn.Module, model.visual)).eval()
-    bias = getattr(model, "logit_bias", None)
+    source = resolve(name, pretrained)
+    notes = dict(source.notes)
+    with library_warnings(notes):
+        # Before the weights, for this fails within a second where a library or a file is missing.
+        tokenizer = make_tokenizer(source)
+        model = _build(source, notes).eval().requires_grad_(False)
+        tower = tower_of(cast(nn.Module, model.visual)).eval()
+        notes["vocabulary"] = check_vocabulary(tokenizer, model, source.name)
+    for note in filter(None, notes.values()):
+        _log.warning("%s", note)
     return DualEncoder(
         name=name,
         pretrained=pretrained,
-        tower=tower,
-        text=TextTower(model).eval(),
-        tokenizer=cast(Tokenizer, tokenizer),
-        preprocess=_preprocess(model.visual, tower),
-        logit_scale=float(cast(Tensor, model.logit_scale).exp()),
-        logit_bias=0.0 if bias is None else float(bias),
+        tower=tower.to(device),
+        text=TextTower(model.to(device)).eval(),
+        tokenizer=tokenizer,
+        preprocess=_preprocess(source.preprocess, tower.image_size),
+        logit_scale=_number(model, "logit_scale", math.exp, source),
+        logit_bias=_number(model, "logit_bias", float, source),
         weights_sha256=tensor_digest(cast(nn.Module, model.visual)),
-        context_length=int(getattr(model, "context_length", 77)),
+        context_length=tokenizer([""]).shape[1],
     )
+
+
+def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:
+    """The model with its weights, on the CPU; `notes` loses what the weights answer."""
+    config = {**source.config, "vision_cfg": dict(source.config["vision_cfg"]), "text_cfg": dict(source.config["text_cfg"])}
+    state: dict[str, Tensor] = {}
+    if source.weights is not None:
+        state = read_weights(source.weights)
+        _check_count(source, state)
+        if source.is_file and is_openai(state):
+            config["quick_gelu"] = True
+            notes.clear()
+        if "logit_bias" in state and config.get("init_logit_bias") is None:
+            config["init_logit_bias"] = 0.0
+    model = foreign(f"model {source.name!r} cannot be built", lambda: _construct(config))
+    if source.weights is not None:
+        load_weights(model, state, source.weights)
+    return model
+
+
+def _construct(config: dict[str, Any]) -> nn.Module:
+    """open_clip's module for a checked `model_cfg`, as its `create_model` chooses it."""
+    from open_clip.coca_model import CoCa
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    config["vision_cfg"]["timm_model_pretrained"] = config["text_cfg"]["hf_model_pretrained"] = False
+    hf_text = config["text_cfg"].get("hf_model_name")
+    if hf_text:
+        check_text_model(hf_text)
+    custom = config.pop("custom_text", False) or hf_text
+    kind = CLIP if not custom else CoCa if "multimodal_cfg" in config else CustomTextCLIP
+    return cast(nn.Module, kind(**config))
+
+
+def _check_count(source: ModelSource, state: Mapping[str, Tensor]) -> None:
+    """Raises ModelError where the configuration describes far more numbers than the weights have, before any is allocated."""
+    least, found = least_values(source.config), sum(tensor.numel() for tensor in state.values())
+    if state and found < least:
+        raise ModelError(f"{source.weights} holds {found} numbers, but the model of {source.name} has at least {least}; give its weights")
 
 
 def tensor_digest(module: nn.Module) -> str:
@@ -171,45 +197,14 @@ def content_digest(part: Tensor | nn.Module | None) -> str | None:
     return found.hexdigest()
 
 
-def _brings_weights(name: str) -> bool:
-    """Whether the address of a model is that of its weights too."""
-    return name.startswith(("local-dir:", "hf-hub:"))
+def _preprocess(config: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
+    """The preprocessing of a checked `preprocess_cfg`, OpenAI's where it says nothing, at the tower's size."""
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-
-def _check_name(name: str, pretrained: str) -> None:
-    import open_clip
-
-    if pretrained and _brings_weights(name):
-        raise ModelError(f"pretrained = {pretrained!r}, but {name!r} brings its own weights; leave pretrained out")
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise ModelError(f"{folder} holds no open_clip_config.json; give 'local-dir:' and a folder in open_clip's format")
-        return
-    if name.startswith("hf-hub:"):
-        return
-    known = open_clip.list_models()
-    if name.replace("/", "-") not in known:
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
-        raise ModelError(f"unknown model {name!r}; near names: {', '.join(near) or 'none'}; or give 'hf-hub:ORG/REPO' or 'local-dir:PATH'")
-    if not pretrained or Path(pretrained).is_file():
-        return
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained not in tags and pretrained.replace("-", "_") not in tags:
-        near = difflib.get_close_matches(pretrained, tags, n=4, cutoff=0.3) or tags
-        raise ModelError(f"unknown pretrained tag {pretrained!r} for {name}, and no such file; known tags: {', '.join(near) or 'none'}")
-
-
-def _preprocess(visual: object, tower: VisionTower) -> Preprocess:
-    config: dict[str, Any] = getattr(visual, "preprocess_cfg", {})
-    logging.getLogger(__name__).debug("preprocess_cfg %s", config)
-    mean, std = config["mean"], config["std"]
-    size = config.get("size", tower.image_size)
-    height, width = (size, size) if isinstance(size, int) else size
     return Preprocess(
-        size=(height, width),
-        mean=_three(mean),
-        std=_three(std),
+        size=size,
+        mean=_three(config.get("mean", OPENAI_DATASET_MEAN)),
+        std=_three(config.get("std", OPENAI_DATASET_STD)),
         # open_clip takes bicubic for every value but "bilinear" when it makes an inference transform.
         interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
         resize_mode=config.get("resize_mode") or "shortest",
@@ -220,3 +215,17 @@ def _preprocess(visual: object, tower: VisionTower) -> Preprocess:
 def _three(values: float | Sequence[float]) -> tuple[float, float, float]:
     listed = [float(v) for v in values] if isinstance(values, (list, tuple)) else [float(cast(float, values))] * 3
     return listed[0], listed[1], listed[2]
+
+
+def _number(model: nn.Module, name: str, convert: Callable[[float], float], source: ModelSource) -> float:
+    """A scale or bias of the class logits; 0 where the model has none."""
+    tensor = getattr(model, name, None)
+    if tensor is None:
+        return 0.0
+    try:
+        found = convert(float(tensor))
+    except (RuntimeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ModelError(f"the {name} of {source.name} is {printable(tensor.tolist())}, which gives no finite number; check the weights")
+    return found

@@ -1,7 +1,6 @@
 """Learnable tokens: visual ones that travel beside the patches, and context words in front of class names."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError, ModelError
 from prtool.trainer.model import DualEncoder
+from prtool.trainer.model_tokenizer import token_table
 from prtool.trainer.vit import VisionTower
 
 _PLACEHOLDER = "X"
@@ -191,14 +191,10 @@ def prompt_text(words: str, template: str, classname: str) -> str:
     return f"{words} {classname.replace('_', ' ')}{rest}"
 
 
-def _token_embedding(model: DualEncoder) -> Any:  # noqa: ANN401 - nn.Embedding, found by several names
+def _token_embedding(model: DualEncoder) -> nn.Embedding:
     """The table of token embeddings of the text side."""
-    host = model.text.host
-    text = getattr(host, "text", host)
-    table = getattr(text, "token_embedding", None)
-    if table is None and hasattr(getattr(text, "transformer", None), "get_input_embeddings"):
-        table = text.transformer.get_input_embeddings()
-    if not isinstance(table, nn.Embedding):
+    table = token_table(model.text.host)
+    if table is None:
         raise ModelError(f"the text side of {model.name} has no table of token embeddings that is known; tune visual tokens only (tokens.text = 0)")
     return table
 

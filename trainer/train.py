@@ -37,6 +37,7 @@ from prtool.trainer.golden_store import GoldenRanking, rank_images
 from prtool.trainer.loop import Examples, FitResult, fit, learn, predict
 from prtool.trainer.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.model import DualEncoder
+from prtool.trainer.model_source import canonical_name, canonical_pretrained
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.settings import LABELLED_SCORES
 from prtool.trainer.tuning import TuningTask, tune, tuned_spec
@@ -94,7 +95,8 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> C
         StorageError: the run cannot be written.
     """
     images = run_images(config)
-    model = load_seeded(_absolute_model(config.model), _absolute_file(config), config.seed, _device(config.device))
+    name = canonical_name(config.model)
+    model = load_seeded(name, canonical_pretrained(name, config.pretrained), config.seed, _device(config.device))
     blank = _blank(config, model, images)
     before = _earlier(run, blank)
     if images is None or config.phases == ("none",):
@@ -347,18 +349,6 @@ def _is_marked(marker: Path, key: str) -> bool:
 
 def _subset(images: ImageSet, chosen: list[int]) -> ImageSet:
     return replace(images, paths=tuple(images.paths[i] for i in chosen), labels=tuple(images.labels[i] for i in chosen))
-
-
-def _absolute_model(name: str) -> str:
-    prefix = "local-dir:"
-    return prefix + str(Path(name.removeprefix(prefix)).resolve()) if name.startswith(prefix) else name
-
-
-def _absolute_file(config: TrainConfig) -> str:
-    import open_clip
-
-    is_tag = config.pretrained in open_clip.list_pretrained_tags_by_model(config.model)
-    return config.pretrained if is_tag or not Path(config.pretrained).is_file() else str(Path(config.pretrained).resolve())
 
 
 def _device(name: str) -> str:
