@@ -4,15 +4,19 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from ftfy.chardata import LIGATURES
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from safetensors.torch import save
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import nn
 
+from prtool.errors import ModelError
 from prtool.export.source import ExportSource
 from prtool.files import write_bytes
-from prtool.manifest import ClassInfo
+from prtool.manifest import ClassInfo, TextInfo
 from prtool.runtime.classes import TENSOR_NAME
+from prtool.runtime.tokenizer import check_settings
 
 TOKENIZER_NAME = "tokenizer.json"
 CLASSES_NAME = "classes.safetensors"
@@ -33,7 +37,7 @@ def tokenizer_of(source: ExportSource) -> Tokenizer | None:
     """The model's tokenizer in the form of the `tokenizers` library, cut and padded to the context length.
 
     Returns:
-        None where the model's tokenizer cannot be written so, or where it would give other token ids.
+        None where the model's tokenizer cannot be written so, is of a kind that readers reject, or would give other token ids.
     """
     tokenizer: Any = source.model.tokenizer
     length = source.model.context_length
@@ -45,8 +49,37 @@ def tokenizer_of(source: ExportSource) -> Tokenizer | None:
         made = None
     if made is None:
         return None
+    try:
+        check_settings(json.loads(made.to_str()), TextInfo(length, vocabulary(source), TOKENIZER_NAME))
+    except ValueError:
+        return None
     wanted = cast(list[list[int]], source.model.tokenizer(_SAMPLES).tolist())
     return made if [encoded.ids for encoded in made.encode_batch(list(_SAMPLES))] == wanted else None
+
+
+def vocabulary(source: ExportSource) -> int:
+    """How many token ids the text tower knows: the rows of the table that its token ids are looked up in.
+
+    Raises:
+        ModelError: no table is looked up by the token ids.
+    """
+    found: list[int] = []
+    ids = torch.arange(source.model.context_length)[None] % 2
+
+    def look(table: nn.Module, inputs: tuple[object, ...]) -> None:
+        if isinstance(inputs[0], torch.Tensor) and inputs[0].shape == ids.shape and torch.equal(inputs[0].cpu(), ids):
+            found.append(cast(nn.Embedding, table).num_embeddings)
+
+    hooks = [module.register_forward_pre_hook(look) for module in source.model.text.modules() if isinstance(module, nn.Embedding)]
+    try:
+        with torch.no_grad():
+            source.model.text(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise ModelError(f"{source.model.name}: its text tower looks its token ids up in no embedding table, so their range is unknown")
+    return found[0]
 
 
 def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:

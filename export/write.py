@@ -123,7 +123,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
             text.write_tokenizer(tokenizer, root / text.TOKENIZER_NAME)
         # save_file would make a file that only its owner may read.
         write_bytes(root / PROBE_NAME, save_tensors(probe.tensors(source)))
-        info = TextInfo(source.model.context_length, "" if tokenizer is None else text.TOKENIZER_NAME)
+        info = TextInfo(source.model.context_length, text.vocabulary(source), "" if tokenizer is None else text.TOKENIZER_NAME)
         unproved = seal(root, replace(_manifest(source, default, options.written()), text=info, classes=classes))
         report = prove(source, Bundle.open(root, verify=False), probe, options.held_out, told)
         write_json(root / PARITY_NAME, report.to_json())

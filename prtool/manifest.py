@@ -49,9 +49,16 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class TextInfo:
-    """The text side: `context_length` token ids a prompt; `tokenizer` is a file, or "" when none could be written."""
+    """The text side.
+
+    Attributes:
+        context_length: token ids a prompt.
+        vocab_size: each is from 0 to `vocab_size` - 1.
+        tokenizer: a file, or "" when none could be written.
+    """
 
     context_length: int
+    vocab_size: int
     tokenizer: str
 
 
@@ -240,6 +247,7 @@ def _check(manifest: Manifest) -> None:
         raise ConfigError(f"keep_range = [{low}, {high}] and default_keep = {manifest.default_keep} of {patches} patches, but these must rise from 1")
     if manifest.text is not None:
         _within(manifest.text.context_length, 1, MOST_WIDTH, "text.context_length")
+        _within(manifest.text.vocab_size, 1, 2**31 - 1, "text.vocab_size")
     if manifest.classes is not None:
         _within(len(manifest.classes.names), 1, MOST_CLASSES, "the number of class names")
     if min(dataclasses.astuple(manifest.cost)) < 0 or not manifest.cost.full_gmacs(manifest.prune) > 0 or not manifest.least_gmacs() > 0:

@@ -328,7 +328,7 @@ def tiny_bundle(root: Path, model: TinyModel, *, text: bool = True, classes: tup
         graphs={"fp32": graphs},
         parity={},
         versions={},
-        text=TextInfo(CONTEXT, "tokenizer.json") if text else None,
+        text=TextInfo(CONTEXT, VOCABULARY, "tokenizer.json") if text else None,
         classes=ClassInfo(classes, ("a photo of a {}.",), "classes.safetensors") if classes else None,
     )
     seal(root, manifest)

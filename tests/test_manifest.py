@@ -28,7 +28,7 @@ def manifest() -> Manifest:
         graphs=graphs,
         parity={"cosine_min": 0.999999},
         versions={"torch": "2.15"},
-        text=TextInfo(77, "tokenizer.json"),
+        text=TextInfo(77, 49408, "tokenizer.json"),
         classes=ClassInfo(("cat", "dog"), ("a photo of a {}.",), "classes.safetensors"),
         files={name: FileDigest(3, "ab" * 32) for name in names},
     )

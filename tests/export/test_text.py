@@ -9,9 +9,12 @@ import torch
 from export_sources import CONTEXT, make_source
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
 
+from prtool.errors import ModelError
 from prtool.export.source import ExportSource
-from prtool.export.text import tokenizer_of
+from prtool.export.text import tokenizer_of, vocabulary
+from prtool.trainer.model import TextTower
 
 PROMPTS = [
     "a photo of a cat.",
@@ -95,3 +98,16 @@ def test_hugging_face_tokenizers_carry_their_cleaning(clean: str) -> None:
 @pytest.mark.parametrize("options", [{"mode": "clips"}, {"strip": True}], ids=str)
 def test_hugging_face_tokenizers_with_steps_of_their_own_are_not_written(options: dict[str, Any]) -> None:
     assert tokenizer_of(with_tokenizer(hugging_face("whitespace", **options))) is None
+
+
+def test_the_vocabulary_is_the_size_of_the_table_that_token_ids_enter() -> None:
+    source = make_source("cls")
+    assert vocabulary(source) == 49408 == source.model.text.host.token_embedding.num_embeddings
+    nothing = dataclasses.replace(source.model, text=TextTower(_Nothing()))
+    with pytest.raises(ModelError, match="embedding table"):
+        vocabulary(dataclasses.replace(source, model=nothing))
+
+
+class _Nothing(nn.Module):
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return tokens.float()

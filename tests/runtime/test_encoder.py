@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from models import EMBED, LOGIT_BIAS, LOGIT_SCALE, SIDE, TinyModel, class_embeddings, tiny_bundle
+from models import EMBED, LOGIT_BIAS, LOGIT_SCALE, SIDE, VOCABULARY, TinyModel, class_embeddings, tiny_bundle
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -162,16 +163,46 @@ def test_classify_equals_softmax(encoder: Encoder, images: list[np.ndarray]) -> 
 
 def test_text_equals_numpy(encoder: Encoder) -> None:
     ids = np.array([[2, 3, 4, 2, 5, 0, 0], [6, 1, 0, 0, 0, 0, 0], [2, 2, 2, 2, 2, 2, 2]], np.int64)
-    prompts = ["A photo of a cat", "dog zebra", "a " * 40]
+    prompts = ["A photo of a cat", "dog zebra", "a " * 7]
     expected = MODELS["one location"].embed_text(ids)
     np.testing.assert_allclose(encoder.encode_text(ids), expected, atol=1e-5)
     np.testing.assert_allclose(encoder.encode_prompts(prompts), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("prompts", [[], "a photo of a cat"])
-def test_prompts_must_be_a_list(encoder: Encoder, prompts: list[str]) -> None:
-    with pytest.raises(ConfigError, match="list of at least one string"):
+@pytest.mark.parametrize(
+    "prompts",
+    ["a cat", ("a cat",), np.array(["a cat"]), np.array("a cat"), (word for word in ["a cat"])],
+    ids=["str", "tuple", "array", "0-d", "generator"],
+)
+def test_prompts_in_any_form(encoder: Encoder, prompts: Any) -> None:
+    np.testing.assert_array_equal(encoder.encode_prompts(prompts), encoder.encode_prompts(["a cat"]))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "nothing"),
+        (None, "NoneType"),
+        (5, "int"),
+        (b"a cat", "bytes"),
+        (["a cat", None], "prompt 1 is None"),
+        ([b"a"], "prompt 0"),
+        (["\ud800"], "valid Unicode"),
+        (["a cat", "a " * 8], "8 tokens, but the text tower reads 7"),
+    ],
+)
+def test_prompts_that_are_rejected(encoder: Encoder, prompts: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         encoder.encode_prompts(prompts)
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino", "torch"])
+@pytest.mark.parametrize("bad", [VOCABULARY, 99999, -1, -(2**40)])
+def test_token_ids_outside_the_vocabulary(bundle: Bundle, engine: str, bad: int) -> None:
+    pytest.importorskip({"ort": "onnxruntime"}.get(engine, engine), reason=f"{engine} is not installed")
+    ids = np.array([[1, 2, bad, 0, 0, 0, 0]], np.int64)
+    with Encoder.load(bundle, engine=engine) as encoder, pytest.raises(ConfigError, match=f"token id {bad}, .* 0 to {VOCABULARY - 1}"):
+        encoder.encode_text(ids)
 
 
 def test_missing_tokenizers_names_the_pip_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +259,7 @@ def test_a_bundle_without_text_classes_or_a_graph(tmp_path: Path, images: list[n
 
 
 def test_a_bundle_without_a_tokenizer(bundle: Bundle) -> None:
-    silent = replace(bundle, manifest=replace(bundle.manifest, text=TextInfo(7, "")))
+    silent = replace(bundle, manifest=replace(bundle.manifest, text=TextInfo(7, VOCABULARY, "")))
     with Encoder.load(silent) as encoder, pytest.raises(BundleError, match="has no tokenizer"):
         encoder.encode_prompts(["a cat"])
 

@@ -1,0 +1,172 @@
+"""A bundle's tokenizer.json: checked against what the exporter writes before the library sees it, then read as a tokenizer of whole prompts."""
+
+import base64
+import contextlib
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from prtool.errors import BundleError, ConfigError, EngineUnavailable, PrtoolError
+from prtool.extras import install_hint
+from prtool.manifest import TextInfo
+from prtool.strict import parse_json
+from prtool.text_safety import printable
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# Parts of the file -> the kinds that it may have; open_clip's tokenizers, which the exporter takes over, use no others.
+_KINDS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        name: frozenset(kinds.split())
+        for name, kinds in {
+            "normalizer": "BertNormalizer Lowercase NFC NFD NFKC NFKD Precompiled Prepend Replace Sequence Strip StripAccents",
+            "pre_tokenizer": "BertPreTokenizer ByteLevel Digits Metaspace Punctuation Sequence Split UnicodeScripts Whitespace WhitespaceSplit",
+            "post_processor": "BertProcessing ByteLevel RobertaProcessing Sequence TemplateProcessing",
+            "model": "BPE Unigram WordLevel WordPiece",
+        }.items()
+    }
+)
+_FIELDS = frozenset((*_KINDS, "version", "truncation", "padding", "added_tokens", "decoder"))
+_STEPS = ("normalizers", "pretokenizers", "processors")
+MOST_GROWTH = 256
+"""Characters that normalisation may make of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokenizer:
+    """Turns whole prompts into token ids, without cutting or padding them; safe from many threads.
+
+    Attributes:
+        path: of tokenizer.json, for messages.
+        pad_id: the token id that fills the context behind a prompt.
+    """
+
+    path: Path
+    pad_id: int
+    library: "Tokenizer"
+
+    @classmethod
+    def read(cls, path: Path, content: bytes, text: TextInfo) -> "PromptTokenizer":
+        """Checks and reads a tokenizer file.
+
+        Args:
+            path: for messages.
+            content: of the file.
+            text: what the manifest says of the text side.
+
+        Raises:
+            BundleError: it is damaged, holds what the exporter does not write, or cannot be read.
+            EngineUnavailable: the tokenizers library is not installed.
+        """
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as cause:
+            raise EngineUnavailable(f"tokenizers cannot be imported ({cause}); {install_hint('text')}") from cause
+        with _library_errors(path):
+            pad_id = check_settings(parse_json(content), text)
+            library = Tokenizer.from_str(content.decode())
+            library.no_truncation()
+            library.no_padding()
+        return cls(path, pad_id, library)
+
+    def ids(self, prompt: str) -> list[int]:
+        """The token ids of one prompt.
+
+        Raises:
+            ConfigError: the prompt is not valid Unicode.
+            BundleError: the tokenizer fails on it.
+        """
+        try:
+            prompt.encode()
+        except UnicodeError as cause:
+            raise ConfigError(f"prompt {printable(prompt)} is not valid Unicode; give text") from cause
+        with _library_errors(self.path):
+            # One by one: encode_batch starts threads, after which the library writes warnings into a forked process's stderr.
+            return list(self.library.encode(prompt).ids)
+
+
+def check_settings(settings: object, text: TextInfo) -> int:
+    """Checks a tokenizer file's JSON against what the exporter writes; returns the id that pads.
+
+    Raises:
+        ValueError: a field is unknown, or has another value or kind than the exporter writes.
+    """
+    if not isinstance(settings, dict) or not settings.keys() <= _FIELDS:
+        raise ValueError("it is not an object of a tokenizer's fields")
+    _expect(settings, "truncation", {"direction": "Right", "max_length": text.context_length, "strategy": "LongestFirst", "stride": 0})
+    padding = settings.get("padding")
+    pad_id = padding.get("pad_id") if isinstance(padding, dict) else None
+    if type(pad_id) is not int or not 0 <= pad_id < text.vocab_size:
+        raise ValueError(f"padding.pad_id is {printable(pad_id)}, but it must be a token id from 0 to {text.vocab_size - 1}")
+    fixed = {"strategy": {"Fixed": text.context_length}, "direction": "Right", "pad_to_multiple_of": None}
+    for name, value in fixed.items():
+        _expect(padding, name, value)
+    for part, kinds in _KINDS.items():
+        for step in _steps(settings.get(part)):
+            if step.get("type") not in kinds:
+                raise ValueError(f"{part} has the kind {printable(step.get('type'))}, but it may be {', '.join(sorted(kinds))}")
+    if settings["model"].get("dropout"):
+        raise ValueError("model.dropout is set, which makes token ids random")
+    _check_normalizers(list(_steps(settings.get("normalizer"))))
+    return pad_id
+
+
+def _expect(settings: Any, name: str, wanted: object) -> None:  # noqa: ANN401 - plain JSON
+    if settings.get(name) != wanted:
+        raise ValueError(f"{name} is {printable(settings.get(name))}, but the exporter writes {wanted}")
+
+
+def _steps(part: object) -> Iterator[dict[str, Any]]:
+    """A part and, where it is a sequence, what it is made of; null has none."""
+    if part is None:
+        return
+    if not isinstance(part, dict):
+        raise ValueError(f"{printable(part)} stands where an object or null is due")
+    yield part
+    for name in _STEPS:
+        for inner in part.get(name, ()):
+            yield from _steps(inner)
+
+
+def _check_normalizers(steps: Sequence[Mapping[str, Any]]) -> None:
+    """Rejects replacements that make gigabytes of a prompt, and character maps that the library would run out of memory on."""
+    usual, of_character = 1, dict[str, int]()
+    for step in reversed(steps):
+        if step["type"] == "Precompiled":
+            _check_character_map(step.get("precompiled_charsmap"))
+        if step["type"] not in ("Replace", "Prepend"):
+            continue
+        made = sum(of_character.get(character, usual) for character in str(step.get("content", step.get("prepend"))))
+        pattern = step.get("pattern")
+        if isinstance(pattern, dict) and isinstance(literal := pattern.get("String"), str) and literal:
+            of_character[literal[0]] = max(made, of_character.get(literal[0], usual))
+        else:  # an expression may match at every character, and between them
+            of_character = {character: length + made for character, length in of_character.items()}
+            usual += made
+        if max(usual, *of_character.values(), 0) > MOST_GROWTH:
+            raise ValueError(f"its normalizer makes more than {MOST_GROWTH} characters of one")
+
+
+def _check_character_map(encoded: object) -> None:
+    """SentencePiece's map: the size of a table of 32-bit numbers, the table, and UTF-8 text."""
+    content = base64.b64decode(encoded, validate=True) if isinstance(encoded, str) else b""
+    size = struct.unpack("<I", content[:4])[0] if len(content) >= 4 else 0
+    if not 4 <= size <= len(content) - 4 or size % 4:
+        raise ValueError(f"its character map of {len(content)} bytes says that its table has {size}")
+    content[4 + size :].decode()
+
+
+@contextlib.contextmanager
+def _library_errors(path: Path) -> Iterator[None]:
+    """Maps what the checks and the library raise; a panic of its Rust code is no Exception."""
+    try:
+        yield
+    except (PrtoolError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as cause:
+        reason = printable(cause) or type(cause).__name__
+        raise BundleError(f"{path} is not a readable tokenizer ({reason}); export the bundle again") from cause
