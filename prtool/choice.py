@@ -1,20 +1,18 @@
 """Choice: what `prtool tune` chose for a run, a file beside its checkpoint that `prtool export` reads."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prtool.errors import CheckpointError, ConfigError
-from prtool.files import sha256_file, write_json
+from prtool.files import sha256_file
 from prtool.spec import Keep
+from prtool.stored import read_sealed, write_sealed
+from prtool.text_safety import printable
 from prtool.trainer.checkpoint import RECORD_NAME
 from prtool.trainer.config import read_plain, to_plain
 
-SCHEMA = 1
+SCHEMA = 2
 CHOICE_NAME = "choice.json"
-_SEAL = "sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +80,7 @@ def write_choice(run: Path, choice: Choice) -> Path:
     Raises:
         StorageError: it cannot be written; an earlier choice stands.
     """
-    plain = to_plain(choice)
-    write_json(run / CHOICE_NAME, {**plain, _SEAL: _seal(plain)})
+    write_sealed(run / CHOICE_NAME, to_plain(choice))
     return run / CHOICE_NAME
 
 
@@ -108,14 +105,11 @@ def read_choice(run: Path) -> Choice | None:
 
 def _read(path: Path) -> Choice:
     try:
-        value: dict[str, Any] = json.loads(path.read_bytes())
-        schema, seal = value.get("schema"), value.pop(_SEAL, None)
-    except (OSError, ValueError, AttributeError, RecursionError) as cause:
-        raise CheckpointError(f"{path} cannot be read ({cause}); {_again(path.parent)}") from cause
-    if schema != SCHEMA:
-        raise CheckpointError(f"{path} has schema {schema!r}, but this prtool reads schema {SCHEMA}; {_again(path.parent)}")
-    if seal != _seal(value):
-        raise CheckpointError(f"{path} was changed: its content is not what {_SEAL} says; {_again(path.parent)}")
+        value = read_sealed(path)
+    except (OSError, ValueError) as cause:
+        raise CheckpointError(f"{path} is damaged or was edited ({cause}); {_again(path.parent)}") from cause
+    if value.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path} has schema {printable(value.get('schema'))}, but this prtool reads schema {SCHEMA}; {_again(path.parent)}")
     try:
         choice: Choice = read_plain(Choice, value, "")
     except ConfigError as cause:
@@ -125,7 +119,3 @@ def _read(path: Path) -> Choice:
 
 def _again(run: Path) -> str:
     return f"run 'prtool tune {run}' again, delete the file, or give --keep"
-
-
-def _seal(plain: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -88,6 +88,24 @@ def put_folder(temporary: Path, path: Path) -> None:
                 raise  # else another process removed what stood at `path` just now
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes processes that change several files of a folder take turns; where the file system has no locks, they do not.
+
+    The folder itself is locked: no file is left, and the lock of a killed process is gone.
+    """
+    descriptor = -1
+    try:
+        if flock is not None:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY)
+                flock(descriptor, LOCK_EX)
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 def exchange(first: Path, second: Path) -> bool:
     """Swaps two paths in one step; False where the system or the file system cannot.
 

@@ -11,6 +11,8 @@ import click
 
 from prtool.errors import PrtoolError
 from prtool.spec import Keep
+from prtool.strict import parse_toml
+from prtool.text_safety import printable
 
 if TYPE_CHECKING:
     from prtool.engines.base import EngineOptions
@@ -118,11 +120,13 @@ def settings_of(items: tuple[str, ...]) -> dict[str, object]:
     for item in items:
         key, separator, text = item.partition("=")
         if not separator or not key.strip():
-            raise click.UsageError(f"--set takes KEY=VALUE, but it was given {item!r}")
+            raise click.UsageError(f"--set takes KEY=VALUE, but it was given {printable(repr(item))}")
         try:
-            found[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+            found[key.strip()] = parse_toml(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             found[key.strip()] = text
+        except ValueError as cause:
+            raise click.UsageError(f"--set {printable(key)} cannot be used: {cause}") from cause
     return found
 
 

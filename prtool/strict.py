@@ -71,15 +71,14 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401 - any plain value
     return value
 
 
-def parse_toml(content: bytes) -> dict[str, Any]:
+def parse_toml(text: str) -> dict[str, Any]:
     """Plain TOML, with the limits of `parse_json`.
 
     Raises:
-        ValueError: it is no TOML in UTF-8, has more than 64 KiB, or holds a value beyond the limits.
+        ValueError: it is no TOML (tomllib.TOMLDecodeError), has more than 64 KiB, or holds a value beyond the limits.
     """
-    if len(content) > TOML_BYTES:
-        raise ValueError(f"it has {len(content)} bytes, but at most {TOML_BYTES} are read")
-    text = content.decode()
+    if len(text) > TOML_BYTES:
+        raise ValueError(f"it has {len(text)} characters, but at most {TOML_BYTES} are read")
     if _LONG_NAME.search(text):
         raise ValueError(f"a name in it has more than {JSON_NESTING} parts")
     try:

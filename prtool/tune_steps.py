@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +15,14 @@ from prtool.engines.registry import graph_precision, probe
 from prtool.errors import BundleError, ConfigError
 from prtool.export.run import export_run
 from prtool.export.write import ExportOptions
-from prtool.files import new_directory, sha256_file, write_json
+from prtool.files import new_directory, sha256_file
 from prtool.manifest import Manifest
 from prtool.progress import Progress
 from prtool.runtime.bench import BenchConfig, BenchReport, bench
 from prtool.runtime.bench.config import ENCODER
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.spec import Keep, PruneSpec
+from prtool.stored import keep_json, recall_json
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import RANKING, PruneConfig, TrainConfig
 from prtool.trainer.evaluate import EvalConfig, EvalReport, EvalRow
@@ -29,7 +30,7 @@ from prtool.trainer.settings import TUNED
 from prtool.trainer.train import train
 from prtool.tune_quality import evaluate_quality
 
-SCHEMA = 1
+SCHEMA = 2
 PLAIN = "patch-ranking"
 TUNE_FOLDER = "tune"
 # The default of a candidate's bundle has no effect: every measured call names its keep.
@@ -217,7 +218,7 @@ def qualities(shop: Workshop, site: Site, ask: QualityAsk, keeps: Sequence[Keep]
     """
     path = site.folder / f"evaluation-{ask.split}.json"
     key = _key(SCHEMA, record_digest(site.run), ask.data_sha256, ask.split, ask.images, library_versions())
-    found = _read(path, key) or {"rows": {}, "notes": []}
+    found = recall_json(path, key) or {"rows": {}, "notes": []}
     counts = {keep.resolve(site.spec.patches): keep for keep in keeps}
     missing = {k: keep for k, keep in counts.items() if str(k) not in found["rows"]}
     if missing:
@@ -227,7 +228,7 @@ def qualities(shop: Workshop, site: Site, ask: QualityAsk, keeps: Sequence[Keep]
         report = shop.tools.evaluate(site.run, ask.data, asked, Named(shop.progress, site.name))
         rows = {str(k): _quality(row) for k, row in zip(missing, report.of(method), strict=True)}
         found = {"rows": {**found["rows"], "0": _quality(report.unpruned), **rows}, "notes": list(report.notes)}
-        _write(path, key, found)
+        keep_json(path, key, found)
     return {k: Quality(**found["rows"][str(k)]) for k in (0, *counts)}, tuple(found["notes"])
 
 
@@ -240,10 +241,10 @@ def ensure_bundle(shop: Workshop, site: Site, ask: QualityAsk, precision: str) -
     bundle, path = site.folder / "bundle", site.folder / "bundle.json"
     scales = ask.data_sha256 if precision == "int8" else ""
     key = _key(SCHEMA, record_digest(site.run), scales, library_versions())
-    if (_read(path, key) or {}).get("manifest") == _manifest_digest(bundle) and _has(bundle, precision):
+    if (recall_json(path, key) or {}).get("manifest") == _manifest_digest(bundle) and _has(bundle, precision):
         return bundle
     shop.tools.export(site.run, bundle, ExportOptions(_BUNDLE_KEEP, (precision,)), ask.data, Named(shop.progress, site.name))
-    _write(path, key, {"manifest": _manifest_digest(bundle)})
+    keep_json(path, key, {"manifest": _manifest_digest(bundle)})
     return bundle
 
 
@@ -266,11 +267,11 @@ def timing(shop: Workshop, site: Site, bundle: Path, config: BenchConfig) -> Tim
     host = [machine.cpu, machine.threads_granted, machine.system, info.version, info.device]
     path = site.folder / f"speed-{engine}-{config.precisions[0]}-{config.batches[0]}.json"
     key = _key(SCHEMA, _manifest_digest(bundle), settings, host, library_versions())
-    found = _read(path, key)
+    found = recall_json(path, key)
     if found is None:
         report = shop.tools.bench(bundle, config, Named(shop.progress, site.name))
         found = _timing(report, counts)
-        _write(path, key, found)
+        keep_json(path, key, found)
     speeds = {int(k): Speed(*values) for k, values in found["speeds"].items()}
     return Timing(found["unpruned_ms"], speeds, found["device"], found["versions"], tuple(found["notes"]))
 
@@ -329,16 +330,3 @@ def _has(bundle: Path, precision: str) -> bool:
 
 def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path, key: str) -> Any | None:  # noqa: ANN401 - as it was written
-    """What was kept under this key; None where it is of other circumstances, or cannot be read and so is measured again."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found["value"] if isinstance(found, dict) and found.get("key") == key else None
-
-
-def _write(path: Path, key: str, value: Mapping[str, Any]) -> None:
-    write_json(path, {"key": key, "value": value})

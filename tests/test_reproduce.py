@@ -136,7 +136,7 @@ def test_a_stopped_table_goes_on_where_it_stood(study, tmp_path):
     assert run_cells(table.cells, study, tmp_path, SilentProgress(), again.verbs()).values == whole.values
     assert again.evaluated == []
     damaged = next((tmp_path / "evaluations").iterdir())
-    damaged.write_text("{")
+    damaged.write_bytes(damaged.read_bytes().replace(b'"accuracy": 90.0', b'"accuracy": 91.0'))
     run_cells(table.cells, study, tmp_path, SilentProgress(), again.verbs())
     assert len(again.evaluated) == 1
 

@@ -38,15 +38,15 @@ def test_json_within_the_limits() -> None:
 def test_toml_beyond_a_limit_is_a_value_error(text: str) -> None:
     started = time.monotonic()
     with pytest.raises(ValueError, match=r"\w"):
-        parse_toml(text.encode())
+        parse_toml(text)
     assert time.monotonic() - started < 10
 
 
 def test_toml_within_the_limits_is_read_in_time() -> None:
     started = time.monotonic()
-    assert parse_toml((".".join("a" * 32) + f" = '{'b.c ' * 100}'").encode())
-    assert parse_toml(b"[golden]\nlocation = 4\n[prune]\nthen = [6, 8]") == {"golden": {"location": 4}, "prune": {"then": [6, 8]}}
-    assert parse_toml(b"x = '" + b"a" * 60_000 + b"'") and parse_toml(b"a" * 60_000 + b" = 1")
+    assert parse_toml(".".join("a" * 32) + f" = '{'b.c ' * 100}'")
+    assert parse_toml("[golden]\nlocation = 4\n[prune]\nthen = [6, 8]") == {"golden": {"location": 4}, "prune": {"then": [6, 8]}}
+    assert parse_toml("x = '" + "a" * 60_000 + "'") and parse_toml("a" * 60_000 + " = 1")
     assert time.monotonic() - started < 5
 
 

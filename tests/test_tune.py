@@ -23,6 +23,7 @@ from prtool.pareto import Candidate, Limits, choose, nearest, pareto_front
 from prtool.progress import SilentProgress
 from prtool.runtime.bench import BenchConfig, bench
 from prtool.spec import Keep
+from prtool.stored import read_sealed, write_sealed
 from prtool.study_commands import tune as command
 from prtool.trainer.checkpoint import Checkpoint, TunedTokens
 from prtool.trainer.config import TrainConfig
@@ -324,7 +325,8 @@ def test_finished_work_is_reused_while_all_it_depends_on_is_the_same(run: Path, 
     tune(run, config(Limits(max_drop=1.0), batch=4), tools=told.tools())
     assert told.work == (0, 2, 1, 4)
     # A damaged note of what stands, and a bundle that was changed, are made anew.
-    (run / "tune" / "at-2" / "evaluation-val.json").write_text("{")
+    damaged = run / "tune" / "at-2" / "evaluation-val.json"
+    damaged.write_bytes(damaged.read_bytes().replace(b'"cosine": 0', b'"cosine": 1'))
     (run / "tune" / "at-2" / "bundle" / "fused.onnx").write_bytes(b"")
     tune(run, config(Limits(max_drop=1.0)), tools=told.tools())
     assert (len(told.evaluated), len(told.exported)) == (3, 2)
@@ -396,9 +398,9 @@ def test_bad_input_is_refused_before_any_work(run: Path, limits: Limits, given: 
 
 def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     def apply(run: Path) -> None:
-        value = json.loads((run / CHOICE_NAME).read_text())
+        value = read_sealed(run / CHOICE_NAME)
         change(value)
-        (run / CHOICE_NAME).write_text(json.dumps(value))
+        write_sealed(run / CHOICE_NAME, value)
 
     return apply
 
@@ -406,10 +408,11 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
-        (lambda run: (run / CHOICE_NAME).write_text("{"), "cannot be read"),
-        (lambda run: (run / CHOICE_NAME).write_text("[]"), "cannot be read"),
+        (lambda run: (run / CHOICE_NAME).write_text("{"), "damaged"),
+        (lambda run: (run / CHOICE_NAME).write_text("[" * 100_000), "damaged"),
         (edit(lambda value: value.update(schema=99)), "schema 99"),
-        (edit(lambda value: value.update(keep=0.9)), "was changed"),
+        (edit(lambda value: value.update(keep="x")), "keep = 'x'"),
+        (lambda run: (run / CHOICE_NAME).write_bytes((run / CHOICE_NAME).read_bytes().replace(b"0.5", b"0.6")), "was changed"),
         (lambda run: train(replace(TrainConfig.from_json(Checkpoint.load(run).config), seed=5), run), "another checkpoint"),
     ],
 )

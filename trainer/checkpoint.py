@@ -1,8 +1,8 @@
-"""Checkpoint: what a training run leaves behind, a directory of checkpoint.json and tensors.safetensors, never pickle."""
+"""Checkpoint: what a training run leaves behind, a directory of checkpoint.json and the safetensors file that it names, never pickle."""
 
 import dataclasses
 import hashlib
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +14,13 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from prtool.errors import CheckpointError, ConfigError
-from prtool.files import storage_errors, write_bytes, write_json
+from prtool.exchange import alone, sweep
+from prtool.files import storage_errors, write_bytes
 from prtool.manifest import FileDigest
 from prtool.spec import PruneSpec
+from prtool.stored import read_sealed, write_sealed
+from prtool.strict import read_regular
+from prtool.text_safety import printable
 from prtool.trainer.config import read_plain, to_plain
 from prtool.trainer.model import DualEncoder, load_model
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
@@ -25,10 +29,11 @@ from prtool.trainer.pruned import FirstOrder, PrunedEncoder
 from prtool.trainer.settings import ScorerConfig
 from prtool.trainer.spread import SpreadScorer
 
-SCHEMA = 2
+SCHEMA = 3
 RECORD_NAME = "checkpoint.json"
-TENSORS_NAME = "tensors.safetensors"
-_SEAL = "sha256"
+TENSORS_STEM = "tensors-"
+# Files are named after their content: a checkpoint that is saved over another leaves the earlier one's alone until its own record stands.
+_FILE_NAME = re.compile(r"[a-z]+-[0-9a-f]{16}\.[a-z]+")
 _VISUAL, _CONTEXT = "visual.values", "context.values"
 
 
@@ -161,22 +166,25 @@ class Checkpoint(Record):
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def save(self, folder: str | Path) -> "Checkpoint":
-        """Writes the checkpoint; the record comes last, so a folder that was not finished holds none.
+        """Writes the checkpoint. Stopped at any moment, an earlier one in the folder stands whole: its files go last.
 
         Returns:
             The checkpoint as written, with its files' digests.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: it cannot be written; an earlier checkpoint stands.
         """
         home = Path(folder)
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.tensors.items())})
-        written = dataclasses.replace(self, files={TENSORS_NAME: _digest(content)})
-        plain = {item.name: to_plain(getattr(written, item.name)) for item in dataclasses.fields(Record)}
+        digest = _digest(content)
+        name = f"{TENSORS_STEM}{digest.sha256[:16]}.safetensors"
+        written = dataclasses.replace(self, files={name: digest})
         with storage_errors(home):
-            (home / RECORD_NAME).unlink(missing_ok=True)
-        write_bytes(home / TENSORS_NAME, content)
-        write_json(home / RECORD_NAME, {**plain, _SEAL: _seal(plain)})
+            home.mkdir(parents=True, exist_ok=True)
+        with alone(home):
+            write_bytes(home / name, content)
+            write_sealed(home / RECORD_NAME, {item.name: to_plain(getattr(written, item.name)) for item in dataclasses.fields(Record)})
+            _remove_others(home, written.files)
         return written
 
     @classmethod
@@ -187,19 +195,27 @@ class Checkpoint(Record):
             CheckpointError: there is none, its schema is unknown, or a file is missing, damaged or changed.
         """
         home = Path(folder)
-        record = _read_record(home)
-        try:
-            content = (home / TENSORS_NAME).read_bytes()
-            if _digest(content) != record.files.get(TENSORS_NAME):
-                raise CheckpointError(f"{home / TENSORS_NAME} was changed: its SHA-256 is not the record's; run 'prtool train' again")
-            tensors = load(content)
-        except (OSError, SafetensorError) as cause:
-            raise CheckpointError(f"{home / TENSORS_NAME} cannot be read ({cause}); run 'prtool train' again") from cause
+        # Another process may save between the two readings, and then removes the tensors of the record that was read.
+        with alone(home):
+            record = _read_record(home)
+            tensors = _read_tensors(home, record)
         checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors)
         checkpoint.choosers()
         checkpoint.visual()
         checkpoint.context()
         return checkpoint
+
+    @staticmethod
+    def tidy(folder: str | Path) -> None:
+        """Removes files of earlier checkpoints from a finished run: a process that was killed while it saved leaves them.
+
+        Raises:
+            CheckpointError: there is no finished run.
+            StorageError: a file cannot be removed.
+        """
+        home = Path(folder)
+        with alone(home):
+            _remove_others(home, _read_record(home).files)
 
     def scorer(self, index: int = 0) -> PatchScorer:
         """The scorer of one location, in evaluation mode.
@@ -341,17 +357,13 @@ def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu") -> D
 def _read_record(home: Path) -> Record:
     path = home / RECORD_NAME
     try:
-        value = json.loads(path.read_bytes())
+        value = read_sealed(path)
     except (FileNotFoundError, NotADirectoryError) as cause:
         raise CheckpointError(f"{home} is no finished run: it has no {RECORD_NAME}; make one with 'prtool train -o {home}'") from cause
-    except (OSError, ValueError, RecursionError) as cause:
-        raise CheckpointError(f"{path} cannot be read ({cause}); run 'prtool train' again") from cause
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if schema != SCHEMA:
-        raise CheckpointError(f"{path} has schema {schema!r}, but this prtool reads schema {SCHEMA}; run 'prtool train' again")
-    seal = value.pop(_SEAL, None)
-    if seal != _seal(value):
-        raise CheckpointError(f"{path} was changed: its content is not what {_SEAL} says; run 'prtool train' again")
+    except (OSError, ValueError) as cause:
+        raise CheckpointError(f"{path} is damaged or was edited ({cause}); run 'prtool train' again") from cause
+    if value.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path} has schema {printable(value.get('schema'))}, but this prtool reads schema {SCHEMA}; run 'prtool train' again")
     try:
         record: Record = read_plain(Record, value, "")
     except ConfigError as cause:
@@ -359,8 +371,28 @@ def _read_record(home: Path) -> Record:
     return record
 
 
-def _seal(plain: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+def _read_tensors(home: Path, record: Record) -> dict[str, Tensor]:
+    names = [name for name in record.files if name.startswith(TENSORS_STEM) and _FILE_NAME.fullmatch(name)]
+    if len(names) != 1:
+        raise CheckpointError(f"{home / RECORD_NAME} names {len(names)} files of tensors, but it must name one; run 'prtool train' again")
+    path, digest = home / names[0], record.files[names[0]]
+    try:
+        content = read_regular(path, digest.size)
+        if _digest(content) != digest:
+            raise CheckpointError(f"{path} was changed: its SHA-256 is not the record's; run 'prtool train' again")
+        return load(content)
+    except (OSError, ValueError, SafetensorError) as cause:
+        raise CheckpointError(f"{path} cannot be read ({cause}); run 'prtool train' again") from cause
+
+
+def _remove_others(home: Path, files: Mapping[str, FileDigest]) -> None:
+    """Removes the files of earlier checkpoints, and what killed processes left of them."""
+    with storage_errors(home):
+        for path in home.iterdir():
+            found = _FILE_NAME.search(path.name)
+            if found and found[0] not in files:
+                (home / found[0]).unlink(missing_ok=True)
+                sweep(home / found[0])
 
 
 def _digest(content: bytes) -> FileDigest:

@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from prtool.errors import ConfigError
+from prtool.strict import TOML_BYTES, check_plain, parse_toml, read_regular
+from prtool.text_safety import printable
 from prtool.trainer.settings import ChoiceConfig, FitConfig, GoldenConfig, ScorerConfig, TokensConfig
 
 PHASES = ("rank", "predictor", "tokens", "none")
@@ -139,12 +140,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check_phases(self.phases)
         if self.device not in DEVICES:
-            raise ConfigError(f"device = {self.device!r}, but it must be one of {', '.join(DEVICES)}")
+            raise ConfigError(f"device = {_shown(self.device)}, but it must be one of {', '.join(DEVICES)}")
         if self.target not in TARGETS:
-            raise ConfigError(f"target = {self.target!r}, but it must be one of {', '.join(TARGETS)}")
+            raise ConfigError(f"target = {_shown(self.target)}, but it must be one of {', '.join(TARGETS)}")
         for template in self.templates:
             if template.count("{}") != 1:
-                raise ConfigError(f"templates: {template!r} must hold {{}} exactly once, where the class name goes")
+                raise ConfigError(f"templates: {_shown(template)} must hold {{}} exactly once, where the class name goes")
         for name in ("train_images", "val_images", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}, but it must be 0 or more")
@@ -167,7 +168,7 @@ class TrainConfig:
             section, dot, last = name.rpartition(".")
             target = settings.setdefault(section, {}) if dot else settings
             if not isinstance(target, dict):
-                raise ConfigError(f"{section} = {target!r}, but it must be a section of named settings")
+                raise ConfigError(f"{section} = {_shown(target)}, but it must be a section of named settings")
             target[last] = value
         return cls.from_json(settings)
 
@@ -227,11 +228,13 @@ def read_plain(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 - t
         return {str(key): read_plain(arguments[1], item, _join(where, str(key))) for key, item in _mapping(value, where).items()}
     if origin is tuple:
         return _read_tuple(arguments, value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise ConfigError(f"{where} = {value!r}, but it must be {_KIND_NAMES.get(kind, str(kind))}")
-    return value
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ConfigError(f"{where} = {_shown(value)}, but it must be {_KIND_NAMES.get(kind, str(kind))}")
+    try:
+        check_plain(value)
+    except ValueError as cause:
+        raise ConfigError(f"{where} cannot be used: {cause}") from cause
+    return float(value) if kind is float and isinstance(value, int) else value
 
 
 _KIND_NAMES = {str: 'text ("...")', int: "a whole number", float: "a number", bool: "true or false"}
@@ -242,9 +245,9 @@ def _read_dataclass(kind: Any, value: object, where: str) -> Any:  # noqa: ANN40
     found = _mapping(value, where)
     for name in found:
         if name not in hints:
-            near = difflib.get_close_matches(str(name), hints, n=3, cutoff=0.4)
+            near = difflib.get_close_matches(str(name)[:100], hints, n=3, cutoff=0.4)
             hint = f"near names: {', '.join(near)}" if near else f"known names: {', '.join(hints)}"
-            raise ConfigError(f"unknown setting {_join(where, str(name))!r}; {hint}")
+            raise ConfigError(f"unknown setting {_shown(_join(where, str(name)))}; {hint}")
     fields = dataclasses.fields(kind)
     required = [item.name for item in fields if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING]
     missing = [name for name in required if name not in found]
@@ -255,17 +258,21 @@ def _read_dataclass(kind: Any, value: object, where: str) -> Any:  # noqa: ANN40
 
 def _read_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where} = {value!r}, but it must be a list")
+        raise ConfigError(f"{where} = {_shown(value)}, but it must be a list")
     kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
     if len(kinds) != len(value):
-        raise ConfigError(f"{where} = {value!r}, but it must hold {len(kinds)} values")
+        raise ConfigError(f"{where} = {_shown(value)}, but it must hold {len(kinds)} values")
     return tuple(read_plain(kind, item, f"{where}[{number}]") for number, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _mapping(value: object, where: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where or 'the settings'} = {value!r}, but it must be a section of named settings")
+        raise ConfigError(f"{where or 'the settings'} = {_shown(value)}, but it must be a section of named settings")
     return value
+
+
+def _shown(value: object) -> str:
+    return printable(repr(value))
 
 
 def _join(where: str, name: str) -> str:
@@ -275,17 +282,17 @@ def _join(where: str, name: str) -> str:
 def _check_phases(phases: tuple[str, ...]) -> None:
     for phase in phases:
         if phase not in PHASES:
-            raise ConfigError(f"phase = {phase!r}, but it must be one of {', '.join(PHASES)}")
+            raise ConfigError(f"phase = {_shown(phase)}, but it must be one of {', '.join(PHASES)}")
     if not phases or ("none" in phases and len(phases) > 1) or len(set(phases)) != len(phases):
         raise ConfigError(f"phases = {list(phases)}, but give some of rank, predictor and tokens, or none alone, each once")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(read_regular(path, TOML_BYTES).decode())
     except FileNotFoundError as cause:
         raise ConfigError(f"config file {path} does not exist; write one with 'prtool train --show-config > {path}'") from cause
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+    except (OSError, ValueError) as cause:
         raise ConfigError(f"config file {path} cannot be read as TOML: {cause}") from cause
 
 

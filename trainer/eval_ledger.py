@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from prtool.errors import CheckpointError
-from prtool.files import storage_errors, write_bytes
+from prtool.files import storage_errors
+from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 
 _SAVE_SECONDS = 30.0
 _DONE = "done"
@@ -23,24 +21,22 @@ class Ledger:
 
     Args:
         images: how many are evaluated.
-        folder: where the ledger lies while the evaluation runs; None keeps it in memory.
+        folder: where the ledger lies while the evaluation runs; None keeps it in memory. A damaged file is not used, with a note.
         identity: everything that the values depend on, as plain JSON; a ledger of another identity is another file.
         save_seconds: least time between two saves.
         name: how its file's name begins.
-
-    Raises:
-        CheckpointError: the file of an earlier evaluation is damaged.
     """
 
     def __init__(
         self, images: int, folder: Path | None, identity: Mapping[str, object], save_seconds: float = _SAVE_SECONDS, name: str = "unfinished"
     ) -> None:
-        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self._path = None if folder is None else folder / f"{name}-{key[:16]}.safetensors"
+        self._key = hashlib.sha256(json.dumps([images, identity], sort_keys=True).encode()).hexdigest()
+        self._path = None if folder is None else folder / f"{name}-{self._key[:16]}.safetensors"
         self._columns: dict[str, Tensor] = {_DONE: torch.zeros(images, dtype=torch.bool)}
         self._save_seconds, self._saved = save_seconds, time.monotonic()
-        if self._path is not None and self._path.is_file():
-            self._columns = _read(self._path, images)
+        found = None if self._path is None else recall_tensors(self._path, self._key)
+        if found is not None:
+            self._columns = found.tensors
 
     def missing(self) -> list[int]:
         """The indices of the images that are still to be evaluated."""
@@ -69,7 +65,7 @@ class Ledger:
             StorageError: it cannot be written.
         """
         if self._path is not None:
-            write_bytes(self._path, save({name: column.contiguous() for name, column in self._columns.items()}))
+            keep_tensors(self._path, self._key, self._columns)
         self._saved = time.monotonic()
 
     def rows(self, name: str, indices: Sequence[int]) -> Tensor | None:
@@ -90,13 +86,3 @@ class Ledger:
         if self._path is not None:
             with storage_errors(self._path):
                 self._path.unlink(missing_ok=True)
-
-
-def _read(path: Path, images: int) -> dict[str, Tensor]:
-    try:
-        columns = load(path.read_bytes())
-        if any(len(column) != images for column in columns.values()) or columns[_DONE].dtype != torch.bool:
-            raise CheckpointError(f"{path} is not of these {images} images; delete it and evaluate again")
-    except (SafetensorError, KeyError, OSError) as cause:
-        raise CheckpointError(f"{path} is damaged ({cause}); delete it and evaluate again") from cause
-    return columns

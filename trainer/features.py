@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.errors import ShapeError
-from prtool.files import new_file
+from prtool.errors import ShapeError, StorageError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.data import ImageSet, pixel_batches
 from prtool.trainer.model import DualEncoder
+from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 
-SCHEMA = 1
+SCHEMA = 2
 SHARD_IMAGES = 64
 _BATCH = 16
 _TOKENS, _UNPRUNED = "tokens", "unpruned"
@@ -73,7 +71,6 @@ def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Pa
         StorageError: a shard cannot be written.
     """
     told = progress or SilentProgress()
-    shape = (model.tower.prefix_tokens + model.tower.patches, model.tower.width)
 
     def compute(wanted: range) -> Tensor:
         tokens = _tokens(model, images, wanted, location, told)
@@ -82,7 +79,8 @@ def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Pa
         return half if bool(half.isfinite().all()) else tokens
 
     with stage(told, "computing tokens (images)", len(images)):
-        shards = _cached(folder / _key(model, images, location), _TOKENS, len(images), shape, compute, told)
+        key = _key(model, images, location)
+        shards = _cached(folder / key, key, _TOKENS, len(images), compute, told)
     return Features(tuple(shards), len(images))
 
 
@@ -106,25 +104,26 @@ def cache_unpruned(model: DualEncoder, images: ImageSet, location: int, features
         return _embeddings(model, features, wanted, location, told)
 
     with stage(told, "computing unpruned embeddings (images)", len(images)):
-        home = folder / _key(model, images, location) / _UNPRUNED
-        return torch.cat(_cached(home, _UNPRUNED, len(images), (model.tower.embed_dim,), compute, told))
+        key = _key(model, images, location)
+        return torch.cat(_cached(folder / key / _UNPRUNED, key, _UNPRUNED, len(images), compute, told))
 
 
-def _cached(home: Path, name: str, images: int, shape: tuple[int, ...], compute: Callable[[range], Tensor], progress: Progress) -> list[Tensor]:
-    """The shards of a tensor (images, *shape), each read from its file, or computed and written."""
+def _cached(home: Path, key: str, name: str, images: int, compute: Callable[[range], Tensor], progress: Progress) -> list[Tensor]:
+    """The shards of a tensor (images, ...), each read from its file, or computed and written."""
     shards = []
     for number, start in enumerate(range(0, images, SHARD_IMAGES)):
         wanted = range(start, min(start + SHARD_IMAGES, images))
-        path = home / f"{number:05d}.safetensors"
-        found = _read_shard(path, name, (len(wanted), *shape))
+        path, own = home / f"{number:05d}.safetensors", f"{key} {name} {number}"
+        found = recall_tensors(path, own)
         if found is None:
-            made = compute(wanted).contiguous()
-            with new_file(path) as temporary:
-                save_file({name: made}, temporary)
-            found = load_file(path)[name]
+            keep_tensors(path, own, {name: compute(wanted)})
+            # Read back, so that a shard of the first call is mapped from its file as well.
+            found = recall_tensors(path, own)
         else:
             progress.advance(len(wanted))
-        shards.append(found)
+        if found is None:
+            raise StorageError(f"{path} is not what was just written; check the disk, and run the command again")
+        shards.append(found.tensors[name])
     return shards
 
 
@@ -154,12 +153,3 @@ def _embeddings(model: DualEncoder, features: Features, wanted: range, location:
         parts.append(functional.normalize(model.tower.leave(tokens, location), dim=-1).float().cpu())
         progress.advance(len(chunk))
     return torch.cat(parts)
-
-
-def _read_shard(path: Path, name: str, shape: tuple[int, ...]) -> Tensor | None:
-    """A finished shard, or None where it is missing or damaged and must be computed again."""
-    try:
-        tokens = load_file(path)[name]
-    except (FileNotFoundError, SafetensorError, KeyError):
-        return None
-    return tokens if tuple(tokens.shape) == shape else None

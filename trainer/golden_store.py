@@ -6,19 +6,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
-from prtool.errors import CheckpointError, DataError
-from prtool.files import write_bytes, write_json
+from prtool.errors import DataError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.data import ImageSet, pixel_batches
 from prtool.trainer.golden import GoldenSearch
-from prtool.trainer.model import DualEncoder
+from prtool.trainer.model import DualEncoder, content_digest
 from prtool.trainer.settings import GoldenConfig
+from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 
-SCHEMA = 1
+SCHEMA = 2
 SHARD_IMAGES = 64
 # 8 images in 2 x 2 groups are about 400 candidates: full batches, and a progress bar that moves every few seconds.
 _SEARCH_IMAGES = 8
@@ -63,7 +61,7 @@ def rank_images(
         images: what to rank; the labels are used by the score "label" only.
         config: how to rank.
         cache: folder in which shards of 64 images are kept, in a sub-folder named after everything the ranking
-            depends on, so that none is taken for another's; None keeps nothing.
+            depends on, so that none is taken for another's; a damaged one is ranked again, with a note. None keeps nothing.
         classes: (classes, E) float32, L2-normalised; needed by the scores "label" and "confidence".
         progress: hears about images.
 
@@ -71,7 +69,6 @@ def rank_images(
         ConfigError: the configuration does not fit the encoder, or classes are missing.
         DataError: the set is empty, a label has no class, or the score "label" finds an image without one.
         ImageError: an image cannot be decoded; finished shards stay.
-        CheckpointError: a shard or the index in the cache is damaged.
         StorageError: a shard cannot be written; finished shards stay.
     """
     if not len(images):
@@ -80,14 +77,13 @@ def rank_images(
         images.require_labels("the golden score 'label'")
     search = GoldenSearch(model, config, classes)
     made = replace(config, precision=search.tail.precision)
-    index = _index(model, images, made, None if config.score == "feature" else classes)
-    store = None if cache is None else _Store.open(cache, index)
+    data_sha256 = images.digest()
+    store = None if cache is None else _Store.of(cache, _depends(model, data_sha256, made, None if config.score == "feature" else classes))
     parts: list[tuple[Tensor, Tensor]] = []
     with stage(progress := progress or SilentProgress(), "ranking patches (images)", len(images)):
         for number, start in enumerate(range(0, len(images), SHARD_IMAGES)):
             wanted = range(start, min(start + SHARD_IMAGES, len(images)))
-            shape = (len(wanted), model.tower.patches)
-            part = None if store is None else store.read(number, shape)
+            part = None if store is None else store.read(number)
             if part is None:
                 part = _rank(search, images, wanted, progress)
                 if store is not None:
@@ -96,7 +92,7 @@ def rank_images(
                 progress.advance(len(wanted))
             parts.append(part)
     ranking, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return GoldenRanking(ranking, scores, images.paths, made, model.weights_sha256, str(index["data_sha256"]))
+    return GoldenRanking(ranking, scores, images.paths, made, model.weights_sha256, data_sha256)
 
 
 def _rank(search: GoldenSearch, images: ImageSet, wanted: range, progress: Progress) -> tuple[Tensor, Tensor]:
@@ -113,8 +109,8 @@ def _rank(search: GoldenSearch, images: ImageSet, wanted: range, progress: Progr
     return torch.cat(rankings), torch.cat(all_scores)
 
 
-def _index(model: DualEncoder, images: ImageSet, config: GoldenConfig, classes: Tensor | None) -> dict[str, object]:
-    """Everything a ranking depends on, and the paths of its images."""
+def _depends(model: DualEncoder, data_sha256: str, config: GoldenConfig, classes: Tensor | None) -> dict[str, object]:
+    """Everything that a ranking depends on."""
     return {
         "schema": SCHEMA,
         "config": asdict(config),
@@ -122,77 +118,32 @@ def _index(model: DualEncoder, images: ImageSet, config: GoldenConfig, classes: 
         "model": model.name,
         "model_sha256": model.weights_sha256,
         "preprocess": asdict(model.preprocess),
-        "logits": None if classes is None else [model.logit_scale, model.logit_bias, hashlib.sha256(_bytes(classes.cpu())).hexdigest()],
-        "data_sha256": images.digest(),
+        "logits": None if classes is None else [model.logit_scale, model.logit_bias, content_digest(classes)],
+        "data_sha256": data_sha256,
         "shard_images": SHARD_IMAGES,
         "search_images": _SEARCH_IMAGES,
-        "paths": list(images.paths),
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _Store:
-    """One sub-folder of a cache: index.json and 00000.safetensors, 00001.safetensors, ..."""
+    """One sub-folder of a cache: 00000.safetensors, 00001.safetensors, ..."""
 
     folder: Path
     key: str
 
     @classmethod
-    def open(cls, cache: Path, index: dict[str, object]) -> "_Store":
-        key = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-        folder = cache / f"golden-{key[:16]}"
-        path = folder / "index.json"
-        if not path.exists():
-            write_json(path, {**index, "key": key})
-            return cls(folder, key)
-        try:
-            found = json.loads(path.read_bytes())["key"]
-        except (ValueError, KeyError, TypeError) as cause:
-            raise CheckpointError(f"{path} is damaged ({cause}); delete the folder {folder} and run the command again") from cause
-        if found != key:
-            raise CheckpointError(f"{path} belongs to another ranking; delete the folder {folder} and run the command again")
-        return cls(folder, key)
+    def of(cls, cache: Path, depends: dict[str, object]) -> "_Store":
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        return cls(cache / f"golden-{key[:16]}", key)
 
-    def read(self, number: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
-        """A finished shard of this (images, N), or None where there is none yet."""
-        path = self._path(number)
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            tensors = load(content)
-            part = tensors["ranking"], tensors["scores"]
-            stamp = _stamp_of(content)
-        except (SafetensorError, KeyError, ValueError) as cause:
-            raise self._damaged(path, str(cause)) from cause
-        if stamp != self._stamp(number, part) or part[0].shape != shape or part[1].shape != shape:
-            raise self._damaged(path, "its digest does not fit its content")
-        return part
+    def read(self, number: int) -> tuple[Tensor, Tensor] | None:
+        """The ranking and scores of a finished shard, or None where there is none yet."""
+        found = recall_tensors(self._path(number), f"{self.key} {number}")
+        return None if found is None else (found.tensors["ranking"], found.tensors["scores"])
 
     def write(self, number: int, part: tuple[Tensor, Tensor]) -> None:
-        tensors = {"ranking": part[0].contiguous(), "scores": part[1].contiguous()}
-        write_bytes(self._path(number), save(tensors, metadata=self._stamp(number, part)))
+        keep_tensors(self._path(number), f"{self.key} {number}", {"ranking": part[0], "scores": part[1]})
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.safetensors"
-
-    def _stamp(self, number: int, part: tuple[Tensor, Tensor]) -> dict[str, str]:
-        digest = hashlib.sha256(_bytes(part[0]) + _bytes(part[1])).hexdigest()
-        # One entry: safetensors writes several in any order, and equal shards would differ in their bytes.
-        return {"prtool": json.dumps({"schema": SCHEMA, "key": self.key, "number": number, "sha256": digest})}
-
-    @staticmethod
-    def _damaged(path: Path, why: str) -> CheckpointError:
-        return CheckpointError(f"{path} is damaged ({why}); delete this file and run the command again, which ranks its images anew")
-
-
-def _stamp_of(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file: eight bytes of length, then a JSON header."""
-    size = int.from_bytes(content[:8], "little")
-    stamp: dict[str, str] = json.loads(content[8 : 8 + size])["__metadata__"]
-    return stamp
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.contiguous().numpy().tobytes()

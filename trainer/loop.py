@@ -6,21 +6,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from prtool.errors import ConfigError, ModelError, ShapeError
-from prtool.files import new_file
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.features import Features
 from prtool.trainer.losses import loss_named
 from prtool.trainer.matching import default_count, matching_rate, order_of
 from prtool.trainer.predictor import PatchScorer
 from prtool.trainer.settings import FitConfig
+from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 
 SCHEMA = 1
 _BEST, _LAST, _ADAM = "best.", "last.", "adam."
@@ -265,31 +263,21 @@ def _save(current: _State, path: Path, key: str) -> None:
     tensors |= {_LAST + name: tensor for name, tensor in _weights(current.scorer).items()}
     for number, moments in current.adam.state_dict()["state"].items():
         tensors |= {f"{_ADAM}{number}.{name}": tensor for name, tensor in moments.items()}
-    record = {"key": key, "best_epoch": current.best_epoch, "history": [[epoch.loss, epoch.score] for epoch in current.history]}
-    with new_file(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"fit": json.dumps(record)})
+    history = [[epoch.loss, epoch.score] for epoch in current.history]
+    keep_tensors(path, key, tensors, {"best_epoch": current.best_epoch, "history": history})
 
 
 def _restore(current: _State, path: Path, key: str) -> None:
     """Continues from a saved state, if it is whole and belongs to this training."""
-    try:
-        with safe_open(path, framework="pt") as stored:
-            record: dict[str, Any] = json.loads((stored.metadata() or {}).get("fit", "{}"))
-            tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in list(stored.keys())}
-    except (FileNotFoundError, SafetensorError, ValueError):
+    found = recall_tensors(path, key)
+    if found is None:
         return
-    if record.get("key") != key:
-        return
-    current.scorer.load_state_dict(_part(tensors, _LAST))
-    current.best = {name: tensor.to(_device(current.scorer)) for name, tensor in _part(tensors, _BEST).items()}
+    current.scorer.load_state_dict(found.part(_LAST))
+    current.best = {name: tensor.to(_device(current.scorer)) for name, tensor in found.part(_BEST).items()}
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _part(tensors, _ADAM).items():
+    for name, tensor in found.part(_ADAM).items():
         number, _, what = name.partition(".")
         moments.setdefault(int(number), {})[what] = tensor
     current.adam.load_state_dict({"state": moments, "param_groups": current.adam.state_dict()["param_groups"]})
-    current.history = [Epoch(*entry) for entry in record["history"]]
-    current.best_epoch = record["best_epoch"]
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    current.history = [Epoch(*entry) for entry in found.facts["history"]]
+    current.best_epoch = found.facts["best_epoch"]

@@ -20,6 +20,7 @@ from prtool.trainer.model_config import least_values
 from prtool.trainer.model_source import ModelSource, resolve
 from prtool.trainer.model_tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
 from prtool.trainer.model_weights import is_openai, load_weights, read_weights
+from prtool.trainer.stored_tensors import tensors_digest
 from prtool.trainer.vit import VisionTower
 
 _log = logging.getLogger(__name__)
@@ -177,11 +178,7 @@ def _check_count(source: ModelSource, state: Mapping[str, Tensor]) -> None:
 
 def tensor_digest(module: nn.Module) -> str:
     """SHA-256 over a module's named tensors: name, dtype, shape and bytes, in name order."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_digest({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
 
 
 def content_digest(part: Tensor | nn.Module | None) -> str | None:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from prtool.errors import CheckpointError, ConfigError, DataError
-from prtool.files import storage_errors, write_json
+from prtool.files import storage_errors
 from prtool.progress import Progress, SilentProgress
+from prtool.stored import keep_json, recall_json
 from prtool.trainer.checkpoint import (
     SCHEMA,
     Checkpoint,
@@ -91,7 +92,6 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> C
         ConfigError: a setting cannot be used, phase "predictor" finds no ranking, or phase "tokens" no predictor.
         DataError: the data set, or one of its images (ImageError), cannot be read.
         ModelError: the model cannot be loaded or pruned.
-        CheckpointError: a cached golden ranking is damaged; the message says which file to delete.
         StorageError: the run cannot be written.
     """
     images = run_images(config)
@@ -187,7 +187,7 @@ def _rank(run: _Run) -> list[tuple[GoldenRanking, GoldenRanking]]:
     They are computed by phase "rank", or read back for phase "predictor".
     """
     marker, key = run.folder / _RANKED, _ranking_key(run)
-    if "rank" not in run.config.phases and not _is_marked(marker, key):
+    if "rank" not in run.config.phases and recall_json(marker, key) is None:
         raise ConfigError(f"phase predictor finds no finished golden ranking for these settings in {run.folder}; give --phase rank,predictor")
     classes = None
     if run.config.golden.score in LABELLED_SCORES:
@@ -199,7 +199,7 @@ def _rank(run: _Run) -> list[tuple[GoldenRanking, GoldenRanking]]:
         learned = rank_images(run.model, run.images.train, golden, cache / "train", classes, run.progress)
         judged = rank_images(run.model, run.images.val, golden, cache / "val", classes, run.progress)
         found.append((learned, judged))
-    write_json(marker, {"key": key})
+    keep_json(marker, key, "ranked")
     return found
 
 
@@ -320,6 +320,7 @@ def _earlier(run: Path, blank: Checkpoint) -> Checkpoint | None:
     """The checkpoint that stands in `run`, if it has the same settings (phases apart), model and data."""
     try:
         found = Checkpoint.load(run)
+        Checkpoint.tidy(run)
     except CheckpointError:
         return None
     return found if _identity(found) == _identity(blank) else None
@@ -337,14 +338,6 @@ def _ranking_key(run: _Run) -> str:
     settings = [to_plain(run.config.golden), list(_scored_locations(run.config)), templates_of(run.config)]
     parts = [settings, run.model.weights_sha256, run.images.train.digest(), run.images.val.digest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _is_marked(marker: Path, key: str) -> bool:
-    try:
-        found = json.loads(marker.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("key") == key
 
 
 def _subset(images: ImageSet, chosen: list[int]) -> ImageSet:

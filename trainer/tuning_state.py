@@ -1,17 +1,13 @@
 """What tuning of tokens saves after each epoch, and goes on from."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from prtool.files import new_file
 from prtool.trainer.prompts import TextContext, VisualTokens
+from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 
 _BEST, _LAST, _MOMENTUM = "best.", "last.", "momentum."
 
@@ -64,7 +60,7 @@ class TuningState:
 
 
 def save_state(current: TuningState, path: Path, key: str) -> None:
-    """Writes the state as safetensors with JSON beside them.
+    """Writes the state.
 
     Args:
         current: what is written.
@@ -79,28 +75,18 @@ def save_state(current: TuningState, path: Path, key: str) -> None:
     for number, moments in current.sgd.state_dict()["state"].items():
         if moments.get("momentum_buffer") is not None:
             tensors[f"{_MOMENTUM}{number}"] = moments["momentum_buffer"]
-    record = {"key": key, "best_epoch": current.best_epoch, "history": [[e.loss, e.cosine, e.accuracy] for e in current.history]}
-    with new_file(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"tune": json.dumps(record)})
+    history = [[epoch.loss, epoch.cosine, epoch.accuracy] for epoch in current.history]
+    keep_tensors(path, key, tensors, {"best_epoch": current.best_epoch, "history": history})
 
 
 def restore_state(current: TuningState, path: Path, key: str) -> None:
     """Continues from a saved state, if it is whole and belongs to this tuning."""
-    try:
-        with safe_open(path, framework="pt") as stored:
-            record: dict[str, Any] = json.loads((stored.metadata() or {}).get("tune", "{}"))
-            tensors: dict[str, Tensor] = {name: stored.get_tensor(name) for name in list(stored.keys())}
-    except (FileNotFoundError, SafetensorError, ValueError):
+    found = recall_tensors(path, key)
+    if found is None:
         return
-    if record.get("key") != key:
-        return
-    current.set_values(_part(tensors, _LAST))
-    current.best = _part(tensors, _BEST)
-    moments = {int(number): {"momentum_buffer": tensor} for number, tensor in _part(tensors, _MOMENTUM).items()}
+    current.set_values(found.part(_LAST))
+    current.best = found.part(_BEST)
+    moments = {int(number): {"momentum_buffer": tensor} for number, tensor in found.part(_MOMENTUM).items()}
     current.sgd.load_state_dict({"state": moments, "param_groups": current.sgd.state_dict()["param_groups"]})
-    current.history = [TuningEpoch(*entry) for entry in record["history"]]
-    current.best_epoch = record["best_epoch"]
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    current.history = [TuningEpoch(*entry) for entry in found.facts["history"]]
+    current.best_epoch = found.facts["best_epoch"]

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from prtool.errors import ConfigError, PrtoolError, StorageError
-from prtool.files import storage_errors, write_json
+from prtool.files import storage_errors
 from prtool.progress import Progress
 from prtool.reproduce.plan import Cell, DataSet, Job, Study
 from prtool.runtime.machine import library_versions
+from prtool.stored import keep_json, recall_json
 from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
 from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.data import load_split, templates_for
@@ -20,7 +20,7 @@ from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.train import train
 
-SCHEMA = 1
+SCHEMA = 2
 _TUNED = "+tokens"
 _TOKENS = "tokens"
 _SUBSET_SEED = 0
@@ -181,7 +181,7 @@ def _evaluated(run: Path, job: Job, bench: _Bench) -> EvalReport:
         unpruned=bench.folder / "cache" / "unpruned",
     )
     path = bench.folder / "evaluations" / f"{_evaluation_key(run, job, bench.study, asked)}.json"
-    report = _read(path)
+    report = _recalled(path)
     if report is not None:
         return report
     try:
@@ -190,7 +190,7 @@ def _evaluated(run: Path, job: Job, bench: _Bench) -> EvalReport:
         if len(job.methods) < 2:
             raise
         return _one_by_one(run, job, bench)
-    write_json(path, report.to_json())
+    keep_json(path, path.stem, report.to_json())
     return report
 
 
@@ -270,16 +270,14 @@ def _with_untuned(report: EvalReport, methods: Sequence[str]) -> EvalReport:
     return replace(report, rows=tuple(rows))
 
 
-def _read(path: Path) -> EvalReport | None:
-    """A finished evaluation; None where there is none, or it cannot be read and is made again."""
-    try:
-        plain: dict[str, Any] = json.loads(path.read_bytes())
-        names = EvalRow.__slots__
-        rows = tuple(EvalRow(**{name: row[name] for name in names}) for row in plain.pop("results"))
-        lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
-        return EvalReport(rows=rows, **{**plain, **lists})
-    except (OSError, ValueError, KeyError, TypeError):
+def _recalled(path: Path) -> EvalReport | None:
+    """A finished evaluation; None where there is none, or it is damaged and is made again."""
+    plain = recall_json(path, path.stem)
+    if plain is None:
         return None
+    rows = tuple(EvalRow(**{name: row[name] for name in EvalRow.__slots__}) for row in plain.pop("results"))
+    lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
+    return EvalReport(rows=rows, **{**plain, **lists})
 
 
 def _templates(data: DataSet) -> tuple[str, ...]:

@@ -1,5 +1,8 @@
 """Checkpoints: what is saved is read back, and what was changed is refused."""
 
+import hashlib
+import os
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +12,10 @@ from local_model import write_model
 
 from prtool.errors import CheckpointError, StorageError
 from prtool.spec import Keep, PruneSpec
+from prtool.trainer import checkpoint as module
 from prtool.trainer.checkpoint import (
     RECORD_NAME,
     SCHEMA,
-    TENSORS_NAME,
     Checkpoint,
     DataInfo,
     MatchRow,
@@ -26,6 +29,12 @@ from prtool.trainer.config import TrainConfig
 from prtool.trainer.predictor import ScorerConfig, TransformerScorer, later_config, make_scorer
 from prtool.trainer.prompts import TextContext, VisualTokens
 from prtool.trainer.pruned import FirstOrder
+
+FILES = (RECORD_NAME, "tensors-*.safetensors")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +79,14 @@ def test_saved_is_loaded(checkpoint, tmp_path):
     assert replace(found, files={}) == checkpoint
     assert found.tensors.keys() == checkpoint.tensors.keys()
     assert all(torch.equal(found.tensors[key], checkpoint.tensors[key]) for key in found.tensors)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [RECORD_NAME, TENSORS_NAME]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {RECORD_NAME, *written.files}
     assert TrainConfig.from_json(found.config) == TrainConfig()
 
 
 def test_saving_twice_gives_the_same_bytes(checkpoint, tmp_path):
     for run in ("a", "b"):
         checkpoint.save(tmp_path / run)
-    for file in (RECORD_NAME, TENSORS_NAME):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_scorer_and_encoder(checkpoint, model, tmp_path):
@@ -98,44 +106,87 @@ def test_scorer_and_encoder(checkpoint, model, tmp_path):
     assert not encoder.training
 
 
-@pytest.mark.parametrize("file", [RECORD_NAME, TENSORS_NAME])
-def test_any_changed_byte_is_refused(checkpoint, tmp_path, file):
+@pytest.mark.parametrize("file", FILES)
+def test_any_changed_byte_is_rejected(checkpoint, tmp_path, file):
     checkpoint.save(tmp_path)
-    path = tmp_path / file
+    (path,) = tmp_path.glob(file)
     content = path.read_bytes()
-    places = np.linspace(0, len(content) - 1, 40).astype(int) if file == TENSORS_NAME else range(0, len(content), 97)
-    for place in places:
-        if content[place : place + 1].isspace():
-            continue
+    for place in np.linspace(0, len(content) - 1, 60).astype(int):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(CheckpointError, match="prtool train"):
             Checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("file", [RECORD_NAME, TENSORS_NAME])
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
-def test_damaged_files_are_refused(checkpoint, tmp_path, file, damage):
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "a FIFO"])
+def test_damaged_files_are_rejected(checkpoint, tmp_path, file, damage):
     checkpoint.save(tmp_path)
-    content = (tmp_path / file).read_bytes()
-    (tmp_path / file).unlink()
-    if damage != "missing":
-        (tmp_path / file).write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    (path,) = tmp_path.glob(file)
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a FIFO":
+        os.mkfifo(path)
+    elif damage != "missing":
+        path.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
     with pytest.raises(CheckpointError, match="prtool train"):
         Checkpoint.load(tmp_path)
 
 
 def test_an_unknown_schema_is_refused(checkpoint, tmp_path):
     replace(checkpoint, schema=7).save(tmp_path)
-    with pytest.raises(CheckpointError, match="schema 7, but this prtool reads schema 2"):
+    with pytest.raises(CheckpointError, match="schema 7, but this prtool reads schema 3"):
         Checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("value", ["[]", "3", "null", '{"schema": 1}', "[" * 100_000])
-def test_other_json_is_refused(checkpoint, tmp_path, value):
+@pytest.mark.parametrize("value", ["[]", "3", "null", '{"schema": 1}', "[" * 100_000, "1" * 5000])
+@pytest.mark.parametrize("sealed", [False, True])
+def test_other_json_is_rejected(checkpoint, tmp_path, value, sealed):
     checkpoint.save(tmp_path)
-    (tmp_path / RECORD_NAME).write_text(value)
-    with pytest.raises(CheckpointError):
+    body = f'{{\n "schema": {SCHEMA},\n "model": {value}'.encode()
+    tail = f',\n "seal": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+    (tmp_path / RECORD_NAME).write_bytes(body + tail if sealed else value.encode())
+    with pytest.raises(CheckpointError) as caught:
         Checkpoint.load(tmp_path)
+    assert RECORD_NAME in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "write_sealed", "_remove_others"])
+@pytest.mark.parametrize("error", [StorageError("no space left on the disk"), KeyboardInterrupt()])
+def test_stopped_while_saving_the_earlier_checkpoint_or_the_new_one_stands(checkpoint, tmp_path, monkeypatch, step, error):
+    first, second = tmp_path / "first", tmp_path / "second"
+    trained = replace(checkpoint, scorer_trained=True, tensors={name: 2 * tensor for name, tensor in checkpoint.tensors.items()})
+    earlier, later = checkpoint.save(first), trained.save(second)
+
+    def stop(*arguments):
+        raise error
+
+    with monkeypatch.context() as patched, pytest.raises(type(error)):
+        patched.setattr(module, step, stop)
+        trained.save(first)
+    assert Checkpoint.load(first) == (later if step == "_remove_others" else earlier)
+    assert trained.save(first) == later
+    assert contents(first) == contents(second)
+
+
+def test_what_a_kill_left_of_other_checkpoints_is_removed(checkpoint, tmp_path):
+    checkpoint.save(tmp_path)
+    before = contents(tmp_path)
+    for name in ("tensors-0123456789abcdef.safetensors", ".tensors-0123456789abcdef.safetensors.01234567.part"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "notes-of-mine.txt").write_text("x")
+    Checkpoint.tidy(tmp_path)
+    assert contents(tmp_path) == {**before, "notes-of-mine.txt": b"x"}
+
+
+def test_two_processes_that_save_leave_a_checkpoint_of_one_of_them(checkpoint, tmp_path):
+    others = [replace(checkpoint, tensors={name: factor * tensor for name, tensor in checkpoint.tensors.items()}) for factor in (2, 3)]
+    threads = [threading.Thread(target=lambda made=made: [made.save(tmp_path) for _ in range(20)]) for made in others]
+    checkpoint.save(tmp_path)
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        Checkpoint.load(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_tensors_of_another_scorer_are_refused(checkpoint, tmp_path):

@@ -72,11 +72,30 @@ def test_every_setting_is_explained():
         ("[golden]\nlocation = 0", "location = 0"),
         ("[scorer]\narch = 'cnn'", "must be one of mix-mlp"),
         ("model = ", "cannot be read as TOML"),
+        ("x = " + "[" * 100_000, "cannot be read as TOML"),
+        ("x = " + "[" * 20_000, "cannot be read as TOML"),
+        ("seed = " + "1" * 5000, "cannot be read as TOML"),
+        ("[fit]\nlr = 1" + "0" * 400, "cannot be read as TOML"),
+        ("[fit]\nlr = 1" + "0" * 400 + ".0", "cannot be read as TOML"),
+        ("[fit]\nlr = nan", "cannot be read as TOML"),
+        (".".join("a" * 20_000) + " = 1", "cannot be read as TOML"),
+        (".".join("a" * 100_000) + " = 1", "cannot be read as TOML"),
+        ("y" * 60_000 + " = 1", "unknown setting 'yyy"),
+        ("device = '" + "y" * 60_000 + "'", "device = 'yyy"),
+        ("seed = '" + "y" * 60_000 + "'", "seed = 'yyy"),
+        ("templates = ['" + "y" * 60_000 + "']", "exactly once"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, text, says):
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as caught:
         TrainConfig.load(write(tmp_path, text))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", [float("inf"), 10**400, 2**53 + 1])
+def test_numbers_beyond_the_limits_are_rejected_from_python_too(value):
+    with pytest.raises(ConfigError, match="cannot be used"):
+        TrainConfig.load(None, {"fit.lr": value})
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):

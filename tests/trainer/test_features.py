@@ -52,7 +52,7 @@ class Count(SilentProgress):
 
 
 def content(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_tokens_are_those_that_enter_the_location(model, images, tmp_path):
@@ -83,13 +83,17 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bytes(model, images, tmp_path, 
     assert content(tmp_path / "stopped") == content(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
-def test_a_truncated_shard_is_computed_again(model, images, tmp_path, damage):
-    cache_tokens(model, images, 2, tmp_path)
+@pytest.mark.parametrize("kind", ["tokens", "unpruned"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "flipped bit", "swapped"])
+def test_a_damaged_shard_is_computed_again(model, images, tmp_path, kind, damage):
+    features = cache_tokens(model, images, 2, tmp_path)
+    cache_unpruned(model, images, 2, features, tmp_path)
     before = content(tmp_path)
-    (shard,) = tmp_path.rglob("00001.safetensors")
-    shard.write_bytes({"truncated": shard.read_bytes()[:-7], "empty": b"", "other": b"\xff" * 500}[damage])
-    cache_tokens(model, images, 2, tmp_path)
+    home = next(path for path in tmp_path.rglob("00001.safetensors") if (path.parent.name == "unpruned") == (kind == "unpruned")).parent
+    shard, whole = home / "00001.safetensors", (home / "00001.safetensors").read_bytes()
+    damaged = {"truncated": whole[:-7], "empty": b"", "other": b"\xff" * 500, "flipped bit": whole[:-1] + bytes([whole[-1] ^ 1])}
+    shard.write_bytes({**damaged, "swapped": (home / "00000.safetensors").read_bytes()}[damage])
+    cache_unpruned(model, images, 2, cache_tokens(model, images, 2, tmp_path), tmp_path)
     assert content(tmp_path) == before
 
 

@@ -114,19 +114,21 @@ def test_a_state_of_other_training_is_replaced(tmp_path, other):
     assert same(fit(scorer(seed=seed), train, VAL, config, state), fit(scorer(seed=seed), train, VAL, config))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "other", "flipped bit", "renamed"])
 def test_a_damaged_state_starts_anew(tmp_path, damage):
     state = tmp_path / "state"
     whole = fit(scorer(), TRAIN, VAL, FAST, state)
-    state.write_bytes({"truncated": state.read_bytes()[:-9], "empty": b"", "other": b"\x01" * 50}[damage])
+    content = state.read_bytes()
+    damaged = {"truncated": content[:-9], "empty": b"", "other": b"\x01" * 50, "flipped bit": content[:-1] + bytes([content[-1] ^ 1])}
+    state.write_bytes({**damaged, "renamed": content.replace(b"best_epoch", b"best_epoce")}[damage])
     assert same(fit(scorer(), TRAIN, VAL, FAST, state), whole)
 
 
 def test_the_state_is_safetensors_with_json(tmp_path):
     fit(scorer(), TRAIN, VAL, FAST, tmp_path / "state")
     with safe_open(tmp_path / "state", framework="pt") as stored:
-        record = json.loads(stored.metadata()["fit"])
-    assert len(record["history"]) == FAST.epochs
+        record = json.loads(stored.metadata()["prtool"])
+    assert len(record["facts"]["history"]) == FAST.epochs
 
 
 def test_learning_rate_is_torchs_cosine():

@@ -12,10 +12,10 @@ import pytest
 import torch
 from local_model import COLOURS, write_images, write_model
 
-from prtool.errors import CheckpointError, ConfigError, DataError, ModelError
+from prtool.errors import ConfigError, DataError, ModelError
 from prtool.progress import SilentProgress
 from prtool.trainer import train as module
-from prtool.trainer.checkpoint import RECORD_NAME, TENSORS_NAME, Checkpoint
+from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import load_split
 from prtool.trainer.golden_store import rank_images
@@ -73,7 +73,7 @@ class Stop(SilentProgress):
 
 
 def outcome(run):
-    return {name: (run / name).read_bytes() for name in (RECORD_NAME, TENSORS_NAME)}
+    return {path.name: path.read_bytes() for path in (run / RECORD_NAME, *run.glob("tensors-*"))}
 
 
 def test_what_a_run_records(config, whole):
@@ -173,7 +173,7 @@ def test_phases_one_after_the_other(config, whole, tmp_path):
         train(replace(config, phases=("predictor",)), tmp_path)
     assert not train(replace(config, phases=("rank",)), tmp_path).scorer_trained
     assert train(replace(config, phases=("predictor",)), tmp_path).scorer_trained
-    assert (tmp_path / TENSORS_NAME).read_bytes() == (whole / TENSORS_NAME).read_bytes()
+    assert Checkpoint.load(tmp_path).files == Checkpoint.load(whole).files
     assert train(replace(config, phases=("rank",)), tmp_path).scorer_trained, "ranking again must not lose the predictor"
 
 
@@ -247,12 +247,16 @@ def test_latest_points_at_the_run(config, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "latest"]
 
 
-def test_a_damaged_ranking_is_named(config, tmp_path):
+def test_every_damaged_store_is_made_again(config, whole, tmp_path, caplog):
     train(config, tmp_path)
-    shard = next((tmp_path / "golden").rglob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match="delete this file"):
-        train(replace(config, fit=replace(config.fit, epochs=2)), tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for path, content in before.items():
+        path.write_bytes(content[:-90] + bytes([content[-90] ^ 1]) + content[-89:])
+    train(config, tmp_path)
+    assert outcome(tmp_path) == outcome(whole)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    noted = {path for path in before if str(path) in caplog.text}
+    assert noted == {path for path in before if path.suffix == ".safetensors" and not path.name.startswith("tensors-")}
 
 
 CHOICE = {"target": "embedding", "phases": ["predictor"], "choice.steps": 9, "choice.batch": 4}

@@ -203,10 +203,10 @@ def test_a_finished_state_is_not_tuned_again(task, tmp_path, monkeypatch):
     monkeypatch.setattr("prtool.trainer.tuning._train_epoch", None)
     assert same(tune(task, SMALL, tmp_path / "state"), whole)
     with safe_open(tmp_path / "state", framework="pt") as stored:
-        assert len(json.loads(stored.metadata()["tune"])["history"]) == 4
+        assert len(json.loads(stored.metadata()["prtool"])["facts"]["history"]) == 4
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "other settings", "other images"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped bit", "renamed", "other settings", "other images"])
 def test_a_state_that_does_not_belong_is_replaced(task, tmp_path, damage):
     state = tmp_path / "state"
     other, config = task, SMALL
@@ -219,6 +219,10 @@ def test_a_state_that_does_not_belong_is_replaced(task, tmp_path, damage):
         state.write_bytes(state.read_bytes()[:-9])
     if damage == "empty":
         state.write_bytes(b"")
+    if damage == "flipped bit":
+        state.write_bytes(state.read_bytes()[:-1] + bytes([state.read_bytes()[-1] ^ 1]))
+    if damage == "renamed":
+        state.write_bytes(state.read_bytes().replace(b"best_epoch", b"best_epoce"))
     assert same(tune(task, SMALL, state), tune(task, SMALL))
 
 
