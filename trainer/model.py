@@ -16,10 +16,9 @@ from prtool.spec import Preprocess
 from prtool.text_safety import printable
 from prtool.trainer.hosts import tower_of
 from prtool.trainer.libraries import foreign, library_warnings
-from prtool.trainer.model_config import least_values
 from prtool.trainer.model_source import ModelSource, resolve
 from prtool.trainer.model_tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
-from prtool.trainer.model_weights import is_openai, load_weights, read_weights
+from prtool.trainer.model_weights import BIG_VISION, fitted, is_openai, load_big_vision, read_weights
 from prtool.trainer.stored_tensors import tensors_digest
 from prtool.trainer.vit import VisionTower
 
@@ -139,41 +138,39 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
 
 def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:
     """The model with its weights, on the CPU; `notes` loses what the weights answer."""
-    config = {**source.config, "vision_cfg": dict(source.config["vision_cfg"]), "text_cfg": dict(source.config["text_cfg"])}
-    state: dict[str, Tensor] = {}
-    if source.weights is not None:
-        state = read_weights(source.weights)
-        _check_count(source, state)
-        if source.is_file and is_openai(state):
-            config["quick_gelu"] = True
-            notes.clear()
-        if "logit_bias" in state and config.get("init_logit_bias") is None:
-            config["init_logit_bias"] = 0.0
-    model = foreign(f"model {source.name!r} cannot be built", lambda: _construct(config))
-    if source.weights is not None:
-        load_weights(model, state, source.weights)
+    config, failed = dict(source.config), f"model {source.name!r} cannot be built"
+    if source.weights is None or source.weights.suffix in BIG_VISION:
+        model = foreign(failed, lambda: _construct(config))
+        return model if source.weights is None else load_big_vision(model, source.weights)
+    state = read_weights(source.weights)
+    if source.is_file and is_openai(state):
+        config["quick_gelu"] = True
+        notes.clear()
+    if "logit_bias" in state and config.get("init_logit_bias") is None:
+        config["init_logit_bias"] = 0.0
+    # Without memory first: a configuration can ask for any amount, and the weights must fit it exactly.
+    with torch.device("meta"):
+        outline = foreign(failed, lambda: _construct(config))
+    fitting = fitted(outline, state, source.weights)
+    model = foreign(failed, lambda: _construct(config))
+    foreign(failed, lambda: model.load_state_dict(fitting, strict=True))
     return model
 
 
-def _construct(config: dict[str, Any]) -> nn.Module:
+def _construct(config: Mapping[str, Any]) -> nn.Module:
     """open_clip's module for a checked `model_cfg`, as its `create_model` chooses it."""
     from open_clip.coca_model import CoCa
     from open_clip.model import CLIP, CustomTextCLIP
 
-    config["vision_cfg"]["timm_model_pretrained"] = config["text_cfg"]["hf_model_pretrained"] = False
     hf_text = config["text_cfg"].get("hf_model_name")
     if hf_text:
         check_text_model(hf_text)
-    custom = config.pop("custom_text", False) or hf_text
-    kind = CLIP if not custom else CoCa if "multimodal_cfg" in config else CustomTextCLIP
-    return cast(nn.Module, kind(**config))
-
-
-def _check_count(source: ModelSource, state: Mapping[str, Tensor]) -> None:
-    """Raises ModelError where the configuration describes far more numbers than the weights have, before any is allocated."""
-    least, found = least_values(source.config), sum(tensor.numel() for tensor in state.values())
-    if state and found < least:
-        raise ModelError(f"{source.weights} holds {found} numbers, but the model of {source.name} has at least {least}; give its weights")
+    own: dict[str, Any] = {key: value for key, value in config.items() if key not in ("custom_text", "vision_cfg", "text_cfg")}
+    own["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
+    own["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
+    custom = config.get("custom_text") or hf_text
+    kind = CLIP if not custom else CoCa if "multimodal_cfg" in own else CustomTextCLIP
+    return cast(nn.Module, kind(**own))
 
 
 def tensor_digest(module: nn.Module) -> str:

@@ -95,7 +95,7 @@ _VISION: dict[str, "_Rule | dict[str, Any]"] = {
 }
 _TEXT: dict[str, "_Rule | dict[str, Any]"] = {
     **_BLOCK,
-    "context_length": _whole(2, _WIDEST),
+    "context_length": _whole(2, 8192),
     "vocab_size": _whole(1, 10_000_000),
     "hf_tokenizer_name": _or_null(_Rule(lambda value: value == "" or _NAME.accepts(value), _NAME.wanted)),
     "tokenizer_mode": _or_null(_one_of("", "clips")),
@@ -187,22 +187,6 @@ def check_model(config: object, origin: str) -> dict[str, Any]:
 def check_preprocess(config: object, origin: str) -> dict[str, Any]:
     """Returns a `preprocess_cfg` with known keys and values in range, without those that are null; as `check_model`."""
     return {key: value for key, value in _checked(config, _PREPROCESS, origin).items() if value is not None}
-
-
-def least_values(config: Mapping[str, Any]) -> int:
-    """Numbers that the blocks and tables of a valid `model_cfg` hold at least: a bound to compare a weights file with before any is allocated."""
-    vision, text = config["vision_cfg"], config["text_cfg"]
-    found = 0
-    if not vision.get("timm_model_name") and isinstance(vision.get("layers", 12), int):
-        found += _blocks(vision, 768)
-    if not text.get("hf_model_name"):
-        found += _blocks(text, 512) + int(text.get("vocab_size", 49408)) * int(text.get("width", 512))
-    return found
-
-
-def _blocks(tower: Mapping[str, Any], width: int) -> int:
-    side = int(tower.get("width", width))
-    return int(tower.get("layers", 12)) * side * side * (4 + int(2 * tower.get("mlp_ratio", 4.0)))
 
 
 def _checked(config: object, rules: Mapping[str, Any], origin: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from prtool.errors import ModelError
 from prtool.text_safety import printable
 from prtool.trainer.libraries import foreign
 
-_BIG_VISION = (".npz", ".npy")
+BIG_VISION = (".npz", ".npy")
+"""Endings of weights in the form of Google's big_vision."""
 _OPENAI_ONLY = ("input_resolution", "context_length", "vocab_size")
 """Entries that only the state of OpenAI's own TorchScript archives has."""
 _POSITIONS = ("visual.positional_embedding", "visual.trunk.pos_embed", "positional_embedding", "text.positional_embedding")
@@ -20,7 +21,7 @@ _SHOWN = 3
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name; empty for big_vision's .npz, which `load_weights` reads itself.
+    """The tensors of a weights file by name.
 
     Args:
         path: safetensors, or a state dict saved by torch; it is never unpickled into code.
@@ -30,8 +31,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     from open_clip.factory import load_state_dict
 
-    if path.suffix in _BIG_VISION:
-        return {}
     _check_archive(path)
     try:
         state = foreign(f"{path} cannot be read as weights", lambda: load_state_dict(str(path), device="cpu", weights_only=True))
@@ -49,8 +48,25 @@ def is_openai(state: Mapping[str, Tensor]) -> bool:
     return all(name in state for name in _OPENAI_ONLY)
 
 
-def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Puts the tensors of `read_weights` into a model, all of them.
+def load_big_vision(model: nn.Module, path: Path) -> nn.Module:
+    """Fills a model from big_vision's arrays, and returns it.
+
+    Raises:
+        ModelError: the file cannot be read, or is another model's.
+    """
+    from open_clip.convert import load_big_vision_weights
+
+    foreign(f"{path} does not fit the model", lambda: load_big_vision_weights(model, str(path)))
+    return model
+
+
+def fitted(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors of `read_weights` under a model's own names, all of them.
+
+    Args:
+        model: open_clip's; its tensors need no values (device "meta").
+        state: by the names of the file.
+        path: the file, for messages.
 
     Raises:
         ModelError: a tensor is missing, unknown or of another size; positions are not resized.
@@ -58,10 +74,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
     from open_clip import convert, factory
 
     failed = f"{path} does not fit the model"
-    if path.suffix in _BIG_VISION:
-        foreign(failed, lambda: factory.load_checkpoint(model, str(path), weights_only=True))
-        return
-    renamed = cast("dict[str, Tensor]", foreign(failed, lambda: convert.convert_state_dict(model, state)))
+    renamed = cast("dict[str, Tensor]", foreign(failed, lambda: convert.convert_state_dict(model, dict(state))))
     if "positional_embedding" in renamed and not hasattr(model, "positional_embedding"):
         renamed = foreign(failed, lambda: factory.convert_to_custom_text_state_dict(renamed))
     for name in (*_OPENAI_ONLY, "text.transformer.embeddings.position_ids"):
@@ -71,7 +84,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
         if name in renamed and name in own and renamed[name].numel() == 1:
             renamed[name] = renamed[name].reshape(own[name].shape)
     _check_tensors(own, renamed, path)
-    foreign(failed, lambda: model.load_state_dict(renamed, strict=True))
+    return renamed
 
 
 def _check_archive(path: Path) -> None:
