@@ -15,6 +15,7 @@ MOST_BLOCKS = 1000
 MOST_GRID_SIDE = 1024
 MOST_EXTRA_TOKENS = 4096
 MOST_IMAGE_SIDE = 8192
+MOST_IMAGE_PIXELS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +244,10 @@ class Preprocess:
             raise ConfigError(f"resize mode = {printable(repr(self.resize_mode))}, but it must be one of {', '.join(RESIZE_MODES)}")
         if self.interpolation not in INTERPOLATIONS:
             raise ConfigError(f"interpolation = {printable(repr(self.interpolation))}, but it must be one of {', '.join(INTERPOLATIONS)}")
-        if not all(1 <= side <= MOST_IMAGE_SIDE for side in self.size):
-            raise ConfigError(f"image size = {list(self.size)}, but it must be two numbers of 1 to {MOST_IMAGE_SIDE} pixels")
+        if not all(1 <= side <= MOST_IMAGE_SIDE for side in self.size) or math.prod(self.size) > MOST_IMAGE_PIXELS:
+            raise ConfigError(
+                f"image size = {list(self.size)}, but it must be two numbers of 1 to {MOST_IMAGE_SIDE}, and {MOST_IMAGE_PIXELS} pixels at most"
+            )
         if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0.0:
             raise ConfigError(f"mean = {list(self.mean)}, std = {list(self.std)}, but they must be finite, and each std above 0")
         if not 0 <= self.fill <= 255:

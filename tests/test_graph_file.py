@@ -1,0 +1,172 @@
+"""Graph files: what the exporter never writes is rejected before an engine sees it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import EMBED, TinyModel, tiny_bundle
+from support import REPO
+
+from prtool.bundle import Bundle, seal
+from prtool.errors import BundleError
+from prtool.graph_file import OPERATORS, OPSET
+from prtool.manifest import Manifest
+
+onnx = pytest.importorskip("onnx", reason="onnx makes the test graphs")
+from onnx import TensorProto, helper  # noqa: E402
+
+Change = Callable[[Any], object]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Bundle:
+    return tiny_bundle(tmp_path / "bundle", TinyModel())
+
+
+def changed(made: Bundle, change: Change, role: str = "full") -> None:
+    """Seals the bundle again around a changed graph, and opens it."""
+    path = made.file(made.graph(role).file)
+    proto = onnx.load(path, load_external_data=False)
+    content = change(proto)
+    path.write_bytes(content if isinstance(content, bytes) else proto.SerializeToString())
+    reopen(made.path, made.manifest)
+
+
+def reopen(root: Path, manifest: Manifest) -> None:
+    seal(root, manifest)
+    Bundle.open(root)
+
+
+def node(*arguments: Any, **attributes: Any) -> Change:
+    return lambda proto: proto.graph.node.append(helper.make_node(*arguments, **attributes))
+
+
+def empty() -> Any:
+    return helper.make_graph([], "inner", [], [])
+
+
+def function(proto: Any) -> None:
+    proto.functions.append(
+        helper.make_function("", "Twice", ["x"], ["y"], [helper.make_node("Add", ["x", "x"], ["y"])], [helper.make_opsetid("", OPSET)])
+    )
+
+
+def sequence(proto: Any) -> None:
+    proto.graph.value_info.append(helper.make_tensor_sequence_value_info("many", TensorProto.FLOAT, [1]))
+
+
+def sparse(proto: Any) -> None:
+    values, places = helper.make_tensor("v", TensorProto.FLOAT, [1], [1.0]), helper.make_tensor("i", TensorProto.INT64, [1], [0])
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4]))
+
+
+def shorter(proto: Any) -> None:
+    proto.graph.initializer[0].raw_data = proto.graph.initializer[0].raw_data[:-4]
+
+
+def many(proto: Any) -> None:
+    proto.graph.node.extend([helper.make_node("Identity", ["pixels"], [f"copy_{i}"]) for i in range(10_001)])
+
+
+def output(**change: Any) -> Change:
+    settings = {"name": "embedding", "type": TensorProto.FLOAT, "shape": ["batch", EMBED], **change}
+
+    def apply(proto: Any) -> None:
+        del proto.graph.output[:]
+        proto.graph.output.append(helper.make_tensor_value_info(settings["name"], settings["type"], settings["shape"]))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (node("If", ["pixels"], ["y"], then_branch=empty(), else_branch=empty()), "an attribute has field 6"),
+        (node("Loop", ["", "pixels"], ["y"]), "operator 'Loop'"),
+        (node("Scan", ["pixels"], ["y"]), "operator 'Scan'"),
+        (node("Add", ["pixels", "pixels"], ["y"], domain="com.microsoft"), "operator 'com.microsoft:Add'"),
+        (node("Optional", [], ["y"], type=helper.make_tensor_type_proto(1, [1])), "an attribute has field 14"),
+        (function, "the model has field 25"),
+        (sequence, "a type has field 4"),
+        (sparse, "the graph has field 15"),
+        (shorter, r"holds \d+ bytes of the tensor"),
+        (many, "more than 10000 nodes"),
+        (lambda proto: setattr(proto.opset_import[0], "version", 21), r"operator sets \[\('', 21\)\]"),
+        (lambda proto: proto.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3)), "operator sets"),
+        (lambda proto: proto.training_info.add(), "the model has field 20"),
+        (lambda proto: proto.graph.initializer[0].dims.extend([1] * 65), "more than 64 axes"),
+        (lambda proto: proto.SerializeToString() * 2, "twice"),
+        (lambda proto: proto.SerializeToString()[:-3], "ends inside"),
+        (lambda _: b"", "operator sets"),
+        (lambda _: b"\xff" * 40, "too long"),
+        (output(name="other"), "outputs other float32"),
+        (output(shape=["batch", EMBED + 1]), "but the manifest says embedding float32"),
+        (output(shape=[2, EMBED]), r"\[2, 6\]"),
+        (output(type=TensorProto.FLOAT16), "embedding float16"),
+        (output(type=TensorProto.STRING), r"embedding \? \["),
+    ],
+)
+def test_a_graph_that_is_never_exported(made: Bundle, change: Change, words: str) -> None:
+    with pytest.raises(BundleError, match=rf"full\.onnx .*{words}"):
+        changed(made, change)
+
+
+def outside(made: Bundle, entries: dict[str, str], data: int = TensorProto.EXTERNAL) -> Change:
+    """Puts the first weight into another file."""
+
+    def apply(proto: Any) -> None:
+        weight = proto.graph.initializer[0]
+        size = len(weight.raw_data)
+        weight.ClearField("raw_data")
+        weight.data_location = data
+        for key, value in entries.items():
+            weight.external_data.add(key=key, value=value.replace("SIZE", str(size)))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"location": "*/_ORT_MEM_ADDR_/*", "offset": "94000000000000", "length": "SIZE"}, "not a file of the bundle"),
+        ({"location": "../secret.data"}, "not a file of the bundle"),
+        ({"location": "/etc/hostname"}, "not a file of the bundle"),
+        ({"location": "unlisted.data"}, "not a file of the bundle"),
+        ({"location": "./listed.data"}, "not a file of the bundle"),
+        ({"location": ""}, "not a file of the bundle"),
+        ({}, "several places"),
+        ({"location": "listed.data", "offset": "100000", "length": "SIZE"}, "which has 65536"),
+        ({"location": "listed.data", "offset": "-8"}, "no numbers of bytes"),
+        ({"location": "listed.data", "length": "9" * 30}, "no numbers of bytes"),
+        ({"location": "listed.data", "length": "8"}, "holds 8 bytes"),
+        ({"location": "listed.data", "basepath": "/"}, "has 'basepath'"),
+    ],
+)
+def test_external_data_lies_in_files_of_the_bundle(made: Bundle, entries: dict[str, str], words: str) -> None:
+    (made.path.parent / "secret.data").write_bytes(bytes(1 << 16))
+    (made.path / "listed.data").write_bytes(bytes(1 << 16))
+    with pytest.raises(BundleError, match=words):
+        changed(made, outside(made, entries))
+
+
+def test_external_data_that_is_unlisted_or_a_link(made: Bundle) -> None:
+    """The manifest is sealed before the file is put there."""
+    with pytest.raises(BundleError, match="not a file of the bundle"):
+        changed(made, outside(made, {"location": "late.data"}))
+    (made.path / "late.data").symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match="not a file of the bundle"):
+        Bundle.open(made.path)
+
+
+def test_external_data_in_a_listed_file(made: Bundle) -> None:
+    (made.path / "listed.data").write_bytes(bytes(1 << 16))
+    changed(made, outside(made, {"location": "listed.data", "offset": "64", "length": "SIZE"}))
+
+
+def test_the_document_lists_the_same_operators() -> None:
+    text = (REPO / "docs" / "bundle-format.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- operators -->\n```\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    assert found[1].split() == sorted(OPERATORS)
