@@ -61,7 +61,7 @@ def compare(bundle: Bundle, arguments: argparse.Namespace, keep: str, folder: Pa
             if language == "cpp":
                 words = [arguments.build / "programs" / "prtool-run", "embed", bundle.path, *arguments.images, "-o", cpp, *options]
             else:
-                words = [Path(sys.executable).parent / "prtool", "embed", bundle.path, *arguments.images, "-o", python, *options]
+                words = [Path(sys.executable).parent / "prtool", "embed", "--bundle", bundle.path, *arguments.images, "-o", python, *options]
             both[language].append(run(words))
     alone = run([arguments.build / "benchmarks" / "ort-alone", bundle.file("fused.onnx"), bundle.manifest.preprocess.size[0],
                  bundle.manifest.resolve(Keep.parse(keep)), arguments.batch, 20, os.cpu_count()])  # fmt: skip

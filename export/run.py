@@ -102,11 +102,11 @@ def export_run(run: Path, out: Path, options: ExportOptions, data: Path | None =
     return export_bundle(source, out, options, progress)
 
 
-def verify_run(bundle: str | Path, ask: VerifyRequest, run: Path, data: Path) -> RunAgreement:
+def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data: Path) -> RunAgreement:
     """Compares an engine with the PyTorch model of a run in float32, on images of a data folder's test split, at three keep counts.
 
     Args:
-        bundle: the bundle's folder; every digest is checked.
+        bundle: a bundle's folder (every digest is checked), or an opened bundle.
         ask: engine, precision and number of images.
         run: the run that the bundle was exported from.
         data: data folder.
@@ -115,11 +115,11 @@ def verify_run(bundle: str | Path, ask: VerifyRequest, run: Path, data: Path) ->
         ConfigError: the bundle was made from another model than the run's, or the engine or bundle lacks the precision.
         ParityError: the mean cosine or the top-1 agreement is below the precision's gate; the message names the worst images.
     """
-    opened, source = Bundle.open(bundle), source_of(run)
+    opened, source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), source_of(run)
     if opened.manifest.model.weights_sha256 != source.model.weights_sha256:
-        raise ConfigError(f"{bundle} was made from other weights than those of {run}; give --run the run that it was exported from")
+        raise ConfigError(f"{opened.path} was made from other weights than those of {run}; give --run the run that it was exported from")
     if opened.manifest.prune != source.spec:
-        raise ConfigError(f"{bundle} prunes as {opened.manifest.prune}, but {run} as {source.spec}; export the run again")
+        raise ConfigError(f"{opened.path} prunes as {opened.manifest.prune}, but {run} as {source.spec}; export the run again")
     counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune.patches)
     pixels, names = _pixels(data, "test", ask.images, source.model.preprocess)
     rows = verify_with_model(opened, source, pixels, counts, ask)

@@ -1,21 +1,44 @@
 """What the commands print: results as tables on stdout, progress and messages on stderr."""
 
+import contextlib
+import io
 import json
-import logging
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-import click
+from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBars
 from rich.table import Table
 from rich.text import Text
 
+from prtool.files import storage_errors
 from prtool.text_safety import LINE_CHARACTERS, escaped, printable
 
-_messages = Console(stderr=True, highlight=False, soft_wrap=True)
+_BORDERS = 3
+"""Characters that a column takes besides its text: a line and a space on each side."""
+_LEAST_WIDTH = 24
+"""Words up to this length are never broken over lines: numbers are shorter."""
+
+
+class _Messages(Console):
+    """Where messages go: one that cannot be written is dropped, for it must not end the work that it is about."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+    def say(self, text: str) -> None:
+        """One line of at most `LINE_CHARACTERS`."""
+        with contextlib.suppress(OSError):
+            self.print(Text(printable(text, LINE_CHARACTERS)))
+
+
+_messages = _Messages(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class BarProgress:
@@ -30,20 +53,20 @@ class BarProgress:
 
     def start(self, what: str, total: int) -> None:
         """A stage begins; see prtool.progress."""
-        self._what, self._done, self._started = what, 0, time.monotonic()
+        self._what, self._done, self._started = printable(what), 0, time.monotonic()
         if not _messages.is_terminal:
-            _messages.print(f"{what} ({total}) ...", markup=False)
+            _messages.say(f"{what} ({total}) ...")
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
         )
         self._bars = RichBars(*columns, console=_messages, transient=True)
         self._bars.start()
-        self._task = self._bars.add_task(what, total=total, rate="")
+        self._task = self._bars.add_task(self._what, total=total, rate="")
 
     def advance(self, count: int = 1) -> None:
         """`count` further items are done."""
@@ -57,55 +80,84 @@ class BarProgress:
             self._bars.stop()
             self._bars = self._task = None
         seconds = time.monotonic() - self._started
-        _messages.print(f"{self._what}: {self._done} in {seconds:.1f} s ({self._rate():.3g}/s)", markup=False)
+        _messages.say(f"{self._what}: {self._done} in {seconds:.1f} s ({self._rate():.3g}/s)")
 
     def _rate(self) -> float:
         return self._done / max(time.monotonic() - self._started, 1e-9)
 
 
-class NoteHandler(logging.Handler):
-    """Shows what the library logs as a warning as one line "note: ..." on stderr, once in a process."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._shown: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Shows a record."""
-        text = record.getMessage()
-        if text not in self._shown:
-            self._shown.add(text)
-            message(f"note: {text}")
-
-
-def show_notes() -> None:
-    """From now on, warnings that prtool logs are shown by `NoteHandler`."""
-    logger = logging.getLogger("prtool")
-    if not any(isinstance(handler, NoteHandler) for handler in logger.handlers):
-        logger.addHandler(NoteHandler())
-
-
 def message(text: str) -> None:
-    """One line for the person, on stderr, of at most `LINE_CHARACTERS`."""
-    _messages.print(Text(printable(text, LINE_CHARACTERS)))
+    """One line for the person, on stderr, of at most `LINE_CHARACTERS`; lost where stderr cannot be written."""
+    _messages.say(text)
+
+
+def result_text(text: str) -> None:
+    """The result as text on stdout; a character that its encoding lacks is written as an escape.
+
+    Raises:
+        StorageError: stdout cannot be written, because a disk is full for example.
+        BrokenPipeError: the reader of stdout has gone.
+    """
+    try:
+        sys.stdout.write(_encodable(text))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as cause:
+        with storage_errors(Path("stdout")):
+            raise cause
 
 
 def result_json(value: object) -> None:
-    """The result as JSON on stdout."""
-    click.echo(json.dumps(value, indent=1, allow_nan=False))
+    """The result as JSON on stdout, in ASCII whatever the names in it; raises as `result_text`."""
+    result_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def result_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """The result as a table on stdout; numbers are right-aligned."""
-    table = Table(title=title or None, title_justify="left")
-    for index, column in enumerate(columns):
+    """The result as a table on stdout; numbers are right-aligned. Raises as `result_text`.
+
+    Nothing is cut. In a terminal that is too narrow, cells continue on further lines; words and numbers of up to 24 characters
+    stay whole, if need be in lines that are longer than the terminal is wide.
+    """
+    shown = [[_shown(cell) for cell in row] for row in (columns, *rows)]
+    terminal = sys.stdout.isatty()
+    widths = _widths(list(zip(*shown, strict=True)), shutil.get_terminal_size().columns if terminal else None)
+    table = Table(box=box.HEAVY_HEAD if _can_write("┏━┃┡│└") else box.ASCII)
+    for index, (header, width) in enumerate(zip(shown[0], widths, strict=True)):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left")
-    for row in rows:
-        # What stands in brackets is text ("[tensorrt]"), not a style.
-        table.add_row(*(Text(escaped(cell)) for cell in row))
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width, highlight=False).print(table)
+        table.add_column(Text(header), justify="right" if numeric else "left", width=width, overflow="fold")
+    for row in shown[1:]:
+        table.add_row(*map(Text, row))
+    drawn = io.StringIO()
+    Console(file=drawn, force_terminal=terminal, width=sum(widths) + _BORDERS * len(widths) + 1, highlight=False).print(table)
+    result_text((_shown(title) + "\n" if title else "") + drawn.getvalue())
+
+
+def _widths(columns: Sequence[Sequence[str]], available: int | None) -> list[int]:
+    """The width of each column's text: all that it needs, or what lets the table fit into `available` characters without breaking short words."""
+    needed = [max(map(cell_len, cells), default=1) or 1 for cells in columns]
+    if available is None:
+        return needed
+    least = [min(_LEAST_WIDTH, max((cell_len(word) for cell in cells for word in cell.split()), default=1)) for cells in columns]
+    room = available - _BORDERS * len(columns) - 1
+    for most in range(max(room, 1), 0, -1):
+        widths = [max(low, min(wide, most)) for low, wide in zip(least, needed, strict=True)]
+        if sum(widths) <= room:
+            return widths
+    return least
+
+
+def _shown(cell: str) -> str:
+    return _encodable(escaped(cell))
+
+
+def _encodable(text: str) -> str:
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _can_write(text: str) -> bool:
+    return _encodable(text) == text
 
 
 def _is_number(text: str) -> bool:

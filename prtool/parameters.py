@@ -1,20 +1,22 @@
 """What the commands share: kinds of values, options, and the choice of an engine."""
 
 import functools
+import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prtool.errors import PrtoolError
+from prtool.errors import DataError, PrtoolError
 from prtool.spec import Keep
 from prtool.strict import parse_toml
 from prtool.text_safety import printable
 
 if TYPE_CHECKING:
+    from prtool.bundle import Bundle
     from prtool.engines.base import EngineOptions
     from prtool.runtime.encoder import Encoder
 
@@ -36,6 +38,21 @@ class KeepList(click.ParamType[tuple[Keep, ...]]):
             self.fail(str(cause), param, ctx)
 
 
+class OneKeep(click.ParamType[Keep]):
+    """One keep ratio (0.6) or count (118)."""
+
+    name = "keep"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Keep:  # noqa: ANN401
+        """Text to a Keep."""
+        if isinstance(value, Keep):
+            return value
+        try:
+            return Keep.parse(str(value))
+        except PrtoolError as cause:
+            self.fail(f"{cause}; give one value", param, ctx)
+
+
 class Names(click.ParamType[tuple[str, ...]]):
     """A comma-separated list of words, each one of a fixed set where one is given."""
 
@@ -51,6 +68,22 @@ class Names(click.ParamType[tuple[str, ...]]):
             if self.known and word not in self.known:
                 self.fail(f"{word!r} is not one of {', '.join(self.known)}", param, ctx)
         return words
+
+
+class FileName(click.ParamType[Path]):
+    """A file's path that ends in one of a few suffixes."""
+
+    name = "file"
+
+    def __init__(self, *suffixes: str) -> None:
+        self.suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ANN401
+        """Text to a path."""
+        path = Path(value)
+        if path.suffix.lower() not in self.suffixes:
+            self.fail(f"{printable(path)} must end in {' or '.join(self.suffixes)}", param, ctx)
+        return path
 
 
 class Counts(click.ParamType[tuple[int, ...]]):
@@ -70,10 +103,14 @@ class Counts(click.ParamType[tuple[int, ...]]):
 
 engine_option = click.option("--engine", default="ort", show_default=True, help="What runs the graphs; 'prtool doctor' lists them.")
 precision_option = click.option("--precision", default="fp32", show_default=True, help="Arithmetic: fp32, fp16, bf16 or int8, as the engine has it.")
-keep_option = click.option("--keep", type=KeepList(), default=None, help="Patches kept: a ratio (0.6) or a count (118). [default: the bundle's]")
+keep_option = click.option("--keep", type=OneKeep(), default=None, help="Patches kept: a ratio (0.6) or a count (118). [default: the bundle's]")
 run_argument = click.argument("run", type=click.Path(path_type=Path), default=Path("runs/latest"))
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path), default=Path("bundle"))
-paths_argument = click.argument("paths", metavar="[BUNDLE] PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+bundle_option = click.option("--bundle", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True, help="Bundle folder.")
+images_argument = click.argument("images", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+mode_option = click.option(
+    "--mode", type=click.Choice(["fused", "split", "full"]), default="fused", show_default=True, help="One graph, two, or the unpruned encoder."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 cache_option = click.option(
     "--engine-cache", "cache", type=click.Path(path_type=Path), help="Folder of built engines.  [default: in the user's cache folder]"
@@ -82,11 +119,12 @@ cache_option = click.option(
 
 @dataclass(frozen=True, slots=True)
 class EngineChoice:
-    """What runs the graphs: an engine of the registry, its precision, and the folder of built engines (None: the user's)."""
+    """What runs the graphs: an engine of the registry, its precision and mode, and the folder of built engines (None: the user's)."""
 
     engine: str
     precision: str
     cache: Path | None
+    mode: str
 
     def options(self, *, spinning: bool = True) -> "EngineOptions":
         """How the engine runs."""
@@ -94,24 +132,72 @@ class EngineChoice:
 
         return EngineOptions(cache=self.cache, spinning=spinning)
 
-    def load(self, bundle: Path) -> "Encoder":
+    def open(self, bundle: Path) -> "Bundle":
+        """Opens a bundle, and checks that it and the engine have the precision, before an engine's library is imported.
+
+        Raises:
+            BundleError: it is no bundle, or damaged.
+            ConfigError: there is no such engine, or it or the bundle lacks the precision.
+        """
+        from prtool.bundle import Bundle
+        from prtool.engines.registry import graph_precision
+
+        precision = graph_precision(self.engine, self.precision)
+        opened = Bundle.open(bundle)
+        opened.graph("full", precision)
+        return opened
+
+    def kept(self, bundle: "Bundle", keep: Keep | None) -> Keep:
+        """What a call keeps behind the last location: `keep`, or what bundle and mode keep by default.
+
+        Raises:
+            KeepError: the bundle does not allow it, or the mode drops nothing.
+        """
+        from prtool.runtime.encoder import mode_counts
+
+        return Keep.count(mode_counts(bundle.manifest, self.mode, keep)[-1])
+
+    def load(self, bundle: "Bundle") -> "Encoder":
         """The bundle's encoder; raises what `Encoder.load` raises."""
         from prtool.runtime.encoder import Encoder
 
-        return Encoder.load(bundle, engine=self.engine, precision=self.precision, options=self.options())
+        return Encoder.load(bundle, engine=self.engine, mode=self.mode, precision=self.precision, options=self.options())
 
 
 def engine_options(command: Command) -> Command:
-    """Adds --engine, --precision and --engine-cache, which reach the command as `choice`."""
+    """Adds --engine, --precision and --engine-cache, which reach the command as `choice`; with a --mode, where the command has one."""
 
     @engine_option
     @precision_option
     @cache_option
     @functools.wraps(command)
-    def run(*arguments: Any, engine: str, precision: str, cache: Path | None, **others: Any) -> None:  # noqa: ANN401 - as click hands them over
-        command(*arguments, choice=EngineChoice(engine, precision, cache), **others)
+    def run(*arguments: Any, engine: str, precision: str, cache: Path | None, mode: str = "fused", **others: Any) -> None:  # noqa: ANN401
+        command(*arguments, choice=EngineChoice(engine, precision, cache, mode), **others)
 
     return run
+
+
+def check_images(paths: Sequence[Path], *, folders: bool = True) -> None:
+    """Finds out, before anything is loaded, whether the paths of images are there.
+
+    Args:
+        paths: as they were given.
+        folders: whether folders of images are taken too.
+
+    Raises:
+        click.UsageError: one is a bundle, or a folder where none is taken.
+        DataError: one does not exist.
+    """
+    from prtool.bundle import MANIFEST_NAME
+
+    for path in paths:
+        # os.path: Path raises where a name is too long.
+        if os.path.isfile(path / MANIFEST_NAME):  # noqa: PTH113
+            raise click.UsageError(f"{printable(path)} is a bundle, and images were expected there; give it as --bundle {printable(path)}")
+        if not os.path.exists(path):  # noqa: PTH110
+            raise DataError(f"{printable(path)} does not exist; give image files{' or folders of images' if folders else ''}")
+        if not folders and os.path.isdir(path):  # noqa: PTH112
+            raise click.UsageError(f"{printable(path)} is a folder, and image files were expected; 'prtool embed' takes folders")
 
 
 def settings_of(items: tuple[str, ...]) -> dict[str, object]:
@@ -128,10 +214,3 @@ def settings_of(items: tuple[str, ...]) -> dict[str, object]:
         except ValueError as cause:
             raise click.UsageError(f"--set {printable(key)} cannot be used: {cause}") from cause
     return found
-
-
-def only(keeps: tuple[Keep, ...]) -> Keep:
-    """The one keep of a command that takes one."""
-    if len(keeps) != 1:
-        raise click.UsageError(f"--keep takes one value here, but {len(keeps)} were given")
-    return keeps[0]

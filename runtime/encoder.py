@@ -236,13 +236,22 @@ class Encoder:
         return self.manifest.counts(keep if keep is None or isinstance(keep, tuple) else Keep.of(keep))
 
     def _mode_counts(self, keep: KeepLike) -> tuple[int, ...]:
-        if self._mode != "full":
-            return self._counts(keep)
-        prune = self.manifest.prune
-        everything = prune.counts(Keep.count(prune.patches))
-        if keep is not None and self._counts(keep) != everything:
-            raise KeepError(f"keep = {keep}, but mode 'full' drops nothing; give None or 1.0, or load mode 'fused' or 'split'")
-        return everything
+        return mode_counts(self.manifest, self._mode, keep)
+
+
+def mode_counts(manifest: Manifest, mode: str, keep: KeepLike) -> tuple[int, ...]:
+    """Patches kept at each location for one call in a mode.
+
+    Raises:
+        KeepError: the bundle does not allow them, or the mode is "full" and they are not all.
+    """
+    chosen = keep if keep is None or isinstance(keep, tuple) else Keep.of(keep)
+    if mode != "full":
+        return manifest.counts(chosen)
+    everything = manifest.prune.counts(Keep.count(manifest.prune.patches))
+    if chosen is not None and manifest.counts(chosen) != everything:
+        raise KeepError(f"keep = {keep}, but mode 'full' drops nothing; keep 1.0, or take mode 'fused' or 'split'")
+    return everything
 
 
 def _pipeline_kind(mode: str) -> PipelineKind:

@@ -10,7 +10,6 @@ from models import TinyModel, tiny_bundle
 from PIL import Image
 
 from prtool.cli import app
-from prtool.console import result_table
 
 
 def run(*arguments: str) -> Result:
@@ -79,11 +78,50 @@ def test_embed_skips_and_counts_unreadable_images(project: Path) -> None:
         np.testing.assert_allclose(np.linalg.norm(written["embeddings"], axis=1), 1.0, rtol=1e-5)
 
 
-def test_the_bundle_may_be_named_first(project: Path) -> None:
+def test_the_bundle_is_an_option(project: Path) -> None:
     (project / "bundle").rename(project / "other")
-    assert run("embed", "photos").exit_code == 1
-    assert run("embed", "other", "photos/a.png", "--keep", "0.5", "-o", "out.npz").exit_code == 0
-    assert run("embed", "other").exit_code == 2
+    assert "is not a bundle" in run("embed", "photos").stderr
+    assert run("embed", "--bundle", "other", "photos/a.png", "--keep", "0.5", "-o", "out.npz").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["embed", "classify", "show"])
+def test_a_bundle_among_the_images_is_an_error(project: Path, command: str) -> None:
+    (project / "bundle").rename(project / "other")
+    result = run(command, "other", "photos/a.png")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "--bundle other" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["embed", "classify", "show"])
+def test_a_missing_path_is_an_error_before_the_bundle_is_opened(project: Path, command: str) -> None:
+    """A misspelt bundle must not pass for an image that cannot be read, which embed skips."""
+    result = run(command, "bundel", "photos/a.png", "--bundle", "nothing")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "bundel does not exist" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["embed", "classify", "show", "verify", "bench", "build"])
+def test_a_folder_that_lost_its_manifest_is_no_bundle(project: Path, command: str) -> None:
+    (project / "bundle" / "prtool.json").rename(project / "prtool.json")
+    words = ["bundle"] if command in ("verify", "bench", "build") else ["photos/a.png", "--bundle", "bundle"]
+    result = run(command, *words, *(["--engine", "trt-rtx"] if command == "build" else []))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "bundle is not a bundle" in result.stderr or "tensorrt" in result.stderr.lower()
+
+
+@pytest.mark.parametrize("command", ["classify", "show"])
+def test_folders_of_images_are_for_embed(project: Path, command: str) -> None:
+    assert "photos is a folder" in run(command, "photos").stderr
+
+
+def test_mode_full_runs_the_unpruned_encoder(project: Path) -> None:
+    assert run("embed", "photos/a.png", "--mode", "full", "-o", "full.npz").exit_code == 0
+    assert run("embed", "photos/a.png", "--keep", "1.0", "-o", "all.npz").exit_code == 0
+    with np.load("full.npz") as full, np.load("all.npz") as everything:
+        assert full["keep"] == everything["keep"]
+        np.testing.assert_allclose(full["embeddings"], everything["embeddings"], atol=1e-5)
+    assert run("classify", "photos/a.png", "--mode", "full").exit_code == 0
+    assert "mode 'full' drops nothing" in run("classify", "photos/a.png", "--mode", "full", "--keep", "0.5").stderr
 
 
 def test_classify_names_classes(project: Path) -> None:
@@ -114,8 +152,3 @@ def test_doctor_tells_versions_and_state(project: Path) -> None:
     assert facts["run"].startswith("none")
     assert "keep" in facts["bundle"]
     assert run("doctor").exit_code == 0
-
-
-def test_brackets_in_a_table_are_text(capsys: pytest.CaptureFixture[str]) -> None:
-    result_table(["what"], [["pip install '.[tensorrt]'"]])
-    assert "pip install '.[tensorrt]'" in capsys.readouterr().out

@@ -24,7 +24,9 @@ MAY_IMPORT = {
 }
 TOP = {
     "prtool/__init__.py",
+    "prtool/__main__.py",
     "prtool/build_commands.py",
+    "prtool/bundle_commands.py",
     "prtool/choice.py",
     "prtool/cli.py",
     "prtool/data_commands.py",

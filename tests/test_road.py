@@ -81,9 +81,9 @@ def test_export_verify_and_bench(project: Path) -> None:
     manifest = Bundle.open(project / "bundle").manifest
     assert manifest.parity["cosine"] > 0.99999
     assert manifest.default_keep == Keep.ratio(0.6).resolve(144)
-    assert json.loads(run("verify", "--json").stdout)["cosine"] > 0.99999
-    rows = json.loads(run("verify", "--data", "data", "--json").stdout)["rows"]
-    assert all(row["cosine_mean"] > 0.99999 for row in rows)
+    verified = json.loads(run("verify", "--data", "data", "--json").stdout)
+    assert verified["probe"]["cosine"] > 0.99999
+    assert all(row["cosine_mean"] > 0.99999 for row in verified["images"]["rows"])
     rows = json.loads(run("bench", "--batch", "2", "--keep", "0.5", "--seconds", "0", "--json").stdout)["rows"]
     assert {row["mode"] for row in rows} == {"full", "fused"}
 
