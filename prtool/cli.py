@@ -1,6 +1,5 @@
 """The commands: one verb a stage, with the library's names; each parses, calls one function, and prints."""
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from prtool.data_commands import data as data_sets
 from prtool.exits import exit_status, fill_descriptors
 from prtool.parameters import Counts, FileName, KeepList, Names, OneKeep, json_option, run_argument, settings_of
 from prtool.reproduce_command import reproduce
+from prtool.signals import stop_on_signals
 from prtool.spec import Keep
 from prtool.study_commands import tune
 
@@ -43,18 +43,20 @@ def app() -> None:
 @click.option("--model", help="open_clip architecture, hf-hub:ORG/REPO or local-dir:PATH.")
 @click.option("--pretrained", help="open_clip tag or checkpoint file; none gives random weights.")
 @click.option("--data", help="FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas; see docs/data.md.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/MODEL-DATA]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/MODEL-DATA-HASH, the hash of all settings]")
 @click.option("--location", "locations", type=Counts(), help="Blocks (1-based) on entry to which patches are dropped, e.g. 4,6,8,10.  [default: 4]")
 @click.option("--phase", "phases", type=Names("rank", "predictor", "tokens", "none"), help="Phases to run.  [default: predictor]")
 @click.option("--recipe", type=click.Choice(["default", "leave-one-out", "paper"]), help="Settings by name; options and --set win over them.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of --show-config, e.g. --set golden.group=1.")
+@click.option("--overwrite", is_flag=True, help="Replace a trained run of other settings in the run folder.")
 @click.option("--show-config", is_flag=True, help="Print every setting with its unit, and stop.")
-def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...], show_config: bool, **flags: Any) -> None:  # noqa: ANN401
+def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...], overwrite: bool, show_config: bool, **flags: Any) -> None:  # noqa: ANN401
     """Rank patches, train the predictor, tune learnable tokens; the run resumes where it stopped."""
     from prtool.console import BarProgress, message, result_table, result_text
     from prtool.trainer.config import RECIPES, TrainConfig
     from prtool.trainer.config import show_config as config_text
-    from prtool.trainer.train import point_latest, train
+    from prtool.trainer.run_folder import run_name
+    from prtool.trainer.train import check_latest, point_latest, train
 
     output: Path | None = flags.pop("output")
     given = {name: value for name, value in flags.items() if value is not None}
@@ -65,8 +67,9 @@ def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...
     if show_config:
         result_text(config_text(config))
         return
-    run = output or Path("runs") / _run_name(config.model, config.data)
-    checkpoint = train(config, run, BarProgress())
+    run = output or Path("runs") / run_name(config)
+    check_latest(run)
+    checkpoint = train(config, run, BarProgress(), overwrite=overwrite)
     point_latest(run)
     rates = [[str(row.m), f"{row.predictor:.3f}", f"{row.random:.3f}", f"{row.constant:.3f}"] for row in checkpoint.metrics.matching]
     if rates:
@@ -93,12 +96,14 @@ def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...
 def evaluate(run: Path, output: Path | None, as_json: bool, data: Path | None, **options: Any) -> None:  # noqa: ANN401
     """Zero-shot accuracy by keep rate, for several ways to choose patches."""
     from prtool.console import BarProgress, message, result_json, result_table
+    from prtool.files import PICTURE, check_output
     from prtool.trainer.evaluate import EvalConfig, evaluate_run
     from prtool.trainer.plots import plot_accuracy
 
     config = EvalConfig(**options)
-    report = evaluate_run(run, data, config, BarProgress())
     picture = output or run / f"eval-{config.split}.png"
+    check_output(picture, PICTURE)
+    report = evaluate_run(run, data, config, BarProgress())
     plot_accuracy(report, picture)
     if as_json:
         result_json(report.to_json())
@@ -172,12 +177,7 @@ app.add_command(tune)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The `prtool` program: exit 0 done, 1 our error in one line, 2 wrong usage, 130 interrupted, 141 the reader of stdout has gone."""
+    """The `prtool` program: exit 0 done, 1 our error in one line, 2 wrong usage, 128 + N ended by signal N (130 Ctrl-C, 141 no reader of stdout)."""
     fill_descriptors()
-    app.main(arguments, prog_name="prtool")
-
-
-def _run_name(model: str, data: str) -> str:
-    """MODEL-DATA in plain characters, so that the same command finds its own unfinished run."""
-    words = [re.split(r"[:/\\]", part.rstrip("/"))[-1] for part in (model, data) if part]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words)) or "run"
+    with stop_on_signals():
+        app.main(arguments, prog_name="prtool")

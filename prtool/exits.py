@@ -10,6 +10,7 @@ import click
 
 from prtool.errors import PrtoolError, StorageError
 from prtool.extras import Extra, install_hint
+from prtool.signals import Stopped
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 """Exit statuses. 130 and 141 are what a shell gives for a program that SIGINT and SIGPIPE end."""
@@ -39,9 +40,10 @@ def exit_status(command: Callable[[], object]) -> int:
     except click.ClickException as usage:
         message(f"error: {usage.format_message().rstrip('.')}{_see_help(usage)}")
         return usage.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        message("interrupted; finished work is kept, run the same command again to go on")
-        return INTERRUPTED
+    except (KeyboardInterrupt, click.Abort) as stop:
+        with contextlib.suppress(OSError):  # SIGHUP: the terminal is gone
+            message("interrupted; finished work is kept, run the same command again to go on")
+        return 128 + stop.number if isinstance(stop, Stopped) else INTERRUPTED
     except BrokenPipeError:
         return READER_GONE
     except Exception as error:

@@ -29,11 +29,6 @@ def stop_on_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def exit_status(stop: KeyboardInterrupt) -> int:
-    """128 + the signal's number; 130 for Ctrl-C."""
-    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
-
-
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal hands them over
     for other in _SIGNALS:
         if signal.getsignal(other) == _stop:

@@ -1,5 +1,6 @@
 """The steps behind `prtool tune`: a run for each candidate's locations, its quality, its bundle and its speed, each kept and reused."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -45,11 +46,15 @@ class Trains(Protocol):
         ...
 
 
+# A sibling is made by this command, and made again where the run that it follows has changed.
+_train_again = functools.partial(train, overwrite=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """The verbs that do the work; tests put quick ones in."""
 
-    train: Trains = train
+    train: Trains = _train_again
     evaluate: Callable[[Path, Path | None, EvalConfig, Progress | None], EvalReport] = evaluate_quality
     export: Callable[[Path, Path, ExportOptions, Path | None, Progress | None], Manifest] = export_run
     bench: Callable[[Path, BenchConfig, Progress | None], BenchReport] = bench

@@ -1,6 +1,5 @@
 """The train verb: golden ranking, then the predictor, then a checkpoint; each phase goes on where it was stopped."""
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -8,13 +7,12 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from prtool.errors import CheckpointError, ConfigError, DataError
-from prtool.files import storage_errors
+from prtool.errors import ConfigError, DataError
+from prtool.files import check_output, storage_errors
 from prtool.progress import Progress, SilentProgress
 from prtool.stored import keep_json, recall_json
 from prtool.trainer.checkpoint import (
@@ -35,11 +33,13 @@ from prtool.trainer.data import ImageSet, available_splits, load_split, template
 from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 from prtool.trainer.golden_store import GoldenRanking, rank_images
+from prtool.trainer.inputs import input_paths
 from prtool.trainer.loop import Examples, FitResult, fit, learn, predict
 from prtool.trainer.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.model import DualEncoder
 from prtool.trainer.model_source import canonical_name, canonical_pretrained
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
+from prtool.trainer.run_folder import RUN, earlier, finished, only_trainer
 from prtool.trainer.settings import LABELLED_SCORES
 from prtool.trainer.tuning import TuningTask, tune, tuned_spec
 
@@ -74,7 +74,7 @@ class _Run:
     progress: Progress
 
 
-def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> Checkpoint:
+def train(config: TrainConfig, run: Path, progress: Progress | None = None, *, overwrite: bool = False) -> Checkpoint:
     """Runs the phases of `config` and writes a checkpoint into the folder `run`.
 
     What is finished is not done again: golden rankings and tokens lie in caches under `run`, the predictor's state is
@@ -85,33 +85,46 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None) -> C
         config: settings. Phase "rank" ranks, and leaves an untrained scorer or adds matching rates to a trained one; "predictor"
             needs that ranking where the target is "ranking", and "tokens" the predictor of phase "predictor", of this or an
             earlier call; "none" leaves an untrained scorer, and needs no data.
-        run: the run's folder.
+        run: the run's folder. A trained run of other settings stays as it is, and something else than a run too.
         progress: hears about each phase.
+        overwrite: replace a trained run of other settings.
 
     Raises:
-        ConfigError: a setting cannot be used, phase "predictor" finds no ranking, or phase "tokens" no predictor.
+        ConfigError: a setting cannot be used, phase "predictor" finds no ranking, or phase "tokens" no predictor; `run` is or holds an
+            input, or holds something else than a run, or a trained run of other settings.
         DataError: the data set, or one of its images (ImageError), cannot be read.
         ModelError: the model cannot be loaded or pruned.
         StorageError: the run cannot be written.
     """
+    check_output(run, RUN, input_paths(config.model, config.pretrained, config.data))
     images = run_images(config)
     name = canonical_name(config.model)
     model = load_seeded(name, canonical_pretrained(name, config.pretrained), config.seed, _device(config.device))
     blank = _blank(config, model, images)
-    before = _earlier(run, blank)
-    if images is None or config.phases == ("none",):
-        return before if before is not None and not before.scorer_trained else blank.save(run)
-    current = _Run(config, run, model, images, progress or SilentProgress())
-    scored = _scored(current, blank, before)
-    if "tokens" not in config.phases:
-        return scored
+    with only_trainer(run):
+        before = earlier(run, blank, overwrite=overwrite)
+        if images is None or config.phases == ("none",):
+            if before is not None and before.scorer_trained and not overwrite:
+                raise finished(run, "a trained predictor, and phase none would leave an untrained one")
+            return before if before is not None and not before.scorer_trained else blank.save(run)
+        current = _Run(config, run, model, images, progress or SilentProgress())
+        scored = _scored(current, blank, before)
+        return scored if "tokens" not in config.phases else _tuned(current, scored, overwrite)
+
+
+def _tuned(run: _Run, scored: Checkpoint, overwrite: bool) -> Checkpoint:
+    """The checkpoint with the learnable tokens of these settings; those of others are replaced only when asked for."""
+    settings = run.config.tokens
     if not scored.scorer_trained:
         raise ConfigError(
-            f"phase tokens finds no trained predictor for these settings in {run}; give --phase predictor,tokens (with rank for target ranking)"
+            f"phase tokens finds no trained predictor for these settings in {run.folder}; give --phase predictor,tokens "
+            "(with rank for target ranking)"
         )
-    if scored.tokens != TunedTokens() and scored.config["tokens"] == to_plain(config.tokens):
+    if scored.tokens != TunedTokens() and scored.config["tokens"] == to_plain(settings):
         return scored
-    return _with_tokens(current, scored).save(run)
+    if (scored.tokens.visual or scored.tokens.text) and not overwrite:
+        raise finished(run.folder, "learnable tokens that were tuned with other settings")
+    return _with_tokens(run, scored).save(run.folder)
 
 
 def _scored(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoint:
@@ -164,13 +177,26 @@ def templates_of(config: TrainConfig) -> tuple[str, ...]:
     return templates_for(config.data) if config.data else DEFAULT_TEMPLATES
 
 
-def point_latest(run: Path) -> Path:
-    """Points the link `latest` beside a run at it, atomically; returns the link.
+def check_latest(run: Path) -> Path:
+    """The link `latest` next to a run; ask before training whether it may be replaced.
 
     Raises:
-        StorageError: the link cannot be made, or a folder that is no link stands in its place.
+        ConfigError: something that is no link stands in its place.
     """
     link = run.parent / "latest"
+    if link.exists() and not link.is_symlink():
+        raise ConfigError(f"{link} is to be the link to the newest run, but it is a file or folder of its own; move it away, or give another -o")
+    return link
+
+
+def point_latest(run: Path) -> Path:
+    """Points the link `latest` next to a run at it, atomically; returns the link.
+
+    Raises:
+        ConfigError: something that is no link stands in its place.
+        StorageError: the link cannot be made.
+    """
+    link = check_latest(run)
     temporary = run.parent / f".latest.{uuid.uuid4().hex}"
     with storage_errors(link):
         temporary.symlink_to(run.name, target_is_directory=True)
@@ -314,24 +340,6 @@ def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) ->
         versions={name: importlib.metadata.version(name) for name in _VERSIONS},
         tensors=scorer_tensors(scorers),
     )
-
-
-def _earlier(run: Path, blank: Checkpoint) -> Checkpoint | None:
-    """The checkpoint that stands in `run`, if it has the same settings (phases apart), model and data."""
-    try:
-        found = Checkpoint.load(run)
-        Checkpoint.tidy(run)
-    except CheckpointError:
-        return None
-    return found if _identity(found) == _identity(blank) else None
-
-
-def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What the scorers depend on; the learnable tokens come after them."""
-    outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config", "tokens", "prune"}
-    plain = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint) if item.name not in outcome}
-    settings = {name: value for name, value in checkpoint.config.items() if name not in ("phases", "tokens")}
-    return plain | {"settings": settings, "prune": untuned(checkpoint.prune)}
 
 
 def _ranking_key(run: _Run) -> str:

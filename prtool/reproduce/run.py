@@ -1,5 +1,6 @@
 """Runs the grid of a table: what is finished is kept, and what cannot run is named without stopping the rest."""
 
+import functools
 import hashlib
 import json
 import os
@@ -29,11 +30,15 @@ _CACHES = ("golden", "tokens")
 """Folders of a run that are decided by images and model alone, their content named after all that it depends on."""
 
 
+# A run of a table lies in a folder named after its settings, and is made again where its data have changed.
+_train_again = functools.partial(train, overwrite=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Verbs:
     """The verbs that do the work; tests put quick ones in."""
 
-    train: Callable[[TrainConfig, Path, Progress], Checkpoint] = train
+    train: Callable[[TrainConfig, Path, Progress], Checkpoint] = _train_again
     evaluate: Callable[[Path, Path | None, EvalConfig, Progress], EvalReport] = evaluate_run
 
 
@@ -251,7 +256,7 @@ def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig
     config = run_config(job, study)
     run = run_folder(config, job.train_on, folder)
     share_caches(run, folder)
-    return config, train(config, run, progress)
+    return config, train(config, run, progress, overwrite=True)
 
 
 def _evaluation_key(run: Path, job: Job, study: Study, asked: EvalConfig) -> str:

@@ -163,7 +163,13 @@ def test_a_finished_run_is_not_repeated(config, whole, monkeypatch):
 def test_changed_settings_run_again_on_the_cached_ranking(config, root, tmp_path, monkeypatch):
     train(config, tmp_path)
     monkeypatch.setattr("prtool.trainer.golden_store._rank", None)
-    found = train(replace(config, fit=replace(config.fit, epochs=4)), tmp_path)
+    before = outcome(tmp_path)
+    other = replace(config, fit=replace(config.fit, epochs=4))
+    for changed, word in [(other, r"fit\.epochs = 3 there, 4 here"), (replace(config, phases=("none",)), "phase none")]:
+        with pytest.raises(ConfigError, match=f"{word}.*--overwrite"):
+            train(changed, tmp_path)
+    assert outcome(tmp_path) == before
+    found = train(other, tmp_path, overwrite=True)
     assert len(found.metrics.losses) == 4
     assert Checkpoint.load(tmp_path) == found
 
@@ -228,8 +234,8 @@ def test_what_is_refused(config, tmp_path):
     with pytest.raises(ConfigError, match="location"):
         train(replace(config, golden=replace(config.golden, location=9)), tmp_path)
     with pytest.raises(DataError, match="one training image"):
-        train(replace(config, data=str(write_images(tmp_path / "data", {"train": 1})), train_images=1), tmp_path)
-    assert not (tmp_path / RECORD_NAME).exists()
+        train(replace(config, data=str(write_images(tmp_path / "data", {"train": 1})), train_images=1), tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
@@ -249,12 +255,12 @@ def test_latest_points_at_the_run(config, tmp_path):
 
 def test_every_damaged_store_is_made_again(config, whole, tmp_path, caplog):
     train(config, tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
     for path, content in before.items():
         path.write_bytes(content[:-90] + bytes([content[-90] ^ 1]) + content[-89:])
     train(config, tmp_path)
     assert outcome(tmp_path) == outcome(whole)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in before} == before
     noted = {path for path in before if str(path) in caplog.text}
     assert noted == {path for path in before if path.suffix == ".safetensors" and not path.name.startswith("tensors-")}
 
@@ -322,5 +328,5 @@ def test_tokens_come_behind_a_trained_scorer_and_leave_it_as_it_was(config, tmp_
     assert len(found.tokens.cosines) == 3
     again = train(choosing(config, {"phases": ["predictor"], **TOKENS}), tmp_path)
     assert again == found
-    other = train(choosing(config, {"phases": ["tokens"], **TOKENS, "tokens.epochs": 1}), tmp_path)
+    other = train(choosing(config, {"phases": ["tokens"], **TOKENS, "tokens.epochs": 1}), tmp_path, overwrite=True)
     assert len(other.tokens.cosines) == 2
