@@ -22,6 +22,7 @@ from pathlib import Path
 import click
 from race.accuracy import Accuracies
 from race.plot import plot_race
+from race.report import RACE
 from race.run import RaceSettings, race
 from race.table import cells, markdown
 from results_file import in_one_line, keeps, named, numbers, short, show, words
@@ -77,7 +78,7 @@ def _table(options: dict[str, object]) -> None:
 
 
 def _run(options: dict[str, object]) -> None:
-    output_files(named(options["output"], "peers"))
+    output_files(named(options["output"], "peers"), RACE)
     accuracy = options["accuracy"]
     accuracies = Accuracies.load(accuracy) if isinstance(accuracy, Path) else None
     settings = RaceSettings(_config(options), str(options["compiled"]), str(options["device"]), accuracies)
@@ -85,7 +86,7 @@ def _run(options: dict[str, object]) -> None:
     bundle = given if isinstance(given, Path) else _make_bundle(options, settings.config)
     report = race(Bundle.open(bundle), settings, BarProgress())
     device = "cpu" if settings.device == "cpu" else report.device
-    files = output_files(named(options["output"], "peers", report.model["name"], device))
+    files = output_files(named(options["output"], "peers", report.model["name"], device), RACE)
     write_report(report, files, plot_race)
     title = f"{report.model['name']} on {report.device}, {report.threads} threads, {report.rounds} rounds"
     show(cells(report.to_json()), title, report.notes(), files)

@@ -22,10 +22,18 @@ from prtool.files import OutputKind, new_directory, new_file, sha256_file, stora
 
 _ENTRY_NAME = re.compile(r"[0-9a-f]{32}")
 _LEFTOVER_NAME = re.compile(r"\.([0-9a-f]{32})\..*")
-_ENTRY = OutputKind(
-    "a folder of the engine cache", lambda folder: {item.name for item in folder.iterdir()} <= {ENGINE_FILE, RECORD_FILE}, is_folder=True
-)
 _log = logging.getLogger(__name__)
+
+
+def _holds_engine(folder: Path) -> bool:
+    """Whether a folder holds nothing but an engine and its record; others, which are also called so, are somebody else's."""
+    try:
+        return not folder.is_symlink() and {item.name for item in folder.iterdir()} <= {ENGINE_FILE, RECORD_FILE}
+    except (FileNotFoundError, NotADirectoryError):  # cleared by another process just now, or a file
+        return False
+
+
+_ENTRY = OutputKind("a folder of the engine cache", _holds_engine, is_folder=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +141,7 @@ class EngineCache:
 
     def entries(self) -> list[CacheEntry]:
         """Every engine in the cache, the one used last first. Engine files are not read."""
-        folders = [path for path in self._children() if _ENTRY_NAME.fullmatch(path.name) and path.is_dir()]
+        folders = [path for path in self._children() if _ENTRY_NAME.fullmatch(path.name) and _holds_engine(path)]
         return sorted((_entry(path) for path in folders), key=lambda entry: entry.last_used, reverse=True)
 
     def clear(self, digests: Iterable[str]) -> Cleared:
@@ -148,7 +156,7 @@ class EngineCache:
         removed, busy = [], []
         for digest in dict.fromkeys(digests):
             folder = self.root / digest
-            if not _ENTRY_NAME.fullmatch(digest) or not (folder.is_dir() or self._leftovers(digest)):
+            if not _ENTRY_NAME.fullmatch(digest) or not (_holds_engine(folder) or self._leftovers(digest)):
                 continue
             try:
                 with self._lock(digest, wait=False):
@@ -162,8 +170,10 @@ class EngineCache:
         """Removes every engine, what interrupted builds left, and the builders' timing caches; engines that are being built stay."""
         left = [match.group(1) for path in self._children() if (match := _LEFTOVER_NAME.fullmatch(path.name))]
         with storage_errors(self.timing_folder):
-            if self.timing_folder.is_dir():
-                shutil.rmtree(self.timing_folder)
+            for path in self.timing_folder.glob("*.timing"):
+                path.unlink()
+            with contextlib.suppress(OSError):  # missing, or somebody else's files are in it
+                self.timing_folder.rmdir()
         return self.clear([*(entry.digest for entry in self.entries()), *left])
 
     @property
@@ -258,7 +268,7 @@ class EngineCache:
                 shutil.rmtree(path)
 
     def _leftovers(self, digest: str) -> list[Path]:
-        return [path for path in self._children() if (match := _LEFTOVER_NAME.fullmatch(path.name)) and match.group(1) == digest]
+        return [path for path in self._children() if (match := _LEFTOVER_NAME.fullmatch(path.name)) and match.group(1) == digest and path.is_dir()]
 
     def _children(self) -> list[Path]:
         try:

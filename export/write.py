@@ -1,7 +1,6 @@
 """From a model in memory to a bundle on disk, which appears only once it is proved equal to PyTorch."""
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -26,7 +25,9 @@ from prtool.manifest import SCHEMA, GraphSpec, Manifest, ModelInfo, TextInfo
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.verify import PROBE_NAME
 from prtool.spec import Keep
+from prtool.strict import parse_json, read_regular
 
+_MANIFEST_BYTES = 1 << 24
 PARITY_NAME = "parity.json"
 _LIBRARIES = ("prtool", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "open_clip_torch", "timm")
 
@@ -38,8 +39,8 @@ def _is_bundle(folder: Path) -> bool:
     if manifest not in found or any(item.is_symlink() or not (item.is_file() or item.is_dir()) for item in found):
         return False
     try:
-        value = json.loads(manifest.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(read_regular(manifest, _MANIFEST_BYTES))
+    except (OSError, ValueError):
         return False
     listed = value.get("files") if isinstance(value, dict) else None
     if not isinstance(listed, dict) or "schema" not in value:

@@ -1,10 +1,11 @@
 """Choice: what `prtool tune` chose for a run, a file beside its checkpoint that `prtool export` reads."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from prtool.errors import CheckpointError, ConfigError
-from prtool.files import sha256_file
+from prtool.files import file_kind, sha256_file
 from prtool.spec import Keep
 from prtool.stored import read_sealed, write_sealed
 from prtool.text_safety import printable
@@ -13,6 +14,7 @@ from prtool.trainer.config import read_plain, to_plain
 
 SCHEMA = 2
 CHOICE_NAME = "choice.json"
+CHOICE = file_kind("a choice of 'prtool tune'", {".json": re.compile(rb'\{\n "schema": \d+,\n "checkpoint_sha256"')})
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import numpy as np
 from prtool.errors import DataError
 from prtool.export.run import export_run
 from prtool.export.write import ExportOptions
-from prtool.files import new_file, write_json
+from prtool.files import OutputKind, check_output, new_file, write_json
 from prtool.progress import Progress
 from prtool.runtime.bench import bench
 from prtool.runtime.bench.config import ENCODER, BenchConfig
@@ -29,6 +29,10 @@ from prtool.trainer.train import train
 KEEPS = tuple(Keep.ratio(r) for r in (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2))
 PICTURED = tuple(Keep.ratio(r) for r in (0.8, 0.6, 0.4, 0.2))
 Table = tuple[list[str], list[list[str]]]
+_MADE = {"data", "model", "run", "bundle", "vit-b-16", "accuracy.png", "patches.png", "report.md", "report.json"}
+_DEMO = OutputKind(
+    "a folder of 'prtool demo'", lambda folder: all(item.name in _MADE or item.name[0] == "." for item in folder.iterdir()), True, is_filled=True
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +71,14 @@ def run_demo(root: Path, real_size: bool, progress: Progress) -> dict[str, Table
 
     Returns:
         Title -> (columns, rows) of each table, also written to `root/report.md`.
+
+    Raises:
+        ConfigError: `root` holds something else than an earlier demonstration.
     """
+    check_output(root, _DEMO)
     paths = DemoPaths(root)
     checkpoint_config = _prepare(paths)
-    train(checkpoint_config, paths.run, progress)
+    train(checkpoint_config, paths.run, progress, overwrite=True)
     accuracy = evaluate_run(paths.run, None, EvalConfig(keeps=KEEPS, methods=("patch-ranking", "golden", "cls-attention", "random")), progress)
     plot_accuracy(accuracy, root / "accuracy.png")
     export_run(paths.run, paths.bundle, ExportOptions(Keep.ratio(0.6)), progress=progress)
@@ -136,7 +144,7 @@ def _object_table(paths: DemoPaths) -> Table:
 
 def _real_size(paths: DemoPaths, progress: Progress) -> Table:
     run, bundle = paths.root / "vit-b-16" / "run", paths.root / "vit-b-16" / "bundle"
-    train(TrainConfig(model="ViT-B-16", phases=("none",)), run, progress)
+    train(TrainConfig(model="ViT-B-16", phases=("none",)), run, progress, overwrite=True)
     export_run(run, bundle, ExportOptions(Keep.ratio(0.6)), progress=progress)
     return bench(bundle, BenchConfig(batches=(1, 8), keeps=KEEPS[:5], scopes=(ENCODER,), budget_s=60.0), progress).table()
 

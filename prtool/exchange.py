@@ -55,7 +55,7 @@ def sweep(path: Path) -> None:
     Where a kill between two renames left nothing at `path`, the folder that was moved aside comes back.
     """
     pattern = re.compile(rf"{re.escape(_prefix(path))}[0-9a-f]{{8}}\.({PART}|{ASIDE})")
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, PermissionError):
         found = [item for item in os.scandir(path.parent) if pattern.fullmatch(item.name)]
         for entry in found:
             if entry.name.endswith(ASIDE):

@@ -37,11 +37,13 @@ class OutputKind:
         name: what it is, for messages: "a bundle".
         recognises: whether what stands at a path is of this kind, with nothing else in it; called for a file or folder that is not empty and no link.
         is_folder: a folder; else a file.
+        is_filled: the command writes into a folder that is there and keeps it, so that it may be the current one or behind a link.
     """
 
     name: str
     recognises: Callable[[Path], bool]
     is_folder: bool = False
+    is_filled: bool = False
 
 
 NEW_FOLDER = OutputKind("an empty folder", lambda _: False, is_folder=True)
@@ -68,7 +70,7 @@ def check_output(path: str | Path, kind: OutputKind, inputs: Iterable[str | Path
     """Finds out, before any work, whether an output may be written to a place: it is missing, empty, or of the kind that is written.
 
     Args:
-        path: the file or folder; folders above it are made.
+        path: the file or folder; it need not exist, nor the folders above it.
         kind: what is written.
         inputs: files and folders that are read; the output is none of them and holds none of them.
 
@@ -76,14 +78,14 @@ def check_output(path: str | Path, kind: OutputKind, inputs: Iterable[str | Path
         ConfigError: the place is a link, an input, the home or the current folder or one above, or holds something else.
         StorageError: it cannot be written to.
     """
-    path = Path(path)
+    path = Path(path).resolve() if kind.is_filled else Path(path)
     with storage_errors(path):
-        _check_inputs(path, (*inputs, *(_own_places() if kind.is_folder else ())))
+        _check_inputs(path, (*inputs, *(_own_places() if kind.is_folder and not kind.is_filled else ())))
         problem = _occupied(path, kind)
         if problem:
             raise ConfigError(f"output = {path}, but {problem}; name another place with -o, or move away what stands there")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
+        above = path.absolute().parents
+        with tempfile.TemporaryFile(dir=path if kind.is_filled and path.exists() else next(item for item in above if item.exists())):
             pass
 
 
@@ -205,7 +207,7 @@ def _occupied(path: Path, kind: OutputKind) -> str:
         return f"that is a link to {path.readlink()}"
     if kind.is_folder != stat.S_ISDIR(mode) or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         return f"that is {'a folder' if stat.S_ISDIR(mode) else 'a file'}, and {kind.name} is written"
-    if path.is_mount():
+    if path.is_mount() and not kind.is_filled:
         return "that is a mount point, which cannot be replaced (a folder in it can)"
     is_empty = not any(path.iterdir()) if kind.is_folder else path.stat().st_size == 0
     return "" if is_empty or kind.recognises(path) else f"what stands there is not {kind.name}, and nothing else is replaced"

@@ -39,7 +39,7 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     """
     from prtool.console import BarProgress, message, result_json, result_table
     from prtool.reproduce.plan import Study
-    from prtool.reproduce.report import make_report, write_report
+    from prtool.reproduce.report import make_report, report_files, write_report
     from prtool.reproduce.run import run_cells
     from prtool.reproduce.sets import data_sets
     from prtool.reproduce.tables import make_table
@@ -48,6 +48,7 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     refuse_unread(table)
     study = Study(data_sets(asked.pop("data")), keeps=keep, settings=settings_of(settings), **asked)
     progress = BarProgress()
+    report_files(table, output / table)
     if table == OVERHEAD:
         from prtool.reproduce.overhead import overhead
 

@@ -1,14 +1,16 @@
 """The tune verb: sweeps locations and keeps on validation images and on the device's clock, and writes the choice into the run."""
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prtool.choice import SCHEMA, Choice, record_digest, write_choice
+from prtool.choice import CHOICE, CHOICE_NAME, SCHEMA, Choice, record_digest, write_choice
 from prtool.engines.registry import graph_precision
 from prtool.errors import ConfigError, DataError
-from prtool.files import write_json
+from prtool.export.write import BUNDLE
+from prtool.files import PICTURE, check_output, file_kind, write_json
 from prtool.pareto import Candidate, Limits, choose, nearest
 from prtool.progress import Progress, SilentProgress
 from prtool.runtime.bench import BenchConfig
@@ -36,6 +38,7 @@ from prtool.tune_steps import (
 GRID = tuple(Keep.ratio(value) for value in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3))
 """Keeps that are tried by default: eight, as many as a GPU's encoder keeps recordings of."""
 REPORT_NAME, PICTURE_NAME = "tune.json", "pareto.png"
+_REPORT = file_kind("a report of 'prtool tune'", {".json": re.compile(rb'\{\n "schema": \d+,\n "results"')})
 _DRIFT = 1.1
 
 
@@ -119,8 +122,9 @@ def tune(run: Path, config: TuneConfig, data: Path | None = None, progress: Prog
         tools: the verbs that do the work; None takes the real ones.
 
     Raises:
-        ConfigError: a set of locations is beyond the depth, two keeps are the same number of patches, or no candidate holds
-            the limits: the message names the nearest, the report is written, and an earlier choice stands.
+        ConfigError: a set of locations is beyond the depth, two keeps are the same number of patches, something of another kind
+            stands where a file or a bundle is to be written, or no candidate holds the limits: then the message
+            names the nearest, the report is written, and an earlier choice stands.
         DataError: the data cannot be read, lacks the split, or has no labels where a limit needs them.
         EngineUnavailable: the engine cannot run here; nothing was done.
         CheckpointError, ModelError, StorageError, ParityError, EngineError: as training, export and benchmark raise them.
@@ -129,17 +133,26 @@ def tune(run: Path, config: TuneConfig, data: Path | None = None, progress: Prog
     checkpoint = shop.checkpoint
     sites = [site_of(run, checkpoint, places) for places in config.locations or (checkpoint.prune.locations,)]
     _check_counts(config.keeps, checkpoint.prune.patches)
+    folder = run / TUNE_FOLDER
+    _check_outputs(run, folder, sites)
     shop.tools.probe(config.engine)
     ask, root = _quality_ask(run, checkpoint, config, data)
     measured = _measure(shop, config, sites, ask)
     report = _report(checkpoint, config, measured, root)
-    folder = run / TUNE_FOLDER
     write_json(folder / REPORT_NAME, report.to_json())
     plot_front(report, folder / PICTURE_NAME)
     if report.choice is None:
         raise ConfigError(_out_of_reach(report, folder / REPORT_NAME))
     write_choice(run, _choice(run, report, report.choice, sites))
     return report
+
+
+def _check_outputs(run: Path, folder: Path, sites: Sequence[Site]) -> None:
+    check_output(folder / REPORT_NAME, _REPORT)
+    check_output(folder / PICTURE_NAME, PICTURE)
+    check_output(run / CHOICE_NAME, CHOICE)
+    for site in sites:
+        check_output(site.folder / "bundle", BUNDLE)
 
 
 def _check_counts(keeps: Sequence[Keep], patches: int) -> None:

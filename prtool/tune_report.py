@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prtool.files import new_file
+from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
 from prtool.pareto import Candidate, Limits, front_of
 
 if TYPE_CHECKING:
@@ -101,8 +101,10 @@ def plot_front(report: TuneReport, path: Path) -> None:
     Costs in GMACs stand beside the candidates on the front; limits are dashed lines.
 
     Raises:
+        ConfigError: something else than a picture that prtool drew stands at `path`.
         StorageError: the file cannot be written.
     """
+    check_output(path, PICTURE)
     from matplotlib.figure import Figure
 
     # A figure of its own, without pyplot, draws with Agg: no global state, no window system.
@@ -120,7 +122,7 @@ def plot_front(report: TuneReport, path: Path) -> None:
     axes.legend(frameon=False, loc="best", fontsize=9)
     figure.suptitle(f"{_short(report.model)} on {_short(report.data)} ({report.split}, {report.images} images)", fontsize=12)
     with new_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
 
 
 def _draw_candidates(axes: "Axes", report: TuneReport) -> None:

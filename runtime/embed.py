@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-import tempfile
+import re
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
@@ -15,9 +15,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from prtool import files
 from prtool.errors import ConfigError, DataError, ImageError
 from prtool.extras import install_hint
-from prtool.files import new_file, storage_errors
+from prtool.files import OutputKind, new_file
 from prtool.manifest import Manifest
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.images import expand_images
@@ -139,7 +140,7 @@ def check_output(out: str | Path) -> None:
     """Finds out, before an hour of work, whether `save_embeddings` could write to `out`; writes nothing there.
 
     Raises:
-        ConfigError: the suffix is unknown, or its library is not installed.
+        ConfigError: the suffix is unknown, its library is not installed, or something else than embeddings stands at `out`.
         StorageError: the folder cannot be made or written to.
     """
     out = Path(out)
@@ -147,12 +148,7 @@ def check_output(out: str | Path) -> None:
         raise ConfigError(f"output = {out}, but its name must end in {' or '.join(OUTPUT_SUFFIXES)}")
     if out.suffix.lower() == ".parquet":
         _pyarrow()
-    if out.is_dir():
-        raise ConfigError(f"output = {out}, but that is a folder; name a file in it")
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
+    files.check_output(out, _EMBEDDINGS)
 
 
 def check_names(out: str | Path, paths: Iterable[str | Path]) -> None:
@@ -187,6 +183,25 @@ def save_embeddings(result: EmbedResult, out: str | Path) -> None:
             np.savez(stream, paths=np.array(result.paths, dtype=np.str_), embeddings=result.embeddings, keep=np.int64(result.keep))
     else:
         _save_parquet(result, out)
+
+
+_NPZ = re.compile(rb"PK\x03\x04.{26}paths\.npy", re.DOTALL)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is what `save_embeddings` writes under its suffix."""
+    if path.suffix.lower() == ".npz":
+        with path.open("rb") as stream:
+            return _NPZ.match(stream.read(64)) is not None
+    arrow, parquet = _pyarrow()
+    try:
+        found: list[str] = parquet.read_schema(path).names
+    except arrow.ArrowInvalid:
+        return False
+    return found == ["path", "embedding"]
+
+
+_EMBEDDINGS = OutputKind("a file of embeddings", _is_ours)
 
 
 class _Collected:

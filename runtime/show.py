@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from prtool.errors import ConfigError
-from prtool.files import new_file
+from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
 from prtool.manifest import Manifest
 from prtool.runtime.images import ImageSource
 from prtool.runtime.preprocess import Pixels, prepare_batch, view
@@ -69,7 +70,8 @@ def show(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[
         out: a .png file, which appears whole or not at all.
 
     Raises:
-        ConfigError: no image, no keep rate, or `out` does not end in .png.
+        ConfigError: no image, no keep rate, or `out` does not end in .png, is one of `images`, or is something else than a picture
+            that prtool drew.
         ImageError: an image cannot be read.
         KeepError: the encoder does not allow a keep rate.
         StorageError: the file cannot be written.
@@ -77,9 +79,13 @@ def show(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[
     out = Path(out)
     if out.suffix.lower() != ".png":
         raise ConfigError(f"output = {out}, but its name must end in .png")
+    check_output(out, PICTURE, (image for image in images if isinstance(image, (str, Path))))
     picture = draw(encoder, images, keeps)
+    words = PngInfo()
+    for name, value in PICTURE_METADATA.items():
+        words.add_text(name, value)
     with new_file(out) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", pnginfo=words)
 
 
 def draw(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[Keep], style: Style | None = None) -> Image.Image:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prtool.files import new_file
+from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
 from prtool.trainer.eval_report import EvalReport
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ def plot_accuracy(report: EvalReport, path: Path) -> None:
     """Writes a PNG of accuracy against keep rate: one line a method, the unpruned encoder dashed, GMACs on top.
 
     Raises:
+        ConfigError: something else than a picture that prtool drew stands at `path`.
         StorageError: the file cannot be written.
     """
+    check_output(path, PICTURE)
     from matplotlib.figure import Figure
 
     # A figure of its own, without pyplot, draws with Agg: no global state, no window system.
@@ -40,7 +42,7 @@ def plot_accuracy(report: EvalReport, path: Path) -> None:
     _draw_costs(axes, report)
     figure.suptitle(f"{_short(report.model)} on {_short(report.data)} ({report.split}, {report.unpruned.images} images)", fontsize=12)
     with new_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
 
 
 def _draw_lines(axes: "Axes", report: EvalReport) -> None:

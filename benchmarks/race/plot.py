@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prtool.files import new_file
+from prtool.files import PICTURE_METADATA, new_file
 from prtool.runtime.bench.plot import COLOURS
 from race.report import RaceReport, RaceRow
 
@@ -35,7 +35,7 @@ def plot_race(report: RaceReport, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(batches)), frameon=False, fontsize=8)
     figure.suptitle(f"{report.model['name']} on {report.device}, {report.threads} threads", fontsize=12)
     with new_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
 
 
 def _draw(axes: "Axes", rows: Sequence[RaceRow], colours: dict[str, str]) -> None:

@@ -1,13 +1,18 @@
 """The result of the race: a row for each way, batch and keep rate, related to open_clip eager in fp32."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prtool.files import file_kind
 from prtool.runtime.machine import Machine
 from race.accuracy import MERGED, PRUNED, UNPRUNED, Accuracies
 
+RACE = file_kind(
+    "a result of benchmarks/peers.py", {".json": re.compile(rb'\{\n "schema": \d+,\n "model"'), ".csv": re.compile(rb"method,kind,engine,")}
+)
 SCHEMA = 1
 WITHIN = 1.0
 """Points of accuracy that a pruned encoder may lose."""

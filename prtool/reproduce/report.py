@@ -2,13 +2,14 @@
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prtool.files import new_file, write_bytes, write_json
+from prtool.files import PICTURE, PICTURE_METADATA, check_output, file_kind, new_file, write_bytes, write_json
 from prtool.reproduce.plan import Study, Table
 from prtool.reproduce.published import claims_of, published
 from prtool.reproduce.run import Found
@@ -18,6 +19,8 @@ from prtool.trainer.eval_report import UNPRUNED
 from prtool.trainer.settings import TUNED
 
 MEAN = "mean"
+_BEGINNINGS = {".md": rb"# [^\n]*\n\nOurs \(published", ".csv": rb"row,column,ours,deviation,", ".json": rb'\{\n "table"'}
+_REPORT = file_kind("a report of 'prtool reproduce'", {suffix: re.compile(text) for suffix, text in _BEGINNINGS.items()})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +98,26 @@ def make_report(table: Table, found: Found, study: Study) -> Report:
     )
 
 
+def report_files(name: str, folder: Path) -> tuple[Path, ...]:
+    """The files of a table's report: NAME.md, .csv, .json and .png. Ask before the work.
+
+    Raises:
+        ConfigError: something else than an earlier report stands at one of them.
+        StorageError: one cannot be written.
+    """
+    files = tuple(folder / f"{name}{suffix}" for suffix in (".md", ".csv", ".json", ".png"))
+    for file in files:
+        check_output(file, PICTURE if file.suffix == ".png" else _REPORT)
+    return files
+
+
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
     """Writes NAME.md, .csv, .json and .png; returns the files.
 
     Raises:
-        StorageError: one cannot be written.
+        ConfigError, StorageError: as `report_files`.
     """
-    files = tuple(folder / f"{report.name}{suffix}" for suffix in (".md", ".csv", ".json", ".png"))
+    files = report_files(report.name, folder)
     write_bytes(files[0], markdown(report).encode())
     write_bytes(files[1], _csv(report).encode())
     write_json(files[2], report.to_json())
@@ -226,4 +242,4 @@ def _plot(report: Report, path: Path) -> None:
     axes.set_xlabel("percent, " + ", ".join(dict.fromkeys(last[row].column for row in rows)) + " (orange: published)")
     figure.suptitle(report.title, fontsize=9)
     with new_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)

@@ -3,14 +3,16 @@
 import csv
 import importlib.util
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from prtool.errors import ConfigError
-from prtool.files import write_bytes, write_json
+from prtool.files import PICTURE, OutputKind, check_output, file_kind, write_bytes, write_json
 
 SUFFIXES = (".json", ".csv", ".png")
+REPORT = file_kind("a benchmark's report", {".json": re.compile(rb'\{\n "schema": \d+,\n "engines"'), ".csv": re.compile(rb"scope,batch,engine,")})
 
 
 class Writable(Protocol):
@@ -28,11 +30,17 @@ class Writable(Protocol):
 Report = TypeVar("Report", bound=Writable)
 
 
-def output_files(output: Path) -> tuple[Path, ...]:
+def output_files(output: Path, kind: OutputKind = REPORT) -> tuple[Path, ...]:
     """The files that `output` stands for: one by its suffix, or NAME.json, NAME.csv and NAME.png where it has none.
 
+    Args:
+        output: a name with or without one of `SUFFIXES`.
+        kind: what the JSON and CSV files may replace; a picture replaces a picture that prtool drew.
+
     Raises:
-        ConfigError: another suffix, or a picture is asked for and matplotlib is not installed. Ask before measuring.
+        ConfigError: another suffix, or a picture is asked for and matplotlib is not installed, or something of another
+            kind stands at one of them. Ask before measuring.
+        StorageError: one of them cannot be written.
     """
     suffix = output.suffix.lower()
     if suffix and suffix not in SUFFIXES:
@@ -41,6 +49,8 @@ def output_files(output: Path) -> tuple[Path, ...]:
     if files[-1].suffix.lower() == ".png" and importlib.util.find_spec("matplotlib") is None:
         other = output.with_suffix(".json")
         raise ConfigError(f"output = {output} needs matplotlib for its picture, which is not installed; pip install matplotlib, or write {other}")
+    for file in files:
+        check_output(file, PICTURE if file.suffix.lower() == ".png" else kind)
     return files
 
 

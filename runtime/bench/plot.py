@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prtool.files import new_file
+from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
 from prtool.runtime.bench.config import ENCODER
 from prtool.runtime.bench.report import BenchReport, BenchRow
 
@@ -24,8 +24,10 @@ def plot_report(report: BenchReport, path: Path) -> None:
     model's rate and grows as multiply-accumulates fall.
 
     Raises:
+        ConfigError: something else than a picture that prtool drew stands at `path`.
         StorageError: the file cannot be written.
     """
+    check_output(path, PICTURE)
     from matplotlib.figure import Figure
 
     scope = ENCODER if any(row.scope == ENCODER for row in report.rows) else report.rows[0].scope
@@ -44,7 +46,7 @@ def plot_report(report: BenchReport, path: Path) -> None:
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
     figure.suptitle(f"{_short(str(report.model['name']))}: pruned and unpruned, {report.device}, {threads}", fontsize=12)
     with new_file(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
 
 
 def _draw(axes: "Axes", rows: Sequence[BenchRow]) -> None:

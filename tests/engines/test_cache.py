@@ -339,6 +339,17 @@ def test_clearing(cache: EngineCache) -> None:
     assert EngineCache(cache.root / "absent").clear_all().removed == ()
 
 
+def test_clearing_leaves_what_is_not_the_caches(cache: EngineCache) -> None:
+    cache.obtain(KEY, writes())
+    theirs = [cache.root / "notes.txt", cache.root / ("a" * 32) / "thesis.txt", cache.timing_folder / "race.csv"]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    assert cache.clear_all().removed == (KEY.digest,)
+    assert cache.clear(["a" * 32]).removed == ()
+    assert [path.read_text() for path in theirs] == ["mine"] * 3
+
+
 def test_default_root_follows_the_custom_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_root() == tmp_path / "prtool" / "engines"

@@ -113,11 +113,12 @@ def test_a_full_disk_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.
         path.write_bytes(b"half of the")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    (tmp_path / "out.png").write_bytes(b"old")
+    show(FakeEncoder(), [noise()], [Keep.ratio(0.5)], tmp_path / "out.png")
+    before = (tmp_path / "out.png").read_bytes()
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(StorageError, match=r"cannot write .*out\.png: no space left on the disk"):
         show(FakeEncoder(), [noise()], [Keep.ratio(0.5)], tmp_path / "out.png")
-    assert (tmp_path / "out.png").read_bytes() == b"old" and [path.name for path in tmp_path.iterdir()] == ["out.png"]
+    assert (tmp_path / "out.png").read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["out.png"]
 
 
 def test_a_real_bundle_is_drawn(tmp_path: Path) -> None:

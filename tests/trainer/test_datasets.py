@@ -234,20 +234,25 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Eurosat:
         def __init__(self, root: str, download: bool) -> None:
-            assert download
+            if not download:
+                raise RuntimeError("Dataset not found.")
             write(Path(root) / "eurosat" / "2750", "Forest/1.jpg")
 
     monkeypatch.setattr(torchvision.datasets, "EuroSAT", Eurosat)
     assert download("eurosat", tmp_path / "new") == f"eurosat:{tmp_path / 'new'}"
     with pytest.raises(DataError, match="has 1 class folders, but eurosat has 10"):
         load_split(download("eurosat", tmp_path), "train")
+    write(tmp_path / "mine" / "eurosat", "thesis.txt")
+    with pytest.raises(DataError, match=r"mine/eurosat: Dataset not found\.; move away what stands there"):
+        download("eurosat", tmp_path / "mine")
 
     def broken(root: str, download: bool) -> None:
         raise RuntimeError("File not found or corrupted.")
 
     monkeypatch.setattr(torchvision.datasets, "EuroSAT", broken)
     with pytest.raises(DataError, match=r"eurosat could not be downloaded .* corrupted"):
-        download("eurosat", tmp_path)
+        download("eurosat", tmp_path / "broken")
+    assert list((tmp_path / "broken").iterdir()) == []
     with pytest.raises(DataError, match=r"imagenet cannot be downloaded for you: .* these can be downloaded: caltech101"):
         download("imagenet", tmp_path)
     with pytest.raises(DataError, match="'cifar' is no known set"):

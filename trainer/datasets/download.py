@@ -6,6 +6,8 @@ from typing import Any
 from urllib.error import URLError
 
 from prtool.errors import DataError, StorageError
+from prtool.exchange import claimed, put_folder, sweep
+from prtool.files import NEW_FOLDER, check_output
 from prtool.trainer.datasets.known import KNOWN
 
 
@@ -15,7 +17,7 @@ def downloadable() -> tuple[str, ...]:
 
 
 def download(name: str, root: str | Path) -> str:
-    """Downloads a known set into a folder of data sets and unpacks it there; what is there already is not fetched again.
+    """Downloads a known set into a folder of data sets and unpacks it there, whole or not at all; what is there already stays as it is.
 
     Args:
         name: one of `downloadable()`.
@@ -25,7 +27,7 @@ def download(name: str, root: str | Path) -> str:
         What `--data` takes: NAME:ROOT.
 
     Raises:
-        DataError: the set is unknown, has no downloader, or the download failed.
+        DataError: the set is unknown, has no downloader, the download failed, or something else stands in its folder.
         StorageError: it cannot be written.
     """
     known = KNOWN.get(name)
@@ -36,12 +38,20 @@ def download(name: str, root: str | Path) -> str:
 
     folder = Path(root)
     make: Callable[..., Any] = getattr(torchvision.datasets, known.torchvision)
+    # The last of its homes is torchvision's, which may name a folder in it.
+    home = folder / known.homes[-1].split("/")[0]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        make(str(folder), download=True)
+        if home.is_dir() and any(home.iterdir()):
+            make(str(folder), download=False)
+        else:
+            check_output(home, NEW_FOLDER)
+            sweep(home)
+            with claimed(home, folder=True) as temporary:
+                make(str(temporary), download=True)
+                put_folder(temporary / home.name, home)
     except (RuntimeError, URLError, EOFError, ModuleNotFoundError) as cause:
         raise DataError(
-            f"{name} could not be downloaded to {folder}: {cause}; delete what is incomplete there and try again, {known.explain(folder)}"
+            f"{name} could not be downloaded to {home}: {cause}; move away what stands there and try again, {known.explain(folder)}"
         ) from cause
     except OSError as cause:
         raise StorageError(f"cannot write {name} to {folder}: {cause.strerror or cause}") from cause
