@@ -13,6 +13,7 @@ import openvino
 from openvino import frontend
 
 from prtool.engines.base import Array, Profile
+from prtool.engines.forks import track
 from prtool.errors import EngineError, EngineUnavailable, KeepError, ShapeError
 from prtool.manifest import TensorSpec
 
@@ -117,6 +118,7 @@ def core() -> Any:  # noqa: ANN401 - openvino has no types
     made = openvino.Core()
     if DEVICE not in made.available_devices:
         raise EngineUnavailable(f"OpenVINO {version()} finds no CPU device, only {', '.join(made.available_devices) or 'none'}; reinstall openvino")
+    track(made, "openvino")
     return made
 
 

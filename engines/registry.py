@@ -9,9 +9,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from prtool.engines.base import Engine, EngineInfo, GraphOptions
+from prtool.engines.forks import check_engine, track
 from prtool.errors import ConfigError, EngineUnavailable
 from prtool.extras import INSTALL_GPU, install_hint
 from prtool.manifest import TensorSpec
+from prtool.text_safety import printable
 
 if TYPE_CHECKING:
     from prtool.engines.cache import CachedEngine
@@ -136,10 +138,12 @@ def graph_precision(engine: str, precision: str) -> str:
         ConfigError: no engine has that name, or it cannot compute so; the message says what it can.
     """
     known = _entry(engine).precisions
+    if not isinstance(precision, str):
+        raise ConfigError(f"precision = {printable(repr(precision))}, but it must be one of {', '.join(known)}")
     if precision not in known:
         others = [name for name, entry in ENGINES.items() if precision in entry.precisions]
         elsewhere = f"; {', '.join(others)} can" if others else ""
-        raise ConfigError(f"precision = {precision!r}, but engine {engine} computes in {', '.join(known)}{elsewhere}")
+        raise ConfigError(f"precision = {printable(repr(precision))}, but engine {engine} computes in {', '.join(known)}{elsewhere}")
     return known[precision]
 
 
@@ -155,9 +159,13 @@ def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], optio
     Raises:
         ConfigError: no engine has that name.
         EngineUnavailable: its library cannot be imported, or finds no device.
-        EngineError: the file is missing or damaged, or the engine refuses it.
+        EngineError: the file is missing or damaged, the engine refuses it, or it was in use before this process was forked.
     """
-    return _load(name).open_graph(model_path, inputs, options)
+    module = _load(name)
+    check_engine(name)
+    opened = module.open_graph(model_path, inputs, options)
+    track(opened, name)
+    return opened
 
 
 def builder(name: str) -> BuilderModule:
@@ -196,11 +204,11 @@ def _status(name: str, entry: EngineEntry) -> EngineStatus:
 
 
 def _entry(name: str) -> EngineEntry:
-    entry = ENGINES.get(name)
+    entry = ENGINES.get(name) if isinstance(name, str) else None
     if entry is None:
-        near = difflib.get_close_matches(name, ENGINES, n=3)
+        near = difflib.get_close_matches(name, ENGINES, n=3) if isinstance(name, str) else []
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(f"engine = {name!r}, but it must be one of {', '.join(ENGINES)}{hint}")
+        raise ConfigError(f"engine = {printable(repr(name))}, but it must be one of {', '.join(ENGINES)}{hint}")
     return entry
 
 

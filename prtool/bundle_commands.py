@@ -125,7 +125,7 @@ def embed(images: tuple[Path, ...], bundle: Path, choice: EngineChoice, keep: Ke
 @engine_options
 @mode_option
 @keep_option
-@click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Classes named for each image.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes named for each image.")
 @json_option
 def classify(images: tuple[Path, ...], bundle: Path, choice: EngineChoice, keep: Keep | None, top: int, as_json: bool) -> None:
     """The most likely classes of each image, among the bundle's classes."""

@@ -68,5 +68,9 @@ class EngineUnavailable(EngineError):
     """The engine's library is not installed, or it finds no device to run on."""
 
 
+class InputWarning(UserWarning):
+    """An array has the right shape and dtype, but values that cannot be meant; what was asked for is computed all the same."""
+
+
 class StorageError(PrtoolError):
     """A file could not be written: disk full, no permission, read-only file system."""

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from prtool.errors import BundleError, ConfigError, KeepError
 from prtool.signature import EncoderShape, GraphSpec, TensorSpec, graph_signatures
-from prtool.spec import Cost, Keep, Preprocess, PruneSpec
+from prtool.spec import Cost, Keep, Preprocess, PruneSpec, plain_number
 from prtool.text_safety import printable
 
 __all__ = ["SCHEMA", "ClassInfo", "FileDigest", "GraphSpec", "Manifest", "ModelInfo", "TensorSpec", "TextInfo"]
@@ -131,16 +131,12 @@ class Manifest:
         """
         if keep is None or isinstance(keep, Keep):
             return self.prune.counts(Keep.count(self.resolve(keep)))
-        counts, places = tuple(keep), self.prune.locations
-        whole = all(isinstance(k, int) and not isinstance(k, bool) for k in counts)
-        if (
-            len(counts) != len(places)
-            or not whole
-            or any(after > before for before, after in zip((self.prune.patches, *counts), counts, strict=False))
-        ):
+        given, places = tuple(keep), self.prune.locations
+        counts = tuple(k for k in map(plain_number, given) if isinstance(k, int))
+        if not len(counts) == len(given) == len(places) or any(k > before for before, k in zip((self.prune.patches, *counts), counts, strict=False)):
             raise KeepError(
-                f"keep counts {list(counts)}, but the locations {', '.join(map(str, places))} take {len(places)} whole numbers that do not rise, "
-                f"from at most {self.prune.patches} patches on, such as {list(self.prune.counts(Keep.count(self.default_keep)))}"
+                f"keep counts {printable(list(given))}, but the locations {', '.join(map(str, places))} take {len(places)} whole numbers "
+                f"that do not rise, from at most {self.prune.patches} patches on, such as {list(self.prune.counts(Keep.count(self.default_keep)))}"
             )
         self.resolve(Keep.count(counts[-1]))
         return counts

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 from prtool.errors import ConfigError, KeepError
 from prtool.text_safety import printable
@@ -18,6 +19,18 @@ MOST_IMAGE_SIDE = 8192
 MOST_IMAGE_PIXELS = 1 << 24
 
 
+def plain_number(value: object) -> int | float | None:
+    """numpy's and other libraries' numbers as Python's; None for what is no real number, True and False among it."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, float):
+        return value
+    # By its digits: numpy's float32(0.7) is meant as 0.7, and its exact value would round another way.
+    return float(str(value)) if isinstance(value, Real) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Keep:
     """How many patches stay: a ratio of all of them, or a count. Made by `ratio`, `count` or `parse`."""
@@ -28,29 +41,32 @@ class Keep:
     @classmethod
     def ratio(cls, value: float) -> "Keep":
         """A share of all patches, 0 < value <= 1."""
-        if not (math.isfinite(value) and 0.0 < value <= 1.0):
-            raise KeepError(f"keep ratio = {value}, but it must be above 0.0 and at most 1.0 (1.0 keeps every patch)")
-        return cls(float(value), is_count=False)
+        number = plain_number(value)
+        if number is None or not 0.0 < number <= 1.0:
+            raise KeepError(f"keep ratio = {printable(value)}, but it must be a number above 0.0 and at most 1.0 (1.0 keeps every patch)")
+        return cls(float(number), is_count=False)
 
     @classmethod
     def count(cls, value: int) -> "Keep":
         """A number of patches, at least 1."""
-        if value < 1:
-            raise KeepError(f"keep count = {value}, but at least 1 patch must be kept")
-        return cls(int(value), is_count=True)
+        number = plain_number(value)
+        if not isinstance(number, int) or number < 1:
+            raise KeepError(f"keep count = {printable(value)}, but it must be a whole number, and at least 1 patch must be kept")
+        return cls(number, is_count=True)
 
     @classmethod
     def of(cls, value: "Keep | float | int") -> "Keep":
         """A float is a ratio, an int a count. The int 1 is refused: it reads as either."""
         if isinstance(value, Keep):
             return value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise KeepError(f"keep = {value!r}, but it must be a ratio (0.6), a count (118) or a Keep")
-        if isinstance(value, float):
-            return cls.ratio(value)
-        if value == 1:
+        number = plain_number(value)
+        if number is None:
+            raise KeepError(f"keep = {printable(repr(value))}, but it must be a ratio (0.6), a count (118) or a Keep")
+        if isinstance(number, float):
+            return cls.ratio(number)
+        if number == 1:
             raise KeepError("keep = 1 reads as a ratio or as a count; write 1.0 for every patch, Keep.count(1) for one patch")
-        return cls.count(value)
+        return cls.count(number)
 
     @classmethod
     def parse(cls, text: str) -> "Keep":

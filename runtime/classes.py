@@ -10,9 +10,12 @@ from prtool.engines.base import Array
 from prtool.errors import BundleError, ConfigError, ShapeError
 from prtool.runtime.select import select
 from prtool.runtime.tensors import read_tensors
+from prtool.spec import plain_number
 from prtool.text_safety import printable
 
 TENSOR_NAME = "embeddings"
+DEFAULT_TOP = 5
+"""Classes named for an image, where a call says nothing else; the C++ library and the command line have the same."""
 _LENGTH_TOLERANCE = 1e-3
 
 
@@ -83,7 +86,7 @@ class ClassTable:
         shares: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
         return shares
 
-    def predict(self, embeddings: Array, top: int = 5) -> list[list[Prediction]]:
+    def predict(self, embeddings: Array, top: int = DEFAULT_TOP) -> list[list[Prediction]]:
         """The most probable classes of each image, best first; equal ones by lower label.
 
         Args:
@@ -94,10 +97,11 @@ class ClassTable:
             ConfigError: top is below 1.
             ShapeError: the width is not E.
         """
-        if top < 1:
-            raise ConfigError(f"top = {top}, but at least 1 class must be asked for")
+        wanted = plain_number(top)
+        if not isinstance(wanted, int) or wanted < 1:
+            raise ConfigError(f"top = {printable(repr(top))}, but it must be a whole number, at least 1")
         probabilities = self.probabilities(embeddings)
-        best = select(probabilities, min(top, len(self.names)))
+        best = select(probabilities, min(wanted, len(self.names)))
         return [
             [Prediction(int(index), self.names[index], float(row[index])) for index in indices]
             for row, indices in zip(probabilities, best, strict=True)

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from prtool.engines.base import Array, ArrayLibrary, DeviceArray, Recording
+from prtool.engines.forks import track
 from prtool.runtime.pipeline import Graphs, SplitPipeline, Stage, Steps, device_engine, split_steps
 from prtool.spec import PruneSpec
 
@@ -144,6 +145,7 @@ class DevicePipeline:
         self._first_role, self._way = _WAYS[mode]
         self._started: tuple[ArrayLibrary, Recorder] | None = None
         self._lock = threading.Lock()
+        track(self)
 
     def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:
         """Encodes one batch from and to the host; see `Pipeline.embed`."""

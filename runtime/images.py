@@ -9,20 +9,20 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
-from prtool.errors import ImageError, ShapeError
+from prtool.errors import ConfigError, ImageError, ShapeError
 from prtool.runtime.image_files import LeftOut, search
 from prtool.runtime.image_memory import MAX_BYTES, decoding_bytes, memory_for, turning_bytes
 from prtool.strict import open_regular
 from prtool.text_safety import printable
 
-ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
-"""A file's path, a file's bytes, a PIL image, or an array (height, width, 3) uint8 in RGB order."""
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
+"""A file's path, its bytes, an open binary file (BytesIO), a PIL image, or an array (height, width, 3) uint8 in RGB order."""
 
 MAX_PIXELS = 256_000_000
 """Most pixels that are decoded, 1 GB as RGB in PIL; larger ones are taken for decompression bombs, as is what takes more than MAX_BYTES."""
@@ -78,6 +78,7 @@ def open_image(source: ImageSource) -> Image.Image:
     Raises:
         ImageError: the file cannot be read, is empty, truncated, damaged, of an unknown format, or above MAX_PIXELS.
         ShapeError: an array is not (height, width, 3) uint8.
+        ConfigError: it is nothing of the kind.
     """
     with opened(source) as image:
         return image
@@ -91,10 +92,11 @@ def opened(source: ImageSource) -> Iterator[Image.Image]:
             yield _from_array(source)
         elif isinstance(source, Image.Image):
             yield _finish(source, "the PIL image", memory)
-        elif isinstance(source, bytes):
-            yield _read(io.BytesIO(source), f"image of {len(source)} bytes", memory)
-        else:
+        elif isinstance(source, (str, os.PathLike)):
             yield _read_file(Path(source), memory)
+        else:
+            content = _content(source)
+            yield _read(io.BytesIO(content), f"image of {len(content)} bytes", memory)
 
 
 def expand_images(paths: Iterable[str | Path]) -> tuple[list[Path], LeftOut]:
@@ -118,6 +120,29 @@ def expand_images(paths: Iterable[str | Path]) -> tuple[list[Path], LeftOut]:
         files += [path / name for name in found.paths]
         left_out.merge(found.left_out, path)
     return files, left_out
+
+
+def _content(source: object) -> bytes:
+    """The bytes of an image that is held in memory, or in an open file, which is read from its start as PIL does."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    if not hasattr(source, "read"):
+        raise ConfigError(f"an image is {printable(repr(source))}, a {type(source).__name__}, but it must be {_KINDS}")
+    stream = cast(IO[Any], source)
+    try:
+        if hasattr(stream, "seekable") and stream.seekable():
+            stream.seek(0)
+        content = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as cause:
+        raise ImageError(f"an open file cannot be read: {printable(cause)}") from cause
+    if not isinstance(content, bytes):
+        raise ConfigError("an image is a file that was opened as text; open it with mode 'rb'")
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"an open file has more than {MAX_BYTES:,} bytes, the most that is read")
+    return content
+
+
+_KINDS = "a path, a file's bytes, a file opened with 'rb', a PIL image or a (height, width, 3) uint8 array"
 
 
 def _open(path: Path) -> BinaryIO:

@@ -1,5 +1,6 @@
 """From pixels to embeddings: through one fused graph, through split graphs with selection between them, or unpruned."""
 
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from prtool.bundle import Bundle
 from prtool.engines.base import Array, DeviceArray, DeviceEngine, Engine, EngineOptions, GraphOptions, check_outputs
+from prtool.engines.forks import check_process
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import graph_precision, open_engine
 from prtool.errors import EngineError
@@ -40,6 +42,7 @@ class Graphs:
         self._options = GraphOptions.of(options, precision, profiles(bundle.manifest, options.build))
         self._opened: dict[str, Engine] = {}
         self._closed = False
+        self._pid = os.getpid()
         self._lock = threading.Lock()
 
     def engine(self, role: str) -> Engine:
@@ -49,8 +52,9 @@ class Graphs:
             ConfigError: the bundle has no such precision or role, or there is no such engine.
             EngineUnavailable: the engine's library is not installed.
             BundleError: the bundle changed since it was opened.
-            EngineError: the graph cannot be loaded, or `close` was called.
+            EngineError: the graph cannot be loaded, `close` was called, or this process was forked since.
         """
+        check_process(self._pid, f"the encoder of {self.bundle.path}")
         opened = self._opened.get(role)
         return opened if opened is not None else self._open(role)
 
@@ -75,7 +79,9 @@ class Graphs:
         return outputs
 
     def close(self) -> None:
-        """Closes every engine; `engine` and `run` fail afterwards. A second call does nothing."""
+        """Closes every engine; `engine` and `run` fail afterwards. A second call does nothing, nor does one in a forked child."""
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             self._closed = True
             opened, self._opened = self._opened, {}

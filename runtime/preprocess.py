@@ -1,7 +1,9 @@
 """From an image to the encoder's pixels, bit for bit as open_clip's inference transform, with PIL and numpy alone."""
 
 import functools
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ from PIL import Image
 from prtool.errors import ConfigError
 from prtool.runtime.images import ImageSource, opened
 from prtool.spec import Preprocess
+from prtool.text_safety import printable
 
 Pixels = npt.NDArray[np.float32]
 
@@ -49,6 +52,29 @@ def prepare_batch(images: Sequence[ImageSource], spec: Preprocess) -> Pixels:
     for row, image in zip(pixels, images, strict=True):
         _normalise(view(image, spec), spec, row)
     return pixels
+
+
+def largest_value(spec: Preprocess) -> float:
+    """What no normalised pixel comes near: four times the largest value of one, at least 16. Noise stays below it, 8-bit values do not."""
+    return max(16.0, 4.0 * float(np.abs([table[[0, -1]] for table in _tables(spec.mean, spec.std)]).max()))
+
+
+def image_list(images: object) -> list[ImageSource]:
+    """What a caller gave as images: any iterable of them, or a single one.
+
+    Raises:
+        ConfigError: there is no image, or the value is neither. Whether each is an image shows when it is opened.
+    """
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read"):
+        return [cast(ImageSource, images)]
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        return [images]
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+        raise ConfigError(f"images = {printable(repr(images))}, but it must be an image or a list of at least one image")
+    found = list(images)
+    if not found:
+        raise ConfigError("images hold nothing; give a list of at least one image")
+    return found
 
 
 def view(image: ImageSource, spec: Preprocess) -> Image.Image:

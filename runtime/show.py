@@ -1,6 +1,7 @@
 """The picture of a pruned encoder: each photograph as it is seen, and beside it what stays at each keep rate."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ def _title(keep: Keep, count: int, manifest: Manifest) -> tuple[str, str]:
 
 
 def _name(image: ImageSource) -> str:
-    return Path(image).name if isinstance(image, (str, Path)) else ""
+    return Path(image).name if isinstance(image, (str, os.PathLike)) else ""
 
 
 def _veil(survivors: Sequence[npt.NDArray[np.int64]], grid: tuple[int, int], style: Style) -> npt.NDArray[np.float32]:

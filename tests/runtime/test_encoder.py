@@ -1,5 +1,7 @@
 """The runtime encoder against the same maths in plain numpy."""
 
+import io
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ from safetensors.numpy import save_file
 
 from prtool.bundle import Bundle, seal
 from prtool.engines.base import EngineOptions
-from prtool.errors import BundleError, ConfigError, EngineError, EngineUnavailable, KeepError, ShapeError
+from prtool.errors import BundleError, ConfigError, EngineError, EngineUnavailable, ImageError, InputWarning, KeepError, ShapeError
 from prtool.manifest import ClassInfo, TextInfo
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.preprocess import prepare
@@ -229,10 +231,129 @@ def test_wrong_token_ids(encoder: Encoder, ids: np.ndarray) -> None:
         encoder.encode_text(ids)
 
 
-@pytest.mark.parametrize("images", [[], "cat.png", b"\x89PNG", Path("cat.png")])
-def test_images_must_be_a_list(encoder: Encoder, images: list[str]) -> None:
-    with pytest.raises(ConfigError, match="list of at least one image"):
+@pytest.mark.parametrize("form", ["path", "str", "bytes", "bytearray", "memoryview", "BytesIO", "open file", "PIL", "array", "stack", "generator"])
+def test_images_in_any_form(encoder: Encoder, images: list[np.ndarray], tmp_path: Path, form: str) -> None:
+    path = tmp_path / "image.png"
+    Image.fromarray(images[0]).save(path)
+    raw = path.read_bytes()
+    written = io.BytesIO()
+    written.write(raw)  # and left at its end, as by whoever has just written an image into it
+    with path.open("rb") as stream:
+        forms: dict[str, Any] = {
+            "path": path,
+            "str": str(path),
+            "bytes": raw,
+            "bytearray": bytearray(raw),
+            "memoryview": memoryview(raw),
+            "BytesIO": written,
+            "open file": stream,
+            "PIL": Image.fromarray(images[0]),
+            "array": images[0],
+            "stack": np.stack(images[:1]),
+            "generator": (item for item in images[:1]),
+        }
+        expected = encoder.encode_images([images[0]])
+        np.testing.assert_array_equal(encoder.encode_images(forms[form]), expected)
+        if form not in ("stack", "generator"):
+            np.testing.assert_array_equal(encoder.encode_images([forms[form]] * 2), encoder.encode_images([images[0]] * 2))
+            np.testing.assert_array_equal(prepare(forms[form], encoder.manifest.preprocess), prepare(images[0], encoder.manifest.preprocess))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "nothing"),
+        (None, "None"),
+        (5, "5"),
+        ({"a": 1}, "{'a': 1}"),
+        ([None], "None, a NoneType"),
+        ([7], "7, a int"),
+        ([io.StringIO("text")], "opened as text"),
+        (np.zeros((5, 5)), "shape"),
+    ],
+)
+def test_images_that_are_rejected(encoder: Encoder, images: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         encoder.encode_images(images)
+
+
+@pytest.mark.parametrize("image", ["absent.png", Path("absent.png"), b"\x89PNG", io.BytesIO(b"")])
+def test_one_image_that_cannot_be_read(encoder: Encoder, image: Any) -> None:
+    with pytest.raises(ImageError):
+        encoder.encode_images(image)
+
+
+def test_numbers_of_numpy_are_keeps(bundles: dict[str, Bundle]) -> None:
+    model = MODELS["three locations"]
+    with Encoder.load(bundles["three locations"]) as encoder:
+        pixels = model.pixels(2)
+        assert Keep.of(np.float32(0.7)) == Keep.ratio(0.7)
+        for keep, same in (
+            (np.float32(0.7), 0.7),
+            (np.float64(0.7), 0.7),
+            (np.int64(9), 9),
+            ([14, 12, 10], (14, 12, 10)),
+            (np.array([14, 12, 10]), None),
+        ):
+            np.testing.assert_array_equal(encoder.encode_pixels(pixels, keep), encoder.encode_pixels(pixels, same))
+        for wrong in ("0.6", "a", b"1", {}, np.array(3), 1 + 2j, True, [14, "12", 10]):
+            with pytest.raises(KeepError):
+                encoder.encode_pixels(pixels, wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("keep", ["0.6", None, 0.5])
+def test_keep_counts_are_whole_numbers(keep: Any) -> None:
+    with pytest.raises(KeepError):
+        Keep.count(keep)
+
+
+def test_pixels_of_another_range_are_warned_of_once(bundle: Bundle) -> None:
+    with Encoder.load(bundle) as encoder:
+        encoder.encode_pixels(MODELS["one location"].pixels(8))
+        bytes_as_floats = np.full((1, 3, SIDE, SIDE), 3.0, np.float32)
+        bytes_as_floats[0, 1, 2, 3] = 251.0
+        with pytest.warns(InputWarning, match="from 3 to 251"):
+            expected = encoder.encode_pixels(bytes_as_floats)
+        np.testing.assert_array_equal(encoder.encode_pixels(bytes_as_floats), expected)  # warnings are errors here
+
+
+@pytest.mark.parametrize("top", [0, -1, 2.5, "3", None])
+def test_top_must_be_a_whole_number(encoder: Encoder, images: list[np.ndarray], top: Any) -> None:
+    with pytest.raises(ConfigError, match="top = "):
+        encoder.classify(images, top=top)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"bundle": None},
+        {"bundle": 5},
+        {"mode": None},
+        {"mode": ["fused"]},
+        {"engine": None},
+        {"engine": {"ort"}},
+        {"precision": None},
+        {"precision": ["fp32"]},
+        {"options": 2},
+        {"options": {"threads": 2}},
+    ],
+    ids=str,
+)
+def test_arguments_of_the_wrong_kind(bundle: Bundle, arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(ConfigError, match=name):
+        Encoder.load(**{"bundle": bundle} | arguments)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"threads": "2"}, {"threads": 1.0}, {"threads": True}, {"streams": 0}, {"device": None}, {"spinning": 1}, {"cache": 5}, {"build": 8}],
+    ids=str,
+)
+def test_options_of_the_wrong_kind(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigError, match=name):
+        EngineOptions(**options)
 
 
 def test_unknown_names(bundle: Bundle) -> None:
