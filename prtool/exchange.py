@@ -27,11 +27,12 @@ _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 def claimed(path: Path, *, folder: bool) -> Iterator[Path]:
     """Yields a new, empty file or folder next to `path`, held by this process until the body ends; then it is gone, unless it was moved.
 
-    It is named `.NAME.xxxxxxxx.part` and made with the permissions that the umask of the process leaves.
+    It is named `.NAME.xxxxxxxx.part`, and made with the permissions that the umask of the process leaves.
 
     Raises:
         OSError: it cannot be made.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(4)}.{PART}")
         if folder:

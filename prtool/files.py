@@ -114,7 +114,6 @@ def new_file(path: Path) -> Iterator[Path]:
         StorageError: the file cannot be written; whatever stood at `path` is untouched.
     """
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
         with claimed(path, folder=False) as temporary:
             mode = temporary.stat().st_mode

@@ -203,6 +203,14 @@ def test_leftovers_of_the_dead_are_swept_and_those_of_the_living_stay(tmp_path: 
     assert names(tmp_path) == [".bundle.part", "bundle"]
 
 
+def test_folders_above_an_output_are_made_with_it_and_not_by_the_check(tmp_path: Path) -> None:
+    check_output(tmp_path / "a" / "b", NEW_FOLDER)
+    assert names(tmp_path) == []
+    with new_directory(tmp_path / "a" / "b"):
+        pass
+    assert (tmp_path / "a" / "b").is_dir()
+
+
 def test_two_writers_of_one_folder_both_end_well(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
 
