@@ -14,6 +14,7 @@ from typing import BinaryIO, NoReturn
 from prtool.errors import BundleError
 from prtool.protobuf import Field, MalformedMessage, MessageReader
 from prtool.signature import GraphSpec, TensorSpec
+from prtool.text_safety import printable
 
 OPSET = 20
 # OpenVINO's time grows with the square: a chain of 10,000 additions took it 196 s.
@@ -305,5 +306,4 @@ class _Tensor:
 
 def _listed(specs: Collection[TensorSpec]) -> str:
     """Tensors as they stand in a message, shortened."""
-    shown = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in list(specs)[:4])
-    return ascii(shown)[1:-1][:200] or "nothing"
+    return printable(", ".join(map(str, specs)), 200) or "nothing"

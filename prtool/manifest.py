@@ -297,11 +297,12 @@ def _check_graphs(manifest: Manifest) -> None:
         if set(roles) != set(wanted):
             raise ConfigError(f"graphs.{printable(precision)} has {printable(', '.join(roles))}, but it must have {printable(', '.join(wanted))}")
         for role, graph in roles.items():
-            found, due = (graph.inputs, graph.outputs), (wanted[role].inputs, wanted[role].outputs)
-            if found != due:
-                raise ConfigError(
-                    f"graphs.{printable(precision)}.{role} takes and gives {printable(found, 300)}, but it must be {printable(due, 300)}"
-                )
+            for kind, found, due in (("inputs", graph.inputs, wanted[role].inputs), ("outputs", graph.outputs, wanted[role].outputs)):
+                if found != due:
+                    held, fitting = ("; ".join(map(str, specs)) for specs in (found, due))
+                    raise ConfigError(
+                        f"graphs.{printable(precision)}.{role}.{kind} = {printable(held, 200)}, but it must be {printable(fitting, 200)}"
+                    )
             if not graph.file.endswith(".onnx"):
                 raise ConfigError(f"graphs.{printable(precision)}.{role}.file = {printable(repr(graph.file))}, but it must end in .onnx")
 

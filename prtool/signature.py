@@ -17,6 +17,9 @@ class TensorSpec:
     dtype: str
     shape: tuple[int | str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]"
+
 
 @dataclass(frozen=True, slots=True)
 class GraphSpec:

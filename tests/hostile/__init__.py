@@ -1,0 +1,1 @@
+"""Damaged and hostile bundles, and what runs them through the reader."""
