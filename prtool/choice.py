@@ -9,8 +9,8 @@ from prtool.files import file_kind, sha256_file
 from prtool.spec import Keep
 from prtool.stored import read_sealed, write_sealed
 from prtool.text_safety import printable
-from prtool.trainer.checkpoint import RECORD_NAME
 from prtool.trainer.config import read_plain, to_plain
+from prtool.trainer.record import RECORD_NAME
 
 SCHEMA = 2
 CHOICE_NAME = "choice.json"

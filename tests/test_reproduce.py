@@ -21,8 +21,8 @@ from prtool.reproduce.sets import data_sets
 from prtool.reproduce.tables import OURS, TABLES, make_table
 from prtool.runtime.bench import bench
 from prtool.spec import Keep
-from prtool.trainer.checkpoint import RECORD_NAME, Metrics, TunedTokens
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
+from prtool.trainer.record import RECORD_NAME, Metrics, TunedTokens
 
 PATCHES = 16
 

@@ -25,10 +25,11 @@ from prtool.runtime.bench import BenchConfig, bench
 from prtool.spec import Keep
 from prtool.stored import read_sealed, write_sealed
 from prtool.study_commands import tune as command
-from prtool.trainer.checkpoint import Checkpoint, TunedTokens
+from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow, drop_error
 from prtool.trainer.evaluate import EvalConfig
+from prtool.trainer.record import TunedTokens
 from prtool.trainer.train import train
 from prtool.tune import TuneConfig, tune
 from prtool.tune_quality import evaluate_quality

@@ -6,157 +6,31 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from prtool.errors import CheckpointError, ConfigError
+from prtool.errors import CheckpointError
 from prtool.exchange import alone, sweep
 from prtool.files import storage_errors, write_bytes
 from prtool.manifest import FileDigest
 from prtool.spec import PruneSpec
-from prtool.stored import read_sealed, write_sealed
+from prtool.stored import write_sealed
 from prtool.strict import read_regular
-from prtool.text_safety import printable
-from prtool.trainer.config import read_plain, to_plain
+from prtool.trainer.config import to_plain
 from prtool.trainer.model import DualEncoder, load_model
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.prompts import TextContext, VisualTokens
 from prtool.trainer.pruned import FirstOrder, PrunedEncoder
-from prtool.trainer.settings import ScorerConfig
+from prtool.trainer.record import RECORD_NAME, Record, read_record
 from prtool.trainer.spread import SpreadScorer
 
-SCHEMA = 3
-RECORD_NAME = "checkpoint.json"
 TENSORS_STEM = "tensors-"
 # Files are named after their content: a checkpoint that is saved over another leaves the earlier one's alone until its own record stands.
 _FILE_NAME = re.compile(r"[a-z]+-[0-9a-f]{16}\.[a-z]+")
 _VISUAL, _CONTEXT = "visual.values", "context.values"
-
-
-@dataclass(frozen=True, slots=True)
-class DataInfo:
-    """The images of a run.
-
-    Attributes:
-        root: the data folder, absolute; "" when none was used.
-        train_sha256, val_sha256: digests of the image sets (paths, sizes, labels).
-        train_images, val_images: how many were used.
-        held_out: the validation images were held out of the training split, for the data has no val split.
-    """
-
-    root: str = ""
-    train_sha256: str = ""
-    val_sha256: str = ""
-    train_images: int = 0
-    val_images: int = 0
-    held_out: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class MatchRow:
-    """Matching rate @m on the validation images: the predictor's, beside a random and a constant (mean-rank) order's."""
-
-    m: int
-    predictor: float
-    random: float
-    constant: float
-
-
-@dataclass(frozen=True, slots=True)
-class TunedTokens:
-    """The learnable tokens of a run; none by default.
-
-    Attributes:
-        visual: tokens behind the patches, 0 for none.
-        first: 1-based block on entry to which they are appended.
-        layers: blocks, from `first` on, that have tokens of their own.
-        text: tokens of context in the prompts, 0 for none.
-        words: what the context stands for in the text of a prompt.
-        keep: the keep ratio that they were tuned at.
-        losses: mean loss of each epoch.
-        accuracies: zero-shot accuracy on the validation images in percent, before the first epoch and after each; empty without labels.
-        cosines: mean cosine to the unpruned embedding on the validation images, likewise.
-        best_epoch: whose values were kept; 0 where the encoder is better without tokens, which then has none.
-    """
-
-    visual: int = 0
-    first: int = 1
-    layers: int = 0
-    text: int = 0
-    words: str = ""
-    keep: float = 0.0
-    losses: tuple[float, ...] = ()
-    accuracies: tuple[float, ...] = ()
-    cosines: tuple[float, ...] = ()
-    best_epoch: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """What training measured; empty for an untrained scorer.
-
-    Attributes:
-        matching: one row for each m.
-        best_epoch: epoch (from 1) whose weights were kept; 0 without training.
-        losses: mean training loss of each epoch.
-        rates: validation matching rate @`match_at` after each epoch.
-        match_at: m that chose the best epoch.
-
-    With several scorers these are the first one's.
-    """
-
-    matching: tuple[MatchRow, ...] = ()
-    best_epoch: int = 0
-    losses: tuple[float, ...] = ()
-    rates: tuple[float, ...] = ()
-    match_at: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """Everything of a checkpoint but the tensors; checkpoint.json holds it.
-
-    Attributes:
-        schema: number of this form.
-        model, pretrained: as `load_model` takes them; local paths are absolute.
-        model_seed: torch's seed while the model is loaded; it decides random weights.
-        weights_sha256: digest of the image tower's tensors.
-        width: channels D of a token.
-        prune: where tokens drop.
-        scorer_config: kind and sizes of the patch scorer.
-        rescored: later locations have scorers of their own; False where they keep the order of the first.
-        scorer_trained: False for a freshly initialised scorer, whose choice of patches means nothing.
-        classnames: in label order; empty when the run had no data.
-        templates: prompts with one {} each.
-        config: the run's TrainConfig as plain JSON.
-        data, metrics: what was used and measured.
-        tokens: the learnable tokens.
-        versions: libraries that made the run.
-        files: every other file of the checkpoint.
-    """
-
-    schema: int
-    model: str
-    pretrained: str
-    model_seed: int
-    weights_sha256: str
-    width: int
-    prune: PruneSpec
-    scorer_config: ScorerConfig
-    scorer_trained: bool
-    classnames: tuple[str, ...]
-    templates: tuple[str, ...]
-    config: dict[str, Any]
-    rescored: bool = False
-    data: DataInfo = field(default_factory=DataInfo)
-    metrics: Metrics = field(default_factory=Metrics)
-    tokens: TunedTokens = field(default_factory=TunedTokens)
-    versions: dict[str, str] = field(default_factory=dict)
-    files: dict[str, FileDigest] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +71,7 @@ class Checkpoint(Record):
         home = Path(folder)
         # Another process may save between the two readings, and then removes the tensors of the record that was read.
         with alone(home):
-            record = _read_record(home)
+            record = read_record(home)
             tensors = _read_tensors(home, record)
         checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors)
         checkpoint.choosers()
@@ -215,7 +89,7 @@ class Checkpoint(Record):
         """
         home = Path(folder)
         with alone(home):
-            _remove_others(home, _read_record(home).files)
+            _remove_others(home, read_record(home).files)
 
     def scorer(self, index: int = 0) -> PatchScorer:
         """The scorer of one location, in evaluation mode.
@@ -352,23 +226,6 @@ def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu") -> D
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return load_model(name, pretrained, device)
-
-
-def _read_record(home: Path) -> Record:
-    path = home / RECORD_NAME
-    try:
-        value = read_sealed(path)
-    except (FileNotFoundError, NotADirectoryError) as cause:
-        raise CheckpointError(f"{home} is no finished run: it has no {RECORD_NAME}; make one with 'prtool train -o {home}'") from cause
-    except (OSError, ValueError) as cause:
-        raise CheckpointError(f"{path} is damaged or was edited ({cause}); run 'prtool train' again") from cause
-    if value.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} has schema {printable(value.get('schema'))}, but this prtool reads schema {SCHEMA}; run 'prtool train' again")
-    try:
-        record: Record = read_plain(Record, value, "")
-    except ConfigError as cause:
-        raise CheckpointError(f"{path} is damaged or was edited: {cause}; run 'prtool train' again") from cause
-    return record
 
 
 def _read_tensors(home: Path, record: Record) -> dict[str, Tensor]:

@@ -17,10 +17,11 @@ from prtool.errors import CheckpointError, ConfigError, DataError, StorageError
 from prtool.files import OutputKind, storage_errors
 from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
-from prtool.trainer.checkpoint import RECORD_NAME, SCHEMA, Checkpoint, untuned
+from prtool.trainer.checkpoint import Checkpoint, untuned
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.datasets.address import parse_data
 from prtool.trainer.inputs import model_folder
+from prtool.trainer.record import RECORD_NAME, SCHEMA
 
 _OURS = re.compile(r"tensors[\w.-]*|golden(\.json)?|tokens|fit(-\d+)?\.safetensors|tune(\.safetensors)?|eval(-[\w.-]+)?|choice\.json|\..+")
 _LOCK_NAME = ".lock"

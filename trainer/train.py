@@ -15,18 +15,7 @@ from prtool.errors import ConfigError, DataError
 from prtool.files import check_output, storage_errors
 from prtool.progress import Progress, SilentProgress
 from prtool.stored import keep_json, recall_json
-from prtool.trainer.checkpoint import (
-    SCHEMA,
-    Checkpoint,
-    DataInfo,
-    MatchRow,
-    Metrics,
-    TunedTokens,
-    load_seeded,
-    scorer_tensors,
-    token_tensors,
-    untuned,
-)
+from prtool.trainer.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors, untuned
 from prtool.trainer.choice import ChoiceImages, ChoiceLesson
 from prtool.trainer.config import RANKING, TrainConfig, to_plain
 from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
@@ -39,6 +28,7 @@ from prtool.trainer.matching import constant_ranking, matching_rate, order_of, r
 from prtool.trainer.model import DualEncoder
 from prtool.trainer.model_source import canonical_name, canonical_pretrained
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
+from prtool.trainer.record import SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
 from prtool.trainer.run_folder import RUN, earlier, finished, only_trainer
 from prtool.trainer.settings import LABELLED_SCORES
 from prtool.trainer.tuning import TuningTask, tune, tuned_spec

@@ -14,11 +14,12 @@ from prtool.progress import Progress
 from prtool.reproduce.plan import Cell, DataSet, Job, Study
 from prtool.runtime.machine import library_versions
 from prtool.stored import keep_json, recall_json
-from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
+from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.data import load_split, templates_for
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.evaluate import EvalConfig, evaluate_run
+from prtool.trainer.record import RECORD_NAME
 from prtool.trainer.train import train
 
 SCHEMA = 2

@@ -13,22 +13,12 @@ from local_model import write_model
 from prtool.errors import CheckpointError, StorageError
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer import checkpoint as module
-from prtool.trainer.checkpoint import (
-    RECORD_NAME,
-    SCHEMA,
-    Checkpoint,
-    DataInfo,
-    MatchRow,
-    Metrics,
-    TunedTokens,
-    load_seeded,
-    scorer_tensors,
-    token_tensors,
-)
+from prtool.trainer.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.predictor import ScorerConfig, TransformerScorer, later_config, make_scorer
 from prtool.trainer.prompts import TextContext, VisualTokens
 from prtool.trainer.pruned import FirstOrder
+from prtool.trainer.record import RECORD_NAME, SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
 
 FILES = (RECORD_NAME, "tensors-*.safetensors")
 

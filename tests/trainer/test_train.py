@@ -15,11 +15,12 @@ from local_model import COLOURS, write_images, write_model
 from prtool.errors import ConfigError, DataError, ModelError
 from prtool.progress import SilentProgress
 from prtool.trainer import train as module
-from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
+from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import load_split
 from prtool.trainer.golden_store import rank_images
 from prtool.trainer.matching import constant_ranking, matching_rate
+from prtool.trainer.record import RECORD_NAME
 from prtool.trainer.train import point_latest, run_images, train
 
 SETTINGS = {"golden.location": 2, "golden.group": 1, "golden.precision": "fp32", "device": "cpu"}
