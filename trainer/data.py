@@ -1,5 +1,6 @@
-"""Labelled images on disk: one door to every form of data set, and the pixels of their batches."""
+"""Labelled images on disk, in every form of data set, and the pixels of their batches."""
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,16 +12,18 @@ from torch import Tensor
 from prtool.errors import DataError, ImageError
 from prtool.runtime.preprocess import Pixels, prepare
 from prtool.spec import Preprocess
+from prtool.text_safety import printable
 from prtool.trainer.datasets.address import Address, parse_data
 from prtool.trainer.datasets.detect import known_set, read_listing, templates_of
 from prtool.trainer.datasets.forms import SPLIT_FILE
-from prtool.trainer.datasets.images import IMAGE_SUFFIXES, NO_LABEL, SPLITS, ImageSet
+from prtool.trainer.datasets.images import NO_LABEL, SPLITS, ImageSet
 from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
-from prtool.trainer.datasets.listing import Listing, check_inside
+from prtool.trainer.datasets.listing import Listing, check_inside, joined
 from prtool.trainer.datasets.merge import merge
 
+_WORDNET = re.compile(r"n\d{8}")
+
 __all__ = (
-    "IMAGE_SUFFIXES",
     "NO_LABEL",
     "SPLITS",
     "SPLIT_FILE",
@@ -121,14 +124,30 @@ def _load(address: Address, split: str) -> ImageSet:
     entries = listing.splits.get(split, ())
     if not entries:
         there = ", ".join(name for name in SPLITS if listing.splits.get(name)) or "none with images"
-        raise DataError(f"{address.path} has no images in its split {split!r}; its splits: {there}; known suffixes: {' '.join(IMAGE_SUFFIXES)}")
+        raise DataError(joined(f"{address.path} has no images in its split {split!r}; its splits: {there}", listing.note))
     names = listing.classnames
     if len(names) == 1:
         raise DataError(f"{address.path} has one class ({names[0]}), but telling classes apart needs at least two")
+    _check_names(address, names)
     check_inside((path for path, _ in entries), address.path)
     _check_files(address, listing, split)
     paths, labels = zip(*entries, strict=True)
-    return ImageSet(listing.root, paths, labels, names, address.text(), listing.note)
+    return ImageSet(listing.root, paths, labels, names, address.text(), joined(listing.note, _wordnet_note(names)))
+
+
+def _check_names(address: Address, names: Sequence[str]) -> None:
+    """Class names go into prompts, so they must be text."""
+    for name in names:
+        if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+            raise DataError(
+                f"{printable(address.path, 300)}: the class name '{printable(name)}' is not valid UTF-8; rename it (convmv renames folders)"
+            )
+
+
+def _wordnet_note(names: Sequence[str]) -> str:
+    if not names or not all(_WORDNET.fullmatch(name) for name in names):
+        return ""
+    return f"the class names are WordNet ids, such as {names[0]}, and prompts made of them mean nothing; give a CSV file with a column classname"
 
 
 def _check_files(address: Address, listing: Listing, split: str) -> None:
@@ -136,5 +155,5 @@ def _check_files(address: Address, listing: Listing, split: str) -> None:
     if missing:
         known = known_set(address)
         advice = "copy the data set again" if known is None else known.explain(address.path)
-        total = len(listing.splits[split])
-        raise DataError(f"{listing.root}: {len(missing)} of {total} images of the split {split!r} are missing, the first {missing[0]!r}; {advice}")
+        count = f"{len(missing)} of {len(listing.splits[split])} images of the split {split!r}"
+        raise DataError(f"{listing.root}: {count} are missing or no regular files, the first '{printable(missing[0])}'; {advice}")

@@ -201,13 +201,13 @@ def test_a_path_that_is_not_unicode_is_found_before_the_work(tmp_path: Path, mon
 
 def test_what_a_folder_holds_and_is_not_embedded_is_counted(tmp_path: Path) -> None:
     write_images(tmp_path / "@eaDir", 2)
-    with pytest.raises(DataError, match=r"no image found .* 2 image files are not used: 2 in folders of thumbnails"):
+    with pytest.raises(DataError, match=r"no image found .* 2 files are not used: 2 in folders of thumbnails"):
         embed_folder(FakeEncoder(), [tmp_path])
     os.mkfifo(tmp_path / "pipe.jpg")
     write_images(tmp_path, 1)
     result = embed_folder(FakeEncoder(), [tmp_path])
     assert result.paths == [str(tmp_path / "000.png")] and result.skipped == []
-    assert result.note.startswith("3 image files are not used: ") and "pipe.jpg" in result.note
+    assert result.note.startswith("3 files are not used: ") and "pipe.jpg" in result.note
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out", "out.npz.gz"])

@@ -17,6 +17,7 @@ from prtool.errors import ConfigError, DataError, ImageError
 from prtool.runtime.preprocess import prepare
 from prtool.spec import Preprocess
 from prtool.trainer.data import ImageSet, available_splits, data_exists, load_split, pixel_batches, templates_for
+from prtool.trainer.datasets.address import parse_data
 from prtool.trainer.datasets.few_shot import few_shot
 from prtool.trainer.datasets.merge import merge
 from prtool.trainer.golden import GoldenConfig
@@ -62,7 +63,7 @@ def test_split_folders(tmp_path: Path) -> None:
     found = load_split(tmp_path, "train")
     assert pairs(found) == [("train/cat/b.JPG", "cat"), ("train/dog/a.jpg", "dog")]
     assert available_splits(tmp_path) == ("train", "test")
-    assert found.origin == str(tmp_path.resolve()) and found.note == ""
+    assert found.origin == str(tmp_path.resolve()) and found.note == "1 files are not used: 1 hidden (the first: train/dog/.hidden.jpg)"
     with pytest.raises(DataError, match=r"no images in its split 'val'; its splits: train, test"):
         load_split(tmp_path, "val")
 
@@ -74,19 +75,33 @@ def test_an_empty_class_folder(tmp_path: Path) -> None:
         load_split(tmp_path, "train")
 
 
-def test_class_folders_are_split_as_coop_does(tmp_path: Path) -> None:
-    write(tmp_path, *(f"{name}/{i:02d}.jpg" for name in ("cat", "dog") for i in range(17)))
+def part_by_hash(path: str) -> str:
+    """docs/data.md, written out: the first 8 bytes of the path's SHA-256 as a share of all numbers of 8 bytes."""
+    share = int(hashlib.sha256(path.encode()).hexdigest()[:16], 16) / 16**16
+    return "train" if share < 0.5 else "val" if share < 0.7 else "test"
+
+
+def test_class_folders_are_split_by_each_path_alone(tmp_path: Path) -> None:
+    names = [f"{name}/{i:03d}.jpg" for name in ("cat", "dog") for i in range(150)]
+    write(tmp_path, *names)
     parts = {split: load_split(tmp_path, split) for split in ("train", "val", "test")}
-    train, val = round(17 * 0.5), round(17 * 0.2)
-    for split, count in (("train", train), ("val", val), ("test", 17 - train - val)):
-        assert [parts[split].labels.count(label) for label in (0, 1)] == [count, count]
-        assert "50/20/30" in parts[split].note
-    assert sorted(path for part in parts.values() for path in part.paths) == sorted(
-        f"{name}/{i:02d}.jpg" for name in ("cat", "dog") for i in range(17)
-    )
-    before = parts["train"].paths
-    write(tmp_path, *(f"bird/{i}.jpg" for i in range(5)))
-    assert [path for path in load_split(tmp_path, "train").paths if "bird" not in path] == list(before), "a class more changes no other"
+    assert {path: split for split, part in parts.items() for path in part.paths} == {path: part_by_hash(path) for path in names}
+    assert all("50/20/30" in part.note for part in parts.values())
+    before = {path: split for split, part in parts.items() for path in part.paths}
+    write(tmp_path, "cat/000-new.jpg", *(f"bird/{i}.jpg" for i in range(5)))
+    after = {path: split for split in parts for path in load_split(tmp_path, split).paths}
+    assert len(after) == 306 and before.items() <= after.items(), "an image or a class more moves no other"
+
+
+@pytest.mark.parametrize("count", range(3, 12))
+def test_no_part_of_a_tiny_class_is_empty(tmp_path: Path, count: int) -> None:
+    names = [f"cat/{i}.jpg" for i in range(count)]
+    write(tmp_path, *names, *(f"dog/{i}.jpg" for i in range(3)))
+    found = {split: [path for path in load_split(tmp_path, split).paths if path.startswith("cat")] for split in ("train", "val", "test")}
+    assert all(found.values()) and sorted(path for part in found.values() for path in part) == sorted(names)
+    moved = [path for split, part in found.items() for path in part if part_by_hash(path) != split]
+    empty = 3 - len({part_by_hash(path) for path in names})
+    assert len(moved) <= 2 * empty
 
 
 def test_class_folders_need_three_images_each(tmp_path: Path) -> None:
@@ -100,8 +115,12 @@ def test_class_folders_need_three_images_each(tmp_path: Path) -> None:
 def test_plain_photographs_have_no_labels(tmp_path: Path) -> None:
     write(tmp_path, *(f"{i}.jpg" for i in range(10)))
     found = load_split(tmp_path, "train")
-    assert len(found) == 5 and set(found.labels) == {-1} and found.classnames == ()
-    with pytest.raises(DataError, match=r"accuracy needs labels, but 5 of 5 images .* the first"):
+    assert (
+        found.paths == tuple(f"{i}.jpg" for i in range(10) if part_by_hash(f"{i}.jpg") == "train")
+        and set(found.labels) == {-1}
+        and found.classnames == ()
+    )
+    with pytest.raises(DataError, match=r"accuracy needs labels, but \d of \d images .* the first"):
         found.require_labels("accuracy")
     with pytest.raises(DataError, match=r"few-shot sampling \(tokens\.shots; 0 takes all .* needs labels"):
         few_shot(found, 1, 0)
@@ -157,7 +176,7 @@ def test_coop_file(tmp_path: Path) -> None:
         ([["b.jpg", 0]], "is not of the form"),
         (
             [["b.jpg", 0, "cat"], ["gone.jpg", 1, "dog"], ["gone/2.jpg", 1, "dog"]],
-            r"2 of 3 images of the split 'train' are missing, the first 'gone\.jpg'",
+            r"2 of 3 images of the split 'train' are missing or no regular files, the first 'gone\.jpg'",
         ),
     ],
 )
@@ -182,11 +201,11 @@ def test_csv_with_names_and_splits(tmp_path: Path) -> None:
 def test_csv_with_numbers(tmp_path: Path) -> None:
     write(tmp_path, *(f"{i}.jpg" for i in range(8)))
     (tmp_path / "d.csv").write_text("path,label\n" + "".join(f"{i}.jpg,{i % 2}\n" for i in range(8)))
-    with pytest.raises(DataError, match=r"the label of '0\.jpg' is the number 0, and nothing says its class name"):
+    with pytest.raises(DataError, match=r"the label of '0\.jpg' is 0, and nothing says its class name"):
         load_split(tmp_path / "d.csv", "train")
     (tmp_path / "classnames.txt").write_text("cat\ndog\n")
     found = load_split(tmp_path / "d.csv", "train")
-    assert all(name == ("cat", "dog")[int(Path(path).stem) % 2] for path, name in pairs(found)) and len(found) == 4
+    assert all(name == ("cat", "dog")[int(Path(path).stem) % 2] for path, name in pairs(found))
     (tmp_path / "d.csv").write_text("path,label,classname\n" + "".join(f"{i}.jpg,{i % 2},{'ab'[i % 2]}\n" for i in range(8)))
     (tmp_path / "classnames.txt").unlink()
     assert load_split(tmp_path / "d.csv", "val").classnames == ("a", "b")
@@ -196,8 +215,8 @@ def test_csv_with_numbers(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("file,label\na.jpg,cat\n", r"columns \['file', 'label'\], but one must be called path"),
-        ("path,label\na.jpg,cat\n,dog\n", "row 3: the column path is empty"),
-        ("path,label,split\na.jpg,cat,train\nb.jpg,dog,dev\n", r"row 3: split = 'dev', but it must be one of train, val, test"),
+        ("path,label\na.jpg,cat\n,dog\n", "line 3: the column path is empty"),
+        ("path,label,split\na.jpg,cat,train\nb.jpg,dog,dev\n", r"line 3: split = 'dev', but it must be one of train, val, test"),
         ("path,label\na.jpg,cat\nb.jpg,\n", r"1 of 2 images have no label, the first 'b\.jpg'"),
         ("path,label,classname\na.jpg,0,cat\nb.jpg,0,dog\n", "label 0 two class names"),
         ("path,label,split\n../a.jpg,cat,train\nb.jpg,dog,train\n", "leaves the data folder"),
@@ -255,7 +274,7 @@ def test_shards_give_the_bytes_that_were_put_in(tmp_path: Path) -> None:
 def test_other_labels_in_shards(tmp_path: Path, suffix: str, text: str, names: tuple[str, ...]) -> None:
     write_tar(tmp_path / "x.tar", samples(0, 8, suffix, text))
     found = load_split(tmp_path / "x.tar", "train")
-    assert found.classnames == names and len(found) == 4 and "fixed seed" in found.note
+    assert found.classnames == names and "hash" in found.note
     assert all(int(path[-8:-4]) % 2 == label for path, label in zip(found.paths, found.labels, strict=True))
     assert load_split(tmp_path, "train").paths == found.paths
 
@@ -373,6 +392,29 @@ def test_several_sets_as_one(tmp_path: Path) -> None:
         load_split(f"{tmp_path / 'one'},{tmp_path / 'one'}", "train")
     with pytest.raises(DataError, match="has an empty part"):
         load_split(f"{tmp_path / 'one'},", "train")
+
+
+@pytest.mark.parametrize("names", [("a,b/s1", "a,b/s2"), ("a,", "b"), ("x,,y", ",z,"), ("one ", " two")])
+def test_commas_of_paths_are_read_back(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        write(tmp_path / name, "train/River/1.jpg", "train/Forest/2.jpg")
+    single = load_split(tmp_path / names[0], "train")
+    assert load_split(single.origin, "train") == single
+    for known in ("", "eurosat:"):
+        text = ",".join(known + str(tmp_path / name).replace(",", ",,") for name in names)
+        found = load_split(text, "train")
+        assert len(found) == 4 and load_split(found.origin, "train") == found
+    given = f"eurosat:{tmp_path / names[0]}"
+    assert load_split(given, "train").paths == single.paths and parse_data(given)[0].path == tmp_path / names[0], "as the user typed it"
+
+
+def test_a_text_that_may_mean_two_things(tmp_path: Path) -> None:
+    write(tmp_path, "a,,b/train/x/1.jpg", "a,b/train/x/1.jpg")
+    with pytest.raises(DataError, match="may mean that path, or"):
+        parse_data(tmp_path / "a,,b")
+    assert parse_data(str(tmp_path / "a,b"))[0].path == tmp_path / "a,b"
+    with pytest.raises(DataError, match="two commas are one that belongs to a path"):
+        parse_data(f"eurosat:{tmp_path / 'c,,d'}")
 
 
 def test_merging_keeps_missing_labels_missing(tmp_path: Path) -> None:

@@ -1,24 +1,27 @@
 """Which form a data set has, and its reader: one order of preference for all commands."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prtool.errors import DataError
+from prtool.runtime.image_files import LeftOut, search
+from prtool.text_safety import printable
 from prtool.trainer.datasets.address import Address
 from prtool.trainer.datasets.forms import (
     SPLIT_FILE,
     Rename,
+    find_split_folders,
     read_class_folders,
-    read_csv,
-    read_lines,
     read_photos,
     read_split_file,
     read_split_folders,
 )
-from prtool.trainer.datasets.images import SPLITS
 from prtool.trainer.datasets.known import DEFAULT_TEMPLATES, KNOWN, KnownSet, named_like
 from prtool.trainer.datasets.layouts import find_layout, recognise
-from prtool.trainer.datasets.listing import Listing, folder_names, image_names
+from prtool.trainer.datasets.listing import Listing, joined
 from prtool.trainer.datasets.shards import SHARD_SUFFIX
+from prtool.trainer.datasets.tables import read_csv
+from prtool.trainer.datasets.text_files import read_lines
 from prtool.trainer.datasets.webdataset import find_shards, read_shards
 
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
@@ -36,7 +39,7 @@ def read_listing(address: Address) -> Listing:
         DataError: nothing of these, or what is there cannot be read; for a known set, the message draws the expected tree.
     """
     path = address.path
-    if path.is_file():
+    if not path.is_dir():
         return _read_file(path)
     if (path / SPLIT_FILE).is_file():
         return read_split_file(path, path / SPLIT_FILE)
@@ -47,10 +50,10 @@ def read_listing(address: Address) -> Listing:
         return form.read(home, known)
     shards = find_shards(path)
     if shards:
-        return read_shards(path, shards)
-    rename = _rename_of(known or named_like(path))
-    if any((path / split).is_dir() for split in SPLITS):
-        return read_split_folders(path, rename)
+        return _read_shard_folder(path, shards)
+    folders = find_split_folders(path)
+    if folders:
+        return read_split_folders(path, folders, _rename_of(known or named_like(path)))
     if known is not None:
         raise DataError(f"{path} does not hold {known.name}: no known layout is complete there; {known.explain(path)}")
     return _read_unsplit(path)
@@ -90,21 +93,26 @@ def _read_file(path: Path) -> Listing:
     if path.suffix.lower() == ".csv":
         return read_csv(path)
     if path.suffix.lower() == SHARD_SUFFIX:
-        return read_shards(path.parent, {"": [path]})
+        return read_shards(path.parent, {"": [path]}, LeftOut())
     raise DataError(f"{path} is a file, but only .csv files and .tar shards can be data; give a folder otherwise")
 
 
+def _read_shard_folder(path: Path, shards: Mapping[str, Sequence[Path]]) -> Listing:
+    found = search(path)
+    if found.paths:
+        first = printable(found.paths[0])
+        raise DataError(f"{path} has tar shards, and {len(found.paths)} images outside of them, the first {first!r}; move the one or the other")
+    return read_shards(path, shards, found.left_out)
+
+
 def _read_unsplit(path: Path) -> Listing:
-    rename = _rename_of(named_like(path))
-    if any(image_names(path / name) for name in folder_names(path)):
-        return read_class_folders(path, rename=rename)
-    if image_names(path):
-        return read_photos(path)
-    raise DataError(
-        f"{path} is no data set: it has no {SPLIT_FILE}, no train/, val/ or test/, no tar shards and no class folders with images{_hint(path)}"
-    )
-
-
-def _hint(path: Path) -> str:
     inside = [f"{item.name}:{path}" for item in KNOWN.values() if find_layout(item, path) is not None]
-    return f"; it holds known sets: give --data {', '.join(inside)}" if inside else f"; expected {path}/train/CLASS/IMAGE.jpg, or one of docs/data.md"
+    if inside:
+        raise DataError(f"{path} is no data set: it holds known sets: give --data {', '.join(inside)}")
+    found = search(path, follow=True)
+    if any("/" in image for image in found.paths):
+        return read_class_folders(path, rename=_rename_of(named_like(path)))
+    if found.paths:
+        return read_photos(path)
+    why = joined(f"expected {path}/train/CLASS/IMAGE.jpg, or one of docs/data.md", found.left_out.note())
+    raise DataError(f"{path} is no data set: it has no {SPLIT_FILE}, no train/, val/ or test/, no tar shards and no class folders with images; {why}")

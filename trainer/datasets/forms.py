@@ -1,30 +1,42 @@
-"""The general forms of a data set: CoOp's split file, train/val/test folders, class folders, plain photographs, and CSV."""
+"""The general forms of a data set in folders: CoOp's split file, train/val/test, class folders, plain photographs."""
 
-import csv
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prtool.errors import DataError
+from prtool.runtime.image_files import ImageFiles, folder_names, grouped, search
+from prtool.strict import parse_json, read_regular
+from prtool.text_safety import printable
 from prtool.trainer.datasets.images import NO_LABEL, SPLITS
-from prtool.trainer.datasets.labels import RawLabel, resolve_labels
-from prtool.trainer.datasets.listing import (
-    SEEDED_NOTE,
-    Entry,
-    Listing,
-    folder_names,
-    image_names,
-    names_in_order,
-    seeded_split,
-)
+from prtool.trainer.datasets.labels import whole_label
+from prtool.trainer.datasets.listing import HASHED_NOTE, Entry, Listing, hashed_split, joined, names_in_order
+from prtool.trainer.datasets.split_names import split_named
 
 SPLIT_FILE = "split_coop.json"
-NAMES_FILE = "classnames.txt"
-"""Class names, one a line in label order, beside tar shards or a CSV file with numbers."""
 
-_CSV_COLUMNS = ("path", "label", "split", "classname")
+_MOST_BYTES = 1 << 30
+_LOOSE = "next to class folders, in none of them"
+_OUTSIDE = "outside of the folders of the splits"
+_NO_CLASS = "in folders that are no class of this set"
 Rename = Callable[[str], str]
 """From a class folder's name to the class name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFolders:
+    """The images of class folders.
+
+    Attributes:
+        entries: by label, then by path.
+        folders: in label order.
+        note: images that count to a folder further up.
+    """
+
+    entries: list[Entry]
+    folders: tuple[str, ...]
+    note: str
 
 
 def read_split_file(root: Path, file: Path, images: str = "") -> Listing:
@@ -40,36 +52,68 @@ def read_split_file(root: Path, file: Path, images: str = "") -> Listing:
     """
     prefix = f"{images}/" if images else ""
     try:
-        parts = json.loads(file.read_bytes())
-        rows = {split: [(str(path), int(label), str(name)) for path, label, name in parts[split]] for split in SPLITS if split in parts}
+        parts = parse_json(read_regular(file, _MOST_BYTES).removeprefix(b"\xef\xbb\xbf"))
+        rows = {split: [_split_row(row) for row in parts[split]] for split in SPLITS if split in parts}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as cause:
-        raise DataError(f"{file} is not of the form {{train, val, test: [[path, label, class name], ...]}} ({cause!r})") from cause
+        why = printable(repr(cause), 300)
+        raise DataError(f"{file} is not of the form {{train, val, test: [[path, label, class name], ...]}} ({why})") from cause
     names: dict[int, str] = {}
     for path, label, name in (row for part in rows.values() for row in part):
         if names.setdefault(label, name) != name:
-            raise DataError(f"{file} gives label {label} two class names, {names[label]!r} and {name!r} (at {path!r})")
+            two = f"'{printable(names[label])}' and '{printable(name)}'"
+            raise DataError(f"{file} gives label {label} two class names, {two} (at '{printable(path)}')")
     splits = {split: [(prefix + path, label) for path, label, _ in part] for split, part in rows.items()}
     return Listing(root, names_in_order(names, file), splits)
 
 
-def read_split_folders(root: Path, rename: Rename = str) -> Listing:
-    """train/, val/ and test/ (those that exist) with one folder a class; photographs directly in them have no labels.
+def find_split_folders(root: Path) -> dict[str, str]:
+    """Split -> the name of its folder in `root`, in any case, "valid" and "validation" for val too; empty where there is none.
 
     Raises:
-        DataError: a folder cannot be listed, or a class folder has no image in any split.
+        DataError: two folders are of one split, or `root` cannot be listed.
     """
-    found = [split for split in SPLITS if (root / split).is_dir()]
-    folders = sorted({name for split in found for name in folder_names(root / split)})
-    if not folders:
-        return Listing(root, (), {split: [(f"{split}/{name}", NO_LABEL) for name in image_names(root / split)] for split in found})
-    label_of = {name: label for label, name in enumerate(folders)}
-    splits = {split: _class_entries(root, split, label_of) for split in found}
-    _check_classes(root, folders, (entry for part in splits.values() for entry in part))
-    return Listing(root, tuple(map(rename, folders)), splits)
+    found: dict[str, str] = {}
+    for name in folder_names(root):
+        split = split_named(name)
+        if split is not None and found.setdefault(split, name) != name:
+            raise DataError(f"{root} has two folders of the split {split}: {found[split]} and {name}; keep one of them")
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def read_split_folders(root: Path, folders: Mapping[str, str], rename: Rename = str) -> Listing:
+    """train/, val/ and test/ (those that exist) with one folder a class; without any class folder, photographs without labels.
+
+    Where other folders with images lie next to them and theirs are in no class folders, a folder "train" is a class itself.
+
+    Args:
+        root: the listing's root.
+        folders: as `find_split_folders` gives them.
+        rename: class folder -> class name.
+
+    Raises:
+        DataError: a folder cannot be listed, a class folder has no image in any split, or folders may be splits or classes.
+    """
+    found = search(root, follow=True)
+    groups = grouped(found.paths)
+    others = [name for name in groups if name not in ("", *folders.values())]
+    inside = {split: grouped(path.partition("/")[2] for path in groups.get(name, ())) for split, name in folders.items()}
+    labelled = any(set(parts) - {""} for parts in inside.values())
+    if others and not labelled and any(groups.get(name) for name in folders.values()):
+        return _maybe_classes(root, [name for name in folders.values() if name in groups], others, rename)
+    for path in (path for name in ("", *others) for path in groups.get(name, ())):
+        found.left_out.add(_OUTSIDE, path)
+    if not labelled:
+        splits = {split: [(f"{folders[split]}/{path}", NO_LABEL) for path in parts.get("", ())] for split, parts in inside.items()}
+        return Listing(root, (), splits, found.left_out.note())
+    names = sorted({name for name in folders.values() for name in folder_names(root / name)})
+    parts = {split: _class_entries(root, name, found, names) for split, name in folders.items()}
+    _check_classes(root, names, (entry for part in parts.values() for entry in part.entries))
+    note = joined(found.left_out.note(), *(part.note for part in parts.values()))
+    return Listing(root, tuple(map(rename, names)), {split: part.entries for split, part in parts.items()}, note)
 
 
 def read_class_folders(root: Path, inside: str = "", rename: Rename = str, ignored: Iterable[str] = ()) -> Listing:
-    """One folder a class and no splits: they are drawn with a fixed seed, 50/20/30 as CoOp does.
+    """One folder a class and no splits: those come from a hash of each path, about 50/20/30.
 
     Args:
         root: the listing's root.
@@ -78,93 +122,83 @@ def read_class_folders(root: Path, inside: str = "", rename: Rename = str, ignor
         ignored: folders that are no class.
 
     Raises:
-        DataError: a folder cannot be listed, is empty, or has too few images for three parts.
+        DataError: a folder cannot be listed, is empty, is a data set of its own, or has too few images for three parts.
     """
+    found = search(root / inside, follow=True)
     folders = [name for name in folder_names(root / inside) if name not in set(ignored)]
-    entries = _class_entries(root, inside, {name: label for label, name in enumerate(folders)})
-    _check_classes(root / inside, folders, entries)
-    classnames = tuple(map(rename, folders))
-    return Listing(root, classnames, seeded_split(entries, classnames), SEEDED_NOTE)
+    found.paths = [f"{inside}/{path}" if inside else path for path in found.paths]
+    classes = _class_entries(root, inside, found, folders)
+    _check_classes(root / inside, folders, classes.entries)
+    names = tuple(map(rename, folders))
+    return Listing(root, names, hashed_split(classes.entries, names), joined(HASHED_NOTE, found.left_out.note(), classes.note))
 
 
 def read_photos(root: Path) -> Listing:
-    """Photographs directly in a folder: no labels, and splits drawn with a fixed seed.
+    """Photographs directly in a folder: no labels, and splits from a hash of each path.
 
     Raises:
         DataError: the folder cannot be listed, or has fewer than three images.
     """
-    return Listing(root, (), seeded_split([(name, NO_LABEL) for name in image_names(root)], ()), SEEDED_NOTE)
+    found = search(root, follow=True)
+    entries = [(path, NO_LABEL) for path in found.paths if "/" not in path]
+    return Listing(root, (), hashed_split(entries, ()), joined(HASHED_NOTE, found.left_out.note()))
 
 
-def read_csv(file: Path) -> Listing:
-    """A CSV file with a header: path (relative to the file's folder), and where known label, split (train, val or test) and classname.
-
-    Text labels are class names; numbers take their names from the column classname or from classnames.txt beside the
-    file. Without a column split, splits are drawn with a fixed seed; without labels, images have none.
-
-    Raises:
-        DataError: the file cannot be read, lacks the column path, or a row has no path, a wrong split or a label without a name.
-    """
-    rows = _csv_rows(file)
-    raw = [RawLabel(row["path"], row["label"] or row["classname"], row["classname"]) for row in rows]
-    labels, classnames = resolve_labels(raw, read_names(file.parent), file)
-    entries = [(row["path"], label) for row, label in zip(rows, labels, strict=True)]
-    if not any(row["split"] for row in rows):
-        return Listing(file.parent, classnames, seeded_split(sorted(entries), classnames), SEEDED_NOTE)
-    splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-    for number, (row, entry) in enumerate(zip(rows, entries, strict=True), start=2):
-        if row["split"] not in SPLITS:
-            raise DataError(f"{file}, row {number}: split = {row['split']!r}, but it must be one of {', '.join(SPLITS)}")
-        splits[row["split"]].append(entry)
-    return Listing(file.parent, classnames, splits)
-
-
-def read_names(folder: Path) -> tuple[str, ...]:
-    """The lines of classnames.txt in a folder; none where there is no such file.
+def class_images(root: Path, inside: str, folders: Iterable[str]) -> ClassFolders:
+    """The images of these class folders with their sub-folders.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: a folder cannot be listed.
     """
-    return tuple(read_lines(folder / NAMES_FILE)) if (folder / NAMES_FILE).is_file() else ()
+    found = search(root / inside, follow=True)
+    found.paths = [f"{inside}/{path}" if inside else path for path in found.paths]
+    classes = _class_entries(root, inside, found, list(folders))
+    return ClassFolders(classes.entries, classes.folders, joined(found.left_out.note(), classes.note))
 
 
-def read_lines(file: Path) -> list[str]:
-    """The lines of a UTF-8 text file without surrounding blanks, empty ones left out.
-
-    Raises:
-        DataError: the file cannot be read, or is no UTF-8 text.
-    """
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as cause:
-        raise DataError(f"{file} cannot be read as UTF-8 text: {cause}") from cause
+def _split_row(row: Any) -> tuple[str, int, str]:  # noqa: ANN401 - whatever stands in the file
+    path, label, name = row
+    if not isinstance(path, str) or not isinstance(name, str) or isinstance(label, bool):
+        raise TypeError(f"{printable(row)} is no path, label and class name")
+    return path, whole_label(str(label)), name
 
 
-def _csv_rows(file: Path) -> list[dict[str, str]]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            if "path" not in columns:
-                raise DataError(f"{file} has the columns {columns}, but one must be called path; the header may also name label, split and classname")
-            rows = [{name: (row.get(name) or "").strip() for name in _CSV_COLUMNS} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as cause:
-        raise DataError(f"{file} cannot be read as CSV: {cause}") from cause
-    for number, row in enumerate(rows, start=2):
-        if not row["path"]:
-            raise DataError(f"{file}, row {number}: the column path is empty; each row needs an image")
-    return rows
-
-
-def _class_entries(root: Path, inside: str, label_of: dict[str, int]) -> list[Entry]:
+def _class_entries(root: Path, inside: str, found: ImageFiles, folders: list[str]) -> ClassFolders:
+    """The images below `inside` by the class folder that they lie in; the others are added to those left out."""
+    label_of = {name: label for label, name in enumerate(folders)}
     prefix = f"{inside}/" if inside else ""
-    present = (name for name in label_of if (root / inside / name).is_dir())
-    return [(f"{prefix}{name}/{image}", label_of[name]) for name in present for image in image_names(root / inside / name)]
+    entries: list[Entry] = []
+    deeper: list[str] = []
+    for path in (path for path in found.paths if path.startswith(prefix)):
+        name, slash, rest = path[len(prefix) :].partition("/")
+        if not slash or name not in label_of:
+            found.left_out.add(_NO_CLASS if slash else _LOOSE, path)
+            continue
+        entries.append((path, label_of[name]))
+        if "/" in rest:
+            deeper.append(path)
+            _check_no_set(root, prefix + name, rest.partition("/")[0])
+    note = f"{len(deeper)} images in sub-folders of a class folder count to that class (the first: {printable(deeper[0])})" if deeper else ""
+    return ClassFolders(sorted(entries, key=lambda entry: entry[1]), tuple(folders), note)
+
+
+def _check_no_set(root: Path, folder: str, below: str) -> None:
+    if split_named(below) is not None:
+        raise DataError(f"{root} is taken for class folders, but {folder} is a data set of its own: it has {below}/; give --data {root / folder}")
+
+
+def _maybe_classes(root: Path, named: list[str], others: list[str], rename: Rename) -> Listing:
+    if len(named) > 1:
+        raise DataError(
+            f"{root} has {', '.join(named)} without class folders, and next to them {len(others)} folders with images, the first {others[0]!r}: "
+            "these may be splits or classes; rename those that are classes, or give a CSV file with a column split"
+        )
+    found = read_class_folders(root, rename=rename)
+    return Listing(root, found.classnames, found.splits, joined(f"the folder {named[0]} counts as a class, like those next to it", found.note))
 
 
 def _check_classes(where: Path, folders: list[str], entries: Iterable[Entry]) -> None:
     present = {label for _, label in entries}
     empty = [name for label, name in enumerate(folders) if label not in present]
     if empty:
-        raise DataError(f"{where} has {len(empty)} class folders without an image, the first {empty[0]!r}; fill them or remove them")
+        raise DataError(f"{where} has {len(empty)} class folders without an image, the first '{printable(empty[0])}'; fill them or remove them")

@@ -11,7 +11,6 @@ from prtool.errors import DataError
 from prtool.trainer.datasets.shards import locate, member_span, read_member
 
 SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 NO_LABEL = -1
 """The label of an image without one."""
 
@@ -68,7 +67,7 @@ class ImageSet:
         for path, label in zip(self.paths, self.labels, strict=True):
             place = locate(self.root, path)
             size = (self.root / path).stat().st_size if place is None else member_span(*place)[1]
-            digest.update(f"{path}\0{label}\0{size}\n".encode())
+            digest.update(f"{path}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def subset(self, indices: Sequence[int]) -> "ImageSet":

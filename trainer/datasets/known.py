@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from prtool.text_safety import printable
+
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 """Prompts for data that is not known by name."""
 
@@ -44,11 +46,12 @@ class KnownSet:
         return self.renamed.get(folder, folder)
 
     def explain(self, folder: Path) -> str:
-        """The expected tree, and how to get the set, as the end of an error message."""
-        split = f"{self.split_file} is linked in https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md" if self.split_file else ""
-        command = f"prtool data download {self.name} -o {folder}"
+        """The expected tree, and how to get the set, as the end of an error message of one line."""
+        home, *inside = (line.strip() for line in self.tree.splitlines())
+        split = f" ({self.split_file} is linked in https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md)" if self.split_file else ""
+        command = f"prtool data download {self.name} -o {printable(folder, 300)}"
         how = f"torchvision downloads it: {command}" if self.torchvision else f"it cannot be downloaded for you: {self.source}"
-        return "\n".join(["expected:", self.tree, *([split] if split else []), how])
+        return f"expected {home} with {', '.join(inside)}{split}; {how}"
 
 
 _CALTECH_NAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}

@@ -1,7 +1,6 @@
 """Readers of the known sets' own layouts: CoOp's split files first, then the lists that torchvision's downloads bring."""
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,13 +8,18 @@ from pathlib import Path
 from types import MappingProxyType
 
 from prtool.errors import DataError
-from prtool.trainer.datasets.forms import read_class_folders, read_lines, read_split_file
+from prtool.runtime.image_files import folder_names
+from prtool.strict import parse_json, read_regular
+from prtool.text_safety import printable
+from prtool.trainer.datasets.forms import class_images, read_class_folders, read_split_file
 from prtool.trainer.datasets.images import SPLITS
 from prtool.trainer.datasets.known import KNOWN, KnownSet
-from prtool.trainer.datasets.listing import SEEDED_NOTE, Entry, Listing, folder_names, image_names, seeded_split
+from prtool.trainer.datasets.listing import Entry, Listing, hashed_split, joined
+from prtool.trainer.datasets.text_files import read_lines
 
+_MOST_BYTES = 1 << 28
 _NOT_COOPS = "these are not CoOp's splits, so figures differ from published ones"
-_VAL_NOTE = f"train and val are 80/20 of the set's own trainval list, drawn with a fixed seed; {_NOT_COOPS}, but test is the same"
+_VAL_NOTE = f"train and val are 80/20 of the set's own trainval list, by a hash of each image's path; {_NOT_COOPS}, but test is the same"
 _OFFICIAL_NOTE = f"the set's own split lists; {_NOT_COOPS}"
 
 
@@ -64,7 +68,7 @@ def _class_folders(home: Path, known: KnownSet) -> Listing:
             f"{home / known.images} has {len(folders)} class folders, but {known.name} has {known.classes}: it is not whole; {known.explain(home)}"
         )
     found = read_class_folders(home, known.images, known.rename, known.ignored)
-    return Listing(home, found.classnames, found.splits, f"{SEEDED_NOTE}; {_NOT_COOPS}: put {known.split_file} beside the images for those")
+    return Listing(home, found.classnames, found.splits, joined(found.note, f"{_NOT_COOPS}: put {known.split_file} next to the images for those"))
 
 
 def _aircraft(home: Path, known: KnownSet) -> Listing:
@@ -92,7 +96,7 @@ def _food(home: Path, known: KnownSet) -> Listing:
     for split in ("train", "test"):
         file = home / "meta" / f"{split}.json"
         with _form(file, "{class: [class/number, ...]}"):
-            found[split] = {str(name): [str(path) for path in paths] for name, paths in json.loads(file.read_bytes()).items()}
+            found[split] = {str(name): [str(path) for path in paths] for name, paths in parse_json(read_regular(file, _MOST_BYTES)).items()}
     classnames = tuple(sorted(found["train"]))
     label_of = {name: label for label, name in enumerate(classnames)}
     with _form(home / "meta" / "test.json", "the classes of train.json"):
@@ -153,11 +157,9 @@ def _imagenet(home: Path, known: KnownSet) -> Listing:
         raise DataError(
             f"{home / base} has {len(folders)} classes in train and {len(tested)} in val, and {uneven[0]} in one of them only; {known.explain(home)}"
         )
-    label_of = {folder: label for label, folder in enumerate(folders)}
-    splits: dict[str, Sequence[Entry]] = {}
-    for split, inside in (("train", "train"), ("test", "val")):
-        splits[split] = [(f"{base}{inside}/{f}/{image}", label_of[f]) for f in folders for image in image_names(home / base / inside / f)]
-    return Listing(home, names, splits, note)
+    parts = {split: class_images(home, f"{base}{inside}", folders) for split, inside in (("train", "train"), ("test", "val"))}
+    note = joined(note, *(part.note for part in parts.values()))
+    return Listing(home, names, {split: part.entries for split, part in parts.items()}, note)
 
 
 def _imagenet_names(home: Path, known: KnownSet, folders: Sequence[str]) -> tuple[tuple[str, ...], str]:
@@ -176,7 +178,7 @@ def _imagenet_names(home: Path, known: KnownSet, folders: Sequence[str]) -> tupl
 
 
 def _with_test(trainval: Sequence[Entry], test: Sequence[Entry], classnames: Sequence[str]) -> dict[str, Sequence[Entry]]:
-    parts = seeded_split(sorted(trainval), classnames, (0.8, 0.2))
+    parts = hashed_split(trainval, classnames, (0.8, 0.2))
     return {"train": parts["train"], "val": parts["val"], "test": test}
 
 
@@ -197,7 +199,7 @@ def _form(file: Path, expected: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as cause:
-        raise DataError(f"{file} is not of the form: {expected} ({cause!r})") from cause
+        raise DataError(f"{file} is not of the form: {expected} ({printable(repr(cause), 300)})") from cause
 
 
 _COMMON = (("images/train", "images/val"), ("train", "val"))

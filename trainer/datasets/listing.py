@@ -1,21 +1,22 @@
-"""Listing: what a reader finds in a data set before one split is taken, and the checks and seeded splits that readers share."""
+"""Listing: what a reader finds in a data set before one split is taken, and the checks and hashed splits that readers share."""
 
+import bisect
+import hashlib
 import os
-import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from prtool.errors import DataError
-from prtool.trainer.datasets.images import IMAGE_SUFFIXES, NO_LABEL, SPLITS
+from prtool.text_safety import printable
+from prtool.trainer.datasets.images import NO_LABEL, SPLITS
 from prtool.trainer.datasets.shards import locate
 
 Entry = tuple[str, int]
 """An image's path, relative to the listing's root, and its label."""
 
-SPLIT_SEED = 0
-SEEDED_NOTE = "split 50/20/30 (train/val/test) of each class, drawn with a fixed seed"
+HASHED_NOTE = "split into about 50/20/30 % (train/val/test) of each class by a hash of each image's path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,53 +51,28 @@ class Listing:
 
 
 def _files(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as items:
-        return {item.name for item in items if not item.is_dir()}
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name has one of IMAGE_SUFFIXES, and is not hidden."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
-def image_names(folder: Path) -> list[str]:
-    """The names of the image files directly in a folder, sorted.
-
-    Raises:
-        DataError: the folder cannot be listed.
-    """
-    return sorted(item.name for item in _scan(folder) if is_image(item.name) and item.is_file())
-
-
-def folder_names(folder: Path) -> list[str]:
-    """The names of the folders directly in a folder, sorted, without hidden ones.
-
-    Raises:
-        DataError: the folder cannot be listed.
-    """
-    return sorted(item.name for item in _scan(folder) if item.is_dir() and not item.name.startswith("."))
-
-
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    # scandir knows folders from files without a stat each: ImageNet has 1.3 million.
     try:
         with os.scandir(folder) as items:
-            return list(items)
-    except OSError as cause:
-        raise DataError(f"{folder} cannot be listed: {cause.strerror or cause}") from cause
+            return {item.name for item in items if item.is_file()}
+    except OSError:
+        # No folder, a name that is too long, or closed to us: its images are missing.
+        return set()
+
+
+def joined(*notes: str) -> str:
+    """Notes as one line."""
+    return "; ".join(note for note in notes if note)
 
 
 def check_inside(paths: Iterable[str], where: Path) -> None:
-    """Refuses paths that leave the data folder.
+    """Rejects paths that leave the data folder, or that no file can have.
 
     Raises:
-        DataError: a path is absolute or has "..".
+        DataError: a path is absolute, or has ".." or a null byte.
     """
     for path in paths:
-        if ".." in path.split("/") or Path(path).is_absolute():
-            raise DataError(f"{where} names {path!r}, which leaves the data folder; use relative paths")
+        if ".." in path.split("/") or Path(path).is_absolute() or "\0" in path:
+            raise DataError(f"{where} names '{printable(path)}', which leaves the data folder; use relative paths")
 
 
 def names_in_order(names: Mapping[int, str], where: Path) -> tuple[str, ...]:
@@ -110,13 +86,14 @@ def names_in_order(names: Mapping[int, str], where: Path) -> tuple[str, ...]:
     return tuple(names[label] for label in range(len(names)))
 
 
-def seeded_split(entries: Sequence[Entry], classnames: Sequence[str], shares: tuple[float, float] = (0.5, 0.2)) -> dict[str, list[Entry]]:
-    """Splits each class by CoOp's rule (50 % train, 20 % val, the rest test), with at least one image in each part.
+def hashed_split(entries: Iterable[Entry], classnames: Sequence[str], shares: tuple[float, float] = (0.5, 0.2)) -> dict[str, list[Entry]]:
+    """Splits each class by a hash of each image's path: about 50 % train, 20 % val, the rest test.
 
-    Each class has a generator of its own, seeded by SPLIT_SEED and its name, so a class more changes no other class.
+    A part depends on the path alone, so an image more moves no other. Only where a class would leave a part empty does this
+    part take the image whose hash is nearest to its bounds.
 
     Args:
-        entries: all images, sorted, so that the split does not depend on the file system.
+        entries: all images; a path is what is hashed, so it must be relative to the data folder.
         classnames: in label order.
         shares: of train and val; where they add up to 1 there is no test part.
 
@@ -129,21 +106,28 @@ def seeded_split(entries: Sequence[Entry], classnames: Sequence[str], shares: tu
     parts: dict[str, list[Entry]] = {split: [] for split in SPLITS}
     for label, found in sorted(by_label.items()):
         name = "images without labels" if label == NO_LABEL else classnames[label]
-        train, val = _sizes(len(found), shares, name)
-        random.Random(f"{SPLIT_SEED} {name}").shuffle(found)
-        for split, part in zip(SPLITS, (found[:train], found[train : train + val], found[train + val :]), strict=True):
+        values, ordered = zip(*sorted((path_hash(entry[0]), entry) for entry in found), strict=True)
+        first, second = _cuts(values, shares, name)
+        for split, part in zip(SPLITS, (ordered[:first], ordered[first:second], ordered[second:]), strict=True):
             parts[split] += sorted(part)
     return parts
 
 
-def _sizes(images: int, shares: tuple[float, float], name: str) -> tuple[int, int]:
-    """The numbers of training and validation images of one class."""
+def path_hash(path: str, salt: str = "") -> float:
+    """A number from 0 to below 1 that depends on a path, and on a salt, alone."""
+    content = f"{salt}{path}".encode("utf-8", "surrogateescape")
+    # 53 bits: more would be rounded, up to 1.
+    return (int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 11) / 2**53
+
+
+def _cuts(values: Sequence[float], shares: tuple[float, float], name: str) -> tuple[int, int]:
+    """Where val and test begin among the sorted hashes of a class; each part has at least one."""
     has_test = sum(shares) < 1
+    images = len(values)
     if images < 2 + has_test:
         wanted = "train, val and test" if has_test else "train and val"
-        raise DataError(f"class {name!r} has {images} images, but {wanted} need one each; add images, or name the splits yourself")
-    val = max(1, round(images * shares[1]))
+        raise DataError(f"class '{printable(name)}' has {images} images, but {wanted} need one each; add images, or name the splits yourself")
+    first = min(max(1, bisect.bisect_left(values, shares[0])), images - 1 - has_test)
     if not has_test:
-        return images - val, val
-    test = max(1, images - round(images * shares[0]) - val)
-    return images - val - test, val
+        return first, images
+    return first, min(max(first + 1, bisect.bisect_left(values, sum(shares))), images - 1)
