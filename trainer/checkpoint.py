@@ -1,8 +1,6 @@
-"""Checkpoint: what a training run leaves behind, a directory of checkpoint.json and the safetensors file that it names, never pickle."""
+"""Checkpoint: what a training run leaves behind, a directory of checkpoint.json and the safetensors files that it names, never pickle."""
 
 import dataclasses
-import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +11,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from prtool.errors import CheckpointError
-from prtool.exchange import alone, sweep
+from prtool.exchange import alone
 from prtool.files import storage_errors, write_bytes
-from prtool.manifest import FileDigest
 from prtool.spec import PruneSpec
 from prtool.stored import write_sealed
-from prtool.strict import read_regular
+from prtool.trainer.checkpoint_files import SEEN, TENSORS, digest_of, has_file, name_files, read_file, remove_others
 from prtool.trainer.config import to_plain
 from prtool.trainer.model import DualEncoder, load_model
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
@@ -27,17 +24,20 @@ from prtool.trainer.pruned import FirstOrder, PrunedEncoder
 from prtool.trainer.record import RECORD_NAME, Record, read_record
 from prtool.trainer.spread import SpreadScorer
 
-TENSORS_STEM = "tensors-"
-# Files are named after their content: a checkpoint that is saved over another leaves the earlier one's alone until its own record stands.
-_FILE_NAME = re.compile(r"[a-z]+-[0-9a-f]{16}\.[a-z]+")
 _VISUAL, _CONTEXT = "visual.values", "context.values"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint(Record):
-    """A run's outcome: its record, the scorers' tensors (names begin with the number of the location, from 0) and the learnable tokens."""
+    """A run's outcome.
+
+    Attributes:
+        tensors: the scorers' (names begin with the number of the location, from 0), and the learnable tokens.
+        seen: which images it has seen, as `Seen.to_bytes` gives it; empty where it was not trained.
+    """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    seen: bytes = field(default=b"", repr=False, compare=False)
 
     def save(self, folder: str | Path) -> "Checkpoint":
         """Writes the checkpoint. Stopped at any moment, an earlier one in the folder stands whole: its files go last.
@@ -49,16 +49,16 @@ class Checkpoint(Record):
             StorageError: it cannot be written; an earlier checkpoint stands.
         """
         home = Path(folder)
-        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.tensors.items())})
-        digest = _digest(content)
-        name = f"{TENSORS_STEM}{digest.sha256[:16]}.safetensors"
-        written = dataclasses.replace(self, files={name: digest})
+        tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.tensors.items())})
+        contents = name_files({TENSORS: tensors, SEEN: self.seen} if self.seen else {TENSORS: tensors})
+        written = dataclasses.replace(self, files={name: digest_of(content) for name, content in contents.items()})
         with storage_errors(home):
             home.mkdir(parents=True, exist_ok=True)
         with alone(home):
-            write_bytes(home / name, content)
+            for name, content in contents.items():
+                write_bytes(home / name, content)
             write_sealed(home / RECORD_NAME, {item.name: to_plain(getattr(written, item.name)) for item in dataclasses.fields(Record)})
-            _remove_others(home, written.files)
+            remove_others(home, written.files)
         return written
 
     @classmethod
@@ -73,7 +73,8 @@ class Checkpoint(Record):
         with alone(home):
             record = read_record(home)
             tensors = _read_tensors(home, record)
-        checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors)
+            seen = read_file(home, record.files, SEEN) if has_file(record.files, SEEN) else b""
+        checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors, seen=seen)
         checkpoint.choosers()
         checkpoint.visual()
         checkpoint.context()
@@ -89,7 +90,7 @@ class Checkpoint(Record):
         """
         home = Path(folder)
         with alone(home):
-            _remove_others(home, read_record(home).files)
+            remove_others(home, read_record(home).files)
 
     def scorer(self, index: int = 0) -> PatchScorer:
         """The scorer of one location, in evaluation mode.
@@ -229,28 +230,7 @@ def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu") -> D
 
 
 def _read_tensors(home: Path, record: Record) -> dict[str, Tensor]:
-    names = [name for name in record.files if name.startswith(TENSORS_STEM) and _FILE_NAME.fullmatch(name)]
-    if len(names) != 1:
-        raise CheckpointError(f"{home / RECORD_NAME} names {len(names)} files of tensors, but it must name one; run 'prtool train' again")
-    path, digest = home / names[0], record.files[names[0]]
     try:
-        content = read_regular(path, digest.size)
-        if _digest(content) != digest:
-            raise CheckpointError(f"{path} was changed: its SHA-256 is not the record's; run 'prtool train' again")
-        return load(content)
-    except (OSError, ValueError, SafetensorError) as cause:
-        raise CheckpointError(f"{path} cannot be read ({cause}); run 'prtool train' again") from cause
-
-
-def _remove_others(home: Path, files: Mapping[str, FileDigest]) -> None:
-    """Removes the files of earlier checkpoints, and what killed processes left of them."""
-    with storage_errors(home):
-        for path in home.iterdir():
-            found = _FILE_NAME.search(path.name)
-            if found and found[0] not in files:
-                (home / found[0]).unlink(missing_ok=True)
-                sweep(home / found[0])
-
-
-def _digest(content: bytes) -> FileDigest:
-    return FileDigest(len(content), hashlib.sha256(content).hexdigest())
+        return load(read_file(home, record.files, TENSORS))
+    except SafetensorError as cause:
+        raise CheckpointError(f"the tensors of {home} cannot be read ({cause}); run 'prtool train' again") from cause

@@ -91,6 +91,8 @@ class EvalReport:
         patches: N, before any is dropped.
         predictor_trained: False for a freshly initialised predictor, whose choice means nothing; None without predictor.
         notes: what a reader of the figures has to know.
+        seen_images: how many of the evaluated images the run was trained or validated on.
+        seen_paths: the first of them.
     """
 
     rows: tuple[EvalRow, ...]
@@ -104,6 +106,8 @@ class EvalReport:
     patches: int
     predictor_trained: bool | None
     notes: tuple[str, ...] = ()
+    seen_images: int = 0
+    seen_paths: tuple[str, ...] = ()
 
     @property
     def unpruned(self) -> EvalRow:
@@ -122,7 +126,7 @@ class EvalReport:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: {"results": [one object a row], "model": ..., ...}."""
         facts = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in ("rows", "notes")}
-        facts["locations"] = list(self.locations)
+        facts["locations"], facts["seen_paths"] = list(self.locations), list(self.seen_paths)
         return {"results": [_plain(row) for row in self.rows], **facts, "notes": list(self.notes)}
 
     def table(self) -> tuple[list[str], list[list[str]]]:

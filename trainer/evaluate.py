@@ -12,6 +12,7 @@ from prtool import __version__
 from prtool.errors import ConfigError, ShapeError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
+from prtool.text_safety import printable
 from prtool.trainer.baselines.base import AdaptiveMethod, Counts, Entered, Method, RankingMethod
 from prtool.trainer.baselines.golden import Golden
 from prtool.trainer.baselines.registry import METHODS, Ingredients
@@ -25,6 +26,7 @@ from prtool.trainer.golden_store import rank_images
 from prtool.trainer.matching import matching_rate
 from prtool.trainer.model import DualEncoder, content_digest
 from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.seen import Seen
 from prtool.trainer.settings import GOLDEN, TUNED, GoldenConfig
 
 __all__ = ["EvalConfig", "EvalReport", "EvalRow", "Pruner", "evaluate", "evaluate_run"]
@@ -32,6 +34,7 @@ __all__ = ["EvalConfig", "EvalReport", "EvalRow", "Pruner", "evaluate", "evaluat
 CALIBRATION_IMAGES = 128
 """Images on which a method that spends differently on each one is fitted to its budget."""
 _ONE_POINT = 1.0
+_SEEN_SHOWN, _SEEN_PATHS = 3, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,10 @@ def evaluate_run(run: Path, data: Path | None, config: EvalConfig, progress: Pro
         pruner = pruner.with_tokens(checkpoint, model, images.classnames)
     config = replace(config, store=config.store or run / "eval" / config.split)
     report = evaluate(model, pruner, images, classes, config, progress)
-    return replace(report, notes=(*report.notes, *_run_notes(checkpoint, images, config)))
+    trained, validated = Seen.from_bytes(checkpoint.seen).find(chosen := images.take(config.images, config.drawn_by))
+    paths = tuple(printable(chosen.paths[index], 300) for index in [*trained, *validated][:_SEEN_PATHS])
+    notes = [*report.notes, *_run_notes(checkpoint, images), *_seen_note(len(trained), len(validated), len(chosen), paths)]
+    return replace(report, notes=tuple(notes), seen_images=len(trained) + len(validated), seen_paths=paths)
 
 
 @torch.inference_mode()
@@ -320,11 +326,20 @@ def _notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: Eva
     return tuple(notes)
 
 
-def _run_notes(checkpoint: Checkpoint, images: ImageSet, config: EvalConfig) -> list[str]:
+def _run_notes(checkpoint: Checkpoint, images: ImageSet) -> list[str]:
     notes = [images.note] if images.note else []
     root = images.origin or str(images.root.resolve())
-    if root == checkpoint.data.root and config.split == "train" and checkpoint.scorer_trained:
-        notes.append("the predictor was trained on these images; --split test shows what it does on new ones")
     if root != checkpoint.data.root and checkpoint.scorer_trained:
         notes.append(f"the predictor was trained on {checkpoint.data.root}, not on this data")
     return notes
+
+
+def _seen_note(trained: int, validated: int, images: int, paths: Sequence[str]) -> list[str]:
+    """How many of the evaluated images the run knows, or nothing."""
+    if not trained + validated:
+        return []
+    first = ", ".join(paths[:_SEEN_SHOWN])
+    return [
+        f"{trained + validated} of {images} evaluated images were seen by the run, {trained} in training and {validated} in validation, and flatter "
+        f"its figures: {first}{', ...' if trained + validated > _SEEN_SHOWN else ''}"
+    ]

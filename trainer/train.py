@@ -3,12 +3,12 @@
 import hashlib
 import importlib.metadata
 import json
+import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from prtool.errors import ConfigError, DataError
@@ -19,7 +19,9 @@ from prtool.trainer.checkpoint import Checkpoint, load_seeded, scorer_tensors, t
 from prtool.trainer.choice import ChoiceImages, ChoiceLesson
 from prtool.trainer.config import RANKING, TrainConfig, to_plain
 from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
+from prtool.trainer.datasets.few_shot import few_shot
 from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
+from prtool.trainer.datasets.listing import path_hash
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 from prtool.trainer.golden_store import GoldenRanking, rank_images
 from prtool.trainer.inputs import input_paths
@@ -30,11 +32,13 @@ from prtool.trainer.model_source import canonical_name, canonical_pretrained
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.record import SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
 from prtool.trainer.run_folder import RUN, earlier, finished, only_trainer
+from prtool.trainer.seen import Seen
 from prtool.trainer.settings import LABELLED_SCORES
 from prtool.trainer.tuning import TuningTask, tune, tuned_spec
 
 HELD_OUT_SHARE = 0.1
 """Share of the training images that validate, where the data has no val split."""
+_log = logging.getLogger(__name__)
 _RANKED = "golden.json"
 _VERSIONS = ("prtool", "torch", "open_clip_torch", "timm", "numpy")
 
@@ -133,13 +137,16 @@ def _scored(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoi
         return blank.save(run.folder)
     fits = [_train_scorer(run, place, blank.scorer(place), rankings) for place in range(len(_scored_locations(run.config)))]
     metrics = _metrics(run, fits[0], rankings[0] if rankings else None)
-    return replace(blank, scorer_trained=True, metrics=metrics, tensors=scorer_tensors([result.scorer for result in fits])).save(run.folder)
+    seen = Seen.of(run.images.train, run.images.val).to_bytes()
+    return replace(blank, scorer_trained=True, metrics=metrics, tensors=scorer_tensors([result.scorer for result in fits]), seen=seen).save(
+        run.folder
+    )
 
 
 def run_images(config: TrainConfig) -> RunImages | None:
     """The images a configuration trains on, or None when phase "none" has no data.
 
-    Without a val split, a tenth of the training images, drawn by the seed, is held out.
+    Without a val split, about a tenth of the training images is held out.
 
     Raises:
         ConfigError: no data folder is given, but a phase needs one.
@@ -150,14 +157,22 @@ def run_images(config: TrainConfig) -> RunImages | None:
             return None
         raise ConfigError("no data folder is given; give --data DIR (data = in prtool.toml), or --phase none for an untrained scorer")
     training = load_split(config.data, "train").take(config.train_images, config.seed)
+    if training.note:
+        _log.warning("%s", training.note)
     if "val" in available_splits(config.data):
         return RunImages(training, load_split(config.data, "val").take(config.val_images, config.seed), held_out=False)
     if len(training) < 2:
         raise DataError(f"{config.data} has one training image and no val split; training and validation need at least one image each")
-    count = max(1, round(HELD_OUT_SHARE * len(training)))
-    order = np.random.RandomState(config.seed).permutation(len(training))
-    held, rest = np.sort(order[:count]), np.sort(order[count:])
-    return RunImages(_subset(training, rest.tolist()), _subset(training, held.tolist()).take(config.val_images, config.seed), held_out=True)
+    held = _held_out(training, config.seed)
+    rest = sorted(set(range(len(training))) - set(held))
+    return RunImages(training.subset(rest), training.subset(held).take(config.val_images, config.seed), held_out=True)
+
+
+def _held_out(images: ImageSet, seed: int) -> list[int]:
+    """About a tenth of the images, by a hash of the seed and the path, so that an image more moves no other; at least one, not all."""
+    order = sorted(range(len(images)), key=lambda index: path_hash(images.paths[index], f"{seed} "))
+    count = sum(path_hash(path, f"{seed} ") < HELD_OUT_SHARE for path in images.paths)
+    return sorted(order[: min(max(1, count), len(images) - 1)])
 
 
 def templates_of(config: TrainConfig) -> tuple[str, ...]:
@@ -300,7 +315,8 @@ def _with_tokens(run: _Run, scored: Checkpoint) -> Checkpoint:
     scorers = {name: tensor for name, tensor in scored.tensors.items() if name.split(".")[0].isdigit()}
     prune = untuned(scored.prune) if visual is None else tuned_spec(untuned(scored.prune), config)
     settings = {**scored.config, "tokens": to_plain(config)}
-    return replace(scored, prune=prune, tokens=record, config=settings, tensors=scorers | token_tensors(visual, context))
+    seen = Seen.from_bytes(scored.seen).joined(Seen.of(few_shot(train, config.shots, config.seed), run.images.val)).to_bytes()
+    return replace(scored, prune=prune, tokens=record, config=settings, tensors=scorers | token_tensors(visual, context), seen=seen)
 
 
 def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) -> Checkpoint:
@@ -336,10 +352,6 @@ def _ranking_key(run: _Run) -> str:
     settings = [to_plain(run.config.golden), list(_scored_locations(run.config)), templates_of(run.config)]
     parts = [settings, run.model.weights_sha256, run.images.train.digest(), run.images.val.digest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _subset(images: ImageSet, chosen: list[int]) -> ImageSet:
-    return replace(images, paths=tuple(images.paths[i] for i in chosen), labels=tuple(images.labels[i] for i in chosen))
 
 
 def _device(name: str) -> str:

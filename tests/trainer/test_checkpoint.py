@@ -140,7 +140,7 @@ def test_other_json_is_rejected(checkpoint, tmp_path, value, sealed):
     assert RECORD_NAME in str(caught.value) and len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize("step", ["write_bytes", "write_sealed", "_remove_others"])
+@pytest.mark.parametrize("step", ["write_bytes", "write_sealed", "remove_others"])
 @pytest.mark.parametrize("error", [StorageError("no space left on the disk"), KeyboardInterrupt()])
 def test_stopped_while_saving_the_earlier_checkpoint_or_the_new_one_stands(checkpoint, tmp_path, monkeypatch, step, error):
     first, second = tmp_path / "first", tmp_path / "second"
@@ -153,7 +153,7 @@ def test_stopped_while_saving_the_earlier_checkpoint_or_the_new_one_stands(check
     with monkeypatch.context() as patched, pytest.raises(type(error)):
         patched.setattr(module, step, stop)
         trained.save(first)
-    assert Checkpoint.load(first) == (later if step == "_remove_others" else earlier)
+    assert Checkpoint.load(first) == (later if step == "remove_others" else earlier)
     assert trained.save(first) == later
     assert contents(first) == contents(second)
 

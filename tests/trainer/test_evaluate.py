@@ -211,7 +211,19 @@ def test_the_json_form(model: DualEncoder, scorer: PatchScorer, images: ImageSet
     """Names that other programs read: a change here is a change of the public interface."""
     report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",), images=5, seed=3))
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    facts = ["model", "pretrained", "weights_sha256", "data", "split", "seed", "locations", "patches", "predictor_trained"]
+    facts = [
+        "model",
+        "pretrained",
+        "weights_sha256",
+        "data",
+        "split",
+        "seed",
+        "locations",
+        "patches",
+        "predictor_trained",
+        "seen_images",
+        "seen_paths",
+    ]
     assert list(value) == ["results", *facts, "notes"]
     columns = ["method", "keep", "accuracy", "images", "gmacs", "matching_rate", "cosine", "lost", "won", "drop", "drop_low", "drop_high"]
     assert [list(row) for row in value["results"]] == [columns] * 2

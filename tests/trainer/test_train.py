@@ -1,6 +1,7 @@
 """The train verb end to end on a tiny model: phases, resuming, the same bytes, and what it refuses."""
 
 import contextlib
+import hashlib
 import os
 import signal
 import subprocess
@@ -11,13 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from local_model import COLOURS, write_images, write_model
+from PIL import Image
 
 from prtool.errors import ConfigError, DataError, ModelError
 from prtool.progress import SilentProgress
+from prtool.spec import Keep
 from prtool.trainer import train as module
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import load_split
+from prtool.trainer.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.golden_store import rank_images
 from prtool.trainer.matching import constant_ranking, matching_rate
 from prtool.trainer.record import RECORD_NAME
@@ -74,7 +78,7 @@ class Stop(SilentProgress):
 
 
 def outcome(run):
-    return {path.name: path.read_bytes() for path in (run / RECORD_NAME, *run.glob("tensors-*"))}
+    return {path.name: path.read_bytes() for path in (run / RECORD_NAME, *run.glob("tensors-*"), *run.glob("seen-*"))}
 
 
 def test_what_a_run_records(config, whole):
@@ -128,6 +132,7 @@ KILLED = """
 import sys, torch
 from pathlib import Path
 from prtool.progress import SilentProgress
+from prtool.spec import Keep
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.train import train
 class Wait(SilentProgress):
@@ -200,11 +205,43 @@ def test_without_a_val_split_a_tenth_is_held_out(config, tmp_path):
     data = write_images(tmp_path / "data", {"train": 7})
     images = run_images(replace(config, data=str(data)))
     assert images.held_out
-    assert (len(images.train), len(images.val)) == (19, 2)
+    below = [path for path in load_split(data, "train").paths if int(hashlib.sha256(f"0 {path}".encode()).hexdigest()[:16], 16) < 16**16 / 10]
+    assert list(images.val.paths) == below and 0 < len(below) < 21
     assert sorted(images.train.paths + images.val.paths) == sorted(load_split(data, "train").paths)
     assert run_images(replace(config, data=str(data))) == images
     assert run_images(replace(config, data=str(data), seed=1)).val != images.val
+    (data / "train" / sorted(COLOURS)[0] / "new.png").write_bytes(images.train.file(0).read_bytes())
+    assert set(images.val.paths) <= set(run_images(replace(config, data=str(data))).val.paths), "an image more moves no other"
     assert train(replace(config, data=str(data)), tmp_path / "run").data.held_out
+
+
+def test_an_evaluation_names_what_the_run_has_seen(config, whole, tmp_path):
+    images = run_images(config)
+    asked = EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",), store=tmp_path / "store")
+    for split, part in (("train", images.train), ("val", images.val)):
+        report = evaluate_run(whole, None, replace(asked, split=split))
+        assert report.seen_images == len(part) and report.to_json()["seen_paths"] == list(part.paths)
+        assert any(note.startswith(f"{len(part)} of {len(part)} evaluated images were seen by the run") for note in report.notes)
+    data = write_images(tmp_path / "data", {"test": 7})
+    for number, path in enumerate(sorted((data / "test").rglob("*.png"))):  # the images of COLOURS are drawn the same for each split
+        image = Image.open(path)
+        image.putpixel((0, 0), (number, 1, 2))
+        image.save(path)
+    kept = evaluate_run(whole, data, asked)
+    assert kept.seen_images == 0 and kept.to_json()["seen_paths"] == [] and not any("seen by the run" in note for note in kept.notes)
+    (data / "test" / sorted(COLOURS)[0] / "moved and renamed.png").write_bytes(images.train.file(3).read_bytes())
+    (data / "test" / sorted(COLOURS)[1] / "moved and renamed.png").write_bytes(images.val.file(0).read_bytes())
+    found = evaluate_run(whole, data, asked)
+    assert found.seen_images == 2 and all("moved and renamed" in path for path in found.seen_paths)
+    assert any("2 of 23 evaluated images were seen by the run, 1 in training and 1 in validation" in note for note in found.notes)
+
+
+def test_what_a_folder_holds_and_is_not_used_is_said(config, tmp_path, caplog):
+    data = write_images(tmp_path / "data", {"train": 2, "val": 2})
+    (data / "extra").mkdir()
+    (data / "extra" / "a.png").write_bytes(b"")
+    run_images(replace(config, data=str(data)))
+    assert "1 outside of the folders of the splits (the first: extra/a.png)" in caplog.text
 
 
 def test_image_limits(config):
@@ -263,7 +300,7 @@ def test_every_damaged_store_is_made_again(config, whole, tmp_path, caplog):
     assert outcome(tmp_path) == outcome(whole)
     assert {path: path.read_bytes() for path in before} == before
     noted = {path for path in before if str(path) in caplog.text}
-    assert noted == {path for path in before if path.suffix == ".safetensors" and not path.name.startswith("tensors-")}
+    assert noted == {path for path in before if path.suffix == ".safetensors" and not path.name.startswith(("tensors-", "seen-"))}
 
 
 CHOICE = {"target": "embedding", "phases": ["predictor"], "choice.steps": 9, "choice.batch": 4}

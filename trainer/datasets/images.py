@@ -57,6 +57,15 @@ class ImageSet:
         place = locate(self.root, self.paths[index])
         return self.root / self.paths[index] if place is None else read_member(*place)
 
+    def span(self, index: int) -> tuple[Path, int, int | None]:
+        """Where an image's bytes lie: a file, the offset in it, and how many; None for all of the file.
+
+        Raises:
+            DataError: a shard cannot be read.
+        """
+        place = locate(self.root, self.paths[index])
+        return (self.root / self.paths[index], 0, None) if place is None else (place[0], *member_span(*place))
+
     def digest(self) -> str:
         """SHA-256 over the paths, sizes in bytes and labels: a cache made for other data is not taken for this one's.
 
