@@ -86,4 +86,4 @@ def _has_scans(image: Image.Image) -> bool:
     stream.seek(max(0, place - length - 2))
     header = stream.read(length + 2)
     stream.seek(place)
-    return header[:4] != b"\xff\xda" + length.to_bytes(2, "big")
+    return bytes(header[:4]) != b"\xff\xda" + length.to_bytes(2, "big")

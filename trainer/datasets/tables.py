@@ -16,7 +16,7 @@ from prtool.trainer.datasets.split_names import split_named
 from prtool.trainer.datasets.text_files import read_lines, read_text
 
 if TYPE_CHECKING:
-    from _csv import _reader as CsvReader
+    from _csv import Reader
 
 NAMES_FILE = "classnames.txt"
 """Class names, one a line in label order, next to tar shards or a CSV file with numbers."""
@@ -96,7 +96,7 @@ def _values(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     yield from ((reader.line_num, values) for values in reader if any(value.strip() for value in values))
 
 
-def _reader(text: str, delimiter: str) -> "CsvReader":
+def _reader(text: str, delimiter: str) -> "Reader":
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
 
 
