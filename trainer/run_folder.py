@@ -23,7 +23,7 @@ from prtool.trainer.datasets.address import parse_data
 from prtool.trainer.inputs import model_folder
 from prtool.trainer.record import RECORD_NAME, SCHEMA
 
-_OURS = re.compile(r"tensors[\w.-]*|golden(\.json)?|tokens|fit(-\d+)?\.safetensors|tune(\.safetensors)?|eval(-[\w.-]+)?|choice\.json|\..+")
+_OURS = re.compile(r"tensors[\w.-]*|seen-[\w.-]*|golden(\.json)?|tokens|fit(-\d+)?\.safetensors|tune(\.safetensors)?|eval(-[\w.-]+)?|choice\.json|\..+")
 _LOCK_NAME = ".lock"
 _RECORD_BYTES = 1 << 26
 _SHOWN, _VALUE = 3, 60
@@ -135,7 +135,7 @@ def _differences(found: Checkpoint, blank: Checkpoint) -> list[str]:
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config", "tokens", "prune", "data", "scorer_config"}
+    outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config", "tokens", "prune", "data", "scorer_config", "seen"}
     plain = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint) if item.name not in outcome}
     return _settings(checkpoint.config) | _flat({"data": dataclasses.asdict(checkpoint.data)}) | plain | {"prune": untuned(checkpoint.prune)}
 
