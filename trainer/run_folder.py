@@ -23,7 +23,7 @@ from prtool.trainer.datasets.address import parse_data
 from prtool.trainer.inputs import model_folder
 from prtool.trainer.record import RECORD_NAME, SCHEMA
 
-_OURS = re.compile(r"tensors[\w.-]*|seen-[\w.-]*|golden(\.json)?|tokens|fit(-\d+)?\.safetensors|tune(\.safetensors)?|eval(-[\w.-]+)?|choice\.json|\..+")
+_OURS = re.compile(r"(tensors|seen)[\w.-]*|golden(\.json)?|tokens|fit(-\d+)?\.safetensors|tune(\.safetensors)?|eval(-[\w.-]+)?|choice\.json|\..+")
 _LOCK_NAME = ".lock"
 _RECORD_BYTES = 1 << 26
 _SHOWN, _VALUE = 3, 60
