@@ -16,7 +16,8 @@ import openvino as ov
 from results_file import in_one_line, named, publish_json, short, show
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, GraphOptions, granted_cpus
+from prtool.cpus import granted_cpus
+from prtool.engines.base import Array, GraphOptions
 from prtool.engines.ov import OvEngine, open_graph
 from prtool.engines.ov_graph import core
 from prtool.engines.registry import graph_precision

@@ -1,6 +1,5 @@
 """What an engine is: one loaded graph that turns named arrays into named arrays."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
@@ -223,13 +222,6 @@ class Recording(Protocol):
     def replay(self) -> DeviceArray:
         """Does the work again; the array is the same one each time and is overwritten by the next replay."""
         ...
-
-
-def granted_cpus() -> int:
-    """CPUs this process may use, which can be fewer than the machine has (taskset, containers)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array], graph: str) -> None:

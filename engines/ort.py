@@ -9,7 +9,8 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
 
-from prtool.engines.base import Array, EngineInfo, EngineOptions, check_inputs, granted_cpus
+from prtool.cpus import granted_cpus
+from prtool.engines.base import Array, EngineInfo, EngineOptions, check_inputs
 from prtool.errors import EngineError
 from prtool.manifest import TensorSpec
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from prtool.engines.base import Array, EngineInfo, GraphOptions, check_inputs, granted_cpus
+from prtool.cpus import granted_cpus
+from prtool.engines.base import Array, EngineInfo, GraphOptions, check_inputs
 from prtool.engines.ov_graph import DEVICE, FAILURES, OvGraph, Requests, core, fixed_sizes, matching, reason, version
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
 from prtool.manifest import TensorSpec

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prtool.cpus import granted_cpus
 from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, GraphOptions, check_inputs
 from prtool.engines.torch_arrays import TorchArrays, torch_arrays
 from prtool.engines.torch_graph import TorchGraph, load_graph
@@ -43,7 +44,8 @@ class TorchEngine:
         self._file = model_path
         self._specs = tuple(inputs)
         self._device = chosen_device(options)
-        self._threads = options.threads
+        # PyTorch itself knows of taskset, but not of a container's quota.
+        self._threads = options.threads or (granted if (granted := granted_cpus()) < torch.get_num_threads() else 0)
         self._exact = options.precision == "fp32"
         graph = load_graph(model_path, self._device)
         declared = sorted(spec.name for spec in inputs)

@@ -1,12 +1,12 @@
 """What this machine can run: libraries, engines, processor, and the run and bundle of the current folder."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 from pathlib import Path
 
 from prtool.bundle import Bundle
+from prtool.cpus import granted_cpus
 from prtool.engines.registry import EngineStatus, available
 from prtool.errors import PrtoolError
 
@@ -29,7 +29,7 @@ def examine(folder: Path) -> dict[str, object]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processor": _processor(),
-        "cpus_granted": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus_granted": granted_cpus(),
         "disk_free_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
         "libraries": {name: _version(name) for name in _LIBRARIES},
         "engines": {engine.name: _engine(engine) for engine in available()},

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import prtool
+from prtool.cpus import granted_cpus
 
 _POWERCAP = Path("/sys/class/powercap")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -21,7 +22,7 @@ class Machine:
     Attributes:
         cpu: the processor's model name.
         cores: logical processors of the machine.
-        threads_granted: logical processors that this process may use (taskset and containers lower it).
+        threads_granted: logical processors that this process may use (taskset and quotas of containers lower it).
         system: operating system and architecture.
         load_average: runnable jobs of the machine over the last minute, before the measurement; None where the system has no such figure.
     """
@@ -36,7 +37,7 @@ class Machine:
 def this_machine() -> Machine:
     """Reads what the system says about itself."""
     cores = os.cpu_count() or 1
-    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    granted = granted_cpus()
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return Machine(_cpu_name(), cores, granted, f"{platform.system()} {platform.release()} {platform.machine()}", load)
 

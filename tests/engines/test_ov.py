@@ -12,7 +12,8 @@ from models import WIDTH, GraphMaker, TinyModel, tiny_bundle
 from onnx import TensorProto, helper, numpy_helper
 
 from prtool.bundle import Bundle
-from prtool.engines.base import BuildOptions, Engine, GraphOptions, Profile, ShapeRange, granted_cpus
+from prtool.cpus import granted_cpus
+from prtool.engines.base import BuildOptions, Engine, GraphOptions, Profile, ShapeRange
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import available, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, KeepError, ShapeError
