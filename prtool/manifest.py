@@ -216,6 +216,8 @@ def _read_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:  # n
 def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:  # noqa: ANN401
     _expect(isinstance(value, (list, tuple)), where, "a list", value)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
+        if arguments[0] in (int, str) and all(type(item) is arguments[0] for item in value):
+            return tuple(value)
         return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     _expect(len(value) == len(arguments), where, f"{len(arguments)} items", value)
     return tuple(_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True)))

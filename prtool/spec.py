@@ -17,6 +17,7 @@ MOST_GRID_SIDE = 1024
 MOST_EXTRA_TOKENS = 4096
 MOST_IMAGE_SIDE = 8192
 MOST_IMAGE_PIXELS = 1 << 24
+_LEAST_FLOAT32, _MOST_FLOAT32 = 1.2e-38, 3.4e38
 
 
 def plain_number(value: object) -> int | float | None:
@@ -264,7 +265,8 @@ class Preprocess:
             raise ConfigError(
                 f"image size = {list(self.size)}, but it must be two numbers of 1 to {MOST_IMAGE_SIDE}, and {MOST_IMAGE_PIXELS} pixels at most"
             )
-        if not all(map(math.isfinite, (*self.mean, *self.std))) or min(self.std) <= 0.0:
-            raise ConfigError(f"mean = {list(self.mean)}, std = {list(self.std)}, but they must be finite, and each std above 0")
+        for mean, std in zip(self.mean, self.std, strict=True):
+            if not (abs(mean) <= _MOST_FLOAT32 and _LEAST_FLOAT32 <= std <= _MOST_FLOAT32 and max(abs(mean), abs(1.0 - mean)) / std <= _MOST_FLOAT32):
+                raise ConfigError(f"mean = {mean}, std = {std}, but std must be above 0, and pixels of 0 and 1 must stay finite in float32")
         if not 0 <= self.fill <= 255:
             raise ConfigError(f"fill = {self.fill}, but it must be 0 to 255")

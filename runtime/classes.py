@@ -17,6 +17,7 @@ TENSOR_NAME = "embeddings"
 DEFAULT_TOP = 5
 """Classes named for an image, where a call says nothing else; the C++ library and the command line have the same."""
 _LENGTH_TOLERANCE = 1e-3
+_HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +54,14 @@ class ClassTable:
         classes, model = bundle.manifest.classes, bundle.manifest.model
         if classes is None:
             raise BundleError(f"{bundle.path} has no classes, so it cannot classify; export it again with class names, or use its embeddings")
-        embeddings = _read_embeddings(bundle, classes.file)
         shape = (len(classes.names), model.embed_dim)
+        embeddings = _read_embeddings(bundle, classes.file, 4 * shape[0] * shape[1] + _HEADER_BYTES)
         if embeddings.shape != shape or embeddings.dtype != np.float32:
             raise BundleError(
                 f"{classes.file} of {bundle.path} holds {embeddings.shape} {embeddings.dtype}, "
                 f"but the manifest says {shape} float32; export the bundle again"
             )
-        lengths = np.linalg.norm(embeddings, axis=1)
+        lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
         if not np.allclose(lengths, 1.0, atol=_LENGTH_TOLERANCE):
             worst = float(lengths[np.abs(lengths - 1.0).argmax()])
             raise BundleError(f"{classes.file} of {bundle.path} has an embedding of length {worst:.4g}, but all must be 1; export the bundle again")
@@ -77,11 +78,15 @@ class ClassTable:
 
         Raises:
             ShapeError: the width is not E.
+            BundleError: the bundle's scale and bias give logits that are not finite.
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
             raise ShapeError(f"embeddings have shape {embeddings.shape}, but the classes take (batch, {self.embeddings.shape[1]})")
         cosines = embeddings.astype(np.float64) @ self.embeddings.T.astype(np.float64)
-        logits = self.logit_scale * cosines + self.logit_bias
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = self.logit_scale * cosines + self.logit_bias
+        if not np.isfinite(logits).all():
+            raise BundleError(f"class logits of scale {self.logit_scale} and bias {self.logit_bias} are not finite; export the bundle again")
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
         return shares
@@ -108,8 +113,8 @@ class ClassTable:
         ]
 
 
-def _read_embeddings(bundle: Bundle, name: str) -> npt.NDArray[np.float32]:
-    tensors = read_tensors(bundle, name)
+def _read_embeddings(bundle: Bundle, name: str, most_bytes: int) -> npt.NDArray[np.float32]:
+    tensors = read_tensors(bundle, name, most_bytes)
     if TENSOR_NAME not in tensors:
         held = printable(", ".join(tensors)) or "nothing"
         raise BundleError(f"{bundle.path / name} has no tensor {TENSOR_NAME!r}; it holds {held}; export the bundle again")

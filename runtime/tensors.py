@@ -12,15 +12,21 @@ from prtool.text_safety import printable
 _FAILURES = (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
 
 
-def read_tensors(bundle: Bundle, name: str) -> dict[str, Array]:
+def read_tensors(bundle: Bundle, name: str, most_bytes: int) -> dict[str, Array]:
     """The tensors of one safetensors file of a bundle, by name.
 
+    Args:
+        bundle: an opened bundle.
+        name: of the file.
+        most_bytes: a larger file is not read.
+
     Raises:
-        BundleError: there is no such file, it is damaged, holds a type or shape that numpy has not, or the bundle changed since it was opened.
+        BundleError: there is no such file, it is too large or damaged, holds a type or shape that numpy has not, or the bundle changed
+            since it was opened.
     """
     path = bundle.file(name)
     try:
-        return load(bundle.read(name, bundle.manifest.files[name].size))
+        return load(bundle.read(name, most_bytes))
     except _FAILURES as cause:
         reason = printable(cause) or type(cause).__name__
         raise BundleError(f"{path} cannot be read ({reason}); copy or export the bundle again") from cause

@@ -20,6 +20,8 @@ from prtool.runtime.tensors import read_tensors
 from prtool.spec import Keep
 
 PROBE_NAME = "probe.safetensors"
+PROBE_BYTES = 1 << 30
+"""Most bytes of a probe."""
 _COUNT_PREFIX = "embedding_k"
 _COUNT_NAME = re.compile(_COUNT_PREFIX + "([1-9][0-9]{0,6})")
 
@@ -174,7 +176,7 @@ def read_probe(bundle: Bundle) -> Tensors:
     Raises:
         BundleError: the file or a tensor is missing or damaged.
     """
-    tensors: Tensors = read_tensors(bundle, PROBE_NAME)
+    tensors: Tensors = read_tensors(bundle, PROBE_NAME, PROBE_BYTES)
     manifest, path = bundle.manifest, bundle.path / PROBE_NAME
     images, prompts = (len(tensors[name]) if name in tensors and tensors[name].ndim else 0 for name in ("pixels", "text_tokens"))
     embedding = ((images, manifest.model.embed_dim), "float32")

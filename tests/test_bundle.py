@@ -1,6 +1,12 @@
 """Opening a bundle: what is damaged, unsafe or unknown is refused with a reason."""
 
+import contextlib
+import hashlib
+import itertools
+import os
 import shutil
+import socket
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +16,10 @@ import pytest
 from models import TinyModel, tiny_bundle
 from support import edit_manifest
 
+from prtool import bundle as bundle_module
 from prtool.bundle import Bundle, seal
 from prtool.errors import BundleError, ConfigError
+from prtool.sealed import unseal
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -122,3 +130,133 @@ def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(BundleError, match=r"is not a bundle: it has no prtool\.json"):
             Bundle.open(path)
+
+
+def test_every_bit_of_the_manifest(root: Path) -> None:
+    """All of them against the seal, some of them through the whole way in."""
+    path = root / "prtool.json"
+    good = path.read_bytes()
+    for place, bit in itertools.product(range(len(good)), range(8)):
+        content = bytearray(good)
+        content[place] ^= 1 << bit
+        with pytest.raises(ValueError, match="seal"):
+            unseal(bytes(content))
+        if (8 * place + bit) % 97 == 0:
+            path.write_bytes(content)
+            with pytest.raises(BundleError, match="seal"):
+                Bundle.open(root)
+
+
+def socket_at(path: Path) -> None:
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
+
+
+KINDS: dict[str, Callable[[Path], object]] = {
+    "FIFO": os.mkfifo,
+    "folder": Path.mkdir,
+    "socket": socket_at,
+    "link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "link to a good file": lambda path: path.symlink_to(path.parent.parent / "outside"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["prtool.json", "full.onnx", "classes.safetensors", "tokenizer.json"])
+def test_only_regular_files_are_opened(root: Path, name: str, kind: str) -> None:
+    (root / name).rename(root.parent / "outside")
+    KINDS[kind](root / name)
+    with pytest.raises(BundleError, match=rf"{name} (is not a regular file|cannot be read: )") as caught:
+        Bundle.open(root)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_manifest_of_100_megabytes_takes_no_memory(root: Path) -> None:
+    os.truncate(root / "prtool.json", 100 << 20)
+    tracemalloc.start()
+    with pytest.raises(BundleError, match="more than 16777216 bytes"):
+        Bundle.open(root)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 50_000,
+        b"1" * 100_000,
+        b"1" + b"0" * 400,
+        b"-9007199254740993",
+        b"0." + b"3" * 100_000,
+        b"1e999",
+        b"NaN",
+        b'"' + b"x" * 10_000_000 + b'"',
+        b'"\\u001b[31m' + b"\\n" * 1000 + b'"',
+        b"[" + b"[]," * 100_000 + b"0]",
+    ],
+)
+@pytest.mark.parametrize("field", [b"extra", b"default_keep", b"schema"])
+def test_hostile_text_ends_in_one_short_line(root: Path, extra: bytes, field: bytes) -> None:
+    body = b'{\n "' + field + b'": ' + extra
+    seal_of = f',\n "seal": "{hashlib.sha256(body).hexdigest()}"\n}}\n'
+    (root / "prtool.json").write_bytes(body + seal_of.encode())
+    with pytest.raises(BundleError) as caught:
+        Bundle.open(root)
+    assert len(str(caught.value)) < 1000
+    assert str(caught.value).isprintable()
+
+
+def test_an_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root no mode keeps a file from being read."""
+    real = os.open
+
+    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith("post.onnx"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(BundleError, match=r"post\.onnx cannot be read: Permission denied"):
+        Bundle.open(root)
+
+
+@pytest.mark.parametrize("count", [10_000, 10_001])
+def test_so_many_files(root: Path, count: int) -> None:
+    edit_manifest(root, lambda value: value["files"].update({f"f{i}": {"size": 1, "sha256": ""} for i in range(count - len(value["files"]))}))
+    with pytest.raises(BundleError, match="f0 is missing" if count == 10_000 else "number of files = 10001"):
+        Bundle.open(root)
+
+
+def test_a_file_that_changes_later(root: Path) -> None:
+    bundle = Bundle.open(root)
+    content = bundle.read("classes.safetensors", 10**6)
+    replacement = root.parent / "new"
+    replacement.write_bytes(content)
+    replacement.replace(root / "classes.safetensors")
+    for call in (lambda: bundle.read("classes.safetensors", 10**6), lambda: bundle.unchanged("full.onnx").__enter__()):
+        with pytest.raises(BundleError, match=r"changed since it was opened \(classes\.safetensors"):
+            call()
+    assert Bundle.open(root).read("classes.safetensors", 10**6) == content
+    with pytest.raises(BundleError, match="at most 10 are read"):
+        Bundle.open(root).read("classes.safetensors", 10)
+
+
+@pytest.mark.parametrize("moment", ["before the first file", "before the last check"])
+def test_a_bundle_that_is_replaced_while_it_is_opened(root: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    other = Path(shutil.copytree(root, root.parent / "other"))
+    real = bundle_module.check_graph
+    swapped = []
+
+    def swap(*arguments: Any) -> None:
+        real(*arguments)
+        if not swapped and (moment == "before the first file" or arguments[2].file == "text.onnx"):
+            swapped.append(root.rename(root.parent / "old"))
+            other.rename(root)
+
+    monkeypatch.setattr(bundle_module, "check_graph", swap)
+    with pytest.raises(BundleError, match="changed since it was opened"):
+        Bundle.open(root, verify=False)

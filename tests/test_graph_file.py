@@ -1,21 +1,23 @@
 """Graph files: what the exporter never writes is rejected before an engine sees it."""
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from models import EMBED, TinyModel, tiny_bundle
 from support import REPO
 
 from prtool.bundle import Bundle, seal
 from prtool.errors import BundleError
-from prtool.graph_file import OPERATORS, OPSET
+from prtool.graph_file import OPERATORS, OPSET, check_graph
 from prtool.manifest import Manifest
 
 onnx = pytest.importorskip("onnx", reason="onnx makes the test graphs")
-from onnx import TensorProto, helper  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 Change = Callable[[Any], object]
 
@@ -163,6 +165,29 @@ def test_external_data_that_is_unlisted_or_a_link(made: Bundle) -> None:
 def test_external_data_in_a_listed_file(made: Bundle) -> None:
     (made.path / "listed.data").write_bytes(bytes(1 << 16))
     changed(made, outside(made, {"location": "listed.data", "offset": "64", "length": "SIZE"}))
+
+
+class Counted(io.FileIO):
+    """A file that counts the bytes that are read."""
+
+    count = 0
+
+    def read(self, size: int | None = -1, /) -> Any:
+        content = super().read(size)
+        self.count += len(content or b"")
+        return content
+
+
+def test_weights_are_skipped(made: Bundle) -> None:
+    """A graph with 16 MiB of weights more is read as quickly."""
+    path = made.file("full.onnx")
+    proto = onnx.load(path)
+    proto.graph.initializer.insert(1, numpy_helper.from_array(np.zeros(1 << 22, np.float32), "large"))
+    path.write_bytes(proto.SerializeToString())
+    with Counted(path) as stream:
+        check_graph(stream, "full.onnx", made.graph("full"), {})
+    assert path.stat().st_size > 1 << 24
+    assert stream.count < 1 << 18
 
 
 def test_the_document_lists_the_same_operators() -> None:

@@ -227,7 +227,7 @@ def _sequence(proto: Any, _: _Place) -> None:
 
 def _nested(proto: Any, _: _Place) -> None:
     kind = helper.make_tensor_type_proto(TensorProto.FLOAT, [1])
-    for _ in range(60):
+    for _ in range(20):
         kind = helper.make_sequence_type_proto(kind)
     proto.graph.value_info.append(helper.make_value_info("deep", kind))
 
