@@ -3,6 +3,9 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <cmath>
+#include <fstream>
+#include <limits>
 #include <thread>
 
 #include "errors.hpp"
@@ -83,11 +86,40 @@ std::unique_ptr<Engine> make_engine(const std::string& name, const EngineSetting
     throw Error(Status::config, "engine = '" + name + "', but it must be one of " + joined(names));
 }
 
+namespace {
+
+// CPUs that one control group grants, of either version; infinity where it sets no quota ("max", or -1).
+double cpu_quota(const std::string& folder) {
+    double quota = 0, period = 0;
+    std::ifstream both(folder + "/cpu.max");
+    if (!(both >> quota >> period)) {
+        std::ifstream(folder + "/cpu.cfs_quota_us") >> quota;
+        std::ifstream(folder + "/cpu.cfs_period_us") >> period;
+    }
+    return quota > 0 && period > 0 ? quota / period : std::numeric_limits<double>::infinity();
+}
+
+}  // namespace
+
+// As prtool.cpus does it: the quotas of every group around the process count (`docker --cpus`), rounded up.
 int granted_cpus() {
-    cpu_set_t granted;
-    CPU_ZERO(&granted);
-    if (sched_getaffinity(0, sizeof(granted), &granted) == 0) return CPU_COUNT(&granted);
-    return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+    cpu_set_t bound;
+    CPU_ZERO(&bound);
+    double granted = sched_getaffinity(0, sizeof(bound), &bound) == 0 ? CPU_COUNT(&bound) : std::max(1U, std::thread::hardware_concurrency());
+    std::ifstream groups("/proc/self/cgroup");
+    for (std::string line; std::getline(groups, line);) {
+        const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (first == std::string::npos || second == std::string::npos) continue;
+        const std::string controllers = line.substr(first + 1, second - first - 1), path = line.substr(second + 1);
+        if (path.find("..") != std::string::npos || (!controllers.empty() && ("," + controllers + ",").find(",cpu,") == std::string::npos)) continue;
+        // A container often sees its own group as the mount itself, so every group up to there is looked at.
+        for (std::size_t end = path.size(); end != std::string::npos; end = end == 0 ? std::string::npos : path.rfind('/', end - 1)) {
+            for (const std::string& mount : {std::string(), "/" + controllers, std::string("/cpu"), std::string("/unified")}) {
+                granted = std::min(granted, cpu_quota("/sys/fs/cgroup" + mount + path.substr(0, end)));
+            }
+        }
+    }
+    return std::max(1, static_cast<int>(std::ceil(granted)));
 }
 
 }  // namespace prtool
