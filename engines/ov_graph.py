@@ -12,7 +12,7 @@ import numpy as np
 import openvino
 from openvino import frontend
 
-from prtool.engines.base import Array, Profile
+from prtool.engines.base import Array, Profile, reason
 from prtool.engines.forks import track
 from prtool.errors import EngineError, EngineUnavailable, KeepError, ShapeError
 from prtool.manifest import TensorSpec
@@ -105,7 +105,7 @@ class OvGraph:
             raise
         except FAILURES as cause:
             sizes = ", ".join(f"{name} = {size}" for name, size in fixed.items())
-            raise EngineError(f"OpenVINO cannot compile {self._file}{' for ' if sizes else ''}{sizes}: {reason(cause)}") from cause
+            raise EngineError(f"OpenVINO cannot compile {self._file}{' for ' if sizes else ''}{sizes}: {message_of(cause)}") from cause
 
 
 @functools.cache
@@ -140,7 +140,7 @@ def read(model_path: Path) -> Any:  # noqa: ANN401 - openvino has no types
         onnx = frontend.FrontEndManager().load_by_framework("onnx")
         model = onnx.convert(onnx.load(str(model_path)))
     except FAILURES as cause:
-        raise EngineError(f"OpenVINO cannot load {model_path}: {reason(cause)}; copy or export the bundle again") from cause
+        raise EngineError(f"OpenVINO cannot load {model_path}: {message_of(cause)}; copy or export the bundle again") from cause
     if not model.outputs:
         raise EngineError(f"OpenVINO cannot load {model_path}: it holds no graph; copy or export the bundle again")
     _order_equals(model)
@@ -184,11 +184,11 @@ def matching(combinations: Sequence[Fixed], inputs: Sequence[TensorSpec], arrays
     raise ShapeError(f"{graph} is compiled for {built}, but it was given {given}; build for these sizes too, or fix none to run every size")
 
 
-def reason(cause: BaseException) -> str:
+def message_of(cause: BaseException) -> str:
     """OpenVINO's message in one line, without the places in its source."""
     lines = (line.strip() for line in str(cause).splitlines())
-    told = [line for line in lines if line and not line.startswith(("Exception from ", "FrontEnd API failed"))]
-    return "; ".join(told) or type(cause).__name__
+    kept = [line for line in lines if line and not line.startswith(("Exception from ", "FrontEnd API failed"))]
+    return reason(RuntimeError("\n".join(kept))) if kept else type(cause).__name__
 
 
 def _order_equals(model: Any) -> None:  # noqa: ANN401 - openvino has no types
