@@ -82,14 +82,10 @@ public:
         ov::InferRequest request = take();
         try {
             for (const TensorRef& tensor : inputs) request.set_input_tensor(inputs_.at(tensor.name), tensor_of(tensor));
-            request.infer();
-            for (const TensorRef& tensor : outputs) {
-                const ov::Tensor found = request.get_output_tensor(outputs_.at(tensor.name));
-                if (found.get_shape() != ov::Shape(tensor.shape.begin(), tensor.shape.end())) {
-                    throw Error(Status::engine, path_ + " gave " + tensor.name + " in another shape than " + listed(tensor.shape));
-                }
-                std::memcpy(tensor.data, found.data(), found.get_byte_size());
-            }
+            // With one thread infer() loses the error of a call that fails, and the outputs are those of the call before.
+            request.start_async();
+            request.wait();
+            for (const TensorRef& tensor : outputs) copy_output(request, tensor);
         } catch (const Error&) {
             throw;
         } catch (const std::exception& cause) {
@@ -100,6 +96,20 @@ public:
     }
 
 private:
+    void copy_output(ov::InferRequest& request, const TensorRef& tensor) {
+        const auto place = outputs_.find(tensor.name);
+        if (place == outputs_.end()) throw Error(Status::engine, path_ + " has no output " + tensor.name + "; export the bundle again");
+        const ov::Tensor found = request.get_output_tensor(place->second);
+        const ov::Tensor wanted = tensor_of(tensor);
+        if (found.get_element_type() != wanted.get_element_type() || found.get_shape() != wanted.get_shape()) {
+            const ov::Shape& shape = found.get_shape();
+            throw Error(Status::engine, path_ + " gave " + tensor.name + " as " + found.get_element_type().to_string() + " of shape " +
+                                            listed({shape.begin(), shape.end()}) + ", but " + wanted.get_element_type().to_string() + " of shape " +
+                                            listed(tensor.shape) + " was expected; do not use this result: export the bundle again, or take another engine");
+        }
+        std::memcpy(tensor.data, found.data(), found.get_byte_size());
+    }
+
     ov::InferRequest take() {
         const std::lock_guard<std::mutex> hold(lock_);
         if (idle_.empty()) return compiled_.create_infer_request();
