@@ -144,6 +144,7 @@ def read(model_path: Path) -> Any:  # noqa: ANN401 - openvino has no types
     if not model.outputs:
         raise EngineError(f"OpenVINO cannot load {model_path}: it holds no graph; copy or export the bundle again")
     _order_equals(model)
+    _bound_indices(model)
     return model
 
 
@@ -196,6 +197,24 @@ def _order_equals(model: Any) -> None:  # noqa: ANN401 - openvino has no types
     for node in model.get_ops():
         if node.get_type_name() == "TopK":
             node.set_attribute("stable", True)
+    model.validate_nodes_and_infer_types()
+
+
+def _bound_indices(model: Any) -> None:  # noqa: ANN401 - openvino has no types
+    """Keeps the indices of every GatherND inside its data: OpenVINO does not check them, so a hostile graph could read the process's memory."""
+    make = openvino.opset13
+    for node in model.get_ops():
+        if node.get_type_name() != "GatherND":
+            continue
+        indices, first = node.input_value(1), node.get_attributes()["batch_dims"]
+        depth = indices.get_partial_shape()[-1]
+        if depth.is_dynamic:
+            raise EngineError(f"{node.get_friendly_name()} takes indices of unknown depth; export the bundle again")
+        kind = indices.get_element_type()
+        axes = make.constant(np.arange(first, first + depth.get_length()), np.int64)
+        sizes = make.gather(make.shape_of(node.input_value(0), kind), axes, make.constant(0, np.int64))
+        inside = make.maximum(make.minimum(indices, make.subtract(sizes, make.constant(1, kind))), make.constant(0, kind))
+        node.input(1).replace_source_output(inside.output(0))
     model.validate_nodes_and_infer_types()
 
 
