@@ -24,33 +24,39 @@ MOST_AXES = 64
 OPERATORS = frozenset(
     {
         "Add",
+        "And",
         "ArgMax",
         "Cast",
         "Clip",
         "Concat",
-        "CumSum",
         "Conv",
+        "CumSum",
         "DequantizeLinear",
         "Div",
         "Equal",
         "Expand",
         "Gather",
+        "GatherElements",
         "GatherND",
         "Gelu",
         "Gemm",
         "Identity",
+        "IsNaN",
         "LayerNormalization",
         "LpNormalization",
         "MatMul",
+        "Max",
         "Mul",
         "Neg",
         "Not",
         "Pow",
         "QuantizeLinear",
         "Range",
+        "Reciprocal",
         "ReduceL2",
         "ReduceMean",
         "ReduceSum",
+        "Relu",
         "Reshape",
         "Shape",
         "Sigmoid",
@@ -131,8 +137,7 @@ class _Graph:
 
     def check(self) -> None:
         """Walks the model."""
-        graph: tuple[int, int] | None = None
-        opsets: list[tuple[str, int]] = []
+        graph, opsets = None, []
         for number, start, end in self.reader.message(0, self.reader.size, _MODEL, "the model"):
             if number == 7:
                 graph = (start, end)
@@ -252,8 +257,7 @@ class _Graph:
 
     def _value(self, start: int, end: int) -> TensorSpec:
         """The name, dtype and axes of an input, output or inner value."""
-        name = ""
-        type_range: tuple[int, int] | None = None
+        name, type_range = "", None
         for number, first, last in self.reader.message(start, end, _VALUE, "a value"):
             if number == 1:
                 name = self.reader.text(first, last)
@@ -262,8 +266,7 @@ class _Graph:
         return TensorSpec(name, *self._type(*type_range)) if type_range else TensorSpec(name, "?", ())
 
     def _type(self, start: int, end: int) -> tuple[str, tuple[int | str, ...]]:
-        dtype = "?"
-        axes: tuple[int | str, ...] = ()
+        dtype, axes = "?", ()
         for number, first, last in self.reader.message(start, end, _TYPE, "a type"):
             if number == 1:
                 for part, begin, stop in self.reader.message(first, last, _TENSOR_TYPE, "a tensor's type"):

@@ -23,7 +23,10 @@ TIMM: dict[str, tuple[str, str, str]] = {
     "dinov2 registers": ("vit_small_patch14_reg4_dinov2", "token", "linear"),
     "plain, average": ("vit_tiny_patch16_224", "avg", "linear"),
     "eva": ("eva_giant_patch14_224", "token", "linear"),
+    "mobileclip": ("vit_base_mci_224", "token", ""),
 }
+FIXED_WIDTH = ("vit_base_mci_224",)
+"""Trunks whose convolutions in front of the blocks fix the width."""
 
 
 def open_clip_visual(kind: str, quick_gelu: bool = False) -> nn.Module:
@@ -43,7 +46,7 @@ def timm_visual(kind: str) -> nn.Module:
     trunk, pool, projection = TIMM[kind]
     torch.manual_seed(0)
     size = 56 if "14" in trunk else 64
-    small = {"img_size": size, "depth": 3, "embed_dim": 64, "num_heads": 2}
+    small = {"img_size": size, "depth": 3, "num_heads": 2, **({} if trunk in FIXED_WIDTH else {"embed_dim": 64})}
     created = timm.create_model
 
     def reduced(name: str, **options: Any) -> nn.Module:

@@ -1,5 +1,6 @@
 """Fits VisionTower to the image towers of open_clip and timm."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -92,12 +93,13 @@ class OpenClipTower(VisionTower):
 
 
 class TimmTower(VisionTower):
-    """A timm trunk inside open_clip's TimmModel: SigLIP, DINOv2, EVA and plain ViT."""
+    """A timm trunk inside open_clip's TimmModel: SigLIP, DINOv2, EVA, MobileCLIP-B and plain ViT."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         from timm.models.eva import Eva
         from timm.models.vision_transformer import VisionTransformer
+        from timm.models.vision_transformer_hybrid import ConvStem
 
         host = cast(Any, visual)
         trunk = host.trunk
@@ -107,6 +109,12 @@ class TimmTower(VisionTower):
             raise ModelError(
                 "the image tower rotates queries and keys by position (RoPE) in each block, "
                 "and a pruned token would lose its place; use a tower with absolute positions"
+            )
+        backbone = getattr(trunk.patch_embed, "backbone", None)
+        if backbone is not None and not isinstance(backbone, ConvStem):
+            raise ModelError(
+                f"the image tower begins with a convolutional network of its own ({type(backbone).__name__}), whose operators are not exported; "
+                "use a tower whose blocks begin at the patches, or with a plain stem (MobileCLIP-B)"
             )
         if trunk.attn_pool is not None and getattr(trunk.attn_pool, "pos_embed", None) is not None:
             raise ModelError("the image tower adds positions again in its pooling, and a pruned token would lose its place; use a tower without")
@@ -160,8 +168,31 @@ class TimmTower(VisionTower):
         if pool is not None:
             head_token = pool.kv.weight.numel() + 2 * self.width
             head += matrix_weights(pool) - pool.kv.weight.numel()
-        embed = self.trunk.patch_embed.proj.weight.numel() * self.patches
-        return Cost(embed, matrix_weights(self.blocks[0]), 2 * self.width, head, head_token)
+        return Cost(layer_macs(self.trunk.patch_embed, self.image_size), matrix_weights(self.blocks[0]), 2 * self.width, head, head_token)
+
+
+def layer_macs(module: nn.Module, image_size: tuple[int, int]) -> int:
+    """Multiply-accumulates of the convolutions and linear layers that one image passes through in a module; nothing is computed.
+
+    Args:
+        module: (batch, 3, height, width) in.
+        image_size: height and width.
+    """
+    import torch
+
+    found: list[int] = []
+
+    def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        weight = cast(Tensor, layer.weight)
+        found.append(output.numel() * weight.numel() // weight.shape[0])
+
+    outline = copy.deepcopy(module).to("meta")
+    for layer in outline.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        outline(torch.empty(1, 3, *image_size, device="meta"))
+    return sum(found)
 
 
 def _eva_bias(attention: Any) -> Tensor:  # noqa: ANN401 - timm's class has no stub

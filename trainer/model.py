@@ -16,6 +16,7 @@ from prtool.spec import Preprocess
 from prtool.text_safety import printable
 from prtool.trainer.hosts import tower_of
 from prtool.trainer.libraries import foreign, library_warnings
+from prtool.trainer.model_check import check_towers
 from prtool.trainer.model_source import ModelSource, resolve
 from prtool.trainer.model_tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
 from prtool.trainer.model_weights import BIG_VISION, fitted, is_openai, load_big_vision, read_weights
@@ -120,13 +121,15 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
         model = _build(source, notes).eval().requires_grad_(False)
         tower = tower_of(cast(nn.Module, model.visual)).eval()
         notes["vocabulary"] = check_vocabulary(tokenizer, model, source.name)
+        text = TextTower(model).eval()
+        check_towers(tower, text, tokenizer(["a"]), source.name)
     for note in filter(None, notes.values()):
         _log.warning("%s", note)
     return DualEncoder(
         name=name,
         pretrained=pretrained,
         tower=tower.to(device),
-        text=TextTower(model.to(device)).eval(),
+        text=text.to(device),
         tokenizer=tokenizer,
         preprocess=_preprocess(source.preprocess, tower.image_size),
         logit_scale=_number(model, "logit_scale", math.exp, source),

@@ -11,7 +11,7 @@ import torch
 from export_sources import LinearScorer, make_source
 from torch import nn
 from torch.nn import functional
-from towers import OPEN_CLIP, open_clip_visual, timm_visual
+from towers import OPEN_CLIP, TIMM, open_clip_visual, timm_visual
 
 from prtool.errors import ConfigError, ModelError
 from prtool.export import compose
@@ -126,7 +126,7 @@ def test_every_scorer(arch: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, expected[1].numpy(), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*OPEN_CLIP, "siglip", "dinov2 registers", "plain, average", "eva"])
+@pytest.mark.parametrize("kind", [*OPEN_CLIP, *TIMM])
 def test_plain_copy_is_the_same_model_and_leaves_the_host_alone(kind: str) -> None:
     visual = open_clip_visual(kind, quick_gelu=True) if kind in OPEN_CLIP else timm_visual(kind)
     tower = tower_of(visual)

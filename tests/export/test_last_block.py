@@ -17,7 +17,7 @@ from prtool.export.onnx import save, to_onnx
 from prtool.export.signature import signatures
 from prtool.spec import Keep
 
-TRIMMED = {"cls", "patch32", "patch14", "not square", "layer scale, no first norm", "sin cos positions", "dinov2 registers"}
+TRIMMED = {"cls", "patch32", "patch14", "not square", "layer scale, no first norm", "sin cos positions", "dinov2 registers", "mobileclip"}
 
 
 @pytest.mark.parametrize("kind", [*OPEN_CLIP, *TIMM])

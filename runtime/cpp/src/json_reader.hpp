@@ -31,8 +31,6 @@ public:
     std::optional<JsonReader> maybe(const char* name) const;  // nothing where it is missing or null
     std::vector<std::pair<std::string, JsonReader>> entries() const;
     std::vector<JsonReader> items() const;
-    // A list or object of no more than so many items.
-    void at_most(std::size_t length) const;
     std::vector<JsonReader> items(std::size_t length) const;
 
     template <typename T>
@@ -42,7 +40,7 @@ public:
         return found;
     }
 
-    [[noreturn]] void reject(const std::string& wanted) const;
+    [[noreturn]] void refuse(const std::string& wanted) const;
 
 private:
     const nlohmann::json* value_;
