@@ -224,6 +224,12 @@ class Recording(Protocol):
         ...
 
 
+def reason(cause: BaseException, lines: int = 8) -> str:
+    """What a library says of its failure, on one line of limited length: its first lines that are not empty, or the kind of the failure."""
+    found = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return printable("; ".join(found[:lines]), 400) or type(cause).__name__
+
+
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array], graph: str) -> None:
     """Compares arrays with a graph's declared inputs.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import cupy  # pyright: ignore[reportMissingImports] - there is none without CUDA
 
-from prtool.engines.base import Array, DeviceArray, Recording
+from prtool.engines.base import Array, DeviceArray, Recording, reason
 from prtool.errors import EngineError, KeepError, ShapeError
 
 _WARM_UPS = 3
@@ -60,7 +60,7 @@ class CupyArrays:
                 return cupy.ascontiguousarray(cupy.from_dlpack(array) if on_device else cupy.asarray(array))
             except (TypeError, ValueError, BufferError) as cause:
                 kind = f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
-                raise ShapeError(f"a {kind} cannot become a CuPy array: {cause}; give numpy, DLPack or CUDA arrays") from cause
+                raise ShapeError(f"a {kind} cannot become a CuPy array: {reason(cause, 1)}; give numpy, DLPack or CUDA arrays") from cause
 
     def to_host(self, array: DeviceArray) -> Array:
         """A numpy array; see `ArrayLibrary.to_host`."""
@@ -154,7 +154,7 @@ class CupyArrays:
             with cupy.cuda.Device(self._number):
                 yield
         except _FAILURES as cause:
-            raise EngineError(f"CuPy failed on {self.device}: {cause}") from cause
+            raise EngineError(f"CuPy failed on {self.device}: {reason(cause, 1)}") from cause
 
 
 class _Graph:
@@ -170,7 +170,7 @@ class _Graph:
         try:
             self._graph.launch(cupy.cuda.get_current_stream())
         except _FAILURES as cause:
-            raise EngineError(f"a CUDA graph on {self._arrays.device} failed: {cause}") from cause
+            raise EngineError(f"a CUDA graph on {self._arrays.device} failed: {reason(cause, 1)}") from cause
         return self._result
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
 
 from prtool.cpus import granted_cpus
-from prtool.engines.base import Array, EngineInfo, EngineOptions, check_inputs
+from prtool.engines.base import Array, EngineInfo, EngineOptions, check_inputs, reason
 from prtool.errors import EngineError
 from prtool.manifest import TensorSpec
 
@@ -92,7 +92,7 @@ class OrtEngine:
 
     def _failed(self, feed: Mapping[str, Any], cause: Exception) -> EngineError:
         sizes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feed.items())
-        return EngineError(f"ONNX Runtime failed in {self._file} on {sizes}: {cause}")
+        return EngineError(f"ONNX Runtime failed in {self._file} on {sizes}: {reason(cause)}")
 
 
 def session_settings(threads: int, spinning: bool) -> Any:  # noqa: ANN401 - onnxruntime has no types
@@ -120,7 +120,7 @@ def open_session(model_path: Path, settings: Any, providers: Sequence[Provider])
     try:
         return onnxruntime.InferenceSession(os.fspath(model_path), settings, providers=list(providers), enable_fallback=0)
     except FAILURES as cause:
-        raise EngineError(f"ONNX Runtime cannot load {model_path}: {cause}; copy or export the bundle again") from cause
+        raise EngineError(f"ONNX Runtime cannot load {model_path}: {reason(cause)}; copy or export the bundle again") from cause
 
 
 def probe() -> EngineInfo:

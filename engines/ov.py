@@ -10,7 +10,7 @@ import numpy as np
 
 from prtool.cpus import granted_cpus
 from prtool.engines.base import Array, EngineInfo, GraphOptions, check_inputs
-from prtool.engines.ov_graph import DEVICE, FAILURES, OvGraph, Requests, core, fixed_sizes, matching, reason, version
+from prtool.engines.ov_graph import DEVICE, FAILURES, OvGraph, Requests, core, fixed_sizes, matching, message_of, version
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
 from prtool.manifest import TensorSpec
 
@@ -74,7 +74,7 @@ class OvEngine:
             return _run_parts(models, parts)
         except FAILURES as cause:
             sizes = ", ".join(f"{name} {array.shape}" for name, array in inputs.items())
-            raise EngineError(f"OpenVINO failed in {self._file} on {sizes}: {reason(cause)}") from cause
+            raise EngineError(f"OpenVINO failed in {self._file} on {sizes}: {message_of(cause)}") from cause
 
     def close(self) -> None:
         """Frees the compiled graph once calls that still run in other threads are done; a second call does nothing."""

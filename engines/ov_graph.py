@@ -12,7 +12,7 @@ import numpy as np
 import openvino
 from openvino import frontend
 
-from prtool.engines.base import Array, Profile
+from prtool.engines.base import Array, Profile, reason
 from prtool.engines.forks import track
 from prtool.errors import EngineError, EngineUnavailable, KeepError, ShapeError
 from prtool.manifest import TensorSpec
@@ -105,7 +105,7 @@ class OvGraph:
             raise
         except FAILURES as cause:
             sizes = ", ".join(f"{name} = {size}" for name, size in fixed.items())
-            raise EngineError(f"OpenVINO cannot compile {self._file}{' for ' if sizes else ''}{sizes}: {reason(cause)}") from cause
+            raise EngineError(f"OpenVINO cannot compile {self._file}{' for ' if sizes else ''}{sizes}: {message_of(cause)}") from cause
 
 
 @functools.cache
@@ -140,10 +140,11 @@ def read(model_path: Path) -> Any:  # noqa: ANN401 - openvino has no types
         onnx = frontend.FrontEndManager().load_by_framework("onnx")
         model = onnx.convert(onnx.load(str(model_path)))
     except FAILURES as cause:
-        raise EngineError(f"OpenVINO cannot load {model_path}: {reason(cause)}; copy or export the bundle again") from cause
+        raise EngineError(f"OpenVINO cannot load {model_path}: {message_of(cause)}; copy or export the bundle again") from cause
     if not model.outputs:
         raise EngineError(f"OpenVINO cannot load {model_path}: it holds no graph; copy or export the bundle again")
     _order_equals(model)
+    _bound_indices(model)
     return model
 
 
@@ -184,11 +185,11 @@ def matching(combinations: Sequence[Fixed], inputs: Sequence[TensorSpec], arrays
     raise ShapeError(f"{graph} is compiled for {built}, but it was given {given}; build for these sizes too, or fix none to run every size")
 
 
-def reason(cause: BaseException) -> str:
+def message_of(cause: BaseException) -> str:
     """OpenVINO's message in one line, without the places in its source."""
     lines = (line.strip() for line in str(cause).splitlines())
-    told = [line for line in lines if line and not line.startswith(("Exception from ", "FrontEnd API failed"))]
-    return "; ".join(told) or type(cause).__name__
+    kept = [line for line in lines if line and not line.startswith(("Exception from ", "FrontEnd API failed"))]
+    return reason(RuntimeError("\n".join(kept))) if kept else type(cause).__name__
 
 
 def _order_equals(model: Any) -> None:  # noqa: ANN401 - openvino has no types
@@ -196,6 +197,24 @@ def _order_equals(model: Any) -> None:  # noqa: ANN401 - openvino has no types
     for node in model.get_ops():
         if node.get_type_name() == "TopK":
             node.set_attribute("stable", True)
+    model.validate_nodes_and_infer_types()
+
+
+def _bound_indices(model: Any) -> None:  # noqa: ANN401 - openvino has no types
+    """Keeps the indices of every GatherND inside its data: OpenVINO does not check them, so a hostile graph could read the process's memory."""
+    make = openvino.opset13
+    for node in model.get_ops():
+        if node.get_type_name() != "GatherND":
+            continue
+        indices, first = node.input_value(1), node.get_attributes()["batch_dims"]
+        depth = indices.get_partial_shape()[-1]
+        if depth.is_dynamic:
+            raise EngineError(f"{node.get_friendly_name()} takes indices of unknown depth; export the bundle again")
+        kind = indices.get_element_type()
+        axes = make.constant(np.arange(first, first + depth.get_length()), np.int64)
+        sizes = make.gather(make.shape_of(node.input_value(0), kind), axes, make.constant(0, np.int64))
+        inside = make.maximum(make.minimum(indices, make.subtract(sizes, make.constant(1, kind))), make.constant(0, kind))
+        node.input(1).replace_source_output(inside.output(0))
     model.validate_nodes_and_infer_types()
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prtool.cpus import granted_cpus
-from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, GraphOptions, check_inputs
+from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, GraphOptions, check_inputs, reason
 from prtool.engines.torch_arrays import TorchArrays, torch_arrays
 from prtool.engines.torch_graph import TorchGraph, load_graph
 from prtool.errors import EngineError, EngineUnavailable, ShapeError
@@ -121,7 +121,7 @@ class TorchEngine:
             raise
         except _FAILURES as cause:
             sizes = ", ".join(f"{name} {tuple(np.shape(array))}" for name, array in inputs.items())
-            raise EngineError(f"PyTorch failed in {self._file} on {sizes}: {_first_line(cause)}") from cause
+            raise EngineError(f"PyTorch failed in {self._file} on {sizes}: {reason(cause, 1)}") from cause
 
     def _owned(self, results: Sequence[Tensor], arguments: Sequence[object]) -> Iterator[Tensor]:
         """The outputs, contiguous; a copy of one that shares memory with an input, a weight or another output."""
@@ -134,7 +134,7 @@ class TorchEngine:
 
     def _out_of_memory(self, inputs: Mapping[str, DeviceArray], cause: Exception) -> EngineError:
         batch = next((len(array) for name, array in inputs.items() if self._opened().shape_inputs.isdisjoint({name})), 1)
-        message = f"{self._file.name} at batch {batch} needs more memory than {_in_words(self._device, self._threads)} has free: {_first_line(cause)}"
+        message = f"{self._file.name} at batch {batch} needs more memory than {_in_words(self._device, self._threads)} has free: {reason(cause, 1)}"
         fitting = self._fitting_batch(inputs, batch)
         advice = f"batch {fitting} fits" if fitting else "not even one item fits; free the device's memory, or use another device"
         return EngineError(f"{message}; {advice}")
@@ -243,10 +243,6 @@ def _in_words(device: torch.device, threads: int) -> str:
         return f"{torch.cuda.get_device_name(device)}, cuda:{device.index}"
     count = threads or torch.get_num_threads()
     return f"CPU, {count} thread{'s' if count > 1 else ''}"
-
-
-def _first_line(cause: BaseException) -> str:
-    return next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
 
 
 def _closed(*arguments: object) -> tuple[Tensor, ...]:  # noqa: ARG001

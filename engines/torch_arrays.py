@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prtool.engines.base import Array, DeviceArray, Recording
+from prtool.engines.base import Array, DeviceArray, Recording, reason
 from prtool.errors import EngineError, KeepError, ShapeError
 
 # Lazy work of the libraries (handles, workspaces, autotuning) must be over before anything is recorded.
@@ -41,7 +41,9 @@ class TorchArrays:
             raise EngineError(f"an array {shape} needs more memory than {self.device} has free; give a smaller batch") from cause
         except (TypeError, ValueError, BufferError, RuntimeError) as cause:
             kind = f"{type(array).__name__} of {getattr(array, 'dtype', 'no dtype')}"
-            raise ShapeError(f"a {kind} cannot become a torch tensor on {self.device}: {cause}; give numpy, torch, DLPack or CUDA arrays") from cause
+            raise ShapeError(
+                f"a {kind} cannot become a torch tensor on {self.device}: {reason(cause, 1)}; give numpy, torch, DLPack or CUDA arrays"
+            ) from cause
 
     def to_host(self, array: DeviceArray) -> Array:
         """A numpy array; see `ArrayLibrary.to_host`."""
@@ -123,7 +125,7 @@ class TorchArrays:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as cause:
-            raise EngineError(f"the work on {self.device} failed: {cause}") from cause
+            raise EngineError(f"the work on {self.device} failed: {reason(cause, 1)}") from cause
 
 
 class CudaTorchArrays(TorchArrays):
@@ -168,7 +170,7 @@ class CudaTorchArrays(TorchArrays):
             with torch.cuda.device(self._device), torch.no_grad():
                 return self._record(step)
         except RuntimeError as cause:
-            raise EngineError(f"the work on {self.device} cannot be recorded as a CUDA graph: {cause}") from cause
+            raise EngineError(f"the work on {self.device} cannot be recorded as a CUDA graph: {reason(cause, 1)}") from cause
 
     def synchronise(self) -> None:
         """Waits until the device is idle; see `ArrayLibrary.synchronise`."""
@@ -216,7 +218,7 @@ class _Graph:
         try:
             self._graph.replay()
         except RuntimeError as cause:
-            raise EngineError(f"a CUDA graph failed: {cause}") from cause
+            raise EngineError(f"a CUDA graph failed: {reason(cause, 1)}") from cause
         return self._result
 
 

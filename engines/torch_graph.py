@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 from torch import Tensor, fx, nn
 
+from prtool.engines.base import reason
 from prtool.engines.torch_fusion import ATTENTION, HALF_NORM, Node, fuse
 from prtool.engines.torch_operators import (
     HOST_OPERATORS,
@@ -68,7 +69,7 @@ def load_graph(path: Path, device: torch.device) -> TorchGraph:
     except UnsupportedOperator as cause:
         raise EngineError(f"PyTorch cannot load {path}: the engine does not know {cause}; use engine ort, or report the operator") from cause
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError, KeyError, TypeError, RuntimeError) as cause:
-        raise EngineError(f"PyTorch cannot load {path}: {cause}; copy or export the bundle again") from cause
+        raise EngineError(f"PyTorch cannot load {path}: {reason(cause, 1)}; copy or export the bundle again") from cause
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401 - onnx has no types

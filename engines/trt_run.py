@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from prtool.engines.base import Array, ArrayLibrary, DeviceArray, EngineInfo, Profile, check_inputs
+from prtool.engines.base import Array, ArrayLibrary, DeviceArray, EngineInfo, Profile, check_inputs, reason
 from prtool.engines.device_memory import address, outline
 from prtool.engines.nvidia import free_memory, is_capturing
 from prtool.engines.trt_shapes import Sizes, call_sizes, choose_profile, is_shape_input
@@ -232,7 +232,7 @@ class TrtEngine:
             return self._arrays.empty(shape, dtype)
         except (RuntimeError, EngineError) as cause:
             if "memory" not in str(cause):
-                raise EngineError(f"{self._graph} gets no memory on {self._arrays.device} for {_words(call.sizes)}: {cause}") from cause
+                raise EngineError(f"{self._graph} gets no memory on {self._arrays.device} for {_words(call.sizes)}: {reason(cause, 1)}") from cause
             needed = int(np.prod(shape)) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
             raise EngineError(_out_of_memory(self._graph, call.sizes, needed, free_memory(), str(cause))) from cause
 

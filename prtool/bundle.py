@@ -53,14 +53,16 @@ class Bundle:
         root = Path(path)
         value, identity = _read_manifest(root)
         manifest = Manifest.from_json(value)
-        specs = {graph.file: graph for roles in manifest.graphs.values() for graph in roles.values()}
+        graphs: dict[str, set[GraphSpec]] = {}
+        for graph in (graph for roles in manifest.graphs.values() for graph in roles.values()):
+            graphs.setdefault(graph.file, set()).add(graph)
         sizes = {name: digest.size for name, digest in manifest.files.items()}
         identities = {MANIFEST_NAME: identity}
         for name, digest in manifest.files.items():
             with _open(root, name) as stream:
                 identities[name] = _check_content(stream, root / name, digest, verify)
-                if name in specs:
-                    check_graph(stream, str(root / name), specs[name], sizes)
+                for graph in graphs.get(name, ()):
+                    check_graph(stream, str(root / name), graph, sizes)
         bundle = cls(root, manifest, identities)
         bundle.check_unchanged()
         return bundle

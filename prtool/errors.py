@@ -19,9 +19,14 @@
 A message says what was wrong, which value it had, what was possible, and what to do.
 """
 
+from prtool.text_safety import LINE_CHARACTERS, printable
+
 
 class PrtoolError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose; its text is one printable line of limited length, whatever it echoes of files and libraries."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), LINE_CHARACTERS)
 
 
 class ConfigError(PrtoolError, ValueError):

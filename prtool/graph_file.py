@@ -137,7 +137,8 @@ class _Graph:
 
     def check(self) -> None:
         """Walks the model."""
-        graph, opsets = None, []
+        graph: tuple[int, int] | None = None
+        opsets: list[tuple[str, int]] = []
         for number, start, end in self.reader.message(0, self.reader.size, _MODEL, "the model"):
             if number == 7:
                 graph = (start, end)
@@ -257,7 +258,8 @@ class _Graph:
 
     def _value(self, start: int, end: int) -> TensorSpec:
         """The name, dtype and axes of an input, output or inner value."""
-        name, type_range = "", None
+        name = ""
+        type_range: tuple[int, int] | None = None
         for number, first, last in self.reader.message(start, end, _VALUE, "a value"):
             if number == 1:
                 name = self.reader.text(first, last)
@@ -266,7 +268,8 @@ class _Graph:
         return TensorSpec(name, *self._type(*type_range)) if type_range else TensorSpec(name, "?", ())
 
     def _type(self, start: int, end: int) -> tuple[str, tuple[int | str, ...]]:
-        dtype, axes = "?", ()
+        dtype = "?"
+        axes: tuple[int | str, ...] = ()
         for number, first, last in self.reader.message(start, end, _TYPE, "a type"):
             if number == 1:
                 for part, begin, stop in self.reader.message(first, last, _TENSOR_TYPE, "a tensor's type"):

@@ -260,3 +260,9 @@ def test_a_bundle_that_is_replaced_while_it_is_opened(root: Path, monkeypatch: p
     monkeypatch.setattr(bundle_module, "check_graph", swap)
     with pytest.raises(BundleError, match="changed since it was opened"):
         Bundle.open(root, verify=False)
+
+
+def test_a_file_that_is_named_as_two_graphs(root: Path) -> None:
+    edit_manifest(root, lambda value: value["graphs"]["fp32"]["full"].update(file="fused.onnx"))
+    with pytest.raises(BundleError, match=r"fused\.onnx has the inputs"):
+        Bundle.open(root)

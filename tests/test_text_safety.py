@@ -5,7 +5,8 @@ import os
 import pytest
 
 from prtool.console import message, result_table
-from prtool.text_safety import escaped, printable
+from prtool.errors import ConfigError, EngineError
+from prtool.text_safety import LINE_CHARACTERS, escaped, printable
 
 
 @pytest.mark.parametrize(
@@ -53,3 +54,11 @@ def test_messages_are_one_line_of_limited_length(capsys: pytest.CaptureFixture[s
 def test_a_table_shows_names_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     result_table(["image"], [["a\x1b[2Jb\ud800.png"]])
     assert r"a\x1b[2Jb\ud800.png" in capsys.readouterr().out
+
+
+def test_every_error_is_one_line() -> None:
+    """Libraries' messages and values of files are echoed in many places; none of them can break the line or fill the screen."""
+    text = str(EngineError("first\nsecond \x1b[31m" + "x" * 10_000))
+    assert text.startswith(r"first\nsecond \x1b[31mx")
+    assert len(text) == LINE_CHARACTERS
+    assert str(ConfigError("plain")) == "plain"

@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from prtool.errors import ConfigError
 from prtool.strict import TOML_BYTES, check_plain, parse_toml, read_regular
-from prtool.text_safety import printable
+from prtool.text_safety import LINE_CHARACTERS, printable
 from prtool.trainer.settings import ChoiceConfig, FitConfig, GoldenConfig, ScorerConfig, TokensConfig
 
 PHASES = ("rank", "predictor", "tokens", "none")
@@ -253,7 +253,13 @@ def _read_dataclass(kind: Any, value: object, where: str) -> Any:  # noqa: ANN40
     missing = [name for name in required if name not in found]
     if missing:
         raise ConfigError(f"{where or 'the record'} lacks {', '.join(missing)}")
-    return kind(**{name: read_plain(hints[name], item, _join(where, name)) for name, item in found.items()})
+    values = {name: read_plain(hints[name], item, _join(where, name)) for name, item in found.items()}
+    try:
+        return kind(**values)
+    except ConfigError as cause:
+        if len(str(cause)) <= LINE_CHARACTERS:
+            raise
+        raise ConfigError(printable(cause, LINE_CHARACTERS)) from cause
 
 
 def _read_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:

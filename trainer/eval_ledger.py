@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prtool.exchange import sweep
 from prtool.files import storage_errors
 from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 
@@ -78,7 +79,7 @@ class Ledger:
         return self._columns[name]
 
     def remove(self) -> None:
-        """Deletes the file: what is finished stands in the report.
+        """Deletes the file, and what killed processes left of it: what is finished stands in the report.
 
         Raises:
             StorageError: it cannot be deleted.
@@ -86,3 +87,4 @@ class Ledger:
         if self._path is not None:
             with storage_errors(self._path):
                 self._path.unlink(missing_ok=True)
+                sweep(self._path)

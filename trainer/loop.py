@@ -162,10 +162,11 @@ def learn(scorer: PatchScorer, lesson: Lesson, config: FitConfig, state: Path | 
         lesson: what is learned, and what judges an epoch.
         config: epochs, batch, learning rates and seed.
         state: file that training is saved to every few epochs and goes on from, with the same result as if it had
-            not been stopped; one that belongs to other data, scorer or settings is replaced.
+            not been stopped; one that belongs to other data, scorer or settings, or is damaged (with a note), is replaced.
         progress: hears about epochs.
 
     Raises:
+        ModelError: the loss or the validation score is NaN or infinite.
         StorageError: the state cannot be written.
     """
     progress = progress or SilentProgress()
@@ -179,6 +180,8 @@ def learn(scorer: PatchScorer, lesson: Lesson, config: FitConfig, state: Path | 
         for epoch in range(len(current.history), config.epochs):
             trained = _train_epoch(current, lesson, config, epoch)
             score = lesson.judge(scorer)
+            if not math.isfinite(score):
+                raise ModelError(f"the predictor's score on the validation images is {score} in epoch {epoch + 1}; check the model's weights")
             if not current.best_epoch or score > current.history[current.best_epoch - 1].score:
                 current.best, current.best_epoch = _weights(scorer), epoch + 1
             current.history.append(Epoch(trained, score))

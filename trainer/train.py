@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from prtool.errors import ConfigError, DataError
+from prtool.exchange import alone
 from prtool.files import check_output, storage_errors
 from prtool.progress import Progress, SilentProgress
 from prtool.stored import keep_json, recall_json
@@ -202,8 +202,9 @@ def point_latest(run: Path) -> Path:
         StorageError: the link cannot be made.
     """
     link = check_latest(run)
-    temporary = run.parent / f".latest.{uuid.uuid4().hex}"
-    with storage_errors(link):
+    temporary = run.parent / ".latest.part"
+    with storage_errors(link), alone(run.parent):
+        temporary.unlink(missing_ok=True)  # what a killed process left
         temporary.symlink_to(run.name, target_is_directory=True)
         try:
             temporary.replace(link)

@@ -259,3 +259,21 @@ def test_the_registry_finds_it() -> None:
     assert status.info is not None
     assert status.info.version == openvino.__version__.split("-")[0]
     assert f"{granted_cpus()} threads" in status.info.device
+
+
+@pytest.mark.parametrize(("index", "row"), [(2, 2), (3, 2), (10**11, 2), (-1, 0), (-(10**11), 0)])
+def test_indices_never_leave_their_data(tmp_path: Path, index: int, row: int) -> None:
+    """OpenVINO itself reads whatever memory a GatherND points to."""
+    table = np.arange(12, dtype=np.float32).reshape(3, 4)
+    graph = helper.make_graph(
+        [helper.make_node("GatherND", ["table", "places"], ["found"])],
+        "gather",
+        [helper.make_tensor_value_info("places", TensorProto.INT64, ["batch", 1])],
+        [helper.make_tensor_value_info("found", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "gather.onnx")
+    inputs = (TensorSpec("places", "int64", ("batch", 1)),)
+    engine = open_engine("openvino", tmp_path / "gather.onnx", inputs, GraphOptions(threads=1))
+    np.testing.assert_array_equal(engine.run({"places": np.array([[index]])})["found"], table[[row]])
+    engine.close()

@@ -21,7 +21,7 @@ from typing import Any
 
 from hostile.corpus import SEED, Case, base_bundle, write_case
 
-SECONDS = 60.0
+SECONDS = 120.0
 MOST_MIB = 1024
 # A child is started again after so many cases, so that memory of one case does not count for many.
 _CASES_A_CHILD = 400

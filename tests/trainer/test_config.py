@@ -84,12 +84,14 @@ def test_every_setting_is_explained():
         ("device = '" + "y" * 60_000 + "'", "device = 'yyy"),
         ("seed = '" + "y" * 60_000 + "'", "seed = 'yyy"),
         ("templates = ['" + "y" * 60_000 + "']", "exactly once"),
+        ("[scorer]\narch = '" + "y" * 60_000 + "'", "must be one of mix-mlp"),
+        ("[fit]\nloss = '" + "y" * 60_000 + "'", "yyy"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, text, says):
     with pytest.raises(ConfigError, match=says) as caught:
         TrainConfig.load(write(tmp_path, text))
-    assert len(str(caught.value)) < 1000
+    assert len(str(caught.value)) <= 1000
 
 
 @pytest.mark.parametrize("value", [float("inf"), 10**400, 2**53 + 1])

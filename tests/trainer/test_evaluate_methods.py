@@ -233,6 +233,9 @@ def test_a_damaged_ledger_is_evaluated_again_with_a_note(tmp_path: Path, caplog:
         caplog.clear()
         assert Ledger(3, tmp_path, {"a": 1}).missing() == [0, 1, 2]
         assert str(path) in caplog.text
+    path.with_name(f".{path.name}.01234567.part").write_bytes(b"what a killed process left")
+    ledger.remove()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_digest_sees_buffers_and_kind() -> None:

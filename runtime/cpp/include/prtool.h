@@ -15,6 +15,9 @@
  * that a function returns belong to the encoder and live as long as it does; prtool_last_error's belongs to the calling
  * thread and lives until its next call. Nothing is written when a function does not return PRTOOL_OK.
  *
+ * Telemetry: ONNX Runtime's is off. Loading this library sets ORT_DISABLE_TELEMETRY=1 in the process where the variable does not
+ * exist; nothing connects to anything.
+ *
  * Numbers: embeddings are float32, L2-normalised, embed_dim for each image, one image after another.
  */
 #ifndef PRTOOL_H
@@ -68,7 +71,7 @@ typedef struct prtool_options {
     const char* precision; /* "fp32" (default), or another that the bundle holds */
     int threads;           /* CPU threads of a call; 0 takes what the machine grants this process */
     int no_spinning;       /* 1: waiting CPU threads give their core away, for machines that others use too */
-    int trust_files;       /* 1: check sizes but not the SHA-256 of every file (about 1 s a GB) */
+    int trust_files;       /* 1: check the manifest's seal, sizes and graphs but not the SHA-256 of every file (about 1 s a GB) */
     int device;            /* number of the GPU, for the engines that have one */
     int cuda_graphs;       /* 1: trt and trt-rtx replay each batch and keep as one CUDA graph after its first call */
     const char* cache;     /* folder of built engines; NULL takes the user's, as the Python package does */
@@ -117,7 +120,8 @@ PRTOOL_API prtool_keep prtool_keep_ratio(double ratio);
 PRTOOL_API prtool_keep prtool_keep_count(int64_t count);
 PRTOOL_API prtool_keep prtool_keep_counts(const int64_t* counts, int64_t length);
 
-/* pixels: (batch, 3, image_height, image_width) float32, RGB, normalised as the bundle says.
+/* pixels: (batch, 3, image_height, image_width) float32, RGB, normalised as the bundle says. Their range is not looked at: values
+ * of 0 to 255 give embeddings of length 1 that mean nothing (the Python package warns of them); make pixels with prtool_prepare_*.
  * embeddings: (batch, embed_dim). */
 PRTOOL_API prtool_status prtool_encode_pixels(prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings);
 
@@ -153,8 +157,8 @@ PRTOOL_API prtool_status prtool_prepare_file(const prtool_encoder* encoder, cons
 PRTOOL_API prtool_status prtool_prepare_bytes(const prtool_encoder* encoder, prtool_bytes image, float* pixels);
 PRTOOL_API prtool_status prtool_prepare_rgb(const prtool_encoder* encoder, prtool_rgb image, float* pixels);
 
-/* The `top` most probable classes of each embedding, best first, of equal ones the lower label.
- * labels: (count, top); probabilities: (count, top), a softmax over all classes. */
+/* The `top` most probable classes of each embedding, best first, of equal ones the lower label; all of them where the bundle has
+ * fewer. labels and probabilities: (count, min(top, classes)); probabilities are a softmax over all classes. */
 PRTOOL_API prtool_status prtool_classify(
     prtool_encoder* encoder, const float* embeddings, int64_t count, int64_t top, int64_t* labels, float* probabilities);
 

@@ -8,6 +8,7 @@
 #ifndef PRTOOL_HPP
 #define PRTOOL_HPP
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -103,15 +104,17 @@ public:
         return found;
     }
 
-    // The `top` most probable classes of each embedding, best first.
+    // The `top` most probable classes of each embedding, best first; all of them where the bundle has fewer.
     std::vector<std::vector<Prediction>> classify(const std::vector<float>& embeddings, std::int64_t top = 5) const {
         const auto count = static_cast<std::int64_t>(embeddings.size()) / info().embed_dim;
-        std::vector<std::int64_t> labels(static_cast<std::size_t>(count * top));
+        // One place at least, so that a bundle without classes and a `top` below 1 reach the library, which says what is wrong.
+        const std::int64_t each = std::max<std::int64_t>(1, std::min(top, info().classes));
+        std::vector<std::int64_t> labels(static_cast<std::size_t>(count * each));
         std::vector<float> shares(labels.size());
         check(prtool_classify(handle_.get(), embeddings.data(), count, top, labels.data(), shares.data()));
         std::vector<std::vector<Prediction>> found(static_cast<std::size_t>(count));
         for (std::size_t place = 0; place < labels.size(); ++place) {
-            found[place / static_cast<std::size_t>(top)].push_back({labels[place], prtool_class_name(handle_.get(), labels[place]), shares[place]});
+            found[place / static_cast<std::size_t>(each)].push_back({labels[place], prtool_class_name(handle_.get(), labels[place]), shares[place]});
         }
         return found;
     }

@@ -1,11 +1,13 @@
 #include "bundle.hpp"
 
+#include <sys/stat.h>
+
+#include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 
 #include "errors.hpp"
+#include "graph_file.hpp"
 #include "sha256.hpp"
 #include "text.hpp"
 
@@ -16,23 +18,18 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kManifestName = "prtool.json";
-// A manifest has some kilobytes, with thousands of class names a few hundred.
-constexpr std::uintmax_t kMostManifestBytes = std::uintmax_t{64} << 20;
+constexpr std::int64_t kMostManifestBytes = std::int64_t{16} << 20;
+constexpr std::int64_t kMostTokenizerBytes = std::int64_t{64} << 20;
+constexpr const char* kGraphEnding = ".onnx";
+constexpr std::size_t kMostNameBytes = 1024;
+constexpr std::size_t kMostPartBytes = 255;
 
-std::string read_text(const fs::path& root) {
-    const fs::path path = root / kManifestName;
-    std::error_code failed;
-    const std::uintmax_t size = fs::file_size(path, failed);
-    if (failed) {
-        throw Error(Status::bundle, root.string() + " is not a bundle: it has no " + kManifestName + "; make one with 'prtool export -o " + root.string() + "'");
+GuardedFile open_manifest(const std::string& root) {
+    struct stat found {};
+    if (lstat((fs::path(root) / kManifestName).c_str(), &found) != 0) {
+        throw Error(Status::bundle, root + " is not a bundle: it has no " + kManifestName + "; make one with 'prtool export -o " + root + "'");
     }
-    if (size > kMostManifestBytes) {
-        throw Error(Status::bundle, path.string() + " has " + std::to_string(size) + " bytes, far more than a manifest; export the bundle again");
-    }
-    std::ifstream file(path, std::ios::binary);
-    std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-    if (file.bad() || text.size() != size) throw Error(Status::bundle, path.string() + " cannot be read; export the bundle again");
-    return text;
+    return {root, kManifestName};
 }
 
 std::vector<std::string> parts_of(const std::string& name) {
@@ -44,34 +41,53 @@ std::vector<std::string> parts_of(const std::string& name) {
     return parts;
 }
 
+bool ends_in(const std::string& text, const std::string& ending) {
+    return text.size() >= ending.size() && text.compare(text.size() - ending.size(), ending.size(), ending) == 0;
+}
+
+bool is_plain_part(const std::string& part) {
+    return !part.empty() && part != "." && part != ".." && part.size() <= kMostPartBytes;
+}
+
 void check_name(const std::string& name) {
-    bool plain = name.find_first_of("\\:*?\"<>|") == std::string::npos && name.find('\0') == std::string::npos;
-    for (const std::string& part : parts_of(name)) plain = plain && !part.empty() && part != "." && part != "..";
-    if (!plain) {
-        throw Error(Status::bundle, "the manifest names '" + name + "', which is not a plain relative path inside the bundle; do not use this bundle");
+    const std::vector<std::string> parts = parts_of(name);
+    bool plain = name.size() <= kMostNameBytes && name.find_first_of("\\:*?\"<>|") == std::string::npos;
+    plain = plain && std::none_of(name.begin(), name.end(), [](unsigned char letter) { return letter < 0x20 || letter == 0x7f; });
+    if (!plain || !std::all_of(parts.begin(), parts.end(), is_plain_part)) {
+        throw Error(Status::bundle, "the manifest names '" + shortened(name) + "', which is not a plain relative path inside the bundle; do not use this bundle");
     }
 }
 
-void check_file(const fs::path& root, const std::string& name, const FileDigest& digest, bool verify) {
-    check_name(name);
-    fs::path path = root;
-    std::error_code failed;
-    for (const std::string& part : parts_of(name)) {
-        path /= part;
-        if (fs::is_symlink(path, failed)) {
-            throw Error(Status::bundle, path.string() + " is a link, and a bundle holds plain files only; copy the bundle with its links resolved");
-        }
-    }
-    if (!fs::is_regular_file(path, failed)) {
-        throw Error(Status::bundle, path.string() + " is missing; copy the whole bundle again, or export it again");
-    }
-    const std::uintmax_t size = fs::file_size(path, failed);
-    if (failed || size != static_cast<std::uintmax_t>(digest.size)) {
-        throw Error(Status::bundle, path.string() + " has " + std::to_string(size) + " bytes, but the manifest says " + std::to_string(digest.size) +
+FileIdentity check_file(const std::string& root, const std::string& name, const FileDigest& digest, bool verify) {
+    const GuardedFile file(root, name);
+    if (file.size() != digest.size) {
+        throw Error(Status::bundle, file.path() + " has " + std::to_string(file.size()) + " bytes, but the manifest says " + std::to_string(digest.size) +
                                         "; copy or export the bundle again");
     }
-    if (verify && sha256_file(path.string()) != digest.sha256) {
-        throw Error(Status::bundle, path.string() + " was changed: its SHA-256 is not the manifest's; copy or export the bundle again");
+    if (verify && sha256_of(file) != digest.sha256) {
+        throw Error(Status::bundle, file.path() + " was changed: its SHA-256 is not the manifest's; copy or export the bundle again");
+    }
+    return file.identity();
+}
+
+// Every name is a plain one, and what else the manifest names is among its files.
+void check_names(const Manifest& manifest) {
+    for (const auto& [name, digest] : manifest.files) check_name(name);
+    const auto require = [&manifest](const std::string& what, const std::string& name) {
+        if (manifest.files.count(name) != 0) return;
+        throw Error(Status::bundle, what + " names '" + shortened(name) + "', which is not among the bundle's files; export the bundle again");
+    };
+    for (const auto& [precision, roles] : manifest.graphs) {
+        for (const auto& [role, graph] : roles) {
+            require("graph '" + role + "'", graph.file);
+            if (!ends_in(graph.file, kGraphEnding)) throw Error(Status::bundle, "graph '" + role + "' is named '" + shortened(graph.file) + "', but it must end in .onnx");
+        }
+    }
+    if (manifest.classes) require("the class table", manifest.classes->file);
+    if (!manifest.text || manifest.text->tokenizer.empty()) return;
+    require("the text side", manifest.text->tokenizer);
+    if (manifest.files.at(manifest.text->tokenizer).size > kMostTokenizerBytes) {
+        throw Error(Status::bundle, "the tokenizer has more than " + std::to_string(kMostTokenizerBytes) + " bytes; do not use this bundle");
     }
 }
 
@@ -85,17 +101,20 @@ std::string names_of(const std::map<std::string, Value>& values) {
 }  // namespace
 
 Bundle Bundle::open(const std::string& path, bool verify) {
-    const fs::path root(path);
-    Manifest manifest = read_manifest(read_text(root), (root / kManifestName).string());
-    for (const auto& [name, digest] : manifest.files) check_file(root, name, digest, verify);
-    for (const auto& [precision, roles] : manifest.graphs) {
-        for (const auto& [role, graph] : roles) {
-            if (manifest.files.count(graph.file) == 0) {
-                throw Error(Status::bundle, "graph '" + role + "' names '" + graph.file + "', which is not among the bundle's files; export the bundle again");
-            }
-        }
+    const GuardedFile manifest = open_manifest(path);
+    Bundle bundle(path, read_manifest(manifest.read_all(kMostManifestBytes), manifest.path()));
+    bundle.identities_.emplace(kManifestName, manifest.identity());
+    bundle.check_files(verify);
+    return bundle;
+}
+
+void Bundle::check_files(bool verify) {
+    check_names(manifest_);
+    for (const auto& [name, digest] : manifest_.files) identities_.emplace(name, check_file(path_, name, digest, verify));
+    for (const auto& [precision, roles] : manifest_.graphs) {
+        for (const auto& [role, graph] : roles) check_graph(open_file(graph.file), graph, manifest_.files);
     }
-    return Bundle(path, std::move(manifest));
+    check_unchanged();
 }
 
 const GraphSpec& Bundle::graph(const std::string& role, const std::string& precision) const {
@@ -109,8 +128,28 @@ const GraphSpec& Bundle::graph(const std::string& role, const std::string& preci
 }
 
 std::string Bundle::file(const std::string& name) const {
-    if (manifest_.files.count(name) == 0) throw Error(Status::bundle, path_ + " has no file '" + name + "'; it holds " + names_of(manifest_.files));
+    if (manifest_.files.count(name) == 0) {
+        throw Error(Status::bundle, path_ + " has no file '" + shortened(name) + "'; it holds " + names_of(manifest_.files));
+    }
     return (fs::path(path_) / name).string();
+}
+
+GuardedFile Bundle::open_file(const std::string& name) const {
+    file(name);
+    GuardedFile found(path_, name);
+    if (found.identity() != identities_.at(name)) changed(name);
+    return found;
+}
+
+void Bundle::check_unchanged() const {
+    for (const auto& [name, identity] : identities_) {
+        struct stat found {};
+        if (lstat((fs::path(path_) / name).c_str(), &found) != 0 || FileIdentity::of(found) != identity) changed(name);
+    }
+}
+
+void Bundle::changed(const std::string& name) const {
+    throw Error(Status::bundle, path_ + " changed since it was opened (" + shortened(name) + " is another file now); open the bundle again");
 }
 
 }  // namespace prtool

@@ -26,7 +26,8 @@ ClassTable ClassTable::of(const Bundle& bundle) {
     table.embed_dim_ = manifest.model.embed_dim;
     table.scale_ = manifest.model.logit_scale;
     table.bias_ = manifest.model.logit_bias;
-    Tensor tensor = read_tensor(bundle.file(manifest.classes->file), "embeddings");
+    Tensor tensor = read_tensor(bundle.open_file(manifest.classes->file), "embeddings");
+    bundle.check_unchanged();
     const std::string what = manifest.classes->file + " of " + bundle.path();
     const std::vector<std::int64_t> wanted{table.classes_, table.embed_dim_};
     if (tensor.shape != wanted || table.classes_ == 0) {
@@ -58,9 +59,8 @@ std::vector<double> ClassTable::probabilities_of(const float* embedding) const {
 }
 
 void ClassTable::classify(const float* embeddings, std::int64_t count, std::int64_t top, std::int64_t* labels, float* probabilities) const {
-    if (top < 1 || top > classes_) {
-        throw Error(Status::config, "top = " + std::to_string(top) + ", but the bundle has " + std::to_string(classes_) + " classes; give 1 to " + std::to_string(classes_));
-    }
+    if (top < 1) throw Error(Status::config, "top = " + std::to_string(top) + ", but it must be at least 1");
+    top = std::min(top, classes_);
     std::vector<std::int64_t> order(static_cast<std::size_t>(classes_));
     for (std::int64_t image = 0; image < count; ++image) {
         const float* embedding = embeddings + image * embed_dim_;

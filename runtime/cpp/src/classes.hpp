@@ -14,8 +14,9 @@ public:
     // Throws Error(Status::bundle): the bundle has no classes, or their file does not fit the manifest.
     static ClassTable of(const Bundle& bundle);
 
-    // The `top` most probable classes of each embedding, best first, of equal ones the lower label.
-    // embeddings: (count, E); labels and probabilities: (count, top). Throws Error(Status::config): top is out of range.
+    // The `top` most probable classes of each embedding, best first, of equal ones the lower label; all of them where there are
+    // fewer. embeddings: (count, E); labels and probabilities: (count, min(top, classes)). Throws Error(Status::config): top is
+    // below 1.
     void classify(const float* embeddings, std::int64_t count, std::int64_t top, std::int64_t* labels, float* probabilities) const;
 
 private:

@@ -2,6 +2,7 @@
 // which value it had, what was possible, and what to do.
 #pragma once
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 
@@ -23,9 +24,27 @@ enum class Status {
     internal = 11,           // a fault of the library itself
 };
 
+// Most bytes of a message; what it quotes from a file can be as long as the file.
+inline constexpr std::size_t kMostMessageBytes = 1000;
+
+// A message as one line for any terminal: control characters escaped ("\x1b"), and cut where it is too long.
+inline std::string one_line(const std::string& text) {
+    std::string line;
+    for (const char letter : text) {
+        const auto byte = static_cast<unsigned char>(letter);
+        if (line.size() >= kMostMessageBytes && (byte & 0xC0U) != 0x80U) return line + "...";
+        if (byte >= 0x20 && byte != 0x7f) {
+            line += letter;
+        } else {
+            line += std::string("\\x") + "0123456789abcdef"[byte >> 4] + "0123456789abcdef"[byte & 15];
+        }
+    }
+    return line;
+}
+
 class Error : public std::runtime_error {
 public:
-    Error(Status status, const std::string& message) : std::runtime_error(message), status_(status) {}
+    Error(Status status, const std::string& message) : std::runtime_error(one_line(message)), status_(status) {}
     Status status() const noexcept { return status_; }
 
 private:

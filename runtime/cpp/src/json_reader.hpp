@@ -31,6 +31,8 @@ public:
     std::optional<JsonReader> maybe(const char* name) const;  // nothing where it is missing or null
     std::vector<std::pair<std::string, JsonReader>> entries() const;
     std::vector<JsonReader> items() const;
+    // A list or object of no more than so many items.
+    void at_most(std::size_t length) const;
     std::vector<JsonReader> items(std::size_t length) const;
 
     template <typename T>
@@ -40,7 +42,7 @@ public:
         return found;
     }
 
-    [[noreturn]] void refuse(const std::string& wanted) const;
+    [[noreturn]] void reject(const std::string& wanted) const;
 
 private:
     const nlohmann::json* value_;

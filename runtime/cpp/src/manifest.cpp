@@ -6,29 +6,43 @@
 
 #include "errors.hpp"
 #include "json_reader.hpp"
+#include "seal.hpp"
+#include "signature.hpp"
+#include "strict_json.hpp"
 #include "text.hpp"
 
 namespace prtool {
 
 namespace {
 
-// Far above any encoder, and small enough that products of two stay in 64 bits.
-constexpr std::int64_t kMostTokens = std::int64_t{1} << 20;
-constexpr std::int64_t kMostSide = std::int64_t{1} << 16;
+// docs/bundle-format.md, "Limits".
+constexpr std::int64_t kMostDepth = 1000;
+constexpr std::int64_t kMostGridSide = 1024;
+constexpr std::int64_t kMostImageSide = 8192;
+constexpr std::int64_t kMostImagePixels = std::int64_t{1} << 24;
+constexpr std::int64_t kMostExtraTokens = 4096;
+constexpr std::int64_t kMostWidth = 65536;
+constexpr std::int64_t kMostContext = 65536;
+constexpr std::int64_t kMostVocabulary = (std::int64_t{1} << 31) - 1;
+constexpr std::size_t kMostFiles = 10'000;
+constexpr std::size_t kMostClasses = 1'000'000;
+constexpr std::int64_t kMostPatches = kMostGridSide * kMostGridSide;
 
-[[noreturn]] void refuse_together(const std::string& what) {
+[[noreturn]] void reject_together(const std::string& what) {
     throw Error(Status::bundle, "the manifest holds values that do not fit together: " + what + "; export the bundle again");
 }
 
-std::vector<std::int64_t> read_counts(const JsonReader& json, std::int64_t least) {
-    return json.list<std::int64_t>([least](const JsonReader& item) { return item.whole(least, kMostTokens); });
+// At most one number a location, and so a block. The length is looked at first: a list of millions is not read.
+std::vector<std::int64_t> read_counts(const JsonReader& json, std::int64_t least, std::int64_t most, std::int64_t depth) {
+    json.at_most(static_cast<std::size_t>(depth));
+    return json.list<std::int64_t>([least, most](const JsonReader& item) { return item.whole(least, most); });
 }
 
 ModelInfo read_model(const JsonReader& json) {
     json.fields({"name", "pretrained", "weights_sha256", "embed_dim", "logit_scale", "logit_bias", "scorer", "scorer_trained"});
     json.at("scorer").text();
     json.at("scorer_trained").boolean();
-    return {json.at("name").text(),         json.at("pretrained").text(),    json.at("weights_sha256").text(), json.at("embed_dim").whole(1, kMostTokens),
+    return {json.at("name").text(),         json.at("pretrained").text(),    json.at("weights_sha256").text(), json.at("embed_dim").whole(1, kMostWidth),
             json.at("logit_scale").number(), json.at("logit_bias").number()};
 }
 
@@ -39,12 +53,12 @@ void check_locations(const PruneSpec& prune) {
         rising = rising && place > before && place <= prune.depth;
         before = place;
     }
-    if (!rising) refuse_together("pruning locations " + listed(prune.locations) + " must rise, from 1 to " + std::to_string(prune.depth));
+    if (!rising) reject_together("pruning locations " + listed(prune.locations) + " must rise, from 1 to " + std::to_string(prune.depth));
     if (prune.appended_from > prune.locations.front()) {
-        refuse_together("tokens are appended at block " + std::to_string(prune.appended_from) + ", behind the first location");
+        reject_together("tokens are appended at block " + std::to_string(prune.appended_from) + ", behind the first location");
     }
     if (!prune.drops.empty() && (prune.drops.size() != prune.locations.size() || prune.drops.back() < 1)) {
-        refuse_together("drops " + listed(prune.drops) + " for locations " + listed(prune.locations));
+        reject_together("drops " + listed(prune.drops) + " for locations " + listed(prune.locations));
     }
 }
 
@@ -52,16 +66,15 @@ PruneSpec read_prune(const JsonReader& json) {
     json.fields({"grid", "depth"}, {"locations", "prefix_tokens", "appended_tokens", "appended_from", "drops"});
     const std::vector<JsonReader> grid = json.at("grid").items(2);
     PruneSpec prune;
-    prune.rows = grid[0].whole(1, kMostTokens);
-    prune.columns = grid[1].whole(1, kMostTokens);
-    prune.depth = json.at("depth").whole(1, kMostTokens);
+    prune.rows = grid[0].whole(1, kMostGridSide);
+    prune.columns = grid[1].whole(1, kMostGridSide);
+    prune.depth = json.at("depth").whole(1, kMostDepth);
     prune.locations = {4};
-    if (const auto found = json.maybe("locations")) prune.locations = read_counts(*found, 1);
-    if (const auto found = json.maybe("prefix_tokens")) prune.prefix_tokens = found->whole(0, kMostTokens);
-    if (const auto found = json.maybe("appended_tokens")) prune.appended_tokens = found->whole(0, kMostTokens);
-    if (const auto found = json.maybe("appended_from")) prune.appended_from = found->whole(1, kMostTokens);
-    if (const auto found = json.maybe("drops")) prune.drops = read_counts(*found, 0);
-    if (prune.patches() > kMostTokens) refuse_together("a grid of " + std::to_string(prune.rows) + " x " + std::to_string(prune.columns));
+    if (const auto found = json.maybe("locations")) prune.locations = read_counts(*found, 1, kMostDepth, prune.depth);
+    if (const auto found = json.maybe("prefix_tokens")) prune.prefix_tokens = found->whole(0, kMostExtraTokens);
+    if (const auto found = json.maybe("appended_tokens")) prune.appended_tokens = found->whole(0, kMostExtraTokens);
+    if (const auto found = json.maybe("appended_from")) prune.appended_from = found->whole(1, kMostDepth);
+    if (const auto found = json.maybe("drops")) prune.drops = read_counts(*found, 0, kMostPatches, prune.depth);
     check_locations(prune);
     return prune;
 }
@@ -79,18 +92,30 @@ T read_choice(const JsonReader& json, std::initializer_list<std::pair<const char
         if (found == name) return value;
         names.emplace_back(name);
     }
-    json.refuse("one of " + joined(names));
+    json.reject("one of " + joined(names));
+}
+
+// Whether every pixel of 8 bits becomes a finite value, by the very operations of preprocessing.
+void check_normalised(const Preprocess& spec) {
+    for (std::size_t channel = 0; channel < spec.mean.size(); ++channel) {
+        for (const float unit : {0.0F, 1.0F}) {
+            const float value = (unit - static_cast<float>(spec.mean[channel])) / static_cast<float>(spec.std[channel]);
+            if (!std::isfinite(value)) reject_together("mean " + shown(spec.mean[channel]) + " and std " + shown(spec.std[channel]) + " give pixels that are not finite");
+        }
+    }
 }
 
 Preprocess read_preprocess(const JsonReader& json) {
     json.fields({"size", "mean", "std"}, {"interpolation", "resize_mode", "fill"});
     const std::vector<JsonReader> size = json.at("size").items(2);
     Preprocess spec;
-    spec.height = static_cast<int>(size[0].whole(1, kMostSide));
-    spec.width = static_cast<int>(size[1].whole(1, kMostSide));
+    spec.height = static_cast<int>(size[0].whole(1, kMostImageSide));
+    spec.width = static_cast<int>(size[1].whole(1, kMostImageSide));
+    if (std::int64_t{spec.height} * spec.width > kMostImagePixels) json.at("size").reject("at most " + std::to_string(kMostImagePixels) + " pixels");
     spec.mean = read_three(json.at("mean"));
     spec.std = read_three(json.at("std"));
-    if (*std::min_element(spec.std.begin(), spec.std.end()) <= 0.0) json.at("std").refuse("three numbers above 0");
+    if (*std::min_element(spec.std.begin(), spec.std.end()) <= 0.0) json.at("std").reject("three numbers above 0");
+    check_normalised(spec);
     if (const auto found = json.maybe("interpolation")) {
         spec.interpolation = read_choice<Interpolation>(
             *found, {{"bicubic", Interpolation::bicubic}, {"bilinear", Interpolation::bilinear}, {"nearest", Interpolation::nearest}});
@@ -125,26 +150,44 @@ ClassInfo read_classes(const JsonReader& json) {
     json.fields({"names", "templates", "file"});
     const auto text = [](const JsonReader& item) { return item.text(); };
     json.at("templates").list<std::string>(text);
+    json.at("names").at_most(kMostClasses);
+    if (json.at("names").items().empty()) json.at("names").reject("at least one name");
     return {json.at("names").list<std::string>(text), json.at("file").text()};
 }
 
 FileDigest read_digest(const JsonReader& json) {
     json.fields({"size", "sha256"});
-    return {json.at("size").whole(0, std::int64_t{1} << 60), json.at("sha256").text()};
+    return {json.at("size").whole(0, kMostWhole), json.at("sha256").text()};
+}
+
+// Whether an image whose last block sees so many tokens costs anything.
+bool costs_something(const std::map<std::string, std::int64_t>& cost, std::int64_t last_tokens, bool scored) {
+    const auto of = [&cost](const char* name) { return cost.count(name) != 0 ? cost.at(name) : 0; };
+    const bool answers = of("last_asking") > 0 && of("last_asking") < last_tokens;
+    return of("embed_macs") + of("head_macs") + of("head_token_macs") + of("token_macs") + of("attention_macs") > 0 ||
+           (answers && of("key_value_macs") > 0) || (scored && of("scorer_macs") > 0);
+}
+
+void check_cost(const JsonReader& json, const Manifest& manifest) {
+    json.fields({"embed_macs", "token_macs", "attention_macs", "head_macs"}, {"head_token_macs", "scorer_macs", "last_asking", "key_value_macs"});
+    std::map<std::string, std::int64_t> cost;
+    for (const auto& [name, value] : json.entries()) cost[name] = value.whole(0, kMostWhole);
+    const PruneSpec& prune = manifest.prune;
+    const std::int64_t least = prune.prefix_tokens + manifest.least_keep + prune.appended_tokens;
+    if (!costs_something(cost, prune.prefix_tokens + prune.patches(), false) || !costs_something(cost, least, true)) {
+        reject_together("an image costs nothing");
+    }
 }
 
 // What this library does not use is checked all the same: a manifest of another form is another schema.
 void check_unused(const JsonReader& json) {
-    const JsonReader cost = json.at("cost");
-    cost.fields({"embed_macs", "token_macs", "attention_macs", "head_macs"}, {"head_token_macs", "scorer_macs", "last_asking", "key_value_macs"});
-    for (const auto& [name, value] : cost.entries()) value.whole(0, std::int64_t{1} << 60);
     for (const auto& [name, value] : json.at("parity").entries()) value.number();
     for (const auto& [name, value] : json.at("versions").entries()) value.text();
-    if (const auto text = json.maybe("text")) {
-        text->fields({"context_length", "tokenizer"});
-        text->at("context_length").whole(1, kMostTokens);
-        text->at("tokenizer").text();
-    }
+}
+
+TextInfo read_text_side(const JsonReader& json) {
+    json.fields({"context_length", "vocab_size", "tokenizer"});
+    return {json.at("context_length").whole(1, kMostContext), json.at("vocab_size").whole(1, kMostVocabulary), json.at("tokenizer").text()};
 }
 
 void read_keeps(const JsonReader& json, Manifest& manifest) {
@@ -155,19 +198,22 @@ void read_keeps(const JsonReader& json, Manifest& manifest) {
 }
 
 Manifest read(const JsonReader& json) {
-    json.fields({"schema", "model", "prune", "cost", "preprocess", "default_keep", "keep_range", "graphs", "parity", "versions"},
+    json.fields({"schema", "model", "prune", "cost", "preprocess", "default_keep", "keep_range", "graphs", "parity", "versions", "seal"},
                 {"text", "classes", "files"});
     Manifest manifest;
     manifest.model = read_model(json.at("model"));
     manifest.prune = read_prune(json.at("prune"));
     manifest.preprocess = read_preprocess(json.at("preprocess"));
     read_keeps(json, manifest);
+    check_cost(json.at("cost"), manifest);
     check_unused(json);
+    if (const auto text = json.maybe("text")) manifest.text = read_text_side(*text);
     for (const auto& [precision, roles] : json.at("graphs").entries()) {
         for (const auto& [role, graph] : roles.entries()) manifest.graphs[precision].emplace(role, read_graph(graph));
     }
     if (const auto classes = json.maybe("classes")) manifest.classes = read_classes(*classes);
     if (const auto files = json.maybe("files")) {
+        files->at_most(kMostFiles);
         for (const auto& [name, digest] : files->entries()) manifest.files.emplace(name, read_digest(digest));
     }
     return manifest;
@@ -234,16 +280,18 @@ std::vector<std::int64_t> Manifest::counts(const Keep& keep) const {
 }
 
 Manifest read_manifest(const std::string& json, const std::string& where) {
-    const nlohmann::json value = nlohmann::json::parse(json, nullptr, false);
-    if (value.is_discarded()) throw Error(Status::bundle, where + " is not JSON; export the bundle again");
+    check_seal(json, where);
+    const nlohmann::json value = parse_strictly(json, where);
     if (!value.is_object()) throw Error(Status::bundle, "the manifest is not a JSON object; export the bundle again");
     const auto schema = value.find("schema");
     if (schema == value.end() || !schema->is_number_integer() || *schema != kSchema) {
-        const std::string found = schema == value.end() ? "none" : schema->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).substr(0, 40);
+        const std::string found = schema == value.end() ? "none" : shortened(schema->dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
         throw Error(Status::bundle, "the bundle has schema " + found + ", but this library reads schema " + std::to_string(kSchema) +
                                         "; make a new one with 'prtool export'");
     }
-    return read(JsonReader(value, "manifest"));
+    Manifest manifest = read(JsonReader(value, "manifest"));
+    check_signatures(manifest);
+    return manifest;
 }
 
 }  // namespace prtool

@@ -11,13 +11,15 @@
 
 namespace prtool {
 
-inline constexpr std::int64_t kSchema = 3;
+inline constexpr std::int64_t kSchema = 4;
 
 // One graph input or output: name, numpy's name of its dtype, and axes: a size, or the name of a free axis.
 struct TensorSpec {
     std::string name;
     std::string dtype;
     std::vector<std::variant<std::int64_t, std::string>> shape;
+
+    bool operator==(const TensorSpec& other) const { return name == other.name && dtype == other.dtype && shape == other.shape; }
 };
 
 struct GraphSpec {
@@ -40,6 +42,12 @@ struct ClassInfo {
     std::string file;                // of the class embeddings
 };
 
+struct TextInfo {
+    std::int64_t context_length = 0;  // token ids of a prompt
+    std::int64_t vocab_size = 0;      // each is below this one, and not negative
+    std::string tokenizer;            // a file, or "" where there is none
+};
+
 struct FileDigest {
     std::int64_t size = 0;
     std::string sha256;
@@ -59,6 +67,7 @@ struct Manifest {
     std::int64_t least_keep = 0;
     std::int64_t most_keep = 0;
     std::map<std::string, std::map<std::string, GraphSpec>> graphs;  // precision -> role -> graph
+    std::optional<TextInfo> text;
     std::optional<ClassInfo> classes;
     std::map<std::string, FileDigest> files;
 
@@ -66,7 +75,8 @@ struct Manifest {
     std::vector<std::int64_t> counts(const Keep& keep) const;
 };
 
-// Throws Error(Status::bundle): no JSON, an unknown schema, or a field missing, unknown, of the wrong kind or out of range.
+// Throws Error(Status::bundle): not sealed, changed, no JSON, an unknown schema, or a field missing, unknown, of the wrong kind
+// or out of range.
 // `where` stands in the message for the file.
 Manifest read_manifest(const std::string& json, const std::string& where);
 

@@ -117,7 +117,11 @@ void Pipeline::embed_on_device(const float* pixels, std::int64_t batch, const st
 
 std::unique_ptr<Graph> Pipeline::load(const std::string& role, const Bundle& bundle) {
     const GraphSpec& spec = spec_of(role, bundle);
-    return engine_->load(bundle.file(spec.file), spec, profile_);
+    // The engine opens files by their names: before and after they must be those that were checked.
+    bundle.check_unchanged();
+    std::unique_ptr<Graph> graph = engine_->load(bundle.file(spec.file), spec, profile_);
+    bundle.check_unchanged();
+    return graph;
 }
 
 const GraphSpec& Pipeline::spec_of(const std::string& role, const Bundle& bundle) const {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "guarded_file.hpp"
+
 namespace prtool {
 
 struct Tensor {
@@ -13,6 +15,6 @@ struct Tensor {
 };
 
 // Throws Error(Status::bundle): the file is damaged, or has no such float32 tensor.
-Tensor read_tensor(const std::string& path, const std::string& name);
+Tensor read_tensor(const GuardedFile& file, const std::string& name);
 
 }  // namespace prtool

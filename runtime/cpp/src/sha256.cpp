@@ -2,8 +2,8 @@
 
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <array>
-#include <fstream>
 #include <memory>
 #include <vector>
 
@@ -13,7 +13,7 @@ namespace prtool {
 
 namespace {
 
-constexpr std::size_t kChunk = std::size_t{1} << 20;
+constexpr std::int64_t kChunk = std::int64_t{1} << 20;
 
 void require(int done) {
     if (done != 1) throw Error(Status::internal, "OpenSSL cannot compute SHA-256; check the installation of libcrypto");
@@ -30,15 +30,15 @@ std::string hexadecimal(std::string_view digest) {
 
 }  // namespace
 
-std::string sha256_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
+std::string sha256_of(const GuardedFile& file) {
     const std::unique_ptr<EVP_MD_CTX, void (*)(EVP_MD_CTX*)> context(EVP_MD_CTX_new(), EVP_MD_CTX_free);
     require(context != nullptr ? EVP_DigestInit_ex(context.get(), EVP_sha256(), nullptr) : 0);
-    std::vector<char> chunk(kChunk);
-    while (file.read(chunk.data(), static_cast<std::streamsize>(chunk.size())) || file.gcount() > 0) {
-        require(EVP_DigestUpdate(context.get(), chunk.data(), static_cast<std::size_t>(file.gcount())));
+    std::vector<char> chunk(static_cast<std::size_t>(std::clamp<std::int64_t>(file.size(), 1, kChunk)));
+    std::int64_t offset = 0;
+    while (const std::size_t got = file.read_at(offset, chunk.data(), chunk.size())) {
+        require(EVP_DigestUpdate(context.get(), chunk.data(), got));
+        offset += static_cast<std::int64_t>(got);
     }
-    if (!file.eof()) throw Error(Status::bundle, path + " cannot be read; copy or export the bundle again");
     std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
     unsigned int length = 0;
     require(EVP_DigestFinal_ex(context.get(), digest.data(), &length));

@@ -4,10 +4,12 @@
 #include <string>
 #include <string_view>
 
+#include "guarded_file.hpp"
+
 namespace prtool {
 
 // 64 hexadecimal digits, lower case. Throws Error(Status::bundle): the file cannot be read.
-std::string sha256_file(const std::string& path);
+std::string sha256_of(const GuardedFile& file);
 
 // Of bytes: 32 bytes, and the same as 64 hexadecimal digits.
 std::string sha256_bytes(std::string_view content);

@@ -160,7 +160,13 @@ TEST_CASE("classes, where the bundle has some") {
         CHECK(sum == doctest::Approx(1.0).epsilon(1e-5));
     }
     CHECK(status_of([&] { encoder.classify(found, 0); }) == PRTOOL_CONFIG);
-    CHECK(status_of([&] { encoder.classify(found, encoder.info().classes + 1); }) == PRTOOL_CONFIG);
+    const auto all = encoder.classify(found, encoder.info().classes), more = encoder.classify(found, encoder.info().classes + 7);
+    REQUIRE(more.size() == all.size());
+    for (std::size_t image = 0; image < all.size(); ++image) {
+        REQUIRE(more[image].size() == static_cast<std::size_t>(encoder.info().classes));
+        for (std::size_t place = 0; place < all[image].size(); ++place) CHECK(more[image][place].label == all[image][place].label);
+    }
+    CHECK(status_of([&] { encoder.classify(found, -1); }) == PRTOOL_CONFIG);
     CHECK(prtool_class_name(encoder.handle(), -1) == nullptr);
     CHECK(prtool_class_name(encoder.handle(), encoder.info().classes) == nullptr);
 }

@@ -6,6 +6,7 @@
 
 #include "errors.hpp"
 #include "manifest.hpp"
+#include "sha256.hpp"
 
 namespace {
 
@@ -14,20 +15,54 @@ using prtool::Error;
 using prtool::Keep;
 using prtool::Manifest;
 
+json tensor(const char* name, const char* dtype, const json& shape) {
+    return {{"name", name}, {"dtype", dtype}, {"shape", shape}};
+}
+
+json graph(const std::string& role, const json& inputs, const json& outputs) {
+    return {{"file", role + ".onnx"}, {"inputs", inputs}, {"outputs", outputs}};
+}
+
+json graphs() {
+    const json pixels = tensor("pixels", "float32", {"batch", 3, 224, 224}), embedding = tensor("embedding", "float32", {"batch", 6});
+    const json tokens = tensor("tokens", "float32", {"batch", "tokens", 8}), moved = tensor("tokens_out", "float32", {"batch", "tokens", 8});
+    const json entering = tensor("tokens", "float32", {"batch", 197, 8}), first = tensor("scores", "float32", {"batch", 196});
+    const json scores = tensor("scores", "float32", {"batch", "patches"}), k = tensor("k", "int64", {3});
+    const json some = json::array({pixels}), given = json::array({embedding}), between = json::array({tokens});
+    return {{"full", graph("full", some, given)},
+            {"pre", graph("pre", some, json::array({entering, first}))},
+            {"mid_1", graph("mid_1", between, json::array({moved, scores}))},
+            {"mid_2", graph("mid_2", between, json::array({moved, scores}))},
+            {"post", graph("post", between, given)},
+            {"fused", graph("fused", json::array({pixels, k}), given)}};
+}
+
 json sample() {
-    return json::parse(R"({
-        "schema": 3,
+    json value = json::parse(R"({
+        "schema": 4,
         "model": {"name": "m", "pretrained": "", "weights_sha256": "0", "embed_dim": 6, "logit_scale": 10, "logit_bias": -0.5, "scorer": "mlp", "scorer_trained": true},
         "prune": {"grid": [14, 14], "depth": 12, "locations": [4, 6, 8], "prefix_tokens": 1, "appended_tokens": 0, "appended_from": 1, "drops": []},
         "cost": {"embed_macs": 1, "token_macs": 1, "attention_macs": 1, "head_macs": 1},
         "preprocess": {"size": [224, 224], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "resize_mode": "shortest", "fill": 0},
         "default_keep": 118, "keep_range": [1, 196],
-        "graphs": {"fp32": {"fused": {"file": "fused.onnx", "inputs": [{"name": "pixels", "dtype": "float32", "shape": ["batch", 3, 224, 224]}], "outputs": []}}},
+        "graphs": {},
         "parity": {"cosine": 1.0}, "versions": {"prtool": "0.1.0"}, "text": null, "classes": null, "files": {"fused.onnx": {"size": 3, "sha256": "ab"}}
     })");
+    value["graphs"]["fp32"] = graphs();
+    return value;
 }
 
-std::string refusal(const std::string& text) {
+// As the Python package writes it: the seal is the last member, and not among the bytes that it is the digest of.
+std::string sealed(const std::string& text) {
+    return text + ",\n \"seal\": \"" + prtool::sha256_text(text) + "\"\n}\n";
+}
+
+std::string sealed(const json& value) {
+    const std::string text = value.dump(1);
+    return sealed(text.substr(0, text.size() - 2));
+}
+
+std::string rejection(const std::string& text) {
     try {
         prtool::read_manifest(text, "prtool.json");
     } catch (const Error& error) {
@@ -37,16 +72,16 @@ std::string refusal(const std::string& text) {
     return "";
 }
 
-std::string refusal_of(const std::function<void(json&)>& change) {
+std::string rejection_of(const std::function<void(json&)>& change) {
     json value = sample();
     change(value);
-    return refusal(value.dump());
+    return rejection(sealed(value));
 }
 
 }  // namespace
 
 TEST_CASE("what a manifest says is read") {
-    const Manifest manifest = prtool::read_manifest(sample().dump(), "prtool.json");
+    const Manifest manifest = prtool::read_manifest(sealed(sample()), "prtool.json");
     CHECK(manifest.prune.patches() == 196);
     CHECK(manifest.model.logit_scale == 10.0);
     CHECK(manifest.graphs.at("fp32").at("fused").file == "fused.onnx");
@@ -55,33 +90,74 @@ TEST_CASE("what a manifest says is read") {
 }
 
 TEST_CASE("damage is named") {
-    CHECK(refusal("{").find("not JSON") != std::string::npos);
-    CHECK(refusal("[1]").find("not a JSON object") != std::string::npos);
-    CHECK(refusal(std::string(100'000, '[')).find("not JSON") != std::string::npos);
-    CHECK(refusal("{\"schema\": 3e400}").find("not JSON") != std::string::npos);
-    CHECK(refusal("{\"schema\": 3.0}").find("has schema 3.0") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["schema"] = 2; }).find("has schema 2, but this library reads schema 3") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["schema"] = "3"; }).find("schema") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v.erase("model"); }).find("with the field model") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["new"] = 1; }).find("without the field new") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["default_keep"] = 197; }).find("manifest.default_keep") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["default_keep"] = 118.0; }).find("a whole number") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["default_keep"] = 18446744073709551615ULL; }).find("a whole number") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["keep_range"] = {5, 4}; }).find("manifest.keep_range[1]") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["prune"]["locations"] = {6, 4}; }).find("must rise") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["prune"]["locations"] = json::array(); }).find("must rise") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["prune"]["locations"] = {4, 13}; }).find("from 1 to 12") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["prune"]["drops"] = {1, 1, 0}; }).find("drops [1, 1, 0]") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["prune"]["grid"] = {1048576, 1048576}; }).find("a grid of") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["preprocess"]["std"] = {0.25, 0.0, 0.25}; }).find("above 0") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["preprocess"]["size"] = {224, 0}; }).find("manifest.preprocess.size[1]") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["preprocess"]["interpolation"] = "lanczos"; }).find("bicubic, bilinear, nearest") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["model"]["logit_scale"] = true; }).find("a number") != std::string::npos);
-    CHECK(refusal_of([](json& v) { v["files"]["fused.onnx"]["size"] = -1; }).find("a whole number") != std::string::npos);
+    CHECK(rejection("{").find("does not end in its seal") != std::string::npos);
+    CHECK(rejection(sealed(std::string("[1"))).find("not JSON") != std::string::npos);
+    CHECK(rejection(sealed(std::string(100'000, '['))).find("nested deeper than 32") != std::string::npos);
+    CHECK(rejection(sealed(std::string("{\"schema\": 3e400"))).find("not finite") != std::string::npos);
+    CHECK(rejection(sealed(std::string("{\"schema\": 4.0"))).find("has schema 4.0") != std::string::npos);
+    CHECK(rejection(sealed("{\"schema\": 1" + std::string(100, '0'))).find("beyond 2^53") != std::string::npos);
+    CHECK(rejection(sealed(std::string("{\"schema\": 9007199254740993"))).find("9007199254740993") != std::string::npos);
+    CHECK(rejection(sealed(std::string("{\"schema\": 4, \"schema\": 4"))).find("'schema' twice") != std::string::npos);
+    CHECK(rejection(sealed(std::string("{\"\xff\": 4"))).find("not JSON") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["schema"] = 2; }).find("has schema 2, but this library reads schema 4") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["schema"] = "4"; }).find("schema") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v.erase("model"); }).find("with the field model") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["new"] = 1; }).find("without the field new") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["default_keep"] = 197; }).find("manifest.default_keep") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["default_keep"] = 118.5; }).find("a whole number") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["default_keep"] = 18446744073709551615ULL; }).find("18446744073709551615, beyond 2^53") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["keep_range"] = {5, 4}; }).find("manifest.keep_range[1]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["locations"] = {6, 4}; }).find("must rise") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["locations"] = json::array(); }).find("must rise") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["locations"] = {4, 13}; }).find("from 1 to 12") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["drops"] = {1, 1, 0}; }).find("drops [1, 1, 0]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["grid"] = {14, 1025}; }).find("manifest.prune.grid[1]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["preprocess"]["std"] = {0.25, 0.0, 0.25}; }).find("above 0") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["preprocess"]["size"] = {224, 0}; }).find("manifest.preprocess.size[1]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["preprocess"]["interpolation"] = "lanczos"; }).find("bicubic, bilinear, nearest") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["model"]["logit_scale"] = true; }).find("a number") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["depth"] = 1001; }).find("manifest.prune.depth") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["prefix_tokens"] = 4097; }).find("manifest.prune.prefix_tokens") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["locations"] = std::vector<int>(13, 1); }).find("at most 12 items, not 13") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["model"]["embed_dim"] = 65537; }).find("manifest.model.embed_dim") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["preprocess"]["size"] = {8193, 224}; }).find("manifest.preprocess.size[0]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["preprocess"]["fill"] = 256; }).find("manifest.preprocess.fill") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["cost"] = {{"embed_macs", 0}, {"token_macs", 0}, {"attention_macs", 0}, {"head_macs", 0}}; }).find("an image costs nothing") !=
+          std::string::npos);
+    CHECK(rejection_of([](json& v) { v["cost"]["token_macs"] = -1; }).find("manifest.cost.token_macs") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["text"] = {{"context_length", 65537}, {"vocab_size", 9}, {"tokenizer", ""}}; }).find("context_length") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["text"] = {{"context_length", 7}, {"vocab_size", 2147483648}, {"tokenizer", ""}}; }).find("vocab_size") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["graphs"]["fp32"]["fused"]["inputs"][1]["shape"] = {2}; }).find("k int64 [2]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["graphs"]["fp32"]["full"]["outputs"][0]["dtype"] = "float64"; }).find("embedding float64") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["graphs"]["fp32"]["mid_3"] = v["graphs"]["fp32"]["full"]; }).find("mid_2, mid_3, post") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["graphs"]["fp32"].erase("pre"); }).find("must be full, fused, mid_1, mid_2, post, pre") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["graphs"]["fp32"]["post"]["inputs"][0]["shape"][2] = 65537; }).find("from 1 to 65536") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["preprocess"]["std"] = {0.25, 1e-300, 0.25}; }).find("not finite") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["classes"] = {{"names", json::array()}, {"templates", json::array()}, {"file", "f"}}; }).find("at least one name") !=
+          std::string::npos);
+    CHECK(rejection_of([](json& v) { v["graphs"]["int8"] = v["graphs"]["fp32"]; v["graphs"].erase("fp32"); }).find("no graphs of fp32") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["files"]["fused.onnx"]["size"] = -1; }).find("a whole number") != std::string::npos);
+}
+
+TEST_CASE("any changed byte breaks the seal") {
+    const std::string whole = sealed(sample());
+    for (std::size_t place = 0; place < whole.size(); ++place) {
+        std::string changed = whole;
+        changed[place] = static_cast<char>(changed[place] ^ 1);
+        CHECK_FALSE(rejection(changed).empty());
+    }
+    CHECK(rejection(whole + "\n").find("seal") != std::string::npos);
+    CHECK(rejection(whole.substr(1)).find("was changed") != std::string::npos);
+}
+
+TEST_CASE("messages have one line and an end") {
+    const std::string message = rejection_of([](json& v) { v["prune"][std::string(5'000'000, 'x') + "\x1b[2J\n"] = 1; });
+    CHECK(message.size() < 1100);
+    CHECK(rejection_of([](json& v) { v["preprocess"]["interpolation"] = "\x1b[2J\n"; }).find_first_of("\x1b\n") == std::string::npos);
 }
 
 TEST_CASE("counts are the Python package's") {
-    Manifest manifest = prtool::read_manifest(sample().dump(), "prtool.json");
+    Manifest manifest = prtool::read_manifest(sealed(sample()), "prtool.json");
     // 196 - floor(78 * i / 3)
     CHECK(manifest.counts({Keep::Default{}}) == std::vector<std::int64_t>{170, 144, 118});
     CHECK(manifest.counts({0.6}) == std::vector<std::int64_t>{170, 144, 118});

@@ -24,7 +24,10 @@ public:
     ~File() { std::remove(path_.c_str()); }
     File(const File&) = delete;
     File& operator=(const File&) = delete;
-    const std::string& path() const { return path_; }
+    prtool::GuardedFile open() const {
+        const std::filesystem::path path(path_);
+        return {path.parent_path().string(), path.filename().string()};
+    }
 
 private:
     std::string path_;
@@ -38,7 +41,7 @@ std::string entry(const std::string& dtype, const std::string& shape, const std:
 
 TEST_CASE("a tensor is read") {
     const File file(entry("F32", "[2, 2]", "[0, 16]"), {1, 2, 3, 4});
-    const prtool::Tensor tensor = prtool::read_tensor(file.path(), "embeddings");
+    const prtool::Tensor tensor = prtool::read_tensor(file.open(), "embeddings");
     CHECK(tensor.shape == std::vector<std::int64_t>{2, 2});
     CHECK(tensor.values == std::vector<float>{1, 2, 3, 4});
 }
@@ -54,11 +57,11 @@ TEST_CASE("lies are refused") {
              {"F32", "[-1, 4]", "[0, 16]"},
              {"F32", "[2, 2]", "[0]"}}) {
         const File file(entry(dtype, shape, offsets), values);
-        CHECK_THROWS_AS(prtool::read_tensor(file.path(), "embeddings"), prtool::Error);
+        CHECK_THROWS_AS(prtool::read_tensor(file.open(), "embeddings"), prtool::Error);
     }
     const File other(entry("F32", "[4]", "[0, 16]"), values);
-    CHECK_THROWS_WITH_AS(prtool::read_tensor(other.path(), "weights"), doctest::Contains("no tensor 'weights'"), prtool::Error);
+    CHECK_THROWS_WITH_AS(prtool::read_tensor(other.open(), "weights"), doctest::Contains("no tensor 'weights'"), prtool::Error);
     const File longer(entry("F32", "[4]", "[0, 16]"), values, std::uint64_t{1} << 62);
-    CHECK_THROWS_WITH_AS(prtool::read_tensor(longer.path(), "embeddings"), doctest::Contains("longer than the file"), prtool::Error);
-    CHECK_THROWS_AS(prtool::read_tensor("/nowhere", "embeddings"), prtool::Error);
+    CHECK_THROWS_WITH_AS(prtool::read_tensor(longer.open(), "embeddings"), doctest::Contains("longer than the file"), prtool::Error);
+    CHECK_THROWS_AS(prtool::GuardedFile("/", "nowhere"), prtool::Error);
 }

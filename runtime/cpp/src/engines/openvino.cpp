@@ -3,9 +3,11 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <openvino/frontend/manager.hpp>
 #include <openvino/op/topk.hpp>
 #include <openvino/openvino.hpp>
+#include <openvino/opsets/opset13.hpp>
 #include <thread>
 
 #include "engine.hpp"
@@ -36,6 +38,24 @@ std::string cpu_name() {
     return name;
 }
 
+// Keeps the indices inside the data: OpenVINO does not check them, so a hostile graph could read the process's memory.
+void bound_indices(ov::op::v8::GatherND& node) {
+    const ov::Output<ov::Node> indices = node.input_value(1);
+    const ov::element::Type kind = indices.get_element_type();
+    // A depth that is not known throws, as every other fault of a graph.
+    const std::int64_t depth = indices.get_partial_shape()[indices.get_partial_shape().size() - 1].get_length();
+    std::vector<std::int64_t> axes(static_cast<std::size_t>(depth));
+    std::iota(axes.begin(), axes.end(), static_cast<std::int64_t>(node.get_batch_dims()));
+    const auto constant = [](const ov::element::Type& type, const std::vector<std::int64_t>& values, const ov::Shape& shape) {
+        return ov::op::v0::Constant::create(type, shape, values);
+    };
+    const auto shape = std::make_shared<ov::op::v3::ShapeOf>(node.input_value(0), kind);
+    const auto sizes = std::make_shared<ov::op::v8::Gather>(shape, constant(ov::element::i64, axes, {axes.size()}), constant(ov::element::i64, {0}, {}));
+    const auto most = std::make_shared<ov::op::v1::Subtract>(sizes, constant(kind, {1}, {}));
+    const auto below = std::make_shared<ov::op::v1::Minimum>(indices, most);
+    node.input(1).replace_source_output(std::make_shared<ov::op::v1::Maximum>(below, constant(kind, {0}, {})));
+}
+
 // Straight to the ONNX reader: ov::Core offers a damaged file to every reader, and some of them write to stderr.
 std::shared_ptr<ov::Model> read(const std::string& path) {
     try {
@@ -45,6 +65,7 @@ std::shared_ptr<ov::Model> read(const std::string& path) {
         // Among equal scores the lower index comes first, as in ONNX; OpenVINO leaves the order open unless it is told.
         for (const auto& node : model->get_ops()) {
             if (const auto best = ov::as_type_ptr<ov::op::v11::TopK>(node)) best->set_stable(true);
+            if (const auto gather = ov::as_type_ptr<ov::op::v8::GatherND>(node)) bound_indices(*gather);
         }
         return model;
     } catch (const std::exception& cause) {
@@ -82,14 +103,10 @@ public:
         ov::InferRequest request = take();
         try {
             for (const TensorRef& tensor : inputs) request.set_input_tensor(inputs_.at(tensor.name), tensor_of(tensor));
-            request.infer();
-            for (const TensorRef& tensor : outputs) {
-                const ov::Tensor found = request.get_output_tensor(outputs_.at(tensor.name));
-                if (found.get_shape() != ov::Shape(tensor.shape.begin(), tensor.shape.end())) {
-                    throw Error(Status::engine, path_ + " gave " + tensor.name + " in another shape than " + listed(tensor.shape));
-                }
-                std::memcpy(tensor.data, found.data(), found.get_byte_size());
-            }
+            // With one thread infer() loses the error of a call that fails, and the outputs are those of the call before.
+            request.start_async();
+            request.wait();
+            for (const TensorRef& tensor : outputs) copy_output(request, tensor);
         } catch (const Error&) {
             throw;
         } catch (const std::exception& cause) {
@@ -100,6 +117,20 @@ public:
     }
 
 private:
+    void copy_output(ov::InferRequest& request, const TensorRef& tensor) {
+        const auto place = outputs_.find(tensor.name);
+        if (place == outputs_.end()) throw Error(Status::engine, path_ + " has no output " + tensor.name + "; export the bundle again");
+        const ov::Tensor found = request.get_output_tensor(place->second);
+        const ov::Tensor wanted = tensor_of(tensor);
+        if (found.get_element_type() != wanted.get_element_type() || found.get_shape() != wanted.get_shape()) {
+            const ov::Shape& shape = found.get_shape();
+            throw Error(Status::engine, path_ + " gave " + tensor.name + " as " + found.get_element_type().to_string() + " of shape " +
+                                            listed({shape.begin(), shape.end()}) + ", but " + wanted.get_element_type().to_string() + " of shape " +
+                                            listed(tensor.shape) + " was expected; do not use this result: export the bundle again, or take another engine");
+        }
+        std::memcpy(tensor.data, found.data(), found.get_byte_size());
+    }
+
     ov::InferRequest take() {
         const std::lock_guard<std::mutex> hold(lock_);
         if (idle_.empty()) return compiled_.create_infer_request();

@@ -1,10 +1,19 @@
 #include "engines/ort_session.hpp"
 
+#include <cstdlib>
+
 #include "text.hpp"
 
 namespace prtool {
 
 namespace {
+
+// ONNX Runtime 1.32 and later write an identifier of the device into HOME and connect to their makers. They read this variable
+// when the first environment of the process is made, and later calls change nothing. Set when this library is loaded: there
+// are no other threads then that might read the environment. Whoever wants telemetry sets it to 0.
+__attribute__((constructor)) void disable_telemetry() {
+    setenv("ORT_DISABLE_TELEMETRY", "1", 0);
+}
 
 // One for the process, as ONNX Runtime wants it, and never freed: sessions of other static objects may outlive it otherwise.
 Ort::Env& environment() {

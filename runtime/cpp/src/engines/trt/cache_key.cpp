@@ -140,9 +140,10 @@ bool operator==(const EngineKey& one, const EngineKey& other) {
 }
 
 std::string onnx_digest(const std::string& path) {
-    std::string text = sha256_file(path);
-    const std::filesystem::path folder = std::filesystem::path(path).parent_path();
-    for (const std::string& name : external_files(path)) text += name + " " + sha256_file((folder / name).string());
+    const std::filesystem::path file(path);
+    const std::string folder = file.has_parent_path() ? file.parent_path().string() : ".";
+    std::string text = sha256_of(GuardedFile(folder, file.filename().string()));
+    for (const std::string& name : external_files(path)) text += name + " " + sha256_of(GuardedFile(folder, name));
     return sha256_text(text);
 }
 

@@ -1,0 +1,168 @@
+"""Many threads on one encoder for a long time: every result bit-equal to that of one thread, and memory and open files that stay flat.
+
+python benchmarks/soak.py bundle --engine ort,openvino --seconds 900
+
+Each call has a random batch, keep and mode; its expected result was computed before, by the same encoders in one thread.
+"""
+
+import functools
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import numpy as np
+from results_file import in_one_line
+
+from prtool.bundle import Bundle
+from prtool.engines.base import Array, EngineOptions
+from prtool.errors import EngineError
+from prtool.runtime.encoder import Encoder
+from prtool.runtime.pipeline import MODES
+from prtool.spec import Keep
+
+_CASES = 60
+_MOST_IMAGES = 16
+_WARM_S = 60.0
+"""Memory is compared with what it was after this time, or after half of a shorter run: allocators fill first."""
+_GROWTH = 0.1
+_GROWTH_MIB = 16.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One call and the result of one thread."""
+
+    name: str
+    call: Callable[[], Array]
+    expected: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The process at one moment: seconds since the start, calls so far, resident memory in MiB, open files and threads."""
+
+    seconds: float
+    calls: int
+    memory_mib: float
+    files: int
+    threads: int
+
+
+@dataclass(slots=True)
+class Soak:
+    """The result of one run."""
+
+    samples: list[Sample] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def problems(self, warm_s: float) -> list[str]:
+        """What is not as it must be, one line each."""
+        found = list(self.wrong)
+        warm = next((sample for sample in self.samples if sample.seconds >= warm_s), self.samples[-1])
+        last = self.samples[-1]
+        most = warm.memory_mib * (1.0 + _GROWTH) + _GROWTH_MIB
+        if last.memory_mib > most:
+            found.append(f"resident memory grew from {warm.memory_mib:.0f} MiB at {warm.seconds:.0f} s to {last.memory_mib:.0f} MiB")
+        if last.files > warm.files:
+            found.append(f"open files grew from {warm.files} at {warm.seconds:.0f} s to {last.files}")
+        return found
+
+
+def make_cases(encoders: dict[str, Encoder], seed: int) -> list[Case]:
+    """Random calls over every mode, with the results of one thread; the same ones for the same seed."""
+    choice = random.Random(seed)
+    manifest = next(iter(encoders.values())).manifest
+    low, high = manifest.keep_range
+    images = np.random.default_rng(seed).standard_normal((_MOST_IMAGES, 3, *manifest.preprocess.size)).astype(np.float32)
+    cases = []
+    for number in range(_CASES):
+        mode, batch = choice.choice(list(encoders)), choice.randint(1, _MOST_IMAGES)
+        keep = high if mode == "full" else choice.randint(low, high)
+        pixels = images[choice.sample(range(_MOST_IMAGES), batch)]
+        way = encoders[mode].kept if number % 6 == 5 else encoders[mode].encode_pixels
+        call = functools.partial(way, pixels, Keep.count(keep))
+        cases.append(Case(f"{way.__name__} of {batch} images, {mode}, k = {keep}", call, call()))
+    return cases
+
+
+def run(cases: Sequence[Case], threads: int, seconds: float, show: Callable[[Sample], None]) -> Soak:
+    """Calls the cases from many threads until the time is over, in orders of their own, and looks at the process each second."""
+    soak, calls, ends, started = Soak(), [0] * threads, threading.Event(), time.monotonic()
+
+    def work(number: int) -> None:
+        choice = random.Random(number)
+        while not ends.is_set():
+            case = choice.choice(cases)
+            try:
+                found = case.call()
+            except EngineError as failure:
+                soak.wrong.append(f"{case.name}: {failure}")
+                return
+            calls[number] += 1
+            if found.shape != case.expected.shape or found.tobytes() != case.expected.tobytes():
+                soak.wrong.append(f"{case.name}: the result differs from that of one thread")
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+    for worker in workers:
+        worker.start()
+    while (spent := time.monotonic() - started) < seconds and not soak.wrong:
+        soak.samples.append(_sample(spent, sum(calls)))
+        if len(soak.samples) % 10 == 1:
+            show(soak.samples[-1])
+        time.sleep(min(1.0, seconds - spent))
+    ends.set()
+    for worker in workers:
+        worker.join()
+    soak.samples.append(_sample(time.monotonic() - started, sum(calls)))
+    show(soak.samples[-1])
+    return soak
+
+
+def _sample(seconds: float, calls: int) -> Sample:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    return Sample(seconds, calls, pages * os.sysconf("SC_PAGE_SIZE") / 2**20, files, threading.active_count())
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--engine", "engines", default="ort,openvino", show_default=True, help="Engines, one after the other.")
+@click.option("--seconds", default=900.0, show_default=True, help="For each engine.")
+@click.option("--threads", default=8, show_default=True, help="That call at once.")
+@click.option("--engine-threads", default=0, help="CPU threads of one call; 0 takes all that are granted.  [default: 0]")
+@click.option("--seed", default=0, show_default=True)
+def main(**options: object) -> None:
+    """Soaks the encoders of BUNDLE; exit status 1 where a result differs or memory or open files grow."""
+    in_one_line(_run, options)
+
+
+def _run(options: dict[str, object]) -> None:
+    bundle, seconds = Bundle.open(Path(str(options["bundle"]))), float(str(options["seconds"]))
+    settings = EngineOptions(threads=int(str(options["engine_threads"])))
+    for engine in str(options["engines"]).split(","):
+        with ExitStack() as opened:
+            encoders = {mode: opened.enter_context(Encoder.load(bundle, engine=engine, mode=mode, options=settings)) for mode in MODES}
+            info = encoders["fused"].info
+            print(f"{info.name} {info.version}, {info.device}; {options['threads']} threads call")
+            cases = make_cases(encoders, int(str(options["seed"])))
+            result = run(cases, int(str(options["threads"])), seconds, _show)
+        if problems := result.problems(min(_WARM_S, seconds / 2)):
+            raise EngineError(f"{engine}: {'; '.join(problems[:5])}")
+        print(f"{engine}: {result.samples[-1].calls} calls, every result equal to that of one thread\n")
+
+
+def _show(sample: Sample) -> None:
+    print(
+        f"{sample.seconds:6.0f} s {sample.calls:8d} calls {sample.memory_mib:8.1f} MiB {sample.files:4d} files {sample.threads:4d} threads",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
