@@ -35,8 +35,9 @@ _LIBRARIES = ("prtool", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime",
 def _is_bundle(folder: Path) -> bool:
     """Whether a folder holds a manifest, of whatever schema, and nothing that this does not list."""
     manifest = folder / MANIFEST_NAME
-    found = list(folder.rglob("*"))
-    if manifest not in found or any(item.is_symlink() or not (item.is_file() or item.is_dir()) for item in found):
+    # Asked first: a folder that is no bundle may be the root of a disk.
+    found = list(folder.rglob("*")) if manifest.is_file() else []
+    if not found or any(item.is_symlink() or not (item.is_file() or item.is_dir()) for item in found):
         return False
     try:
         value = parse_json(read_regular(manifest, _MANIFEST_BYTES))

@@ -78,7 +78,7 @@ def check_output(path: str | Path, kind: OutputKind, inputs: Iterable[str | Path
         ConfigError: the place is a link, an input, the home or the current folder or one above, or holds something else.
         StorageError: it cannot be written to.
     """
-    path = Path(path).resolve() if kind.is_filled else Path(path)
+    path = _real(path) if kind.is_filled else Path(path)
     with storage_errors(path):
         _check_inputs(path, (*inputs, *(_own_places() if kind.is_folder and not kind.is_filled else ())))
         problem = _occupied(path, kind)
@@ -187,13 +187,18 @@ def _own_places() -> list[Path]:
 
 
 def _check_inputs(path: Path, inputs: Iterable[str | Path]) -> None:
-    place = path.resolve()
+    place = _real(path)
     for item in map(Path, inputs):
-        other = item.resolve()
+        other = _real(item)
         if place == other or (path.exists() and other.exists() and place.samefile(other)):
             raise ConfigError(f"output = {path}, but that is {item} itself, which is in use; name another place with -o")
         if place in other.parents:
             raise ConfigError(f"output = {path}, but that holds {item}, which is in use; name another place with -o")
+
+
+def _real(path: str | Path) -> Path:
+    """The path without links; unlike Path.resolve it takes links that go in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _occupied(path: Path, kind: OutputKind) -> str:

@@ -18,6 +18,7 @@ from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.data import NO_LABEL, SPLITS, available_splits, load_split
 from prtool.trainer.eval_report import drop_error, paired_drop
+from prtool.trainer.run_folder import only_trainer
 from prtool.tune_report import TuneReport, plot_front
 from prtool.tune_steps import (
     TUNE_FOLDER,
@@ -137,13 +138,14 @@ def tune(run: Path, config: TuneConfig, data: Path | None = None, progress: Prog
     _check_outputs(run, folder, sites)
     shop.tools.probe(config.engine)
     ask, root = _quality_ask(run, checkpoint, config, data)
-    measured = _measure(shop, config, sites, ask)
-    report = _report(checkpoint, config, measured, root)
-    write_json(folder / REPORT_NAME, report.to_json())
-    plot_front(report, folder / PICTURE_NAME)
-    if report.choice is None:
-        raise ConfigError(_out_of_reach(report, folder / REPORT_NAME))
-    write_choice(run, _choice(run, report, report.choice, sites))
+    with only_trainer(folder):
+        measured = _measure(shop, config, sites, ask)
+        report = _report(checkpoint, config, measured, root)
+        write_json(folder / REPORT_NAME, report.to_json())
+        plot_front(report, folder / PICTURE_NAME)
+        if report.choice is None:
+            raise ConfigError(_out_of_reach(report, folder / REPORT_NAME))
+        write_choice(run, _choice(run, report, report.choice, sites))
     return report
 
 

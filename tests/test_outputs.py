@@ -119,10 +119,10 @@ def test_a_bundle_with_anything_else_in_it_stays(tmp_path: Path, spoil: Callable
 
 def test_export_looks_at_its_place_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = pytest.importorskip("prtool.export.run", reason="export needs torch and onnx")
-    checkpoint = pytest.importorskip("prtool.trainer.checkpoint")
+    record = pytest.importorskip("prtool.trainer.record")
 
     class Recorded:
-        model, pretrained, data = f"local-dir:{tmp_path / 'model'}", "", checkpoint.DataInfo(str(tmp_path / "data"))
+        model, pretrained, data = f"local-dir:{tmp_path / 'model'}", "", record.DataInfo(str(tmp_path / "data"))
 
     for name in ("run", "model", "data", "thesis"):
         (tmp_path / name).mkdir()

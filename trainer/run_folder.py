@@ -91,7 +91,7 @@ def finished(run: Path, what: str) -> ConfigError:
 
 @contextlib.contextmanager
 def only_trainer(run: Path) -> Iterator[None]:
-    """Holds the right to write into a run's folder; waits, and says so, while another process trains there.
+    """Holds the right to write into a run's folder; waits, and says so, while another process works there.
 
     Raises:
         StorageError: the folder cannot be made or locked.
@@ -103,7 +103,7 @@ def only_trainer(run: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            _log.warning("another process trains in %s; waiting for it", run)
+            _log.warning("another process works in %s; waiting for it", run)
             lock.acquire()
     except (OSError, NotImplementedError) as cause:
         raise StorageError(f"cannot lock {run / _LOCK_NAME} ({cause}); choose a folder on a local disk that you may write to, with -o") from cause

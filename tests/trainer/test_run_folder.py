@@ -72,5 +72,5 @@ def test_two_trainers_take_turns(tmp_path: Path) -> None:
     with only_trainer(tmp_path / "run"):
         other = subprocess.Popen([sys.executable, "-c", WAITS, str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert other.stderr is not None
-        assert other.stderr.readline() == f"another process trains in {tmp_path / 'run'}; waiting for it\n"
+        assert other.stderr.readline() == f"another process works in {tmp_path / 'run'}; waiting for it\n"
     assert other.communicate() == ("in\n", "")

@@ -1,5 +1,6 @@
 """The demonstration's tiny CLIP: kept compactly in this package, written out as a folder that open_clip loads."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,13 +10,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from prtool.errors import ModelError
-from prtool.files import new_directory, new_file, write_json
+from prtool.files import check_output, file_kind, new_directory, new_file, write_json
 
 WEIGHTS = Path(__file__).with_name("weights.safetensors")
 """The committed weights, made by prtool.trainer.demo.recipe."""
 TEMPLATE = "a photo of a {}."
 """The prompt that the model's accuracy is stated for."""
 SCHEMA = "1"
+COMPACT_WEIGHTS = file_kind(
+    "weights of the demo's model", {".safetensors": re.compile(rb'.{8}\{"__metadata__":\{[^}]*\},"token_embedding\.ids"', re.DOTALL)}
+)
 
 _VOCABULARY = 49408
 _TABLE = "token_embedding.weight"
@@ -37,14 +41,16 @@ def save_weights(path: Path, state: Mapping[str, NDArray[np.generic]], token_ids
     """Writes a model compactly: float16, and of the token table only the rows in use (1.6 million values become a thousand).
 
     Args:
-        path: a safetensors file, replaced when it exists.
+        path: a safetensors file; of what stands there, only weights of this form are replaced.
         state: open_clip's state dict, floating point.
         token_ids: ids of all tokens that the captions use; other rows are dropped and come back as zeros.
         facts: how the weights were made, kept as the file's metadata.
 
     Raises:
+        ConfigError: something else stands at `path`.
         StorageError: the file cannot be written.
     """
+    check_output(path, COMPACT_WEIGHTS)
     tensors = {name: np.array(value, dtype=np.float16, order="C") for name, value in state.items() if name != _TABLE}
     ids = np.asarray(sorted(set(token_ids)), dtype=np.int32)
     tensors[_ROWS] = np.array(state[_TABLE][ids], dtype=np.float16, order="C")
@@ -76,11 +82,12 @@ def write_model(folder: Path, weights: Path = WEIGHTS) -> None:
     """Writes the model as a folder for open_clip's `local-dir:` names; it appears whole or not at all.
 
     Args:
-        folder: replaced when it exists; gets open_clip_config.json and open_clip_model.safetensors.
+        folder: missing or empty; gets open_clip_config.json and open_clip_model.safetensors.
         weights: a compact file as `save_weights` writes.
 
     Raises:
         ModelError: the weights are missing, damaged or of another schema.
+        ConfigError: something stands at `folder`.
         StorageError: the folder cannot be written.
     """
     state = load_weights(weights)

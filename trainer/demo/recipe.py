@@ -24,9 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prtool.console import BarProgress
 from prtool.errors import ConfigError
+from prtool.files import check_output
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.preprocess import prepare_batch
-from prtool.trainer.demo.model import MODEL_CONFIG, TEMPLATE, save_weights, write_model
+from prtool.trainer.demo.model import COMPACT_WEIGHTS, MODEL_CONFIG, TEMPLATE, save_weights, write_model
 from prtool.trainer.demo.scenes import CLASS_NAMES, IMAGE_SIZE, SHAPES, Scene, draw_scene
 from prtool.trainer.hosts import tower_of
 from prtool.trainer.model import DualEncoder, load_model
@@ -286,6 +287,7 @@ def _steps_for(minutes: float, recipe: Recipe) -> int:
 @click.option("--threads", default=2, show_default=True, help="CPU threads.")
 def main(out: Path, minutes: float | None, threads: int, **choices: int) -> None:
     """Trains the demo's tiny CLIP, writes it compactly and prints its accuracy on unseen scenes."""
+    check_output(out, COMPACT_WEIGHTS)
     torch.set_num_threads(threads)
     recipe = Recipe(**choices)
     if minutes is not None:

@@ -109,11 +109,12 @@ def write_dataset(folder: Path, counts: SceneCounts, seed: int) -> None:
     Images lie in `<split>/<colour>_<shape>/0001.png`, masks (0 and 255) under `masks/` by the same names.
 
     Args:
-        folder: replaced when it exists.
+        folder: missing or empty.
         counts: images of each class in each split.
         seed: 0 or above; no image occurs in two splits.
 
     Raises:
+        ConfigError: something stands at `folder`.
         StorageError: the folder cannot be written.
     """
     splits: dict[str, list[tuple[str, int, str]]] = {split: [] for split in SPLITS}
