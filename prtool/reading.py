@@ -16,7 +16,7 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """What tells one file from another at the same path: device, inode, size in bytes, and time of the last change in nanoseconds."""
+    """What distinguishes files at the same path: device, inode, size in bytes, and time of the last change in nanoseconds."""
 
     device: int
     inode: int

@@ -214,12 +214,12 @@ def test_an_unreadable_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """As root no mode keeps a file from being read."""
     real = os.open
 
-    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+    def reject(path: Any, *arguments: Any, **options: Any) -> int:
         if str(path).endswith("post.onnx"):
             raise PermissionError(13, "Permission denied")
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "open", reject)
     with pytest.raises(BundleError, match=r"post\.onnx cannot be read: Permission denied"):
         Bundle.open(root)
 
