@@ -113,10 +113,10 @@ def _make_bundle(options: dict[str, object], config: BenchConfig) -> Path:
     smoke = bool(options["smoke"])
     name = "smoke" if smoke else short(str(options["model"]))
     root = named(None, "peers", name, options["pretrained"], config.seed).name
-    run, bundle = Path("runs") / root, Path("runs") / root / "bundle"
-    model = f"local-dir:{run / 'model'}" if smoke else str(options["model"])
-    if smoke and not (run / "model").exists():
-        write_model(run / "model")
+    run, bundle, drawn = (Path("runs") / root / name for name in ("run", "bundle", "model"))
+    model = f"local-dir:{drawn}" if smoke else str(options["model"])
+    if smoke and not drawn.exists():
+        write_model(drawn)
     needed = _graphs(config)
     if _has(bundle, needed):
         return bundle
@@ -147,8 +147,11 @@ def _prtool(*arguments: str) -> None:
     """A command of prtool; it has said what went wrong when this raises."""
     from prtool.cli import app
 
-    if app.main(list(arguments), prog_name="prtool", standalone_mode=False):
-        raise ConfigError(f"prtool {' '.join(arguments)} failed; its message stands above")
+    try:
+        app.main(list(arguments), prog_name="prtool")
+    except SystemExit as end:
+        if end.code:
+            raise ConfigError(f"prtool {' '.join(arguments)} failed; its message stands above") from end
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def test_a_path_that_is_not_unicode_is_found_before_the_work(tmp_path: Path, mon
     loaded: list[Path] = []
     monkeypatch.setattr(EngineChoice, "load", lambda _, bundle: loaded.append(bundle))
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["embed", "bundle", "photos", "-o", "out.parquet"])
+    result = CliRunner().invoke(app, ["embed", "photos", "-o", "out.parquet"])
     assert result.exit_code == 1 and r"caf\xe9.png is not valid Unicode" in result.output and not loaded
 
 
