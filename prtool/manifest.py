@@ -1,7 +1,7 @@
 """The manifest of a bundle: what its files are, as typed values that read from and write to JSON."""
 
 import dataclasses
-import math
+import sys
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from prtool.errors import BundleError, ConfigError, KeepError
 from prtool.signature import EncoderShape, GraphSpec, TensorSpec, graph_signatures
 from prtool.spec import Cost, Keep, Preprocess, PruneSpec, plain_number
+from prtool.strict import JSON_INTEGER
 from prtool.text_safety import printable
 
 __all__ = ["SCHEMA", "ClassInfo", "FileDigest", "GraphSpec", "Manifest", "ModelInfo", "TensorSpec", "TextInfo"]
@@ -188,8 +189,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - the type 
         _expect(isinstance(value, Mapping), where, "an object", value)
         return {str(key): _read(arguments[1], item, f"{where}.{printable(key)}") for key, item in value.items()}
     if kind is float:
-        _expect(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _expect(number and abs(value) <= sys.float_info.max, where, "a finite number", value)
         return float(value)
+    if kind is int:
+        _expect(type(value) is int and abs(value) <= JSON_INTEGER, where, "int within +-2^53", value)
     _expect(type(value) is kind, where, kind.__name__, value)
     return value
 
@@ -238,9 +242,6 @@ def _check(manifest: Manifest) -> None:
     """
     model, (low, high), patches = manifest.model, manifest.keep_range, manifest.prune.patches
     _within(model.embed_dim, 1, MOST_WIDTH, "model.embed_dim")
-    for name, value in (("logit_scale", model.logit_scale), ("logit_bias", model.logit_bias)):
-        if not math.isfinite(value):
-            raise ConfigError(f"model.{name} = {value}, but it must be finite")
     if not 1 <= low <= manifest.default_keep <= high <= patches:
         raise ConfigError(f"keep_range = [{low}, {high}] and default_keep = {manifest.default_keep} of {patches} patches, but these must rise from 1")
     if manifest.text is not None:
@@ -258,7 +259,7 @@ def _check_files(manifest: Manifest) -> None:
     _within(len(manifest.files), 0, MOST_FILES, "the number of files")
     for name, digest in manifest.files.items():
         _check_name(name)
-        _within(digest.size, 0, 2**53, f"files.{printable(name)}.size")
+        _within(digest.size, 0, JSON_INTEGER, f"files.{printable(name)}.size")
     named = [graph.file for roles in manifest.graphs.values() for graph in roles.values()]
     named += [manifest.classes.file] if manifest.classes else []
     named += [manifest.text.tokenizer] if manifest.text and manifest.text.tokenizer else []

@@ -302,6 +302,9 @@ GRAPHS: dict[str, Make] = {
     "computes a cycle": _computes(
         helper.make_node("Add", ["IN", "y"], ["x"]), helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["y"], ["OUT"])
     ),
+    "gathers far outside": _with(_ahead(helper.make_node("GatherND", ["one", "far"], ["extra"])), _ONE, _constant("far", [[10**11]])),
+    "gathers near outside": _with(_ahead(helper.make_node("GatherND", ["one", "near"], ["extra"])), _ONE, _constant("near", [[-100_000]])),
+    "gathers rows outside": _with(_ahead(helper.make_node("Gather", ["one", "rows"], ["extra"])), _ONE, _constant("rows", [10**9])),
     "expands to 4 TB": _with(
         _ahead(helper.make_node("Expand", ["one", "large"], ["wide"]), helper.make_node("ReduceSum", ["wide"], ["extra"], keepdims=0)),
         _ONE,
