@@ -16,6 +16,8 @@
     │   └── EngineUnavailable   the engine's library is not installed, or finds no device
     └── StorageError            a file could not be written (disk full, no permission, read-only)
 
+    InputWarning                a Python warning: values that cannot be meant, such as pixels of 0 to 255 where normalised ones are due
+
 A message says what was wrong, which value it had, what was possible, and what to do.
 """
 

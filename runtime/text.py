@@ -65,8 +65,12 @@ class TextEncoder:
         rows = np.full((len(chosen), text.context_length), tokenizer.pad_id, np.int64)
         for row, prompt in zip(rows, chosen, strict=True):
             ids = tokenizer.ids(prompt)
-            if len(ids) > text.context_length:
-                raise ConfigError(f"prompt {printable(prompt)} has {len(ids)} tokens, but the text tower reads {text.context_length}; shorten it")
+            most = text.context_length
+            if len(ids) > most:
+                raise ConfigError(f"prompt {printable(repr(prompt))} has {len(ids)} tokens, but the text tower reads {most}; shorten it")
+            if max(ids, default=0) >= text.vocab_size:
+                known = f"0 to {text.vocab_size - 1}"
+                raise BundleError(f"{tokenizer.path} gives token id {max(ids)}, but the text tower's are {known}; export the bundle again")
             row[: len(ids)] = ids
         return rows
 

@@ -1,6 +1,7 @@
 """The runtime encoder against the same maths in plain numpy."""
 
 import io
+import json
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -354,6 +355,7 @@ def test_options_of_the_wrong_kind(options: dict[str, Any]) -> None:
     (name,) = options
     with pytest.raises(ConfigError, match=name):
         EngineOptions(**options)
+    assert EngineOptions(cache=cast(Path, "folder")).cache == Path("folder")
 
 
 def test_unknown_names(bundle: Bundle) -> None:
@@ -412,6 +414,16 @@ def test_damaged_tokenizer(tmp_path: Path, content: str) -> None:
     seal(made.path, made.manifest)
     with Encoder.load(made.path) as encoder, pytest.raises(BundleError, match=r"tokenizer\.json is not a readable tokenizer"):
         encoder.encode_prompts(["a cat"])
+
+
+def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
+    made = tiny_bundle(tmp_path / "b", MODELS["one location"])
+    content = json.loads((made.path / "tokenizer.json").read_bytes())
+    content["model"]["vocab"]["zebra"] = VOCABULARY
+    (made.path / "tokenizer.json").write_text(json.dumps(content))
+    seal(made.path, made.manifest)
+    with Encoder.load(made.path) as encoder, pytest.raises(BundleError, match=f"token id {VOCABULARY}"):
+        encoder.encode_prompts(["a zebra"])
 
 
 def test_damaged_bundles(tmp_path: Path) -> None:
