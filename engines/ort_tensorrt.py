@@ -16,9 +16,11 @@ from prtool.engines.ort_gpu import CUDA, TENSORRT, GpuSession, OrtGpuEngine, cud
 from prtool.errors import ConfigError, EngineError
 from prtool.files import sha256_file, storage_errors, write_json
 from prtool.manifest import TensorSpec
+from prtool.strict import parse_json, read_regular
 
 _NAME = "ort-tensorrt"
 _RECORD = "files.json"
+_RECORD_BYTES = 1 << 20
 _MIB = 2**20
 
 
@@ -111,8 +113,8 @@ def _read(record: Path) -> Mapping[str, str]:
     if not record.is_file():
         return {}
     try:
-        known = json.loads(record.read_bytes())
-    except ValueError as cause:
+        known = parse_json(read_regular(record, _RECORD_BYTES))
+    except (OSError, ValueError) as cause:
         raise EngineError(f"{record} is damaged ({cause}); delete the folder {record.parent} to build its engines again") from cause
     return known if isinstance(known, dict) else {}
 
