@@ -9,13 +9,12 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-try:
+if sys.platform != "win32":
     from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # Windows: a live process cannot be told from a dead one, so nothing is swept
-    flock = None  # type: ignore[assignment]
 
 PART, ASIDE = "part", "old"
 _LONGEST_PREFIX_BYTES = 200
@@ -97,7 +96,7 @@ def alone(folder: Path) -> Iterator[None]:
     """
     descriptor = -1
     try:
-        if flock is not None:
+        if sys.platform != "win32":
             with contextlib.suppress(OSError):
                 descriptor = os.open(folder, os.O_RDONLY)
                 flock(descriptor, LOCK_EX)
@@ -132,7 +131,7 @@ def _prefix(path: Path) -> str:
 
 def _hold(path: Path) -> int | None:
     """A descriptor that locks `path`, -1 where nothing can be locked here, None where another process has swept it meanwhile."""
-    if flock is None:
+    if sys.platform == "win32":  # a live process cannot be told from a dead one, so nothing is swept
         return -1
     descriptor = -1
     try:
