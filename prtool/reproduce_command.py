@@ -6,7 +6,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from prtool.parameters import KeepList, Names, json_option, settings_of
+from prtool.parameters import KeepList, json_option, settings_of
 from prtool.spec import Keep
 
 OVERHEAD = "overhead"
@@ -21,7 +21,7 @@ _UNREAD = {
 
 @click.command()
 @click.argument("table")
-@click.option("--data", type=Names(), required=True, help="Data sets, or a folder of them: FOLDER or NAME:FOLDER, with commas.")
+@click.option("--data", required=True, help="Data sets, or a folder of them: FOLDER or NAME:FOLDER, with commas.")
 @click.option("--model", default="ViT-B-16", show_default=True, help="As of prtool train.")
 @click.option("--pretrained", default="", help="As of prtool train.")
 @click.option("--keep", type=KeepList(), default="0.6", show_default=True, help="A ratio or a count; several for main.")
@@ -43,10 +43,11 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     from prtool.reproduce.run import run_cells
     from prtool.reproduce.sets import data_sets
     from prtool.reproduce.tables import make_table
+    from prtool.trainer.datasets.address import split_data
 
     check_table(table)
     refuse_unread(table)
-    study = Study(data_sets(asked.pop("data")), keeps=keep, settings=settings_of(settings), **asked)
+    study = Study(data_sets(split_data(asked.pop("data"))), keeps=keep, settings=settings_of(settings), **asked)
     progress = BarProgress()
     report_files(table, output / table)
     if table == OVERHEAD:

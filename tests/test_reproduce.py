@@ -1,6 +1,7 @@
 """The paper's tables as grids: what is published, which jobs a table has, that it resumes, and what it writes."""
 
 import json
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,6 +22,8 @@ from prtool.reproduce.sets import data_sets
 from prtool.reproduce.tables import OURS, TABLES, make_table
 from prtool.runtime.bench import bench
 from prtool.spec import Keep
+from prtool.trainer.data import load_split
+from prtool.trainer.datasets.address import split_data
 from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.record import RECORD_NAME, Metrics, TunedTokens
 
@@ -97,6 +100,13 @@ def test_data_sets_are_found_and_called_by_the_papers_names(folder, tmp_path):
     assert recognise("mine") is None
     with pytest.raises(DataError, match="is no data set and holds none"):
         data_sets([str(tmp_path)])
+
+
+def test_a_folder_of_data_sets_with_a_comma_in_its_name(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "a,b")
+    found = data_sets(split_data(str(tmp_path / "a,b")))
+    assert [data.name for data in found] == [data.name for data in data_sets([str(folder)])]
+    assert all(load_split(data.address, "test").root.parent == tmp_path / "a,b" for data in found)
 
 
 def test_a_table_is_the_mean_over_seeds_beside_the_published(study, tmp_path):

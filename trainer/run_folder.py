@@ -94,8 +94,11 @@ def only_trainer(run: Path) -> Iterator[None]:
     """Holds the right to write into a run's folder; waits, and says so, while another process works there.
 
     Raises:
+        ConfigError: its name is not valid UTF-8, which safetensors does not read.
         StorageError: the folder cannot be made or locked.
     """
+    if str(run) != str(run).encode("utf-8", "replace").decode():
+        raise ConfigError(f"the run folder {printable(run)} is not valid UTF-8, which the library of its files does not read; give another with -o")
     with storage_errors(run):
         run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / _LOCK_NAME)

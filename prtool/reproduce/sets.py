@@ -7,7 +7,7 @@ from prtool.errors import DataError
 from prtool.reproduce.plan import DataSet
 from prtool.reproduce.published import columns_of, recognise
 from prtool.trainer.data import available_splits, load_split
-from prtool.trainer.datasets.address import parse_data
+from prtool.trainer.datasets.address import folder_of, parse_data
 from prtool.trainer.datasets.detect import known_set
 
 
@@ -36,7 +36,7 @@ def absent(sets: Sequence[DataSet], table: str) -> tuple[str, ...]:
 
 
 def _at(address: str) -> list[DataSet]:
-    folder = Path(address.partition(":")[2] or address)
+    folder = folder_of(address)
     if not folder.exists():
         raise DataError(f"data folder {folder} does not exist; give --data folders of data sets, or NAME:FOLDER")
     try:
@@ -49,7 +49,8 @@ def _at(address: str) -> list[DataSet]:
         if not found:
             raise DataError(f"{address} is no data set and holds none: {cause}") from cause
         return found
-    name = address.partition(":")[0] if ":" in address else folder.resolve().name
+    known = parse_data(address)[0].known
+    name = folder.resolve().name if known is None else known.name
     return [DataSet(address, name, recognise(name), len(test.classnames), len(test))]
 
 

@@ -17,7 +17,7 @@ from prtool.errors import ConfigError, DataError, ImageError
 from prtool.runtime.preprocess import prepare
 from prtool.spec import Preprocess
 from prtool.trainer.data import ImageSet, available_splits, data_exists, load_split, pixel_batches, templates_for
-from prtool.trainer.datasets.address import parse_data
+from prtool.trainer.datasets.address import folder_of, parse_data, split_data
 from prtool.trainer.datasets.few_shot import few_shot
 from prtool.trainer.datasets.merge import merge
 from prtool.trainer.golden import GoldenConfig
@@ -406,6 +406,14 @@ def test_commas_of_paths_are_read_back(tmp_path: Path, names: tuple[str, str]) -
         assert len(found) == 4 and load_split(found.origin, "train") == found
     given = f"eurosat:{tmp_path / names[0]}"
     assert load_split(given, "train").paths == single.paths and parse_data(given)[0].path == tmp_path / names[0], "as the user typed it"
+
+
+def test_a_list_of_data_for_studies_is_separated_in_the_same_way(tmp_path: Path) -> None:
+    write(tmp_path, "a,b/eurosat/train/River/1.jpg", "c/train/x/1.jpg")
+    whole = str(tmp_path / "a,b")
+    assert split_data(whole) == split_data(whole.replace(",", ",,")) == (whole,)
+    assert split_data(f"eurosat:{whole},{tmp_path / 'c'}".replace("a,b", "a,,b")) == (f"eurosat:{whole}", str(tmp_path / "c"))
+    assert folder_of(f"eurosat:{whole}") == folder_of(whole) == Path(whole) and folder_of("dtd:/nowhere") == Path("/nowhere")
 
 
 def test_a_text_that_may_mean_two_things(tmp_path: Path) -> None:

@@ -244,6 +244,12 @@ def test_what_a_folder_holds_and_is_not_used_is_said(config, tmp_path, caplog):
     assert "1 outside of the folders of the splits (the first: extra/a.png)" in caplog.text
 
 
+def test_a_run_folder_that_is_not_utf_8(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"run\\xe9 is not valid UTF-8"):
+        train(config, tmp_path / os.fsdecode(b"run\xe9"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_image_limits(config):
     images = run_images(replace(config, train_images=5, val_images=2))
     assert (len(images.train), len(images.val)) == (5, 2)

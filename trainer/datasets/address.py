@@ -54,6 +54,17 @@ def parse_data(text: str | Path) -> tuple[Address, ...]:
     return found
 
 
+def split_data(text: str) -> tuple[str, ...]:
+    """The parts of a list of addresses, as `parse_data` separates them; each is an address of its own, whether anything is there or not."""
+    return (text,) if _existing(text) is not None else tuple(part.strip() for part in _split(text))
+
+
+def folder_of(text: str) -> Path:
+    """The folder or file that one address means: the path after NAME: where that is how it is written."""
+    found = _existing(text)
+    return Path(text.partition(":")[2] or text).expanduser() if found is None else found.path
+
+
 def _split(text: str) -> list[str]:
     parts = [""]
     for token in re.split("(,,|,)", text):
