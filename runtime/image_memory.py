@@ -12,10 +12,10 @@ MAX_BYTES = 1_700_000_000
 _LARGE_BYTES = 256_000_000
 _NARROW = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 # Bytes a pixel that Pillow's decoders hold next to the image; measured, for 8-bit images without tiles.
-_BESIDE = {"WEBP": 12.0, "AVIF": 12.0, "GIF": 1.0}
-_BESIDE_JPEG2000_BAND = 5.2
-_BESIDE_JPEG_BAND = 2.0
-_BESIDE_PYTHON_DECODER = 8.0
+_EXTRA = {"WEBP": 12.0, "AVIF": 12.0, "GIF": 1.0}
+_EXTRA_JPEG2000_BAND = 5.2
+_EXTRA_JPEG_BAND = 2.0
+_EXTRA_PYTHON_DECODER = 8.0
 _ROWS_PER_STRIP, _COMPRESSION, _BITS, _TILE_WIDTH, _TILE_LENGTH = 278, 259, 258, 322, 323
 _UNCOMPRESSED = 1
 _gate = threading.Lock()
@@ -31,7 +31,7 @@ def decoding_bytes(image: Image.Image) -> int:
     """The most memory that decoding an image of this header and making it RGB takes, without turning it."""
     own = plane_bytes(image.size, image.mode)
     rgb = 0 if image.mode == "RGB" else plane_bytes(image.size, "RGB")
-    return own + max(rgb, _beside(image))
+    return own + max(rgb, _extra(image))
 
 
 def turning_bytes(image: Image.Image) -> int:
@@ -46,7 +46,7 @@ def memory_for(size: int) -> Iterator[None]:
         yield
 
 
-def _beside(image: Image.Image) -> int:
+def _extra(image: Image.Image) -> int:
     """What the decoder holds next to the image, in bytes."""
     if not isinstance(image, ImageFile.ImageFile):
         return 0
@@ -54,12 +54,12 @@ def _beside(image: Image.Image) -> int:
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         return _strip_bytes(image)
     if image.format == "JPEG2000":
-        return int(_BESIDE_JPEG2000_BAND * bands * pixels)
+        return int(_EXTRA_JPEG2000_BAND * bands * pixels)
     if image.format == "JPEG":
-        return int(_BESIDE_JPEG_BAND * bands * pixels) if _has_scans(image) else 0
+        return int(_EXTRA_JPEG_BAND * bands * pixels) if _has_scans(image) else 0
     if any(tile[0] in ("ppm", "ppm_plain", "bmp_rle") for tile in image.tile):
-        return int(_BESIDE_PYTHON_DECODER * pixels)
-    return int(_BESIDE.get(image.format or "", 0.0) * pixels)
+        return int(_EXTRA_PYTHON_DECODER * pixels)
+    return int(_EXTRA.get(image.format or "", 0.0) * pixels)
 
 
 def _strip_bytes(image: TiffImagePlugin.TiffImageFile) -> int:

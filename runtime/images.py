@@ -261,8 +261,10 @@ def _orientation(image: Image.Image) -> int:
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """The image as RGB, some rows at a time: a conversion of the whole would hold it several times over."""
     width, height = image.size
-    rgb = Image.new("RGB", image.size)
     rows = max(1, _BAND_PIXELS // width)
+    if rows >= height:
+        return convert(image)
+    rgb = Image.new("RGB", image.size)
     for top in range(0, height, rows):
         box = (0, top, width, min(top + rows, height))
         rgb.paste(convert(image.crop(box)), box)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from prtool.errors import DataError
-from prtool.trainer.data import ImageSet, available_splits, load_split
+from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
 from prtool.trainer.datasets.shards import members
 
 
@@ -327,6 +327,15 @@ def test_members_are_tarfiles(tmp_path: Path, kind: int) -> None:
     with tarfile.open(tmp_path / "x.tar") as archive:
         expected = {item.name: (item.offset_data, item.size) for item in archive if item.isreg()}
     assert dict(members(tmp_path / "x.tar")) == expected and set(expected) >= set(names)
+
+
+@pytest.mark.parametrize("name", ["split_coop.json", "split_zhou_EuroSAT.json", "zeroshot_classification_templates.txt", "classnames.txt"])
+def test_a_list_that_is_a_pipe(tmp_path: Path, name: str) -> None:
+    shard(tmp_path / "train.tar", *(entry for i in range(2) for entry in ((f"{i}.png", image()), (f"{i}.cls", str(i).encode()))))
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="it is a named pipe"):
+        templates_for(tmp_path)
+        load_split(tmp_path, "train")
 
 
 READERS: list[Callable[[Path], object]] = [lambda path: load_split(path, "train"), members]

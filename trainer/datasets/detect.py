@@ -41,7 +41,7 @@ def read_listing(address: Address) -> Listing:
     path = address.path
     if not path.is_dir():
         return _read_file(path)
-    if (path / SPLIT_FILE).is_file():
+    if (path / SPLIT_FILE).exists():
         return read_split_file(path, path / SPLIT_FILE)
     known = address.known or recognise(path)
     layout = None if known is None else find_layout(known, path)
@@ -76,7 +76,7 @@ def templates_of(address: Address) -> tuple[str, ...]:
     if known is not None:
         return known.templates
     file = (address.path if address.path.is_dir() else address.path.parent) / TEMPLATES_FILE
-    if not file.is_file():
+    if not file.exists():
         return DEFAULT_TEMPLATES
     lines = read_lines(file)
     wrong = [line for line in lines if line.count("{c}") != 1]

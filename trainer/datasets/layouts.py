@@ -1,6 +1,7 @@
 """Readers of the known sets' own layouts: CoOp's split files first, then the lists that torchvision's downloads bring."""
 
 import contextlib
+import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,8 +140,8 @@ def _flowers(home: Path, known: KnownSet) -> Listing:
     except ModuleNotFoundError as cause:
         raise DataError(f"{home / 'imagelabels.mat'} needs {cause.name} to be read; pip install {cause.name}, or use {known.split_file}") from cause
     with _form(home / "imagelabels.mat", "MATLAB files with labels, trnid, valid and tstid"):
-        labels = [int(label) - 1 for label in loadmat(home / "imagelabels.mat")["labels"].ravel()]
-        ids = loadmat(home / "setid.mat")
+        labels = [int(label) - 1 for label in loadmat(io.BytesIO(read_regular(home / "imagelabels.mat", _MOST_BYTES)))["labels"].ravel()]
+        ids = loadmat(io.BytesIO(read_regular(home / "setid.mat", _MOST_BYTES)))
         numbers = {split: [int(i) for i in ids[key].ravel()] for split, key in zip(SPLITS, ("trnid", "valid", "tstid"), strict=True)}
         splits = {split: [(f"{known.images}/image_{i:05d}.jpg", labels[i - 1]) for i in part] for split, part in numbers.items()}
     return Listing(home, tuple(Flowers102.classes), splits, _OFFICIAL_NOTE)

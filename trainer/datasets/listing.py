@@ -6,7 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from prtool.errors import DataError
 from prtool.text_safety import printable
@@ -37,16 +37,16 @@ class Listing:
 
     def missing(self, split: str) -> list[str]:
         """The paths of a split that are no file and no shard's member, in order; each folder is listed once, in place of a `stat` an image."""
-        listed: dict[PurePosixPath, set[str]] = {}
+        listed: dict[str, set[str]] = {}
         absent = []
-        for text, _ in self.splits.get(split, ()):
-            path = PurePosixPath(text)
-            if locate(self.root, text) is not None:
+        for path, _ in self.splits.get(split, ()):
+            if locate(self.root, path) is not None:
                 continue
-            if path.parent not in listed:
-                listed[path.parent] = _files(self.root / path.parent)
-            if path.name not in listed[path.parent]:
-                absent.append(text)
+            folder, _, name = path.rpartition("/")
+            if folder not in listed:
+                listed[folder] = _files(self.root / folder)
+            if name not in listed[folder]:
+                absent.append(path)
         return absent
 
 
@@ -71,7 +71,8 @@ def check_inside(paths: Iterable[str], where: Path) -> None:
         DataError: a path is absolute, or has ".." or a null byte.
     """
     for path in paths:
-        if ".." in path.split("/") or Path(path).is_absolute() or "\0" in path:
+        # Path(path).is_absolute() is 20 times as slow.
+        if ".." in path.split("/") or os.path.isabs(path) or "\0" in path:  # noqa: PTH117
             raise DataError(f"{where} names '{printable(path)}', which leaves the data folder; use relative paths")
 
 
