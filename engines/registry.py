@@ -159,7 +159,7 @@ def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], optio
     Raises:
         ConfigError: no engine has that name.
         EngineUnavailable: its library cannot be imported, or finds no device.
-        EngineError: the file is missing or damaged, the engine refuses it, or it was in use before this process was forked.
+        EngineError: the file is missing or damaged, the engine rejects it, or it was in use before this process was forked.
     """
     module = _load(name)
     check_engine(name)
