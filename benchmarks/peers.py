@@ -87,7 +87,7 @@ def _run(options: dict[str, object]) -> None:
     report = race(Bundle.open(bundle), settings, BarProgress())
     device = "cpu" if settings.device == "cpu" else report.device
     files = output_files(named(options["output"], "peers", report.model["name"], device), RACE)
-    write_report(report, files, plot_race)
+    write_report(report, files, plot_race, RACE)
     title = f"{report.model['name']} on {report.device}, {report.threads} threads, {report.rounds} rounds"
     show(cells(report.to_json()), title, report.notes(), files)
 

@@ -49,22 +49,24 @@ def output_files(output: Path, kind: OutputKind = REPORT) -> tuple[Path, ...]:
     if files[-1].suffix.lower() == ".png" and importlib.util.find_spec("matplotlib") is None:
         other = output.with_suffix(".json")
         raise ConfigError(f"output = {output} needs matplotlib for its picture, which is not installed; pip install matplotlib, or write {other}")
-    for file in files:
-        check_output(file, PICTURE if file.suffix.lower() == ".png" else kind)
+    _check(files, kind)
     return files
 
 
-def write_report(report: Report, files: Sequence[Path], plot: Callable[[Report, Path], None]) -> None:
+def write_report(report: Report, files: Sequence[Path], plot: Callable[[Report, Path], None], kind: OutputKind = REPORT) -> None:
     """Writes each file in the form that its suffix names.
 
     Args:
         report: what is written as JSON or CSV.
         files: ending in .json, .csv or .png.
         plot: draws the report into a PNG file.
+        kind: what they may replace, as `output_files` takes it.
 
     Raises:
+        ConfigError: something of another kind stands at one of them; nothing was written.
         StorageError: a file cannot be written.
     """
+    _check(files, kind)
     for file in files:
         match file.suffix.lower():
             case ".json":
@@ -86,3 +88,8 @@ def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(records)
     write_bytes(path, text.getvalue().encode())
+
+
+def _check(files: Sequence[Path], kind: OutputKind) -> None:
+    for file in files:
+        check_output(file, PICTURE if file.suffix.lower() == ".png" else kind)
