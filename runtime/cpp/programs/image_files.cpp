@@ -3,47 +3,113 @@
 #include <algorithm>
 #include <cctype>
 #include <filesystem>
+#include <map>
+#include <set>
 #include <stdexcept>
+#include <utility>
 
 namespace {
 
 namespace fs = std::filesystem;
 
-bool is_image(const fs::path& path) {
-    std::string suffix = path.extension().string();
-    std::transform(suffix.begin(), suffix.end(), suffix.begin(), [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
-    return suffix == ".jpg" || suffix == ".jpeg" || suffix == ".jpe" || suffix == ".jfif" || suffix == ".png";
+constexpr const char* kHidden = "hidden";
+constexpr const char* kMade = "in folders of thumbnails or deleted files";
+constexpr const char* kLinks = "links to folders, which are not followed";
+constexpr const char* kNotRegular = "named pipes, sockets or devices";
+constexpr const char* kBroken = "links to nothing";
+
+std::string lower(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char letter) { return static_cast<char>(std::tolower(letter)); });
+    return text;
 }
 
-std::vector<std::string> images_in(const fs::path& folder) {
-    std::vector<std::string> found;
-    try {
-        for (auto entry = fs::recursive_directory_iterator(folder); entry != fs::recursive_directory_iterator(); ++entry) {
-            if (entry->path().filename().string().front() == '.') {
-                if (entry->is_directory()) entry.disable_recursion_pending();
-            } else if (is_image(entry->path()) && entry->is_regular_file()) {
-                found.push_back(entry->path().string());
-            }
-        }
-    } catch (const fs::filesystem_error& cause) {
-        throw std::runtime_error(folder.string() + " cannot be listed: " + cause.code().message() + "; give a folder of images");
+bool is_image(const fs::path& path) {
+    static const std::set<std::string> known = {".jpg", ".jpeg", ".jpe", ".jfif", ".png"};
+    return known.count(lower(path.extension().string())) != 0;
+}
+
+const char* why_folder(const std::string& name) {
+    static const std::set<std::string> made = {"@eadir", "__macosx", "thumbs", "thumbnails", "#recycle", "@recycle", "$recycle.bin", "lost+found"};
+    if (name.front() == '.') return kHidden;
+    return made.count(lower(name)) != 0 ? kMade : nullptr;
+}
+
+// Searches folders, and counts what is left out.
+class Search {
+public:
+    std::vector<std::string> images_in(const fs::path& folder);
+    std::string note() const;
+
+private:
+    void take(const fs::directory_entry& entry, const char* reason);
+    void leave_out(const char* reason, const fs::path& path) {
+        auto& [count, first] = left_out_[reason];
+        if (count++ == 0) first = path.string();
     }
-    std::sort(found.begin(), found.end());
-    return found;
+
+    std::vector<fs::path> found_;
+    std::vector<std::pair<fs::path, const char*>> waiting_;  // folders, and why their images are left out
+    std::map<std::string, std::pair<std::size_t, std::string>> left_out_;
+};
+
+void Search::take(const fs::directory_entry& entry, const char* reason) {
+    std::error_code failed;  // of a link that leads nowhere, or to itself
+    const fs::path& path = entry.path();
+    const std::string name = path.filename().string();
+    if (entry.is_directory(failed)) {
+        if (entry.is_symlink(failed)) return leave_out(kLinks, path);
+        waiting_.emplace_back(path, reason != nullptr ? reason : why_folder(name));
+    } else if (is_image(path)) {
+        if (reason == nullptr && name.front() == '.') reason = kHidden;
+        if (reason == nullptr && !entry.is_regular_file(failed)) reason = failed || !entry.exists(failed) ? kBroken : kNotRegular;
+        if (reason != nullptr) return leave_out(reason, path);
+        found_.push_back(path);
+    }
+}
+
+std::vector<std::string> Search::images_in(const fs::path& folder) {
+    found_.clear();
+    waiting_ = {{folder, nullptr}};
+    while (!waiting_.empty()) {
+        const auto [inside, reason] = waiting_.back();
+        waiting_.pop_back();
+        std::error_code failed;
+        for (fs::directory_iterator entry(inside, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed)) take(*entry, reason);
+        if (failed && reason == nullptr) {
+            throw std::runtime_error(inside.string() + " cannot be listed: " + failed.message() + "; give a folder of images");
+        }
+    }
+    std::sort(found_.begin(), found_.end());
+    std::vector<std::string> names;
+    for (const fs::path& path : found_) names.push_back(path.string());
+    return names;
+}
+
+std::string Search::note() const {
+    std::string text;
+    std::size_t total = 0;
+    for (const auto& [reason, items] : left_out_) {
+        text += (text.empty() ? "" : ", ") + std::to_string(items.first) + " " + reason + " (the first: " + items.second + ")";
+        total += items.first;
+    }
+    return text.empty() ? "" : std::to_string(total) + " image files are not used: " + text;
 }
 
 }  // namespace
 
-std::vector<std::string> expand_images(const std::vector<std::string>& paths) {
-    std::vector<std::string> files;
+ImageFiles expand_images(const std::vector<std::string>& paths) {
+    ImageFiles files;
+    Search search;
     for (const std::string& path : paths) {
-        if (!fs::is_directory(path)) {
-            files.push_back(path);
+        std::error_code failed;
+        if (!fs::is_directory(path, failed)) {
+            files.paths.push_back(path);
             continue;
         }
-        const std::vector<std::string> inside = images_in(path);
-        files.insert(files.end(), inside.begin(), inside.end());
+        const std::vector<std::string> inside = search.images_in(path);
+        files.paths.insert(files.paths.end(), inside.begin(), inside.end());
     }
-    if (files.empty()) throw std::runtime_error("no image found; give JPEG or PNG files, or folders that hold some");
+    files.left_out = search.note();
+    if (files.paths.empty()) throw std::runtime_error("no image found; give JPEG or PNG files, or folders that hold some");
     return files;
 }

@@ -1,4 +1,7 @@
 // prtool-run: embeds or classifies image files and folders with a bundle.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <cstdio>
 #include <exception>
@@ -9,6 +12,7 @@
 
 #include "arguments.hpp"
 #include "image_files.hpp"
+#include "new_files.hpp"
 #include "output.hpp"
 #include "prefetch.hpp"
 #include "prtool.hpp"
@@ -25,6 +29,15 @@ prtool_options options_of(const Arguments& arguments) {
     options.cuda_graphs = arguments.cuda_graphs ? 1 : 0;
     if (!arguments.cache.empty()) options.cache = arguments.cache.c_str();
     return options;
+}
+
+// A descriptor that is closed would be given to the next file that is opened, and text for it written there.
+void hold_standard_streams() {
+    for (const int number : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+        if (fcntl(number, F_GETFD) >= 0) continue;
+        const int opened = open("/dev/null", number == STDOUT_FILENO ? O_RDONLY : O_RDWR);
+        if (opened >= 0 && opened != number) close(opened);
+    }
 }
 
 // Encodes every file, batch after batch; what cannot be read is named on stderr and left out.
@@ -57,17 +70,21 @@ Embedded embed(const prtool::Encoder& encoder, const std::vector<std::string>& f
 }
 
 void run(const Arguments& arguments) {
-    check_output(arguments.output);
-    const std::vector<std::string> files = expand_images(arguments.paths);
+    const Results what = arguments.command == "embed" ? Results::embeddings : Results::classes;
+    check_output(arguments.output, what, arguments.paths, arguments.bundle);
+    const ImageFiles found = expand_images(arguments.paths);
+    const std::vector<std::string>& files = found.paths;
+    if (!found.left_out.empty()) std::fprintf(stderr, "%s\n", found.left_out.c_str());
     const prtool::Encoder encoder(arguments.bundle, options_of(arguments));
     const auto started = std::chrono::steady_clock::now();
     const Embedded result = embed(encoder, files, arguments);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
-    if (arguments.command == "embed") {
+    if (what == Results::embeddings) {
         write_embeddings(result, arguments.output);
     } else {
         write_classes(result.paths, encoder.classify(result.embeddings, arguments.top), arguments.output);
     }
+    finish_stdout();
     std::fprintf(stderr, "%zu of %zu images in %.2f s: %.1f images/s (%s %s, %s, %s)\n", result.paths.size(), files.size(), seconds,
                  static_cast<double>(result.paths.size()) / seconds, encoder.info().engine, encoder.info().engine_version, encoder.info().device,
                  arguments.mode.c_str());
@@ -76,15 +93,18 @@ void run(const Arguments& arguments) {
 }  // namespace
 
 int main(int count, char** words) {
+    hold_standard_streams();
+    end_cleanly_on_signals();
     try {
         const Arguments arguments = parse_arguments(count, words);
         if (arguments.help) {
-            std::fputs(kUsage, stdout);
+            std::cout << kUsage;
         } else if (arguments.version) {
-            std::printf("prtool-run %s, engines: %s\n", prtool_version(), prtool_engines());
+            std::cout << "prtool-run " << prtool_version() << ", engines: " << prtool_engines() << '\n';
         } else {
             run(arguments);
         }
+        finish_stdout();
         return 0;
     } catch (const UsageError& error) {
         std::fprintf(stderr, "%s\n\n%s", error.what(), kUsage);
