@@ -1,8 +1,11 @@
 #include "image/decode.hpp"
 
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cerrno>
-#include <cstdio>
-#include <memory>
 #include <new>
 #include <string_view>
 #include <system_error>
@@ -10,6 +13,7 @@
 
 #include "errors.hpp"
 #include "image/formats.hpp"
+#include "image/memory.hpp"
 #include "image/refusal.hpp"
 #include "image/turn.hpp"
 
@@ -18,6 +22,9 @@ namespace prtool {
 namespace {
 
 constexpr std::size_t kReadBytes = 1 << 20;
+constexpr std::size_t kMostPipeBytes = 256'000'000;
+constexpr int kWriterMs = 1'000;
+constexpr int kSilenceMs = 60'000;
 
 std::string_view text_of(const std::uint8_t* bytes, std::size_t size) {
     return {reinterpret_cast<const char*>(bytes), size};
@@ -31,26 +38,70 @@ Rgb decode(std::string_view file) {
     return upright(std::move(decoded.image), decoded.orientation);
 }
 
-Error cannot_be_opened(const std::string& path) {
-    const int reason = errno;
-    return {Status::image, path + " cannot be opened: " + std::generic_category().message(reason)};
+Error cannot_be_opened(const std::string& path, const std::string& reason) {
+    return {Status::image, path + " cannot be opened: " + reason};
 }
 
-struct Close {
-    void operator()(std::FILE* file) const { std::fclose(file); }
+Error system_error(const std::string& path) {
+    return cannot_be_opened(path, std::generic_category().message(errno));
+}
+
+const char* kind_of(mode_t mode) {
+    if (S_ISSOCK(mode)) return "a socket";
+    return S_ISCHR(mode) || S_ISBLK(mode) ? "a device" : "of an unknown kind";
+}
+
+class Descriptor {
+public:
+    explicit Descriptor(int number) : number_(number) {}
+    ~Descriptor() {
+        if (number_ >= 0) close(number_);
+    }
+    Descriptor(const Descriptor&) = delete;
+    Descriptor& operator=(const Descriptor&) = delete;
+    int number() const { return number_; }
+
+private:
+    int number_;
 };
 
-// All of an image; of anything else only a part, because a device need not have an end.
+// Whether something can be read within so many milliseconds.
+bool readable(int descriptor, int milliseconds) {
+    pollfd waited{descriptor, POLLIN, 0};
+    return poll(&waited, 1, milliseconds) > 0 && (waited.revents & POLLIN) != 0;
+}
+
+// A pipe is not waited for without end: neither for a writer, nor for one that is silent. Returns the bytes that were read, or 0 at
+// its end.
+std::size_t read_pipe(int descriptor, std::uint8_t* out, std::size_t size, bool begun, const std::string& path) {
+    for (;;) {
+        const ssize_t got = read(descriptor, out, size);
+        if (got > 0) return static_cast<std::size_t>(got);
+        // Nothing, and no error: no writer has come yet, or all have gone.
+        if (got == 0 && (begun || !readable(descriptor, kWriterMs))) return 0;
+        if (got == 0 || errno == EINTR) continue;
+        if (errno != EAGAIN) throw system_error(path);
+        if (!readable(descriptor, kSilenceMs)) throw cannot_be_opened(path, "the pipe gave nothing for " + std::to_string(kSilenceMs / 1000) + " s");
+    }
+}
+
+// All bytes of a regular file or a pipe.
 std::vector<std::uint8_t> read_image(const std::string& path) {
-    const std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "rb"));
-    if (!file) throw cannot_be_opened(path);
+    // O_NONBLOCK: opening a pipe without a writer would not return.
+    const Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
+    struct stat found {};
+    if (file.number() < 0 || fstat(file.number(), &found) != 0) throw system_error(path);
+    if (S_ISDIR(found.st_mode)) throw cannot_be_opened(path, std::generic_category().message(EISDIR));
+    const bool pipe = S_ISFIFO(found.st_mode);
+    if (!pipe && !S_ISREG(found.st_mode)) throw cannot_be_opened(path, std::string("it is ") + kind_of(found.st_mode) + " and not a regular file");
+    const std::size_t most = pipe ? kMostPipeBytes : static_cast<std::size_t>(kMaxBytes);
     std::vector<std::uint8_t> bytes;
     std::size_t size = 0;
-    do {
+    for (std::size_t got = 1; got > 0; size += got) {
+        if (size > most) throw cannot_be_opened(path, "it has more than " + std::to_string(most) + " bytes, the most that are read");
         bytes.resize(size + kReadBytes);
-        size += std::fread(bytes.data() + size, 1, kReadBytes, file.get());
-        if (std::ferror(file.get())) throw cannot_be_opened(path);
-    } while (!std::feof(file.get()) && is_known(text_of(bytes.data(), size)));
+        got = read_pipe(file.number(), bytes.data() + size, kReadBytes, size > 0 || !pipe, path);
+    }
     bytes.resize(size);
     return bytes;
 }

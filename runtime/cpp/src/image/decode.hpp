@@ -21,8 +21,8 @@ struct Rgb {
 // `name` stands in error messages. Throws Error(Status::image), or Error(Status::memory).
 Rgb decode_image(const std::uint8_t* bytes, std::size_t size, const std::string& name);
 
-// Reads a whole file and decodes it. Throws Error(Status::image): it cannot be opened, is empty, damaged, of
-// another format, or above kMaxPixels.
+// Reads a whole file or pipe and decodes it. Throws Error(Status::image): it cannot be opened, is a device or a socket, is empty,
+// damaged, of another format, or too large; or a pipe stays silent.
 Rgb decode_file(const std::string& path);
 
 }  // namespace prtool

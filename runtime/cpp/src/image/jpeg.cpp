@@ -13,6 +13,7 @@
 #include "image/bytes.hpp"
 #include "image/formats.hpp"
 #include "image/jpeg_segments.hpp"
+#include "image/memory.hpp"
 #include "image/refusal.hpp"
 
 namespace prtool {
@@ -96,6 +97,7 @@ private:
 
     void show_more();
     void read_header(const JpegFacts& facts);
+    Held held(const JpegFacts& facts);
     void read_rgb(Rgb& image);
     void read_inks(Rgb& image);
 
@@ -167,8 +169,17 @@ void Decompressor::read_inks(Rgb& image) {
     }
 }
 
+// In several scans, libjpeg holds all coefficients, of 2 bytes.
+Held Decompressor::held(const JpegFacts& facts) {
+    const int beside = jpeg_has_multiple_scans(&info_) != FALSE ? 2 * facts.components : 0;
+    if (facts.components == 1) return {"L", 1, beside};
+    return {facts.components == 4 ? "CMYK" : "RGB", 4, beside};
+}
+
 Rgb Decompressor::decode(const JpegFacts& facts) {
     read_header(facts);
+    check_size(facts.width, facts.height);
+    check_memory(facts.width, facts.height, held(facts), orientation(facts.sources) != 1);
     Rgb image = allocate(facts.width, facts.height);
     info_.out_color_space = facts.components == 4 ? JCS_CMYK : JCS_RGB;
     complete([this] { return jpeg_start_decompress(&info_) != FALSE; });

@@ -7,6 +7,7 @@
 #include "image/bytes.hpp"
 #include "image/formats.hpp"
 #include "image/inflate.hpp"
+#include "image/memory.hpp"
 #include "image/png_facts.hpp"
 #include "image/png_pixels.hpp"
 #include "image/refusal.hpp"
@@ -29,6 +30,18 @@ struct Chunk {
 bool is_name(std::string_view text) {
     constexpr std::string_view letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_";
     return text.find_first_not_of(letters) == text.npos;
+}
+
+Held held(const PngLayout& layout) {
+    switch (layout.colour) {
+        case PngColour::rgb: return {"RGB", 4};
+        case PngColour::rgb_alpha: return {"RGBA", 4};
+        case PngColour::grey_alpha: return {"LA", 4};
+        case PngColour::palette: return {"P", 1};
+        case PngColour::grey: break;
+    }
+    if (layout.depth == 16) return {"I;16", 2};
+    return {layout.depth == 1 ? "1" : "L", 1};
 }
 
 // Walks once through a file. Only checksums before the image data are checked, as in Pillow.
@@ -130,11 +143,16 @@ void PngReader::read_trailer() {
 
 Decoded PngReader::decode() {
     read_header();
+    check_size(facts_.width, facts_.height);
+    check_memory(facts_.width, facts_.height, held(*facts_.layout), false);
     Rgb image = allocate(facts_.width, facts_.height);
     PngPixels pixels(facts_, image);
     while (!pixels.take(next_piece())) continue;
     read_trailer();
-    return {std::move(image), orientation(facts_.sources)};
+    // Where it is turned may stand behind the pixels.
+    const int turned = orientation(facts_.sources);
+    if (turned != 1) check_memory(facts_.width, facts_.height, held(*facts_.layout), true);
+    return {std::move(image), turned};
 }
 
 }  // namespace

@@ -37,13 +37,17 @@ Refusal too_little_memory(std::int64_t width, std::int64_t height) {
     return {Status::memory, size_text(width, height) + "for which the memory does not suffice"};
 }
 
-Rgb allocate(std::int64_t width, std::int64_t height) {
+void check_size(std::int64_t width, std::int64_t height) {
     if (width < 1 || height < 1) throw damaged(size_text(width, height) + "but needs at least 1 x 1");
     if (width > kMaxPixels / height) {
         static_assert(kMaxPixels == 256'000'000, "the message names the limit");
         throw Refusal(Status::image,
                       size_text(width, height) + "but at most 256,000,000 are decoded; make it smaller first");
     }
+}
+
+Rgb allocate(std::int64_t width, std::int64_t height) {
+    check_size(width, height);
     Rgb image{width, height, {}};
     const auto bytes = static_cast<std::size_t>(3 * width * height);
     try {

@@ -28,8 +28,11 @@ Refusal truncated();
 // The memory for so many pixels does not suffice.
 Refusal too_little_memory(std::int64_t width, std::int64_t height);
 
-// A black image, or a Refusal: above kMaxPixels, or no memory for it. To be called before anything else that takes
-// memory in proportion to the pixels.
+// A Refusal where there is no pixel, or more than kMaxPixels.
+void check_size(std::int64_t width, std::int64_t height);
+
+// A black image, or a Refusal: see check_size; or no memory for it. To be called before anything else that takes memory in
+// proportion to the pixels.
 Rgb allocate(std::int64_t width, std::int64_t height);
 
 }  // namespace prtool

@@ -1,3 +1,7 @@
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <thread>
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -44,7 +48,18 @@ TEST_CASE("a file is read whole, whatever its size") {
     std::filesystem::remove(path);
     CHECK(file_refusal(path.string()) == path.string() + " cannot be opened: No such file or directory");
     CHECK(file_refusal("/") == "/ cannot be opened: Is a directory");
-    CHECK(file_refusal("/dev/zero") == "/dev/zero is not an image of a known format (JPEG, PNG)");  // and has no end
+    CHECK(file_refusal("/dev/zero") == "/dev/zero cannot be opened: it is a device and not a regular file");
+}
+
+TEST_CASE("a pipe is read to its end, and not waited for without a writer") {
+    const std::filesystem::path path = std::filesystem::temp_directory_path() / ("prtool-image-pipe-" + std::to_string(getpid()));
+    REQUIRE(mkfifo(path.c_str(), 0600) == 0);
+    CHECK(file_refusal(path.string()) == path.string() + " is empty (0 bytes)");
+    const Bytes pixels = noise(3 * 200 * 200);
+    std::thread writer([&] { std::ofstream(path, std::ios::binary) << encoded({200, 200, 8, 2, pixels}); });
+    CHECK(decode_file(path.string()).pixels == pixels);
+    writer.join();
+    std::filesystem::remove(path);
 }
 
 TEST_CASE("a bomb is refused before its pixels take memory") {
@@ -52,6 +67,9 @@ TEST_CASE("a bomb is refused before its pixels take memory") {
     const std::string header = "\x89PNG\r\n\x1A\n" + chunk("IHDR", big32(65'535) + big32(65'535) + std::string("\x08\x02\0\0\0", 5));
     CHECK(refusal(header + chunk("IDAT", "")) ==
           "photo has 65535 x 65535 pixels, but at most 256,000,000 are decoded; make it smaller first");
+    // A strip of 1 x 200,000,000: Pillow's rows take 8 bytes more, each.
+    const std::string strip = "\x89PNG\r\n\x1A\n" + chunk("IHDR", big32(1) + big32(200'000'000) + std::string("\x08\x02\0\0\0", 5));
+    CHECK(contains(refusal(strip + chunk("IDAT", "")), "which take 2,400,000,000 bytes to decode, but at most 1,700,000,000 are given"));
     const std::string most = "\x89PNG\r\n\x1A\n" + chunk("IHDR", std::string(8, '\xFF') + std::string("\x08\x02\0\0\0", 5));
     CHECK(contains(refusal(most + chunk("IDAT", "")), "has 4294967295 x 4294967295 pixels"));
 }
