@@ -66,7 +66,7 @@ def compare(bundle: Bundle, arguments: argparse.Namespace, keep: str, folder: Pa
     alone = run([arguments.build / "benchmarks" / "ort-alone", bundle.file("fused.onnx"), bundle.manifest.preprocess.size[0],
                  bundle.manifest.resolve(Keep.parse(keep)), arguments.batch, 20, os.cpu_count()])  # fmt: skip
     found, wanted = np.load(cpp), np.load(python)
-    names = Path(str(cpp.with_suffix("")) + ".paths.txt").read_text().splitlines()
+    names = [json.loads(line) for line in Path(str(cpp.with_suffix("")) + ".paths.jsonl").read_text().splitlines()]
     if names != list(wanted["paths"]):
         raise SystemExit("the two languages embedded different files")
     cosines = (found.astype(np.float64) * wanted["embeddings"].astype(np.float64)).sum(axis=1)

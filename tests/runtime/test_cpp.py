@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -12,39 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import SIDE, TinyModel, tiny_bundle
+from cpp_programs import BUILD, SOURCE, built_file, engines, run
+from models import SIDE, TinyModel, onnx, tiny_bundle
 from PIL import Image
-from support import REPO, edit_manifest
+from support import edit_manifest
 
 from prtool.bundle import Bundle
 from prtool.errors import BundleError
 from prtool.runtime.encoder import Encoder
 
-SOURCE = REPO / "runtime" / "cpp"
-BUILD = Path(os.environ.get("PRTOOL_CPP_BUILD", SOURCE / "build" / "check-gcc")).resolve()
 MODELS = {
     "one location": TinyModel(),
     "three locations": TinyModel((2, 3, 4), prefix_tokens=2, appended_tokens=3),
 }
-
-
-def built_file(pattern: str) -> Path:
-    """A built program or library; skips the test, with the reason, where there is none."""
-    path = next(BUILD.glob(pattern), None)
-    if path is None:
-        pytest.skip(f"not built: {BUILD / pattern} ('make cpp' builds it; PRTOOL_CPP_BUILD names another build folder)")
-    return path
-
-
-def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A program's end, with what it printed."""
-    settings = {**os.environ, "TSAN_OPTIONS": f"suppressions={SOURCE / 'tests' / 'thread_sanitizer.txt'}", **environment}
-    return subprocess.run([*map(str, words)], capture_output=True, text=True, timeout=240, check=False, env=settings)
-
-
-def engines() -> list[str]:
-    """What the library was built with."""
-    return run(built_file("programs/prtool-run"), "--version").stdout.split("engines: ")[1].strip().split(",")
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -90,7 +71,7 @@ def test_embeddings_are_pythons(bundle: Bundle, photographs: list[Path], tmp_pat
     assert "skipped: " in found.stderr and "broken, or not.jpg" in found.stderr
     assert "5 of 6 images" in found.stderr
     readable = [path for path in photographs if "broken" not in path.name]
-    assert (tmp_path / "embeddings.paths.txt").read_text().splitlines() == [str(path) for path in readable]
+    assert (tmp_path / "embeddings.paths.jsonl").read_text().splitlines() == [json.dumps(str(path)) for path in readable]
     asked = None if not keep else float(keep) if "." in keep else int(keep)
     with Encoder.load(bundle, mode=mode) as encoder:
         np.testing.assert_allclose(np.load(out), encoder.encode_images(readable, asked), atol=1e-6)
@@ -265,6 +246,31 @@ def test_an_engine_that_cannot_run_says_what_is_missing(bundle: Bundle, photogra
     built = f"built without engine {engine}, but with {', '.join(engines())}; build it with -DPRTOOL_"
     assert (built if engine not in engines() else "NVIDIA") in found.stderr
     assert found.stdout == ""
+
+
+def _only_two_images(root: Path) -> None:
+    """The fused graph fails while it runs for any batch but 2."""
+    graph = onnx.load(root / "fused.onnx")
+    for node in graph.graph.node:
+        node.input[:] = ["pairs" if name == "pixels" else name for name in node.input]
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 3, SIDE, SIDE], np.int64), "two"))
+    graph.graph.node.insert(0, onnx.helper.make_node("Reshape", ["pixels", "two"], ["pairs"]))
+    onnx.save(graph, root / "fused.onnx")
+    content = (root / "fused.onnx").read_bytes()
+    listed = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(root, lambda manifest: manifest["files"].update({"fused.onnx": listed}))
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+def test_an_error_while_it_runs_is_seen_with_one_thread(photographs: list[Path], tmp_path: Path, engine: str) -> None:
+    if engine not in engines():
+        pytest.skip(f"the library was built without engine {engine}")
+    bundle = tiny_bundle(tmp_path / "bundle", TinyModel())
+    _only_two_images(bundle.path)
+    options = ["--engine", engine, "--threads", 1, "--batch", 2]
+    assert run(built_file("programs/prtool-run"), "embed", bundle.path, *photographs[:2], *options).returncode == 0
+    found = run(built_file("programs/prtool-run"), "embed", bundle.path, *photographs[:3], *options)
+    assert (found.returncode, "fused.onnx" in found.stderr, found.stdout) == (1, True, ""), found.stderr
 
 
 def test_the_examples_run(bundle: Bundle, photographs: list[Path]) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 pytest.importorskip("onnx", reason="onnx makes the hostile graphs")
+from cpp_programs import built_file, run
 from hostile.corpus import GROUPS, SEED, base_bundle, write_case
 from hostile.reader import Watch
-from runtime.test_cpp import built_file, run
 from support import REPO
 
 from prtool.graph_file import OPERATORS

@@ -13,6 +13,7 @@ namespace prtool {
 namespace {
 
 constexpr double kLengthTolerance = 1e-3;
+constexpr std::int64_t kMostHeaderBytes = std::int64_t{1} << 20;
 
 }  // namespace
 
@@ -26,7 +27,12 @@ ClassTable ClassTable::of(const Bundle& bundle) {
     table.embed_dim_ = manifest.model.embed_dim;
     table.scale_ = manifest.model.logit_scale;
     table.bias_ = manifest.model.logit_bias;
-    Tensor tensor = read_tensor(bundle.open_file(manifest.classes->file), "embeddings");
+    const GuardedFile file = bundle.open_file(manifest.classes->file);
+    const std::int64_t most = table.classes_ * table.embed_dim_ * static_cast<std::int64_t>(sizeof(float)) + kMostHeaderBytes;
+    if (file.size() > most) {
+        throw Error(Status::bundle, file.path() + " has " + std::to_string(file.size()) + " bytes, but at most " + std::to_string(most) + " are read; export the bundle again");
+    }
+    Tensor tensor = read_tensor(file, "embeddings");
     bundle.check_unchanged();
     const std::string what = manifest.classes->file + " of " + bundle.path();
     const std::vector<std::int64_t> wanted{table.classes_, table.embed_dim_};
@@ -49,7 +55,11 @@ std::vector<double> ClassTable::probabilities_of(const float* embedding) const {
         const float* row = embeddings_.data() + label * embed_dim_;
         double cosine = 0.0;
         for (std::int64_t axis = 0; axis < embed_dim_; ++axis) cosine += static_cast<double>(row[axis]) * static_cast<double>(embedding[axis]);
-        shares[static_cast<std::size_t>(label)] = scale_ * cosine + bias_;
+        const double logit = scale_ * cosine + bias_;
+        if (!std::isfinite(logit)) {
+            throw Error(Status::bundle, "class logits of scale " + shown(scale_) + " and bias " + shown(bias_) + " are not finite; export the bundle again");
+        }
+        shares[static_cast<std::size_t>(label)] = logit;
     }
     const double most = *std::max_element(shares.begin(), shares.end());
     for (double& share : shares) share = std::exp(share - most);

@@ -289,11 +289,11 @@ void Walk::axes(ByteRange range, TensorSpec& spec) {
 
 const std::vector<std::string>& graph_operators() {
     static const std::vector<std::string> known = {
-        "Add", "ArgMax", "Cast", "Clip", "Concat", "Conv", "CumSum", "DequantizeLinear", "Div", "Equal", "Expand",
-        "Gather", "GatherND", "Gelu", "Gemm", "Identity", "LayerNormalization", "LpNormalization", "MatMul", "Mul",
-        "Neg", "Not", "Pow", "QuantizeLinear", "Range", "ReduceL2", "ReduceMean", "ReduceSum", "Reshape", "Shape",
-        "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze",
-        "Where",
+        "Add", "And", "ArgMax", "Cast", "Clip", "Concat", "Conv", "CumSum", "DequantizeLinear", "Div", "Equal",
+        "Expand", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Identity", "IsNaN", "LayerNormalization",
+        "LpNormalization", "MatMul", "Max", "Mul", "Neg", "Not", "Pow", "QuantizeLinear", "Range", "Reciprocal",
+        "ReduceL2", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split",
+        "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
     };
     return known;
 }

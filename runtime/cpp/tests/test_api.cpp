@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <limits>
@@ -169,6 +170,23 @@ TEST_CASE("classes, where the bundle has some") {
     CHECK(status_of([&] { encoder.classify(found, -1); }) == PRTOOL_CONFIG);
     CHECK(prtool_class_name(encoder.handle(), -1) == nullptr);
     CHECK(prtool_class_name(encoder.handle(), encoder.info().classes) == nullptr);
+}
+
+TEST_CASE("what was opened stays what it was, or the next part is an error") {
+    namespace fs = std::filesystem;
+    const fs::path copy = fs::temp_directory_path() / ("prtool-api-" + std::to_string(getpid()));
+    fs::copy(bundle_path(), copy, fs::copy_options::recursive);
+    const Encoder encoder(copy.string(), options_of("fused"));
+    const std::vector<float> pixels = noise(encoder.info(), 1, 3), before = encoder.encode_pixels(pixels);
+    if (encoder.info().classes > 0) {
+        // Even by a file of the same bytes: another one lies there.
+        fs::copy_file(copy / "classes.safetensors", copy / "other");
+        fs::rename(copy / "other", copy / "classes.safetensors");
+        CHECK(status_of([&] { encoder.classify(before, 1); }) == PRTOOL_BUNDLE);
+        CHECK(std::string(prtool_last_error()).find("changed since it was opened") != std::string::npos);
+    }
+    CHECK(encoder.encode_pixels(pixels) == before);
+    fs::remove_all(copy);
 }
 
 TEST_CASE("a GPU is asked for in vain where the engine has none") {
