@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import shutil
 import sys
 import time
@@ -84,6 +85,28 @@ class BarProgress:
 
     def _rate(self) -> float:
         return self._done / max(time.monotonic() - self._started, 1e-9)
+
+
+class NoteHandler(logging.Handler):
+    """Shows what the library logs as a warning as one line "note: ..." on stderr, once in a process."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Shows a record."""
+        text = record.getMessage()
+        if text not in self._shown:
+            self._shown.add(text)
+            message(f"note: {text}")
+
+
+def show_notes() -> None:
+    """From now on, warnings that prtool logs are shown by `NoteHandler`."""
+    logger = logging.getLogger("prtool")
+    if not any(isinstance(handler, NoteHandler) for handler in logger.handlers):
+        logger.addHandler(NoteHandler())
 
 
 def message(text: str) -> None:

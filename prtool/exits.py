@@ -26,8 +26,9 @@ def exit_status(command: Callable[[], object]) -> int:
     Args:
         command: its result is an exit status where it is a whole number, as click's is.
     """
-    from prtool.console import message
+    from prtool.console import message, show_notes
 
+    show_notes()
     try:
         if sys.stdout is None:
             raise StorageError("stdout is closed; give the command a file, a pipe or /dev/null to write to")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from prtool import console
 from prtool.console import BarProgress, message, result_json, result_table
 from prtool.errors import StorageError
+from prtool.exits import exit_status
 
 LONG = [f"{'d' * 100}/{'f' * 110}-{name}.png" for name in ("one", "two")]
 
@@ -131,3 +133,11 @@ def test_a_message_that_cannot_be_written_is_dropped(monkeypatch: pytest.MonkeyP
         progress.advance()
         progress.finish()
         message("done")
+
+
+def test_what_the_library_warns_of_is_one_line_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(console, "message", said.append)
+    assert exit_status(lambda: logging.getLogger("prtool.trainer.train").warning("%s", "12 files are not used")) == 0
+    assert exit_status(lambda: logging.getLogger("prtool.trainer.train").warning("12 files are not used")) == 0
+    assert said == ["note: 12 files are not used"]
