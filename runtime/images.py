@@ -221,9 +221,10 @@ def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack) -> Imag
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name} has {width} x {height} pixels, but at most {MAX_PIXELS:,} are decoded; make it smaller first")
     with _image_errors(name):
-        _check_memory(image, decoding_bytes(image), name)
+        needed = decoding_bytes(image)
+    _check_memory(image, needed, name)
     try:
-        memory.enter_context(memory_for(decoding_bytes(image)))
+        memory.enter_context(memory_for(needed))
         with _image_errors(name):
             _allocate(image)
             image.load()

@@ -190,9 +190,9 @@ def test_a_path_that_is_not_unicode_is_found_before_the_work(tmp_path: Path, mon
     pytest.importorskip("pyarrow")
     write_images(tmp_path / "photos", 1)
     (tmp_path / "photos" / "000.png").rename(tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
-    (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle" / "prtool.json").touch()
-    loaded: list[Path] = []
+    loaded: list[object] = []
+    monkeypatch.setattr(EngineChoice, "open", lambda *_: None)
+    monkeypatch.setattr(EngineChoice, "kept", lambda *_: None)
     monkeypatch.setattr(EngineChoice, "load", lambda _, bundle: loaded.append(bundle))
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["embed", "photos", "-o", "out.parquet"])
