@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from local_model import TEXT, VISION, write_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
+from prtool.cli import app
 from prtool.errors import ConfigError, ModelError
 from prtool.trainer.model import load_model
 from prtool.trainer.model_source import canonical_name, canonical_pretrained, resolve
@@ -105,6 +107,16 @@ def test_a_file_that_does_not_name_its_activation_is_noted_once(field, tmp_path,
         load_model("tiny-field", str(weights))
     assert [record.getMessage() for record in caplog.records if "tiny-field-quickgelu" in record.getMessage()] == [caplog.messages[0]]
     assert len(caplog.messages) == 1
+
+
+def test_a_command_shows_a_note_once_on_stderr(field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    field["laion"] = dict(SIGLIP)
+    saved(host_of(quick=False), tmp_path / "shown.safetensors")
+    arguments = ["train", "--model", "tiny-field", "--pretrained", "shown.safetensors", "--phase", "none", "--location", "2", "-o", "run"]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    assert [line.split()[:2] for line in result.stderr.splitlines() if line.startswith("note: ")] == [["note:", "shown.safetensors"]]
 
 
 def test_a_file_takes_the_preprocessing_of_all_tags(field, tmp_path, caplog):
