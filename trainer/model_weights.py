@@ -4,7 +4,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -56,7 +56,7 @@ def load_big_vision(model: nn.Module, path: Path) -> nn.Module:
     """
     from open_clip.convert import load_big_vision_weights
 
-    foreign(f"{path} does not fit the model", lambda: load_big_vision_weights(model, str(path)))
+    foreign(f"{path} does not fit the model", lambda: load_big_vision_weights(cast(Any, model), str(path)))
     return model
 
 
@@ -74,7 +74,7 @@ def fitted(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, 
     from open_clip import convert, factory
 
     failed = f"{path} does not fit the model"
-    renamed = cast("dict[str, Tensor]", foreign(failed, lambda: convert.convert_state_dict(model, dict(state))))
+    renamed = cast("dict[str, Tensor]", foreign(failed, lambda: convert.convert_state_dict(cast(Any, model), dict(state))))
     if "positional_embedding" in renamed and not hasattr(model, "positional_embedding"):
         renamed = foreign(failed, lambda: factory.convert_to_custom_text_state_dict(renamed))
     for name in (*_OPENAI_ONLY, "text.transformer.embeddings.position_ids"):
