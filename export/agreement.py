@@ -1,6 +1,6 @@
 """A finished bundle beside the PyTorch model that it came from, over many real images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,13 +10,16 @@ from torch.nn import functional
 
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, ParityError
+from prtool.export.decisions import COSINE, NEIGHBOURS, TOP1, Decisions, neighbour_overlap
 from prtool.export.reference import Reference, overlap
 from prtool.export.source import ExportSource
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.verify import QUIET, gate_of
 from prtool.spec import Keep
+from prtool.text_safety import printable
 
 _WORST = 5
+_WORDS = {TOP1: "first class", NEIGHBOURS: "nearest images"}
 _BATCH = 8
 
 
@@ -30,6 +33,8 @@ class KeepAgreement:
         cosine_min, cosine_mean: of the embeddings, each way with its own choice of patches.
         same_patches: mean share of the kept patches that PyTorch keeps too.
         top1: share of images with PyTorch's first choice of class; None without classes.
+        neighbours: mean share of each image's five nearest images, among those compared, that are its nearest in PyTorch too; None with
+            fewer than four images.
         worst: numbers of the images with the lowest cosines, worst first, at most five.
     """
 
@@ -39,7 +44,15 @@ class KeepAgreement:
     cosine_mean: float
     same_patches: float
     top1: float | None
+    neighbours: float | None
     worst: tuple[int, ...]
+
+
+_SHARES: dict[str, Callable[[KeepAgreement], float | None]] = {
+    TOP1: lambda row: row.top1,
+    NEIGHBOURS: lambda row: row.neighbours,
+    COSINE: lambda _: None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,36 +93,41 @@ def verify_with_model(
     return tuple(_row(k, [batch[k] for batch in compared]) for k in counts)
 
 
-def check_agreement(rows: Sequence[KeepAgreement], precision: str, engine: str, names: Sequence[str] = ()) -> None:
-    """Holds rows against the precision's gate.
+def check_agreement(rows: Sequence[KeepAgreement], ask: VerifyRequest, judged: Decisions, names: Sequence[str] = ()) -> None:
+    """Holds rows against the precision's gate: mean cosine, and what `judged` names.
 
     Args:
         rows: as `verify_with_model` gives them.
-        precision, engine: what computed them.
+        ask: what computed them.
+        judged: whether first classes decide, or nearest images.
         names: of the images, for the message; none gives their numbers.
 
     Raises:
-        ParityError: mean cosine or top-1 agreement is below the gate; the message names the worst images.
+        ParityError: mean cosine, or the agreement of classes or of nearest images, is below the gate; the message names the worst images.
     """
-    gate = gate_of(precision)
+    gate = gate_of(ask.precision)
     for row in rows:
-        if row.cosine_mean >= gate.mean_cosine and (row.top1 is None or row.top1 >= gate.top1):
+        share = _SHARES[judged.decided_by](row)
+        least = getattr(gate, judged.decided_by)
+        if row.cosine_mean >= gate.mean_cosine and (share is None or share >= least):
             continue
-        worst = ", ".join(names[place] if names else f"image {place}" for place in row.worst)
-        top1 = "" if row.top1 is None else f", {row.top1:.1%} of images keep their first class (gate {gate.top1:.0%})"
+        worst = ", ".join(printable(names[place]) if names else f"image {place}" for place in row.worst)
+        said = "" if share is None else f", {share:.1%} of images keep their {_WORDS[judged.decided_by]} (gate {least:.0%}; {judged.why})"
         raise ParityError(
-            f"{engine} in {precision} disagrees with PyTorch at {row.k} patches over {row.images} images: mean cosine {row.cosine_mean:.6f} "
-            f"(gate {gate.mean_cosine}){top1}; worst: {worst}; use a higher precision, or export the bundle again from this run"
+            f"{ask.engine} in {ask.precision} disagrees with PyTorch at {row.k} patches over {row.images} images: mean cosine {row.cosine_mean:.6f} "
+            f"(gate {gate.mean_cosine}){said}; worst: {worst}; use a higher precision, or export the bundle again from this run"
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Compared:
-    """For each image of one batch: cosine, share of patches in common, whether the first class is the same."""
+    """For each image of one batch: cosine, share of patches in common, whether the first class is the same, and the embeddings."""
 
     cosines: Tensor
     same_patches: Tensor
     same_class: Tensor | None
+    found: Tensor
+    wanted: Tensor
 
 
 def _compare(encoder: Encoder, source: ExportSource, pixels: Tensor, counts: Sequence[int], classes: Tensor | None) -> dict[int, _Compared]:
@@ -121,7 +139,7 @@ def _compare(encoder: Encoder, source: ExportSource, pixels: Tensor, counts: Seq
         found, wanted = torch.from_numpy(encoder.encode_pixels(array, keep)), path.embedding
         shared = torch.tensor([overlap(a[None], b[None]) for a, b in zip(path.patches, chosen, strict=True)])
         first = None if classes is None else source.model.logits(found, classes).argmax(1) == source.model.logits(wanted, classes).argmax(1)
-        compared[k] = _Compared(functional.cosine_similarity(found.double(), wanted.double()), shared, first)
+        compared[k] = _Compared(functional.cosine_similarity(found.double(), wanted.double()), shared, first, found, wanted)
     return compared
 
 
@@ -135,5 +153,6 @@ def _row(k: int, parts: Sequence[_Compared]) -> KeepAgreement:
         cosine_mean=float(cosines.mean()),
         same_patches=float(torch.cat([part.same_patches for part in parts]).double().mean()),
         top1=float(torch.cat(classes).double().mean()) if classes else None,
+        neighbours=neighbour_overlap(torch.cat([part.found for part in parts]), torch.cat([part.wanted for part in parts])),
         worst=tuple(int(place) for place in cosines.argsort(stable=True)[:_WORST]),
     )

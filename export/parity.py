@@ -14,7 +14,8 @@ from prtool.bundle import Bundle
 from prtool.engines.base import Array
 from prtool.errors import ParityError
 from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
-from prtool.export.probe import Probe, prompts
+from prtool.export.decisions import NEIGHBOURS, TOP1, Decisions, Unpruned
+from prtool.export.probe import GIVEN, Probe, prompts
 from prtool.export.reference import Choice, Path, Reference, overlap
 from prtool.export.source import ExportSource
 from prtool.progress import Progress, SilentProgress, stage
@@ -61,6 +62,7 @@ class PrecisionParity:
         gate: the cosine that every case passed.
         cases: every comparison.
         agreement: over real images, one row a keep count; none for fp32, and where there were no images.
+        judged: what `agreement` was held to besides the mean cosine, and why; None where there is none.
     """
 
     precision: str
@@ -68,6 +70,7 @@ class PrecisionParity:
     gate: float
     cases: tuple[ParityCase, ...]
     agreement: tuple[KeepAgreement, ...] = ()
+    judged: Decisions | None = None
 
     def summary(self) -> dict[str, float]:
         """The worst figures."""
@@ -77,22 +80,27 @@ class PrecisionParity:
             "score_error": max(case.score_error for case in self.cases),
             "index_agreement": min(case.index_agreement for case in self.cases),
         }
-        if self.agreement:
+        if self.agreement and self.judged is not None:
             worst["mean_cosine"] = min(row.cosine_mean for row in self.agreement)
-            worst |= {"top1": min(row.top1 for row in self.agreement if row.top1 is not None)} if self.agreement[0].top1 is not None else {}
+            for name in (TOP1, NEIGHBOURS):
+                shares = [share for row in self.agreement if (share := getattr(row, name)) is not None]
+                worst |= {name: min(shares)} if shares else {}
+            decided = self.judged.decided_by
+            worst[f"gate.{decided}"] = getattr(gate_of(self.precision), decided)
         return worst
 
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
-    """Every comparison, by precision, and what the images were ("given" or "noise")."""
+    """Every comparison, by precision, what the images were ("given" or "noise"), and how many given ones the probe has (0 for noise)."""
 
     images: str
     precisions: tuple[PrecisionParity, ...]
+    probe_images: int = 0
 
     def summary(self) -> dict[str, float]:
-        """The worst figures, for the manifest; those of a reduced precision carry its name."""
-        return {
+        """The worst figures, for the manifest; those of a reduced precision carry its name. `images` is how many real ones the probe has."""
+        return {"images": float(self.probe_images)} | {
             key if part.precision == "fp32" else f"{part.precision}.{key}": value for part in self.precisions for key, value in part.summary().items()
         }
 
@@ -101,15 +109,23 @@ class ParityReport:
         return dataclasses.asdict(self)
 
 
-def prove(source: ExportSource, bundle: Bundle, probe: Probe, held_out: Tensor | None = None, progress: Progress | None = None) -> ParityReport:
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOut:
+    """Real images on which reduced precisions are compared too: (images, 3, height, width) float32, and the unpruned model on them."""
+
+    pixels: Tensor
+    unpruned: Unpruned
+
+
+def prove(source: ExportSource, bundle: Bundle, probe: Probe, held_out: HeldOut | None = None, progress: Progress | None = None) -> ParityReport:
     """Runs every graph of every precision, alone and together, and compares each with PyTorch in float32.
 
     Args:
         source: the reference.
         bundle: the graphs, opened.
         probe: images and keep counts.
-        held_out: (images, 3, height, width) real images on which reduced precisions are compared too; None leaves that out.
-        progress: hears one step for each comparison.
+        held_out: for the reduced precisions; None leaves that out.
+        progress: advanced once for each comparison.
 
     Raises:
         ParityError: a comparison failed; the message names it.
@@ -118,7 +134,7 @@ def prove(source: ExportSource, bundle: Bundle, probe: Probe, held_out: Tensor |
     parts = [_prove(source, bundle, probe, precision, told) for precision in bundle.manifest.graphs]
     if held_out is not None:
         parts = [part if part.precision == "fp32" else _agree(source, bundle, probe, held_out, part) for part in parts]
-    return ParityReport(probe.images, tuple(parts))
+    return ParityReport(probe.images, tuple(parts), len(probe.pixels) if probe.images == GIVEN else 0)
 
 
 def _prove(source: ExportSource, bundle: Bundle, probe: Probe, precision: str, told: Progress) -> PrecisionParity:
@@ -138,11 +154,12 @@ def _prove(source: ExportSource, bundle: Bundle, probe: Probe, precision: str, t
         return PrecisionParity(precision, f"{bench.fused.info.name} {bench.fused.info.version}", gate.worst_cosine, tuple(cases))
 
 
-def _agree(source: ExportSource, bundle: Bundle, probe: Probe, held_out: Tensor, part: PrecisionParity) -> PrecisionParity:
-    engine = ENGINES[part.precision]
-    rows = verify_with_model(bundle, source, held_out, probe.counts, VerifyRequest(engine, part.precision))
-    check_agreement(rows, part.precision, engine)
-    return dataclasses.replace(part, agreement=rows)
+def _agree(source: ExportSource, bundle: Bundle, probe: Probe, held_out: HeldOut, part: PrecisionParity) -> PrecisionParity:
+    ask = VerifyRequest(ENGINES[part.precision], part.precision)
+    rows = verify_with_model(bundle, source, held_out.pixels, probe.counts, ask)
+    judged = held_out.unpruned.judged(gate_of(part.precision))
+    check_agreement(rows, ask, judged)
+    return dataclasses.replace(part, agreement=rows, judged=judged)
 
 
 class _Bench:

@@ -16,6 +16,8 @@ PROBE_IMAGES = 3
 # Enough to find three clear ones among; each costs one run of the blocks before the first location, and one a count of those to the last.
 CANDIDATES = 16
 _TINY = 1e-12
+GIVEN, NOISE = "given", "noise"
+"""What a probe's images are."""
 _PROMPTS = ("a photo of a cat.", "two dogs, and a bicycle")
 
 
@@ -56,7 +58,7 @@ class Probe:
         gaps, largest = torch.stack([_gaps(source.pruned, image[None], counts) for image in candidates]).unbind(dim=1)
         # Each location has scores of its own size.
         clearest = (gaps / largest.amax(dim=0).clamp_min(_TINY)).amin(dim=1).argsort(descending=True, stable=True)[:PROBE_IMAGES]
-        return cls(candidates[clearest].contiguous(), counts, "noise" if pixels is None else "given")
+        return cls(candidates[clearest].contiguous(), counts, NOISE if pixels is None else GIVEN)
 
     def tensors(self, source: ExportSource) -> dict[str, Tensor]:
         """What `prtool.runtime.verify` reads: the pixels, PyTorch's embeddings of them at each count, and prompts likewise."""

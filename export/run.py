@@ -10,17 +10,17 @@ from torch import Tensor
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, DataError
 from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
+from prtool.export.checks import check_export
+from prtool.export.decisions import Decisions, Unpruned
 from prtool.export.probe import keep_counts
 from prtool.export.source import ExportSource
-from prtool.export.write import BUNDLE, ExportOptions, export_bundle
-from prtool.files import check_output
+from prtool.export.write import ExportOptions, export_bundle
 from prtool.manifest import Manifest
 from prtool.progress import Progress
 from prtool.runtime.preprocess import prepare_batch
-from prtool.spec import Preprocess
+from prtool.runtime.verify import gate_of
 from prtool.trainer.checkpoint import Checkpoint
-from prtool.trainer.data import data_exists, load_split
-from prtool.trainer.inputs import input_paths
+from prtool.trainer.data import load_split
 
 _PARITY_IMAGES = 16
 # NNCF's scales settle within some dozens of images.
@@ -36,6 +36,7 @@ class RunAgreement:
     precision: str
     data: str
     rows: tuple[KeepAgreement, ...]
+    judged: Decisions
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -43,11 +44,11 @@ class RunAgreement:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column titles, and one list of cells a row."""
-        cells = [
-            [str(row.k), str(row.images), f"{row.cosine_min:.7f}", f"{row.cosine_mean:.7f}", _percent(row.top1), _percent(row.same_patches)]
-            for row in self.rows
-        ]
-        return ["patches kept", "images", "worst cosine", "mean cosine", "same top-1", "same patches"], cells
+        cells = []
+        for row in self.rows:
+            shares = map(_percent, (row.top1, row.neighbours, row.same_patches))
+            cells.append([str(row.k), str(row.images), f"{row.cosine_min:.7f}", f"{row.cosine_mean:.7f}", *shares])
+        return ["patches kept", "images", "worst cosine", "mean cosine", "same top-1", "same neighbours", "same patches"], cells
 
 
 def _percent(share: float | None) -> str:
@@ -92,13 +93,10 @@ def export_run(run: Path, out: Path, options: ExportOptions, data: Path | None =
             stands there.
         ParityError: a graph disagrees with PyTorch; nothing was written.
     """
-    checkpoint = Checkpoint.load(run)
-    recorded = checkpoint.data.root
-    folder = data or (recorded if recorded and data_exists(recorded) else None)
-    check_output(out, BUNDLE, (run, *input_paths(checkpoint.model, checkpoint.pretrained, folder)))
+    folder = check_export(run, out, options.keep, options.precisions, data)
     source = source_of(run)
     if folder is not None:
-        options = _with_images(options, folder, source.model.preprocess)
+        options = _with_images(options, folder, source)
     return export_bundle(source, out, options, progress)
 
 
@@ -121,22 +119,33 @@ def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data:
     if opened.manifest.prune != source.spec:
         raise ConfigError(f"{opened.path} prunes as {opened.manifest.prune}, but {run} as {source.spec}; export the run again")
     counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune.patches)
-    pixels, names = _pixels(data, "test", ask.images, source.model.preprocess)
-    rows = verify_with_model(opened, source, pixels, counts, ask)
-    check_agreement(rows, ask.precision, ask.engine, names)
-    return RunAgreement(ask.engine, ask.precision, str(data), rows)
+    images = _images(data, "test", ask.images, source)
+    judged = Unpruned.of(source, images.pixels, images.labels).judged(gate_of(ask.precision))
+    rows = verify_with_model(opened, source, images.pixels, counts, ask)
+    check_agreement(rows, ask, judged, images.names)
+    return RunAgreement(ask.engine, ask.precision, str(data), rows, judged)
 
 
-def _with_images(options: ExportOptions, data: str | Path, preprocess: Preprocess) -> ExportOptions:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Images:
+    """Prepared images, (images, 3, height, width) float32, their files, and their classes among the run's; () where those are not known."""
+
+    pixels: Tensor
+    names: list[str]
+    labels: tuple[int, ...]
+
+
+def _with_images(options: ExportOptions, data: str | Path, source: ExportSource) -> ExportOptions:
     """The options with the images that they need and lack."""
-    pixels = options.pixels if options.pixels is not None else _pixels(data, "train", _PARITY_IMAGES, preprocess)[0]
+    pixels = options.pixels if options.pixels is not None else _images(data, "train", _PARITY_IMAGES, source).pixels
     reduced = set(options.precisions) - {"fp32"}
-    calibration, held_out = options.calibration, options.held_out
+    calibration, held_out, labels = options.calibration, options.held_out, options.labels
     if calibration is None and "int8" in reduced:
-        calibration = _pixels(data, "train", _CALIBRATION_IMAGES, preprocess)[0]
+        calibration = _images(data, "train", _CALIBRATION_IMAGES, source).pixels
     if held_out is None and reduced:
-        held_out = _pixels(data, _held_out_split(data), _HELD_OUT_IMAGES, preprocess)[0]
-    return replace(options, pixels=pixels, calibration=calibration, held_out=held_out)
+        images = _images(data, _held_out_split(data), _HELD_OUT_IMAGES, source)
+        held_out, labels = images.pixels, images.labels
+    return replace(options, pixels=pixels, calibration=calibration, held_out=held_out, labels=labels)
 
 
 def _held_out_split(data: str | Path) -> str:
@@ -147,8 +156,8 @@ def _held_out_split(data: str | Path) -> str:
         return "test"
 
 
-def _pixels(data: str | Path, split: str, images: int, preprocess: Preprocess) -> tuple[Tensor, list[str]]:
-    """Prepared images, (images, 3, height, width) float32, and their files."""
+def _images(data: str | Path, split: str, images: int, source: ExportSource) -> _Images:
     found = load_split(data, split).take(images)
-    sources = [found.source(index) for index in range(len(found))]
-    return torch.from_numpy(prepare_batch(sources, preprocess)), [str(found.root / path) for path in found.paths]
+    pixels = prepare_batch([found.source(index) for index in range(len(found))], source.model.preprocess)
+    labels = tuple(found.labels) if tuple(found.classnames) == tuple(source.classnames) else ()
+    return _Images(torch.from_numpy(pixels), [str(found.root / path) for path in found.paths], labels)

@@ -9,49 +9,27 @@ from pathlib import Path
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from prtool.bundle import MANIFEST_NAME, Bundle, seal
+from prtool.bundle import BUNDLE, Bundle, seal
 from prtool.errors import ConfigError
 from prtool.export import compose, text
+from prtool.export.checks import LEAST_IMAGES
+from prtool.export.decisions import Unpruned
 from prtool.export.graphs import TextGraph
 from prtool.export.onnx import INLINE_LIMIT_BYTES, save, to_onnx
-from prtool.export.parity import prove
+from prtool.export.parity import HeldOut, prove
 from prtool.export.precision import PRECISIONS, Int8Request, at_precision, stages
 from prtool.export.probe import Probe, keep_counts
-from prtool.export.quantise import LEAST_IMAGES, Int8Options
+from prtool.export.quantise import Int8Options
 from prtool.export.signature import signatures, stage_roles
 from prtool.export.source import ExportSource
-from prtool.files import OutputKind, new_directory, write_bytes, write_json
+from prtool.files import new_directory, write_bytes, write_json
 from prtool.manifest import SCHEMA, GraphSpec, Manifest, ModelInfo, TextInfo
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.verify import PROBE_NAME
 from prtool.spec import Keep
-from prtool.strict import parse_json, read_regular
 
-_MANIFEST_BYTES = 1 << 24
 PARITY_NAME = "parity.json"
 _LIBRARIES = ("prtool", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "open_clip_torch", "timm")
-
-
-def _is_bundle(folder: Path) -> bool:
-    """Whether a folder holds a manifest, of whatever schema, and nothing that this does not list."""
-    manifest = folder / MANIFEST_NAME
-    # Asked first: a folder that is no bundle may be the root of a disk.
-    found = list(folder.rglob("*")) if manifest.is_file() else []
-    if not found or any(item.is_symlink() or not (item.is_file() or item.is_dir()) for item in found):
-        return False
-    try:
-        value = parse_json(read_regular(manifest, _MANIFEST_BYTES))
-    except (OSError, ValueError):
-        return False
-    listed = value.get("files") if isinstance(value, dict) else None
-    if not isinstance(listed, dict) or "schema" not in value:
-        return False
-    names = {MANIFEST_NAME, *listed}
-    folders = {parent.as_posix() for name in names for parent in Path(name).parents}
-    return all(item.relative_to(folder).as_posix() in (folders if item.is_dir() else names) for item in found)
-
-
-BUNDLE = OutputKind("a bundle, with nothing else in it", _is_bundle, is_folder=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +42,7 @@ class ExportOptions:
         pixels: (images, 3, height, width) float32, prepared, for the comparison with PyTorch; None takes seeded noise.
         calibration: the same form, for int8's scales; at least 16.
         held_out: the same form, on which the reduced precisions must agree with PyTorch; None leaves that to the few of `pixels`.
+        labels: the class of each of `held_out` among the source's, or -1; () for none known.
         int8: how int8's scales are chosen.
         inline_limit_bytes: a graph with more bytes of weights keeps them in a file of their own.
     """
@@ -73,6 +52,7 @@ class ExportOptions:
     pixels: Tensor | None = None
     calibration: Tensor | None = None
     held_out: Tensor | None = None
+    labels: tuple[int, ...] = ()
     int8: Int8Options = field(default_factory=Int8Options)
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
 
@@ -117,6 +97,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
     default = options.keep.resolve(source.spec.patches)
     options.check_images()
     probe = Probe.choose(source, options.pixels, default)
+    held_out = None if options.held_out is None else HeldOut(options.held_out, Unpruned.of(source, options.held_out, options.labels))
     with new_directory(out, BUNDLE) as root:
         _write_graphs(source, root, options, default, told)
         classes = text.write_classes(source, root)
@@ -127,7 +108,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
         write_bytes(root / PROBE_NAME, save_tensors(probe.tensors(source)))
         info = TextInfo(source.model.context_length, text.vocabulary(source), "" if tokenizer is None else text.TOKENIZER_NAME)
         unproved = seal(root, replace(_manifest(source, default, options.written()), text=info, classes=classes))
-        report = prove(source, Bundle.open(root, verify=False), probe, options.held_out, told)
+        report = prove(source, Bundle.open(root, verify=False), probe, held_out, told)
         write_json(root / PARITY_NAME, report.to_json())
         return seal(root, replace(unproved, parity=report.summary()))
 

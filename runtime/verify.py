@@ -32,25 +32,30 @@ class Gate:
 
     Attributes:
         worst_cosine: of any of the few probe images.
-        mean_cosine, top1: over many real images, at each keep count: mean cosine, and share of images that keep their first class.
+        mean_cosine: over many real images, at each keep count.
+        top1: share of those images that keep their first class, where the unpruned model's classes mean something on them.
+        neighbours: else, share of each image's five nearest images among them that stay its nearest.
         score_error: largest difference of a patch score, as a share of the largest score.
     """
 
     worst_cosine: float
     mean_cosine: float
     top1: float
+    neighbours: float
     score_error: float
 
 
 # Measured with a ViT-S/14, lowest mean cosine and top-1. DTD, 240 images, keep 1.0 to .5: fp16 1.00000 and 100 %, bf16 0.9998 and
 # 99.6 %, int8 0.9986 and 98.3 %. EuroSAT, 64 images, keep 1.0 to .25: bf16 0.9993 and 98.4 %, int8 0.9958 and 96.9 %. A bf16 or int8
 # engine may choose other patches where scores are close; one image of 64 is 1.6 %.
+# Neighbours, with noise of equal size in all directions at the gate's mean cosine, lowest of 37 to 64 validation images of Pets,
+# EuroSAT and DTD: fp16 0.984, bf16 0.978, int8 0.957; a bfloat16 tower 0.989; unrelated embeddings 0.08 to 0.14.
 GATES: Mapping[str, Gate] = MappingProxyType(
     {
-        "fp32": Gate(0.99999, 0.99999, 0.99, 1e-4),
-        "fp16": Gate(0.999, 0.999, 0.99, 1e-2),
-        "bf16": Gate(0.98, 0.998, 0.97, 1e-1),
-        "int8": Gate(0.90, 0.99, 0.95, 5e-1),
+        "fp32": Gate(0.99999, 0.99999, 0.99, 0.98, 1e-4),
+        "fp16": Gate(0.999, 0.999, 0.99, 0.97, 1e-2),
+        "bf16": Gate(0.98, 0.998, 0.97, 0.95, 1e-1),
+        "int8": Gate(0.90, 0.99, 0.95, 0.9, 5e-1),
     }
 )
 # Three engines one after another, and no time is taken: waiting threads give their core away.

@@ -14,6 +14,7 @@ from prtool.bundle import Bundle
 from prtool.errors import ConfigError, EngineUnavailable, ParityError
 from prtool.export import agreement, quantise
 from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
+from prtool.export.decisions import Decisions
 from prtool.export.precision import Int8Request, at_precision, calibration_samples, stages
 from prtool.export.quantise import Int8Options
 from prtool.export.regions import head, scorer
@@ -95,7 +96,7 @@ def test_weights_take_a_quarter(bundle: Bundle) -> None:
 
 
 def test_a_gate_that_fails_names_the_worst_images(source: ExportSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    strict = Gate(0.5, 0.9999999, 1.0, 1.0)
+    strict = Gate(0.5, 0.9999999, 1.0, 1.0, 1.0)
     monkeypatch.setattr(agreement, "gate_of", lambda _: strict)
     options = ExportOptions(Keep.ratio(0.6), ("int8",), pixels=images(5, 1), calibration=images(16, 2), held_out=images(8, 3))
     with pytest.raises(ParityError, match=r"int8 disagrees with PyTorch at \d+ patches over 8 images: .*worst: image \d"):
@@ -104,11 +105,11 @@ def test_a_gate_that_fails_names_the_worst_images(source: ExportSource, monkeypa
 
 
 def test_the_message_names_files() -> None:
-    row = KeepAgreement(10, 3, 0.2, 0.5, 1.0, 0.5, (2, 0))
+    row = KeepAgreement(10, 3, 0.2, 0.5, 1.0, 0.5, None, (2, 0))
     with pytest.raises(
-        ParityError, match=r"mean cosine 0\.500000 \(gate 0\.999\), 50\.0% of images keep their first class \(gate 99%\); worst: c\.jpg, a\.jpg"
+        ParityError, match=r"mean cosine 0\.500000 \(gate 0\.999\), 50\.0% of images keep their first class \(gate 99%; .*\); worst: c\.jpg, a\.jpg"
     ):
-        check_agreement([row], "fp16", "trt", ["a.jpg", "b.jpg", "c.jpg"])
+        check_agreement([row], VerifyRequest("trt", "fp16"), Decisions("top1", "good classes"), ["a.jpg", "b.jpg", "c.jpg"])
 
 
 def test_int8_without_images(source: ExportSource, tmp_path: Path) -> None:
