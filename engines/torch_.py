@@ -164,7 +164,7 @@ def chosen_device(options: EngineOptions) -> torch.device:
     if count == 0 and options.device == 0:
         return torch.device("cpu")
     found = f"the devices 0 to {count - 1}" if count else "no CUDA device"
-    raise EngineUnavailable(f"device = {options.device}, but PyTorch finds {found}; give another --device, or check the driver with nvidia-smi")
+    raise EngineUnavailable(f"device = {options.device}, but PyTorch finds {found}; give another device, or check the driver with nvidia-smi")
 
 
 def probe() -> EngineInfo:

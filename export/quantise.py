@@ -14,7 +14,6 @@ from prtool.errors import ConfigError, EngineUnavailable, ModelError
 from prtool.export.regions import head, last_norm, scorer
 from prtool.extras import install_hint
 
-LEAST_IMAGES = 16
 _PROTOBUF_BYTES = 2**31 - 2**20
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from prtool.errors import BundleError, ConfigError
-from prtool.files import sha256_file, write_bytes
+from prtool.files import OutputKind, sha256_file, write_bytes
 from prtool.graph_file import check_graph
 from prtool.manifest import FileDigest, GraphSpec, Manifest
 from prtool.reading import FileIdentity, open_regular, read_bounded
 from prtool.sealed import seal as sealed
 from prtool.sealed import unseal
+from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
 
 MANIFEST_NAME = "prtool.json"
@@ -180,3 +181,25 @@ def _check_content(stream: BinaryIO, path: Path, digest: FileDigest, verify: boo
         if found.hexdigest() != digest.sha256:
             raise BundleError(f"{path} was changed: its SHA-256 is not the manifest's; copy or export the bundle again")
     return identity
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder holds a manifest, of whatever schema, and nothing that this does not list."""
+    manifest = folder / MANIFEST_NAME
+    # Asked first: a folder that is no bundle may be the root of a disk.
+    found = list(folder.rglob("*")) if manifest.is_file() else []
+    if not found or any(item.is_symlink() or not (item.is_file() or item.is_dir()) for item in found):
+        return False
+    try:
+        value = parse_json(read_regular(manifest, MANIFEST_BYTES))
+    except (OSError, ValueError):
+        return False
+    listed = value.get("files") if isinstance(value, dict) else None
+    if not isinstance(listed, dict) or "schema" not in value:
+        return False
+    names = {MANIFEST_NAME, *listed}
+    folders = {parent.as_posix() for name in names for parent in Path(name).parents}
+    return all(item.relative_to(folder).as_posix() in (folders if item.is_dir() else names) for item in found)
+
+
+BUNDLE = OutputKind("a bundle, with nothing else in it", _is_bundle, is_folder=True)

@@ -35,10 +35,12 @@ def verify(bundle: Path, choice: EngineChoice, data: Path | None, run: Path, as_
     from prtool.console import result_json, result_table
     from prtool.runtime.verify import verify as verify_probe
     from prtool.trainer.datasets.address import parse_data
+    from prtool.trainer.record import read_record
 
     opened = choice.open(bundle)
     if data is not None:
         parse_data(data)
+        read_record(run)
     probe = verify_probe(opened, choice.engine, choice.options(spinning=False), choice.precision)
     images = None
     if data is not None:
@@ -51,7 +53,7 @@ def verify(bundle: Path, choice: EngineChoice, data: Path | None, run: Path, as_
         return
     result_table(*probe.table(), "recorded images, compared with PyTorch's recorded embeddings")
     if images is not None:
-        result_table(*images.table(), f"images of {images.data}, compared with PyTorch")
+        result_table(*images.table(), f"images of {images.data}, compared with PyTorch; held to {images.judged.decided_by}: {images.judged.why}")
 
 
 @click.command()

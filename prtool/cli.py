@@ -1,5 +1,6 @@
-"""The commands: one verb a stage, with the library's names; each parses, calls one function, and prints."""
+"""The commands: one verb a stage, with the library's names; each parses, checks what can be known without PyTorch, calls one function, and prints."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,10 @@ def app() -> None:
 def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...], overwrite: bool, show_config: bool, **flags: Any) -> None:  # noqa: ANN401
     """Rank patches, train the predictor, tune learnable tokens; the run resumes where it stopped."""
     from prtool.console import BarProgress, message, result_table, result_text
+    from prtool.trainer.checks import check_training
     from prtool.trainer.config import RECIPES, TrainConfig
     from prtool.trainer.config import show_config as config_text
-    from prtool.trainer.run_folder import run_name
-    from prtool.trainer.train import check_latest, point_latest, train
+    from prtool.trainer.run_place import run_name
 
     output: Path | None = flags.pop("output")
     given = {name: value for name, value in flags.items() if value is not None}
@@ -70,6 +71,9 @@ def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...
         result_text(config_text(config))
         return
     run = output or Path("runs") / run_name(config)
+    check_training(config, run)
+    from prtool.trainer.train import check_latest, point_latest, train
+
     check_latest(run)
     checkpoint = train(config, run, BarProgress(), overwrite=overwrite)
     point_latest(run)
@@ -99,12 +103,16 @@ def evaluate(run: Path, output: Path | None, as_json: bool, data: Path | None, *
     """Zero-shot accuracy by keep rate, for several ways to choose patches."""
     from prtool.console import BarProgress, message, result_json, result_table
     from prtool.files import PICTURE, check_output
-    from prtool.trainer.evaluate import EvalConfig, evaluate_run
-    from prtool.trainer.plots import plot_accuracy
+    from prtool.trainer.checks import check_evaluation
+    from prtool.trainer.eval_config import EvalConfig
 
     config = EvalConfig(**options)
     picture = output or run / f"eval-{config.split}.png"
+    check_evaluation(run, data, config)
     check_output(picture, PICTURE)
+    from prtool.trainer.evaluate import evaluate_run
+    from prtool.trainer.plots import plot_accuracy
+
     report = evaluate_run(run, data, config, BarProgress())
     plot_accuracy(report, picture)
     if as_json:
@@ -120,14 +128,13 @@ def evaluate(run: Path, output: Path | None, as_json: bool, data: Path | None, *
 @run_argument
 @click.option("--keep", type=OneKeep(), help="Patches kept by default: a ratio or a count.  [default: what 'prtool tune' chose, else 0.6]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True, help="Bundle folder.")
-@click.option("--precision", "precisions", type=Names(), default="fp32", show_default=True, help="Graphs besides fp32: fp16, bf16, int8.")
+@click.option("--precision", "precisions", type=Names("fp32", "fp16", "bf16", "int8"), default="fp32", show_default=True, help="Graphs besides fp32.")
 @click.option("--data", type=click.Path(path_type=Path), help="Images that prove the bundle and set int8's scales.  [default: the run's]")
 def export(run: Path, keep: Keep | None, output: Path, precisions: tuple[str, ...], data: Path | None) -> None:
     """Write a bundle of ONNX graphs, after comparing them with PyTorch."""
     from prtool.choice import read_choice
     from prtool.console import BarProgress, message, result_table
-    from prtool.export.run import export_run
-    from prtool.export.write import ExportOptions
+    from prtool.export.checks import check_export
 
     kept, choice = keep or Keep.ratio(0.6), None if keep else read_choice(run)
     if choice is not None:
@@ -135,8 +142,17 @@ def export(run: Path, keep: Keep | None, output: Path, precisions: tuple[str, ..
         message(f"taking what 'prtool tune' chose: {run}, keep {kept}; --keep overrides it")
         if choice.is_unpruned:
             message("the choice is the unpruned model: run the bundle with --mode full")
+    images = check_export(run, output, kept, precisions, data)
+    if images is None:
+        message("note: there are no images of the run, so the graphs are compared with PyTorch on noise; --data FOLDER gives images")
+    from prtool.export.run import export_run
+    from prtool.export.write import PARITY_NAME, ExportOptions
+
     manifest = export_run(run, output, ExportOptions(kept, precisions), data, BarProgress())
     result_table(["compared with PyTorch", "worst"], [[name, f"{value:.9g}"] for name, value in manifest.parity.items()])
+    for part in json.loads((output / PARITY_NAME).read_text())["precisions"]:
+        if part["judged"] is not None:
+            message(f"{part['precision']} was held to {part['judged']['decided_by']}: {part['judged']['why']}")
     where = "" if output == Path("bundle") else f" --bundle {output}"
     message(f"wrote {output}; next: prtool bench{where.replace(' --bundle', '')}, prtool embed{where} PHOTOS -o out.npz")
 

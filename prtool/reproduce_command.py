@@ -40,13 +40,14 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     from prtool.console import BarProgress, message, result_json, result_table
     from prtool.reproduce.plan import Study
     from prtool.reproduce.report import make_report, report_files, write_report
-    from prtool.reproduce.run import run_cells
     from prtool.reproduce.sets import data_sets
     from prtool.reproduce.tables import make_table
     from prtool.trainer.datasets.address import split_data
+    from prtool.trainer.model_source import canonical_name, check_pretrained
 
     check_table(table)
     refuse_unread(table)
+    check_pretrained(canonical_name(asked["model"]), asked["pretrained"])
     study = Study(data_sets(split_data(asked.pop("data"))), keeps=keep, settings=settings_of(settings), **asked)
     progress = BarProgress()
     report_files(table, output / table)
@@ -56,6 +57,8 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
         report = overhead(study, output, "ort", progress)
     else:
         made = make_table(table, study)
+        from prtool.reproduce.run import run_cells
+
         report = make_report(made, run_cells(made.cells, study, output, progress), study)
     files = write_report(report, output / table)
     if as_json:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
@@ -161,6 +162,19 @@ class PruneSpec:
         dropped = self.patches - keep.resolve(self.patches)
         dropped_until = list(itertools.accumulate(self.drops or (1,) * len(self.locations)))
         return tuple(self.patches - dropped * until // dropped_until[-1] for until in dropped_until)
+
+    def distinct_counts(self, keeps: Sequence[Keep]) -> tuple[tuple[int, ...], ...]:
+        """`counts` of several keeps that are compared with each other.
+
+        Raises:
+            KeepError: one is out of range.
+            ConfigError: two are the same number of patches.
+        """
+        found = tuple(self.counts(keep) for keep in keeps)
+        if len(set(found)) != len(found):
+            listed = ", ".join(f"{keep} = {counts[-1]} patches" for keep, counts in zip(keeps, found, strict=True))
+            raise ConfigError(f"two keeps are the same number of {self.patches} patches ({listed}); give each once")
+        return found
 
     def with_counts(self, counts: tuple[int, ...]) -> "PruneSpec":
         """The same locations with drops in the proportion of the given counts, which come back at the keep `counts[-1]`.

@@ -37,12 +37,19 @@ def tune(run: Path, data: Path | None, as_json: bool, **options: Any) -> None:  
     from prtool.choice import CHOICE_NAME
     from prtool.console import BarProgress, message, result_json, result_table
     from prtool.pareto import Limits
-    from prtool.tune import PICTURE_NAME, REPORT_NAME, TuneConfig
-    from prtool.tune import tune as choose
-    from prtool.tune_steps import TUNE_FOLDER
+    from prtool.trainer.checks import data_of
+    from prtool.trainer.datasets.address import parse_data
+    from prtool.trainer.record import read_record
+    from prtool.tune_config import PICTURE_NAME, REPORT_NAME, TUNE_FOLDER, TuneConfig
 
     limits = Limits(*(options.pop(name) for name in ("max_drop", "min_cosine", "max_latency_ms", "min_images_per_s")))
-    report = choose(run, TuneConfig(limits, **options), data, BarProgress())
+    config = TuneConfig(limits, **options)
+    record = read_record(run)
+    record.prune.distinct_counts(config.keeps)
+    parse_data(data_of(run, record, data))
+    from prtool.tune import tune as choose
+
+    report = choose(run, config, data, BarProgress())
     if as_json:
         result_json(report.to_json())
     else:

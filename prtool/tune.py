@@ -6,29 +6,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prtool.bundle import BUNDLE
 from prtool.choice import CHOICE, CHOICE_NAME, SCHEMA, Choice, record_digest, write_choice
 from prtool.engines.registry import graph_precision
 from prtool.errors import ConfigError, DataError
-from prtool.export.write import BUNDLE
 from prtool.files import PICTURE, check_output, file_kind, write_json
-from prtool.pareto import Candidate, Limits, choose, nearest
+from prtool.pareto import Candidate, choose, nearest
 from prtool.progress import Progress, SilentProgress
-from prtool.runtime.bench import BenchConfig
 from prtool.spec import Keep
 from prtool.trainer.checkpoint import Checkpoint
-from prtool.trainer.data import NO_LABEL, SPLITS, available_splits, load_split
+from prtool.trainer.checks import data_of
+from prtool.trainer.data import NO_LABEL, available_splits, load_split
 from prtool.trainer.eval_report import drop_error, paired_drop
 from prtool.trainer.run_folder import only_trainer
+from prtool.tune_config import PICTURE_NAME, REPORT_NAME, TUNE_FOLDER, TuneConfig
 from prtool.tune_report import TuneReport, plot_front
 from prtool.tune_steps import (
-    TUNE_FOLDER,
     Quality,
     QualityAsk,
     Site,
     Timing,
     Tools,
     Workshop,
-    bench_config,
     ensure_bundle,
     ensure_run,
     qualities,
@@ -36,65 +35,8 @@ from prtool.tune_steps import (
     timing,
 )
 
-GRID = tuple(Keep.ratio(value) for value in (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3))
-"""Keeps that are tried by default: eight, as many as a GPU's encoder keeps recordings of."""
-REPORT_NAME, PICTURE_NAME = "tune.json", "pareto.png"
 _REPORT = file_kind("a report of 'prtool tune'", {".json": re.compile(rb'\{\n "schema": \d+,\n "results"')})
 _DRIFT = 1.1
-
-
-@dataclass(frozen=True, slots=True)
-class TuneConfig:
-    """What is tried, and what must hold.
-
-    Attributes:
-        limits: what must hold.
-        locations: candidate sets of 1-based rising locations, one set for pruning once, several numbers for progressive pruning;
-            () for the run's own.
-        keeps: ratios or counts, tried at every set.
-        engine, precision, batch: what the time is measured with; the batch is images a call.
-        threads: CPU threads of one call; 0 takes what the machine grants this process.
-        budget_s: seconds of timed calls for each set of locations.
-        cache: folder of built engines; None takes the engines' own default.
-        split: part of the data that quality is measured on.
-        images: at most this many of it, drawn by a fixed seed; 0 takes all.
-    """
-
-    limits: Limits
-    locations: tuple[tuple[int, ...], ...] = ()
-    keeps: tuple[Keep, ...] = GRID
-    engine: str = "ort"
-    precision: str = "fp32"
-    batch: int = 8
-    threads: int = 0
-    budget_s: float = 30.0
-    cache: Path | None = None
-    split: str = "val"
-    images: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.keeps:
-            raise ConfigError("keeps is empty, but give at least one keep ratio (0.6) or count (118)")
-        self.bench()
-        for places in self.locations:
-            if not places or places[0] < 1 or list(places) != sorted(set(places)):
-                raise ConfigError(f"locations = {list(places)}, but they must be blocks from 1 on that increase, such as 4,6,8,10")
-        if len(set(self.locations)) != len(self.locations):
-            raise ConfigError(f"locations = {[list(places) for places in self.locations]}, but give each candidate set once")
-        if self.split not in SPLITS:
-            raise ConfigError(f"split = {self.split!r}, but it must be one of {', '.join(SPLITS)}")
-        if self.images < 0:
-            raise ConfigError(f"images = {self.images}, but it must be at least 0 (all)")
-
-    def bench(self) -> BenchConfig:
-        """The benchmark of one candidate set.
-
-        Raises:
-            ConfigError: the engine or precision is unknown, or a value is out of range.
-        """
-        return replace(
-            bench_config(self.engine, self.precision, self.batch, self.keeps), threads=self.threads, budget_s=self.budget_s, cache=self.cache
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +75,7 @@ def tune(run: Path, config: TuneConfig, data: Path | None = None, progress: Prog
     shop = Workshop(run, Checkpoint.load(run), tools or Tools(), progress or SilentProgress())
     checkpoint = shop.checkpoint
     sites = [site_of(run, checkpoint, places) for places in config.locations or (checkpoint.prune.locations,)]
-    _check_counts(config.keeps, checkpoint.prune.patches)
+    checkpoint.prune.distinct_counts(config.keeps)
     folder = run / TUNE_FOLDER
     _check_outputs(run, folder, sites)
     shop.tools.probe(config.engine)
@@ -157,18 +99,9 @@ def _check_outputs(run: Path, folder: Path, sites: Sequence[Site]) -> None:
         check_output(site.folder / "bundle", BUNDLE)
 
 
-def _check_counts(keeps: Sequence[Keep], patches: int) -> None:
-    counts = [keep.resolve(patches) for keep in keeps]
-    if len(set(counts)) != len(counts):
-        listed = ", ".join(f"{keep} = {k}" for keep, k in zip(keeps, counts, strict=True))
-        raise ConfigError(f"two keeps are the same number of {patches} patches ({listed}); give each once with --keep")
-
-
 def _quality_ask(run: Path, checkpoint: Checkpoint, config: TuneConfig, data: Path | None) -> tuple[QualityAsk, str]:
     """What quality is measured on, checked before any work, and the data in words."""
-    root = str(data or checkpoint.data.root)
-    if not root:
-        raise ConfigError(f"{run} was made without data, so there is nothing to measure quality on; give --data DIR")
+    root = data_of(run, checkpoint, data)
     splits = available_splits(root)
     if config.split not in splits:
         raise DataError(

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from prtool.bundle import MANIFEST_NAME, Bundle
 from prtool.choice import record_digest
 from prtool.engines.base import EngineInfo
-from prtool.engines.registry import graph_precision, probe
+from prtool.engines.registry import probe
 from prtool.errors import BundleError, ConfigError
 from prtool.export.run import export_run
 from prtool.export.write import ExportOptions
@@ -20,7 +20,6 @@ from prtool.files import new_directory, sha256_file
 from prtool.manifest import Manifest
 from prtool.progress import Progress
 from prtool.runtime.bench import BenchConfig, BenchReport, bench
-from prtool.runtime.bench.config import ENCODER
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.spec import Keep, PruneSpec
 from prtool.stored import keep_json, recall_json
@@ -29,11 +28,11 @@ from prtool.trainer.config import RANKING, PruneConfig, TrainConfig
 from prtool.trainer.evaluate import EvalConfig, EvalReport, EvalRow
 from prtool.trainer.settings import TUNED
 from prtool.trainer.train import train
+from prtool.tune_config import TUNE_FOLDER
 from prtool.tune_quality import evaluate_quality
 
 SCHEMA = 2
 PLAIN = "patch-ranking"
-TUNE_FOLDER = "tune"
 # The default of a candidate's bundle has no effect: every measured call names its keep.
 _BUNDLE_KEEP = Keep.ratio(0.6)
 
@@ -279,16 +278,6 @@ def timing(shop: Workshop, site: Site, bundle: Path, config: BenchConfig) -> Tim
         keep_json(path, key, found)
     speeds = {int(k): Speed(*values) for k, values in found["speeds"].items()}
     return Timing(found["unpruned_ms"], speeds, found["device"], found["versions"], tuple(found["notes"]))
-
-
-def bench_config(engine: str, precision: str, batch: int, keeps: Sequence[Keep]) -> BenchConfig:
-    """The encoder alone, one engine, precision and batch, all keeps in the same rounds.
-
-    Raises:
-        ConfigError: the engine or precision is unknown, or a value is out of range.
-    """
-    graph_precision(engine, precision)
-    return BenchConfig(engines=(engine,), precisions=(precision,), batches=(batch,), keeps=tuple(keeps), scopes=(ENCODER,))
 
 
 def _quality(row: EvalRow) -> dict[str, Any]:

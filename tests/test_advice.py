@@ -1,4 +1,4 @@
-"""What messages and documents advise exists: extras."""
+"""What messages and documents advise exists: extras, commands and their options."""
 
 import ast
 import re
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import click
 import pytest
 from support import REPO
 
+from prtool.cli import app
 from prtool.extras import Extra, install_hint
 
 FOLDERS = ("prtool", "trainer", "export", "runtime", "engines")
@@ -45,3 +47,79 @@ def test_no_text_advises_an_unknown_extra() -> None:
 def test_no_skip_advises_an_unknown_extra(path: Path) -> None:
     for names in re.findall(r"reason=.*pip install '\.\[([^\]]+)\]'", path.read_text()):
         assert set(names.split(",")) <= KNOWN_EXTRAS, names
+
+
+OWN_PROGRAM = REPO / "trainer" / "demo" / "recipe.py"
+"""Has options of its own, for those who draw the demonstration's model again."""
+OTHER_PROGRAMS = re.compile(r"\b(?:pip|docker|tar)\b[^;,)]*")
+OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*(?![\w(])")
+CALL = re.compile(r"(?:^|[`'\"]|[,:;] |\n)prtool ((?:engine-cache |data )?[a-z][a-z-]*)((?:(?! (?:and|or) )[^`'\"\n;,])*)")
+
+
+def options(command: click.Command) -> set[str]:
+    return {name for item in command.params for name in (*item.opts, *item.secondary_opts) if name.startswith("-")} | {"-h", "--help"}
+
+
+def commands(group: click.Group, before: str = "") -> dict[str, set[str]]:
+    """Every command by its words, with its options."""
+    found: dict[str, set[str]] = {}
+    for name, command in group.commands.items():
+        found[before + name] = options(command)
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{before}{name} ")
+    return found
+
+
+COMMANDS = commands(app)
+EVERY_OPTION = set().union(*COMMANDS.values(), {"--version"})
+
+
+def code_spans(text: str) -> Iterator[str]:
+    """What a document shows as code: spans in backticks, and the lines of blocks without their comments."""
+    blocks = re.split(r"^```.*$", text, flags=re.MULTILINE)
+    for place, block in enumerate(blocks):
+        yield from (line.split("#")[0].strip() for line in block.splitlines()) if place % 2 else re.findall(r"`([^`]+)`", block)
+
+
+def calls() -> Iterator[tuple[Path, str, str]]:
+    """Each call of the program that a message or document shows: where, its command, and what follows."""
+    for path, text in literals():
+        for shown in code_spans(text) if path.suffix == ".md" else [text]:
+            for command, rest in CALL.findall(shown):
+                yield path, command, rest
+
+
+def test_every_command_that_is_advised_exists() -> None:
+    shown = [(path, command) for path, command, _ in calls()]
+    assert len(shown) > 60
+    assert [item for item in shown if item[1] not in COMMANDS] == []
+
+
+def test_every_option_of_a_command_that_is_advised_exists() -> None:
+    wrong = [
+        (path.name, command, option)
+        for path, command, rest in calls()
+        for option in OPTION.findall(rest)
+        if option not in COMMANDS.get(command, set())
+    ]
+    assert wrong == []
+
+
+def test_every_option_that_a_message_names_exists() -> None:
+    """Of some command: a library function does not know by which one it was called."""
+    wrong = [
+        (path.name, option)
+        for path, text in literals()
+        if path.suffix == ".py" and path != OWN_PROGRAM
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", OTHER_PROGRAMS.sub("", text))
+        if option not in EVERY_OPTION
+    ]
+    assert wrong == []
+
+
+def test_a_mode_that_is_advised_can_be_given() -> None:
+    """Messages advise mode "full" to whoever embeds or classifies."""
+    for name in ("embed", "classify"):
+        (mode,) = (item for item in app.commands[name].params if item.name == "mode")
+        assert isinstance(mode.type, click.Choice)
+        assert "full" in mode.type.choices

@@ -36,6 +36,7 @@ TOP = {
     "prtool/reproduce_command.py",
     "prtool/study_commands.py",
     "prtool/tune.py",
+    "prtool/tune_config.py",
     "prtool/tune_quality.py",
     "prtool/tune_steps.py",
 }

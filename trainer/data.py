@@ -5,9 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from prtool.errors import DataError, ImageError
 from prtool.runtime.preprocess import Pixels, prepare
@@ -20,6 +18,9 @@ from prtool.trainer.datasets.images import NO_LABEL, SPLITS, ImageSet
 from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
 from prtool.trainer.datasets.listing import Listing, check_inside, joined
 from prtool.trainer.datasets.merge import merge
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WORDNET = re.compile(r"n\d{8}")
 
@@ -86,7 +87,7 @@ def data_exists(data: str | Path) -> bool:
 
 def pixel_batches(
     images: ImageSet, preprocess: Preprocess, indices: Sequence[int], batch: int, workers: int = 2
-) -> Iterator[tuple[list[int], Tensor]]:
+) -> Iterator[tuple[list[int], "Tensor"]]:
     """Decodes and prepares images ahead of the consumer, in the order of `indices`.
 
     Yields:
@@ -95,9 +96,11 @@ def pixel_batches(
     Raises:
         ImageError: an image cannot be decoded; the message names it.
     """
+    import torch  # here: what data are, and whether they are there, is asked without PyTorch
+
     chunks = [list(indices[i : i + batch]) for i in range(0, len(indices), batch)]
 
-    def load(index: int) -> Tensor:
+    def load(index: int) -> "Tensor":
         return torch.from_numpy(_prepared(images, index, preprocess))
 
     with ThreadPoolExecutor(workers) as pool:

@@ -17,6 +17,7 @@ from prtool.trainer.baselines.base import AdaptiveMethod, Counts, Entered, Metho
 from prtool.trainer.baselines.golden import Golden
 from prtool.trainer.baselines.registry import METHODS, Ingredients
 from prtool.trainer.checkpoint import Checkpoint, untuned
+from prtool.trainer.checks import data_of
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data import ImageSet, load_split, pixel_batches, templates_for
 from prtool.trainer.eval_config import EvalConfig
@@ -90,9 +91,7 @@ def evaluate_run(run: Path, data: Path | None, config: EvalConfig, progress: Pro
         DataError: the data cannot be read or has no labels; ImageError names an image that cannot be decoded.
     """
     checkpoint = Checkpoint.load(run)
-    if data is None and not checkpoint.data.root:
-        raise ConfigError(f"{run} was made without data, so there is nothing to evaluate on; give --data DIR")
-    images = load_split(data or checkpoint.data.root, config.split)
+    images = load_split(data_of(run, checkpoint, data), config.split)
     images.require_labels("accuracy")
     wanted = TrainConfig.from_json(checkpoint.config).device
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
@@ -135,7 +134,7 @@ def evaluate(
     if classes.shape != (len(images.classnames), model.tower.embed_dim):
         wanted = (len(images.classnames), model.tower.embed_dim)
         raise ShapeError(f"class embeddings have shape {tuple(classes.shape)}, but {wanted} is needed: one row for each class name")
-    counts = _counts(config.keeps, pruner.spec)
+    counts = pruner.spec.distinct_counts(config.keeps)
     ingredients = Ingredients(model.tower, pruner.scorers, config.seed, pruner.tuned, pruner.tuned_classes)
     # Every other method is made before the images are ranked: what cannot run should say so at once.
     methods = {name: METHODS[name](ingredients) for name in config.methods if name != GOLDEN}
@@ -290,14 +289,6 @@ def _rank(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tensor,
     if pruner.golden.location != pruner.spec.locations[0]:
         raise ConfigError(f"golden.location = {pruner.golden.location}, but tokens drop at {pruner.spec.locations[0]}; give both the same")
     return rank_images(model, images, pruner.golden, pruner.cache, classes, progress).ranking.long()
-
-
-def _counts(keeps: Sequence[Keep], spec: PruneSpec) -> tuple[Counts, ...]:
-    counts = tuple(spec.counts(keep) for keep in keeps)
-    if len(set(counts)) != len(counts):
-        listed = ", ".join(f"{keep} = {kept[-1]} patches" for keep, kept in zip(keeps, counts, strict=True))
-        raise ConfigError(f"two keeps are the same number of patches ({listed}); give each once")
-    return counts
 
 
 def _notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: EvalRow) -> tuple[str, ...]:

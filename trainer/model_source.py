@@ -1,6 +1,8 @@
 """Where a model comes from: names, tags and files, resolved to a validated configuration and a weights file."""
 
 import difflib
+import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from prtool.trainer.model_config import CONFIG_NAME, PLAIN_NAME, check_model, ch
 
 _LOCAL, _HUB = "local-dir:", "hf-hub:"
 _QUICK = "-quickgelu"
+_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 _READ_FROM_TAGS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 _WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
@@ -55,13 +58,11 @@ def canonical_name(name: str) -> str:
     Raises:
         ModelError: there is no such model.
     """
-    import open_clip
-
     if name.startswith(_HUB):
         if not PLAIN_NAME.fullmatch(name.removeprefix(_HUB)):
             raise ModelError(f"{printable(name)!r} is no repository of the Hugging Face Hub; give 'hf-hub:ORG/REPO'")
         return name
-    known = open_clip.list_models()
+    known = architectures()
     if not name.startswith(_LOCAL) and name.replace("/", "-") in known:
         return name.replace("/", "-")
     folder = _user_path(name.removeprefix(_LOCAL))
@@ -71,6 +72,36 @@ def canonical_name(name: str) -> str:
         raise ModelError(f"{printable(folder)} holds no {CONFIG_NAME}; give 'local-dir:' and a folder in open_clip's format")
     near = _near(name.replace("/", "-"), known, 4, 0.4)
     raise ModelError(f"unknown model {printable(name)!r}; near names: {', '.join(near) or 'none'}; or give 'hf-hub:ORG/REPO' or 'local-dir:PATH'")
+
+
+def architectures() -> list[str]:
+    """The architectures of open_clip: where it is not imported yet, which takes seconds, the names of its files of settings.
+
+    Raises:
+        ModuleNotFoundError: open_clip is not installed.
+    """
+    imported = sys.modules.get("open_clip")
+    if imported is not None:
+        return list(imported.list_models())  # with those that the program has added
+    found = importlib.util.find_spec("open_clip")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
+    return sorted(path.stem for path in (Path(found.origin).parent / "model_configs").glob("*.json"))
+
+
+def check_pretrained(name: str, pretrained: str) -> None:
+    """The part of `canonical_pretrained` that needs no import of open_clip: whether a file of weights, by its looks, is there.
+
+    Raises:
+        ModelError: there is no such file, or the name brings its own weights.
+    """
+    if not pretrained:
+        return
+    if name.startswith((_LOCAL, _HUB)):
+        raise ModelError(f"pretrained = {printable(pretrained)!r}, but {name!r} brings its own weights; leave pretrained out")
+    looks_like_file = Path(pretrained).suffix in _WEIGHT_SUFFIXES or "/" in pretrained
+    if looks_like_file and not _is_file(_user_path(pretrained)):
+        raise ModelError(f"pretrained = {printable(pretrained)!r}, but there is no such file; give a checkpoint file or a tag of open_clip")
 
 
 def canonical_pretrained(name: str, pretrained: str) -> str:
@@ -85,10 +116,9 @@ def canonical_pretrained(name: str, pretrained: str) -> str:
     """
     import open_clip
 
+    check_pretrained(name, pretrained)
     if not pretrained:
         return ""
-    if name.startswith((_LOCAL, _HUB)):
-        raise ModelError(f"pretrained = {printable(pretrained)!r}, but {name!r} brings its own weights; leave pretrained out")
     tags = open_clip.list_pretrained_tags_by_model(name)
     tag = pretrained.lower().replace("-", "_")
     if tag in tags:

@@ -1,61 +1,25 @@
-"""The folder of a run: what may stand there, what it is called by default, and which settings it belongs to."""
+"""The folder of a run: who may write there, and which settings it belongs to."""
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from prtool.errors import CheckpointError, ConfigError, DataError, StorageError
-from prtool.files import OutputKind, storage_errors
+from prtool.errors import CheckpointError, ConfigError, StorageError
+from prtool.files import storage_errors
 from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
 from prtool.trainer.checkpoint import Checkpoint, untuned
-from prtool.trainer.config import TrainConfig
-from prtool.trainer.datasets.address import parse_data
-from prtool.trainer.inputs import model_folder
 from prtool.trainer.record import RECORD_NAME, SCHEMA
+from prtool.trainer.run_place import RECORD_BYTES
 
-_OURS = re.compile(r"(tensors|seen)[\w.-]*|golden(\.json)?|tokens|fit(-\d+)?\.safetensors|tune(\.safetensors)?|eval(-[\w.-]+)?|choice\.json|\..+")
 _LOCK_NAME = ".lock"
-_RECORD_BYTES = 1 << 26
 _SHOWN, _VALUE = 3, 60
-_LONGEST_NAME = 100
 _log = logging.getLogger(__name__)
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether a folder holds a run's record, or nothing but what an unfinished run holds."""
-    record = folder / RECORD_NAME
-    if os.path.lexists(record):
-        try:
-            value = parse_json(read_regular(record, _RECORD_BYTES))
-        except (OSError, ValueError):
-            return False
-        return isinstance(value, dict) and {"schema", "scorer_config", "config"} <= value.keys()
-    return all(_OURS.fullmatch(item.name) for item in folder.iterdir())
-
-
-RUN = OutputKind("a run", _is_run, is_folder=True, is_filled=True)
-
-
-def run_name(config: TrainConfig) -> str:
-    """MODEL-DATA-HASH: the same for the same settings, phases and tokens apart, so that a command finds the run that it goes on with."""
-    settings = {name: value for name, value in config.to_json().items() if name not in ("phases", "tokens")}
-    settings |= {"model": str(model_folder(config.model) or config.model), "data": _data_text(config.data)}
-    if Path(config.pretrained).is_file():
-        settings["pretrained"] = str(Path(config.pretrained).resolve())
-    key = json.dumps([settings, config.phases == ("none",)], sort_keys=True)
-    words = [re.split(r"[:/\\]", part.rstrip("/"))[-1] for part in (config.model, config.data) if part]
-    name = re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.")[:_LONGEST_NAME].encode()[:_LONGEST_NAME].decode(errors="ignore")
-    return f"{name or 'run'}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def earlier(run: Path, blank: Checkpoint, *, overwrite: bool) -> Checkpoint | None:
@@ -120,13 +84,6 @@ def _choices() -> str:
     return "give another folder with -o, or --overwrite (overwrite=True) to replace that run"
 
 
-def _data_text(data: str) -> str:
-    try:
-        return "\n".join(address.text() for address in parse_data(data))
-    except DataError:
-        return data
-
-
 def _differences(found: Checkpoint, blank: Checkpoint) -> list[str]:
     """What the scorers depend on and is not the same, as "name = there, not here"; the learnable tokens come after them."""
     old, new = _identity(found), _identity(blank)
@@ -152,7 +109,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 def _damaged_config(run: Path) -> dict[str, Any]:
     """The settings in a record that fails its checks; {} where they cannot be read or are of another schema."""
     try:
-        value = parse_json(read_regular(run / RECORD_NAME, _RECORD_BYTES))
+        value = parse_json(read_regular(run / RECORD_NAME, RECORD_BYTES))
         return _settings(value["config"]) if value["schema"] == SCHEMA else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

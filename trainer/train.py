@@ -12,10 +12,11 @@ import torch
 
 from prtool.errors import ConfigError, DataError
 from prtool.exchange import alone
-from prtool.files import check_output, storage_errors
+from prtool.files import storage_errors
 from prtool.progress import Progress, SilentProgress
 from prtool.stored import keep_json, recall_json
 from prtool.trainer.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors, untuned
+from prtool.trainer.checks import check_training
 from prtool.trainer.choice import ChoiceImages, ChoiceLesson
 from prtool.trainer.config import RANKING, TrainConfig, to_plain
 from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
@@ -24,14 +25,13 @@ from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
 from prtool.trainer.datasets.listing import path_hash
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 from prtool.trainer.golden_store import GoldenRanking, rank_images
-from prtool.trainer.inputs import input_paths
 from prtool.trainer.loop import Examples, FitResult, fit, learn, predict
 from prtool.trainer.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.model import DualEncoder
 from prtool.trainer.model_source import canonical_name, canonical_pretrained
 from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.record import SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
-from prtool.trainer.run_folder import RUN, earlier, finished, only_trainer
+from prtool.trainer.run_folder import earlier, finished, only_trainer
 from prtool.trainer.seen import Seen
 from prtool.trainer.settings import LABELLED_SCORES
 from prtool.trainer.tuning import TuningTask, tune, tuned_spec
@@ -90,7 +90,7 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None, *, o
         ModelError: the model cannot be loaded or pruned.
         StorageError: the run cannot be written.
     """
-    check_output(run, RUN, input_paths(config.model, config.pretrained, config.data))
+    check_training(config, run)
     images = run_images(config)
     name = canonical_name(config.model)
     model = load_seeded(name, canonical_pretrained(name, config.pretrained), config.seed, _device(config.device))
@@ -144,18 +144,15 @@ def _scored(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoi
 
 
 def run_images(config: TrainConfig) -> RunImages | None:
-    """The images a configuration trains on, or None when phase "none" has no data.
+    """The images a configuration trains on, or None where it has no data.
 
     Without a val split, about a tenth of the training images is held out.
 
     Raises:
-        ConfigError: no data folder is given, but a phase needs one.
         DataError: the data set cannot be read, or is too small.
     """
     if not config.data:
-        if config.phases == ("none",):
-            return None
-        raise ConfigError("no data folder is given; give --data DIR (data = in prtool.toml), or --phase none for an untrained scorer")
+        return None
     training = load_split(config.data, "train").take(config.train_images, config.seed)
     if training.note:
         _log.warning("%s", training.note)

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from prtool.errors import ConfigError
 from prtool.reproduce.published import PublishedSet
 from prtool.spec import Keep
-from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.eval_report import EvalReport, EvalRow
+from prtool.trainer.record import Record
 
 FILLED: Mapping[str, str] = MappingProxyType(
     {
@@ -138,7 +138,7 @@ class Cell:
     row: str
     column: str
     job: Job
-    read: Callable[[Checkpoint, EvalReport], float | None]
+    read: Callable[[Record, EvalReport], float | None]
     published: float | None = None
 
 
@@ -152,20 +152,20 @@ class Table:
     differs: tuple[str, ...] = ()
 
 
-def accuracy(method: str, keep: Keep) -> Callable[[Checkpoint, EvalReport], float | None]:
+def accuracy(method: str, keep: Keep) -> Callable[[Record, EvalReport], float | None]:
     """Reads a method's accuracy in percent at a keep that the job evaluates."""
 
-    def read(_: Checkpoint, report: EvalReport) -> float | None:
+    def read(_: Record, report: EvalReport) -> float | None:
         row = _row(report, method, keep)
         return None if row is None else row.accuracy
 
     return read
 
 
-def cosine(method: str, keep: Keep) -> Callable[[Checkpoint, EvalReport], float | None]:
+def cosine(method: str, keep: Keep) -> Callable[[Record, EvalReport], float | None]:
     """Reads a method's mean cosine to the unpruned embedding, in percent, at a keep that the job evaluates."""
 
-    def read(_: Checkpoint, report: EvalReport) -> float | None:
+    def read(_: Record, report: EvalReport) -> float | None:
         row = _row(report, method, keep)
         return None if row is None else 100 * row.cosine
 
@@ -177,12 +177,12 @@ def _row(report: EvalReport, method: str, keep: Keep) -> EvalRow | None:
     return next((row for row in report.of(method) if abs(row.keep - wanted) < 1e-9), None)
 
 
-def unpruned(_: Checkpoint, report: EvalReport) -> float:
+def unpruned(_: Record, report: EvalReport) -> float:
     """Reads the accuracy of the encoder as it is."""
     return report.unpruned.accuracy
 
 
-def matching(checkpoint: Checkpoint, _: EvalReport) -> float | None:
+def matching(checkpoint: Record, _: EvalReport) -> float | None:
     """Reads the matching rate nearest to @100 of 196, in percent; None where no golden ranking was made."""
     wanted = 100 * checkpoint.prune.patches / 196
     rows = checkpoint.metrics.matching

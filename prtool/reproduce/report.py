@@ -7,16 +7,18 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prtool.files import PICTURE, PICTURE_METADATA, check_output, file_kind, new_file, write_bytes, write_json
 from prtool.reproduce.plan import Study, Table
 from prtool.reproduce.published import claims_of, published
-from prtool.reproduce.run import Found
 from prtool.reproduce.sets import absent
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.eval_report import UNPRUNED
 from prtool.trainer.settings import TUNED
+
+if TYPE_CHECKING:
+    from prtool.reproduce.run import Found
 
 MEAN = "mean"
 _BEGINNINGS = {".md": rb"# [^\n]*\n\nOurs \(published", ".csv": rb"row,column,ours,deviation,", ".json": rb'\{\n "table"'}
@@ -81,7 +83,7 @@ class Report:
         return ["", *columns], [[row, *(cells.get((row, column), "-") for column in columns)] for row in rows]
 
 
-def make_report(table: Table, found: Found, study: Study) -> Report:
+def make_report(table: Table, found: "Found", study: Study) -> Report:
     """Averages the values over seeds, and sets them beside the published ones."""
     paper = {(cell.row, cell.column): cell.published for cell in table.cells}
     same = {data.column: data.is_whole for data in study.sets}
@@ -185,14 +187,14 @@ def _differs(table: Table, study: Study) -> list[str]:
     return [*lines, f"published: {note}"] if note else lines
 
 
-def _claims(table: Table, study: Study, found: Found) -> list[str]:
+def _claims(table: Table, study: Study, found: "Found") -> list[str]:
     """The paper's claims, those for tuned tokens only beside tuned figures, and its data sets that are not there."""
     lines = [f"the paper claims: {claim}" for claim in claims_of(table.name, tuned=TUNED in found.gmacs)]
     missing = absent(study.sets, table.name)
     return [*lines, f"not there: {', '.join(missing)}"] if missing else lines
 
 
-def _budget(found: Found) -> list[str]:
+def _budget(found: "Found") -> list[str]:
     """What the methods cost beside the unpruned encoder."""
     whole = found.gmacs.get(UNPRUNED)
     methods = [f"{name} {_range(costs)}" for name, costs in found.gmacs.items() if name != UNPRUNED]

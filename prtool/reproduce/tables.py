@@ -10,9 +10,9 @@ from prtool.errors import ConfigError
 from prtool.reproduce.plan import Cell, DataSet, Job, Study, Table, accuracy, cosine, matching, unpruned
 from prtool.reproduce.published import in_ablation, in_columns, published
 from prtool.spec import Keep
-from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import RECIPES, TrainConfig
 from prtool.trainer.eval_report import EvalReport
+from prtool.trainer.record import Record
 from prtool.trainer.settings import EXTRAS, LOSS_NAMES, SCORES, FitConfig
 
 OURS, TUNED = "patch-ranking", "patch-ranking+tokens"
@@ -182,7 +182,7 @@ def _equal_macs(study: Study, data: DataSet, seed: int) -> Job:
     return Job((data,), data, _WITH_TOKENS, (OURS,), (keep,), seed)
 
 
-def _at_equal_macs(_: Checkpoint, report: EvalReport) -> float:
+def _at_equal_macs(_: Record, report: EvalReport) -> float:
     return report.of(OURS)[0].accuracy
 
 

@@ -12,7 +12,8 @@ from local_model import write_images
 from prtool.errors import ConfigError
 from prtool.files import check_output
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.run_folder import RUN, only_trainer, run_name
+from prtool.trainer.run_folder import only_trainer
+from prtool.trainer.run_place import RUN, run_name
 
 
 def test_default_names_tell_apart_what_the_settings_tell_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

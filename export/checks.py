@@ -1,0 +1,61 @@
+"""What can be known of an export before PyTorch is imported and graphs are made."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from prtool.bundle import BUNDLE
+from prtool.errors import ConfigError, EngineUnavailable
+from prtool.extras import install_hint
+from prtool.files import check_output
+from prtool.spec import Keep
+from prtool.trainer.data import data_exists, load_split
+from prtool.trainer.datasets.address import parse_data
+from prtool.trainer.inputs import input_paths
+from prtool.trainer.record import Record, read_record
+
+LEAST_IMAGES = 16
+"""Images that int8 takes its scales from, at least."""
+
+
+def check_export(run: Path, out: Path, keep: Keep, precisions: Sequence[str], data: str | Path | None = None) -> str | None:
+    """Finds out whether a run could be exported.
+
+    Args:
+        run: folder of a checkpoint.
+        out: the bundle's folder.
+        keep: what the bundle keeps by default.
+        precisions: of its graphs.
+        data: images to compare on, as they were given; None takes the run's.
+
+    Returns:
+        The data to compare on; None where none were given and the run's are gone, or it has none.
+
+    Raises:
+        CheckpointError: there is no finished run.
+        KeepError: the keep is out of range.
+        DataError: the data that were given are not there, or have no images that int8 could take its scales from.
+        ConfigError: int8 has no images, or too few; or `out` is or holds an input, or something else than a bundle stands there.
+        EngineUnavailable: int8's library is not installed.
+    """
+    record = read_record(run)
+    keep.resolve(record.prune.patches)
+    if data is not None:
+        parse_data(data)
+    root = record.data.root
+    found = str(data) if data is not None else root if root and data_exists(root) else None
+    if "int8" in precisions:
+        _check_int8(run, record, found)
+    check_output(out, BUNDLE, (run, *input_paths(record.model, record.pretrained, found)))
+    return found
+
+
+def _check_int8(run: Path, record: Record, data: str | None) -> None:
+    if importlib.util.find_spec("nncf") is None:
+        raise EngineUnavailable(f"int8 needs NNCF, which is not installed; {install_hint('int8')}")
+    if data is None:
+        gone = f"the data of {run} are gone ({record.data.root})" if record.data.root else f"{run} was made without data"
+        raise ConfigError(f"int8 takes its scales from real images, but {gone}; give images with --data")
+    images = len(load_split(data, "train"))
+    if images < LEAST_IMAGES:
+        raise ConfigError(f"int8 takes its scales from real images, and {data} has {images} in its split 'train'; give at least {LEAST_IMAGES}")
