@@ -11,7 +11,6 @@ from prtool.build_commands import build, engine_cache
 from prtool.bundle_commands import bench, classify, embed, show, verify
 from prtool.data_commands import data as data_sets
 from prtool.exits import exit_status, fill_descriptors
-from prtool.notes import show_notes
 from prtool.parameters import Counts, FileName, KeepList, Names, OneKeep, json_option, run_argument, settings_of
 from prtool.reproduce_command import reproduce
 from prtool.signals import stop_on_signals
@@ -28,7 +27,6 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click declares
         """Runs a command; what click would end in its own way, such as an interrupt, is caught here."""
-        show_notes()
         ctx.exit(exit_status(lambda: click.Group.invoke(self, ctx)))
 
 
