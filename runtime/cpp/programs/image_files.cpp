@@ -34,6 +34,13 @@ const char* why_folder(const std::string& name) {
     return made.count(lower(name)) != 0 ? kMade : nullptr;
 }
 
+// A path on one line.
+std::string shown(const std::string& path) {
+    std::string text;
+    for (const char letter : path) text += static_cast<unsigned char>(letter) < 0x20 || letter == 0x7f ? '?' : letter;
+    return text;
+}
+
 // Searches folders, and counts what is left out.
 class Search {
 public:
@@ -44,7 +51,7 @@ private:
     void take(const fs::directory_entry& entry, const char* reason);
     void leave_out(const char* reason, const fs::path& path) {
         auto& [count, first] = left_out_[reason];
-        if (count++ == 0) first = path.string();
+        if (count++ == 0) first = shown(path.string());
     }
 
     std::vector<fs::path> found_;

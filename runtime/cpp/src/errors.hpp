@@ -27,17 +27,37 @@ enum class Status {
 // Most bytes of a message; what it quotes from a file can be as long as the file.
 inline constexpr std::size_t kMostMessageBytes = 1000;
 
-// A message as one line for any terminal: control characters escaped ("\x1b"), and cut where it is too long.
+// A character that hides or reorders text at `place` of UTF-8, and its bytes; 0 where there is another.
+inline unsigned hidden_at(const std::string& text, std::size_t place, std::size_t& bytes) {
+    const auto byte = [&](std::size_t offset) { return place + offset < text.size() ? static_cast<unsigned char>(text[place + offset]) : 0U; };
+    bytes = 1;
+    if (byte(0) < 0x20 || byte(0) == 0x7f) return byte(0) == 0 ? 0x100U : byte(0);
+    bytes = 2;
+    const unsigned two = (byte(0) & 0x1fU) << 6U | (byte(1) & 0x3fU);
+    if ((byte(0) >> 5U) == 6 && (two < 0xa0 || two == 0x61c)) return two;
+    bytes = 3;
+    const unsigned three = (byte(0) & 0xfU) << 12U | (byte(1) & 0x3fU) << 6U | (byte(2) & 0x3fU);
+    const bool reorders = three == 0x200e || three == 0x200f || (three >= 0x2028 && three <= 0x202e) || (three >= 0x2066 && three <= 0x2069);
+    return (byte(0) >> 4U) == 14 && reorders ? three : 0;
+}
+
+// A message as one line for any terminal: control characters and overrides of direction escaped ("\x1b", "\u202e"), and cut
+// where it is too long.
 inline std::string one_line(const std::string& text) {
     std::string line;
-    for (const char letter : text) {
-        const auto byte = static_cast<unsigned char>(letter);
-        if (line.size() >= kMostMessageBytes && (byte & 0xC0U) != 0x80U) return line + "...";
-        if (byte >= 0x20 && byte != 0x7f) {
-            line += letter;
-        } else {
-            line += std::string("\\x") + "0123456789abcdef"[byte >> 4] + "0123456789abcdef"[byte & 15];
+    for (std::size_t place = 0; place < text.size();) {
+        const bool inside = (static_cast<unsigned char>(text[place]) & 0xC0U) == 0x80U;
+        if (line.size() >= kMostMessageBytes && !inside) return line + "...";
+        std::size_t bytes = 1;
+        const unsigned hidden = hidden_at(text, place, bytes);
+        if (hidden == 0) {
+            line += text[place++];
+            continue;
         }
+        const unsigned code = hidden & (bytes == 1 ? 0xffU : 0xffffU);
+        line += code < 0x100 ? "\\x" : "\\u";
+        for (int shift = code < 0x100 ? 4 : 12; shift >= 0; shift -= 4) line += "0123456789abcdef"[code >> static_cast<unsigned>(shift) & 15U];
+        place += bytes;
     }
     return line;
 }

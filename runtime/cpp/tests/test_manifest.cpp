@@ -156,6 +156,13 @@ TEST_CASE("messages have one line and an end") {
     CHECK(rejection_of([](json& v) { v["preprocess"]["interpolation"] = "\x1b[2J\n"; }).find_first_of("\x1b\n") == std::string::npos);
 }
 
+TEST_CASE("a message hides and reorders nothing") {
+    CHECK(prtool::one_line("a\x1b\n\x7f" "b") == "a\\x1b\\x0a\\x7f" "b");
+    CHECK(prtool::one_line(std::string("\0", 1)) == "\\x00");
+    CHECK(prtool::one_line("\xc2\x85\xd8\x9c\xe2\x80\xae\xe2\x81\xa6") == "\\x85\\u061c\\u202e\\u2066");
+    CHECK(prtool::one_line("\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80 \xff \xe2") == "\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80 \xff \xe2");
+}
+
 TEST_CASE("counts are the Python package's") {
     Manifest manifest = prtool::read_manifest(sealed(sample()), "prtool.json");
     // 196 - floor(78 * i / 3)
