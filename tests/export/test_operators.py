@@ -1,0 +1,81 @@
+"""Readers know exactly the operators that the exporter writes, over every kind of tower, scorer, text side and precision."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from export_sources import CONTEXT, Progressive, make_source, progressive_source
+from torch.nn import functional
+from towers import OPEN_CLIP, TIMM
+
+from prtool.export import compose
+from prtool.export.graphs import TextGraph
+from prtool.export.onnx import to_onnx
+from prtool.export.precision import Int8Request, at_precision, stages
+from prtool.export.quantise import Int8Options
+from prtool.export.signature import signatures, stage_roles
+from prtool.export.source import ExportSource
+from prtool.graph_file import OPERATORS
+from prtool.trainer.model import TextTower
+from prtool.trainer.predictor import make_scorer
+from prtool.trainer.settings import ARCHITECTURES, ScorerConfig
+from prtool.trainer.spread import SpreadScorer
+
+PROGRESSIVE = Progressive((2, 3, 4), ("first", "own"), tokens=2, layers=3)
+# tests/models.py makes its graphs by hand, with these.
+HAND_MADE = {"Identity", "LpNormalization", "Tanh"}
+# Text towers of transformers, which tests/trainer/test_model_architectures.py exports.
+TRANSFORMERS_TEXT = {"And", "GatherElements", "IsNaN", "Max", "Reciprocal", "Relu"}
+TEXTS = [{"pool_type": "argmax"}, {"pool_type": "last", "proj_bias": True}, {"pool_type": "first", "no_causal_mask": True}, {"embed_cls": True}]
+
+
+def image_operators(source: ExportSource, precisions: tuple[str, ...]) -> set[str]:
+    """Those of every image graph at the precisions."""
+    plain, found = stages(source), set()
+    coarse = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    request = Int8Request(functional.interpolate(coarse, size=source.pruned.tower.image_size), (10, 5), Int8Options())
+    for precision in precisions:
+        made = at_precision(source, plain, precision, request)
+        parts = [made[role] for role in stage_roles(source.spec)]
+        graphs = [*made.values(), compose.fused(parts, source.spec, signatures(source, precision)["fused"])]
+        found |= {node.op_type for graph in graphs for node in graph.graph}
+        assert {node.domain for graph in graphs for node in graph.graph} == {""}
+    return found
+
+
+def sources() -> Iterator[ExportSource]:
+    yield from (make_source(kind) for kind in (*OPEN_CLIP, *TIMM))
+    for arch in ARCHITECTURES:
+        scorer = make_scorer(ScorerConfig(arch=arch), 64, 16, 1)
+        yield make_source("cls", scorer=scorer, location=1)
+    yield make_source("cls", scorer=SpreadScorer(scorer, (4, 4), 0.5), location=1)
+    yield progressive_source("cls", PROGRESSIVE)
+
+
+def text_operators() -> Iterator[set[str]]:
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+
+    spec = signatures(make_source("cls"))["text"]
+    vision = CLIPVisionCfg(image_size=32, layers=1, width=32, head_width=16, patch_size=16)
+    for settings in TEXTS:
+        text = CLIPTextCfg(context_length=CONTEXT, width=32, heads=2, layers=1, **settings)
+        host = CustomTextCLIP(32, vision, text).eval().requires_grad_(False)
+        yield {node.op_type for node in to_onnx(TextGraph(TextTower(host).eval()), spec).graph}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_list_is_what_the_exporter_writes() -> None:
+    pytest.importorskip("nncf", reason="int8 needs NNCF: pip install '.[int8]' in the checkout")
+    torch.manual_seed(0)
+    written: set[str] = set().union(*text_operators())
+    for source in sources():
+        written |= image_operators(source, ("fp32", "fp16", "bf16"))
+    written |= image_operators(make_source("cls"), ("int8",))
+    written |= image_operators(progressive_source("cls", PROGRESSIVE), ("int8",))
+    assert sorted(written - OPERATORS) == []
+    assert OPERATORS - written <= HAND_MADE | TRANSFORMERS_TEXT
+
+
+def test_one_tower_at_every_precision_but_int8() -> None:
+    assert image_operators(make_source("cls"), ("fp32", "fp16", "bf16")) <= OPERATORS
