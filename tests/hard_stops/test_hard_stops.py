@@ -90,21 +90,24 @@ def row(capsys: pytest.CaptureFixture[str], kind: str, name: str, text: str) -> 
 
 @pytest.mark.parametrize("name", KILLS)
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(world: World, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    job, moments, killed = job_of(world, name), random.Random(name), 0
+    job, moments, killed, tried = job_of(world, name), random.Random(name), 0, 0
     expected, whole = world.undisturbed(job)
     world.prepare(job)
     earlier = own_part(world.found(job), job)
-    for _ in range(KILLS[name]):
+    seconds = whole.seconds
+    while killed < KILLS[name] and tried < 3 * KILLS[name]:
+        tried += 1
         world.prepare(job)
         child = world.commands.start(job)
-        time.sleep(moments.uniform(0.02, 0.95) * whole.seconds)
+        time.sleep(moments.uniform(0.02, 0.95) * seconds)
         os.kill(child, signal.SIGKILL)
         stopped = world.commands.wait(child)
         killed += stopped.status == -signal.SIGKILL
+        seconds *= 1.0 if stopped.status else 0.7  # the machine was busier when the whole command was timed
         if earlier and not job.bytes_differ:
             assert own_part(world.found(job), job) in (earlier, own_part(expected, job)), "neither the earlier result nor the new one stands"
         same_end(job, world.commands.run(job), world.found(job), expected, whole)
-    row(capsys, "kill -9", name, f"{KILLS[name]} tried, {killed} killed before the end, {KILLS[name]} reruns with the same bytes, 0 left over")
+    row(capsys, "kill -9", name, f"{tried} tried, {killed} killed before the end, {tried} reruns with the same bytes, 0 left over")
 
 
 @pytest.fixture
