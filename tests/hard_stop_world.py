@@ -86,9 +86,7 @@ class Commands:
     def close(self) -> None:
         """Ends the server."""
         self.stop()
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
     def _ask(self, question: dict[str, object], child: int = 0) -> int:
         assert self._process.stdin is not None and self._process.stdout is not None

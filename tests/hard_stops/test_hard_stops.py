@@ -47,7 +47,7 @@ def job_of(world: World, name: str) -> Job:
         if importlib.util.find_spec("tensorrt_rtx") is None:
             pytest.skip("tensorrt_rtx is not installed")
         arguments = ("build", str(place / "bundle"), "--engine", "trt-rtx", "--engine-cache", str(place / "cache"), "--level", "0", "--batch", "8")
-        return Job(name, arguments, {"bundle": made / "bundle"}, bytes_differ=True)
+        return Job(name, arguments, {"bundle": made / "bundle"}, "cache", bytes_differ=True)
     jobs = {
         "predictor": lambda: world.training(name, "--location", "3"),
         "leave-one-out": lambda: world.training(name, "--location", "3", "--recipe", "leave-one-out"),
