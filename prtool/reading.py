@@ -2,16 +2,13 @@
 
 import contextlib
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from prtool import strict
 from prtool.errors import BundleError
-
-# Without O_NONBLOCK opening a FIFO would wait for a writer; for a regular file it changes nothing.
-_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +34,12 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         BundleError: missing, a link, a FIFO, a device, a folder, or not readable; an OSError of the body too.
     """
     try:
-        with os.fdopen(os.open(path, _FLAGS), "rb", buffering=0) as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise BundleError(f"{path} is not a regular file; copy the real file to its place")
+        with strict.open_regular(path, follow_links=False, buffering=0) as stream:
             yield stream
     except FileNotFoundError as cause:
         raise BundleError(f"{path} is missing; copy the whole bundle again, or export it again") from cause
     except (OSError, ValueError) as cause:
-        # ValueError: a zero byte in the name.
+        # ValueError: no regular file, or a null byte in the name.
         reason = "it is a link" if path.is_symlink() else getattr(cause, "strerror", None) or str(cause)
         raise BundleError(f"{path} cannot be read: {reason}") from cause
 

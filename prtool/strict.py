@@ -20,18 +20,24 @@ _NAME = r'(?:[\w-]++|"[^"\n]*+"|\'[^\'\n]*+\')'
 _LONG_NAME = re.compile(rf"(?<![\w-]){_NAME}(?:[ \t]*+\.[ \t]*+{_NAME}){{{JSON_NESTING}}}")
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path, *, follow_links: bool = True, buffering: int = -1) -> BinaryIO:
     """Opens a regular file for reading; a FIFO or a device is not waited for.
+
+    Args:
+        path: the file.
+        follow_links: whether the last part of the path may be a link.
+        buffering: as for `open`.
 
     Raises:
         OSError: it cannot be opened; FileNotFoundError where there is none.
         ValueError: it is not a regular file, or its name has a null byte.
     """
     # Without O_NONBLOCK opening a FIFO waits for a writer.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags if follow_links else flags | getattr(os, "O_NOFOLLOW", 0))
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
-        return os.fdopen(descriptor, "rb")
+        return os.fdopen(descriptor, "rb", buffering)
     os.close(descriptor)
     raise ValueError(f"it is {kind_of(mode)} and not a regular file")
 
