@@ -16,7 +16,7 @@ from prtool.runtime.bench.files import output_files
 from prtool.runtime.embed import EmbedResult, save_embeddings
 from prtool.runtime.embed import check_output as check_embeddings
 from prtool.runtime.show import show
-from prtool.spec import Keep
+from prtool.spec import Keep, PruneSpec
 
 THESIS = b"PK\x03\x04 three years of work"
 
@@ -123,18 +123,19 @@ def test_export_looks_at_its_place_before_the_model_is_loaded(tmp_path: Path, mo
 
     class Recorded:
         model, pretrained, data = f"local-dir:{tmp_path / 'model'}", "", record.DataInfo(str(tmp_path / "data"))
+        prune = PruneSpec((14, 14), 12)
 
     for name in ("run", "model", "data", "thesis"):
         (tmp_path / name).mkdir()
     (tmp_path / "thesis" / "a.txt").write_bytes(THESIS)
     write_bundle(tmp_path / "bundle")
     (tmp_path / "link").symlink_to("bundle")
-    monkeypatch.setattr(run.Checkpoint, "load", lambda _: Recorded)
+    monkeypatch.setattr("prtool.export.checks.read_record", lambda _: Recorded)
     monkeypatch.setattr(run, "source_of", lambda _: pytest.fail("the model was loaded"))
     monkeypatch.chdir(tmp_path / "data")
     for name in ("run", "model", "data", "thesis", "link", "."):
         with pytest.raises(ConfigError, match=name):
-            run.export_run(tmp_path / "run", tmp_path / name, None)
+            run.export_run(tmp_path / "run", tmp_path / name, run.ExportOptions(Keep.ratio(0.6)))
     assert (tmp_path / "thesis" / "a.txt").read_bytes() == THESIS
 
 

@@ -191,7 +191,7 @@ def layer_macs(module: nn.Module, image_size: tuple[int, int]) -> int:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.register_forward_hook(count)
     with torch.no_grad():
-        outline(torch.empty(1, 3, *image_size, device="meta"))
+        outline(torch.empty(1, 3, *image_size, device="meta", dtype=next(outline.parameters()).dtype))
     return sum(found)
 
 
