@@ -65,10 +65,14 @@ private:
     int number_;
 };
 
-// Whether something can be read within so many milliseconds.
-bool readable(int descriptor, int milliseconds) {
+// What poll reports of a descriptor within so many milliseconds; 0 for nothing.
+short events(int descriptor, int milliseconds) {
     pollfd waited{descriptor, POLLIN, 0};
-    return poll(&waited, 1, milliseconds) > 0 && (waited.revents & POLLIN) != 0;
+    int found = 0;
+    do {
+        found = poll(&waited, 1, milliseconds);
+    } while (found < 0 && errno == EINTR);
+    return found > 0 ? waited.revents : short{0};
 }
 
 // A pipe is not waited for without end: neither for a writer, nor for one that is silent. Returns the bytes that were read, or 0 at
@@ -78,10 +82,11 @@ std::size_t read_pipe(int descriptor, std::uint8_t* out, std::size_t size, bool 
         const ssize_t got = read(descriptor, out, size);
         if (got > 0) return static_cast<std::size_t>(got);
         // Nothing, and no error: no writer has come yet, or all have gone.
-        if (got == 0 && (begun || !readable(descriptor, kWriterMs))) return 0;
+        if (got == 0 && (begun || (events(descriptor, kWriterMs) & POLLIN) == 0)) return 0;
         if (got == 0 || errno == EINTR) continue;
         if (errno != EAGAIN) throw system_error(path);
-        if (!readable(descriptor, kSilenceMs)) throw cannot_be_opened(path, "the pipe gave nothing for " + std::to_string(kSilenceMs / 1000) + " s");
+        // A writer that goes away is an event as well: the next read finds the end.
+        if (events(descriptor, kSilenceMs) == 0) throw cannot_be_opened(path, "the pipe gave nothing for " + std::to_string(kSilenceMs / 1000) + " s");
     }
 }
 
