@@ -19,6 +19,8 @@
 #include "prtool.h"
 
 namespace prtool {
+// The library has an Encoder and a Keep of its own: in a program that links it statically, equal symbols would be merged.
+inline namespace client {
 
 // What the C API returned; what() has its message.
 class Failure : public std::runtime_error {
@@ -129,6 +131,7 @@ private:
     std::unique_ptr<prtool_encoder, Free> handle_;
 };
 
+}  // namespace client
 }  // namespace prtool
 
 #endif
