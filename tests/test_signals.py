@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 WAITS = """
-import sys, time
+import signal, sys, time
+# What starts the tests may ignore signals (nohup, a shell's background job), and its children then do so too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 from pathlib import Path
 from prtool.cli import app, main
 from prtool.files import new_directory, new_file
