@@ -149,9 +149,9 @@ def test_a_signal_leaves_nothing(bundle: Path, photo: Path, tmp_path: Path, numb
     pipe = tmp_path / "wait.png"
     os.mkfifo(pipe)
     writer = os.open(pipe, os.O_RDWR)  # an image that never comes
-    process = subprocess.Popen(
-        [built_file("programs/prtool-run"), "embed", bundle, photo, pipe, "-o", tmp_path / "out.npy"], stderr=subprocess.PIPE, text=True
-    )
+    # What starts the tests may ignore signals (nohup, a shell's background job), and its children then do so too.
+    program = ["env", "--default-signal=INT,TERM,HUP", built_file("programs/prtool-run")]
+    process = subprocess.Popen([*program, "embed", bundle, photo, pipe, "-o", tmp_path / "out.npy"], stderr=subprocess.PIPE, text=True)
     time.sleep(0.5)
     process.send_signal(number)
     _, printed = process.communicate(timeout=60)
