@@ -18,18 +18,18 @@ import torch
 from results_file import in_one_line, keeps, named, publish_json, short, show, words
 
 from prtool.bundle import Bundle
-from prtool.console import BarProgress
+from prtool.cli.console import BarProgress
 from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import ConfigError
 from prtool.export.run import export_run, source_of
 from prtool.export.write import ExportOptions
 from prtool.progress import stage
 from prtool.runtime.encoder import Encoder
+from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.machine import library_versions, this_machine
-from prtool.runtime.preprocess import prepare_batch
 from prtool.spec import Keep
-from prtool.trainer.baselines.tome import MergedEncoder, schedule
-from prtool.trainer.data import load_split
+from prtool.trainer.data.load import load_split
+from prtool.trainer.evaluation.baselines.tome import MergedEncoder, schedule
 
 Row = dict[str, Any]
 Embeddings = npt.NDArray[np.float32]

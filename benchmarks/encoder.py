@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 from results_file import in_one_line, keeps, named, numbers, short, show, words
 
-from prtool.console import BarProgress
+from prtool.cli.console import BarProgress
 from prtool.runtime.bench import BenchConfig, bench
 from prtool.runtime.bench.files import output_files, write_report
 from prtool.runtime.bench.plot import plot_report
-from prtool.runtime.images import expand_images
+from prtool.runtime.images.decode import expand_images
 
 
 @click.command()

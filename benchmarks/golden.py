@@ -18,13 +18,13 @@ from results_file import in_one_line, named, publish_json, show
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.console import BarProgress
+from prtool.cli.console import BarProgress
 from prtool.progress import Progress, stage
 from prtool.runtime.machine import library_versions, this_machine
-from prtool.trainer.data import ImageSet, load_split, pixel_batches
-from prtool.trainer.golden import GoldenConfig, GoldenSearch
-from prtool.trainer.golden_store import rank_images
-from prtool.trainer.model import DualEncoder, load_model
+from prtool.trainer.data.load import ImageSet, load_split, pixel_batches
+from prtool.trainer.models.dual_encoder import DualEncoder, load_model
+from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
+from prtool.trainer.objectives.golden_store import rank_images
 
 CPU_BATCHES = (8, 16, 32)
 GPU_BATCHES = (64, 128, 256)

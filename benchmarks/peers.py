@@ -28,12 +28,12 @@ from race.table import cells, markdown
 from results_file import in_one_line, keeps, named, numbers, short, show, words
 
 from prtool.bundle import Bundle
-from prtool.console import BarProgress
+from prtool.cli.console import BarProgress
 from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import BundleError, ConfigError, DataError
 from prtool.runtime.bench.config import ENCODER, BenchConfig
 from prtool.runtime.bench.files import output_files, write_report
-from prtool.trainer.demo.model import write_model
+from prtool.studies.demo.model import write_model
 
 COMPILE = ("none", "whole", "all")
 _CPU_ENGINES = ",".join(name for name in ("ort", "openvino", "torch") if name in ENGINES)
@@ -145,7 +145,7 @@ def _graphs(config: BenchConfig) -> set[str]:
 
 def _prtool(*arguments: str) -> None:
     """A command of prtool; it has said what went wrong when this raises."""
-    from prtool.cli import app
+    from prtool.cli.main import app
 
     try:
         app.main(list(arguments), prog_name="prtool")

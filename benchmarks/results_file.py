@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from prtool.console import message, result_table
+from prtool.cli.console import message, result_table
 from prtool.errors import PrtoolError
 from prtool.files import write_json
 from prtool.spec import Keep

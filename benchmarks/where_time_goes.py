@@ -18,8 +18,8 @@ from results_file import in_one_line, named, publish_json, short, show
 from prtool.bundle import Bundle
 from prtool.cpus import granted_cpus
 from prtool.engines.base import Array, GraphOptions
-from prtool.engines.ov import OvEngine, open_graph
-from prtool.engines.ov_graph import core
+from prtool.engines.ov.engine import OvEngine, open_graph
+from prtool.engines.ov.graph import core
 from prtool.engines.registry import graph_precision
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.spec import Keep

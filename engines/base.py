@@ -87,7 +87,7 @@ class EngineOptions:
         spinning: idle CPU threads wait actively, which helps where the cores are otherwise idle and hurts where others want them.
         streams: parts that a batch is cut into and that run side by side on a CPU, each on its share of the threads.
         device: number of the GPU, from 0.
-        cache: folder of built engines; None takes `prtool.engines.cache.default_root()`.
+        cache: folder of built engines; None takes `prtool.engines.cache.store.default_root()`.
         build: how an engine that compiles ahead is built.
     """
 

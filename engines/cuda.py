@@ -32,7 +32,7 @@ def _torch(device: int) -> ArrayLibrary | str:
     try:
         import torch
 
-        from prtool.engines.torch_arrays import torch_arrays
+        from prtool.engines.pytorch.arrays import torch_arrays
     except ImportError as cause:
         return f"torch cannot be imported ({cause})"
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -9,10 +9,10 @@ import onnxruntime
 from filelock import FileLock
 
 from prtool.engines.base import EngineInfo, GraphOptions, Profile, ShapeRange
-from prtool.engines.cache_key import EngineKey, onnx_digest
-from prtool.engines.cache_record import default_root
+from prtool.engines.cache.key import EngineKey, onnx_digest
+from prtool.engines.cache.record import default_root
 from prtool.engines.nvidia import gpu
-from prtool.engines.ort_gpu import CUDA, TENSORRT, GpuSession, OrtGpuEngine, cuda_settings, open_on, probe_gpu, require
+from prtool.engines.ort.gpu import CUDA, TENSORRT, GpuSession, OrtGpuEngine, cuda_settings, open_on, probe_gpu, require
 from prtool.errors import ConfigError, EngineError
 from prtool.files import sha256_file, storage_errors, write_json
 from prtool.manifest import TensorSpec

@@ -16,7 +16,7 @@ from prtool.manifest import TensorSpec
 from prtool.text_safety import printable
 
 if TYPE_CHECKING:
-    from prtool.engines.cache import CachedEngine
+    from prtool.engines.cache.store import CachedEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,39 +89,39 @@ class EngineStatus:
 _TYPED = MappingProxyType({"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"})
 ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
     {
-        "ort": EngineEntry("prtool.engines.ort", "pip install onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
+        "ort": EngineEntry("prtool.engines.ort.cpu", "pip install onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
         # No bf16: the CUDA provider has no bfloat16 convolution before operator set 22, and the graphs are of set 20.
-        "ort-cuda": EngineEntry("prtool.engines.ort_cuda", INSTALL_GPU, "ONNX Runtime with CUDA", {"fp32": "fp32", "fp16": "fp16"}),
+        "ort-cuda": EngineEntry("prtool.engines.ort.cuda", INSTALL_GPU, "ONNX Runtime with CUDA", {"fp32": "fp32", "fp16": "fp16"}),
         "ort-tensorrt": EngineEntry(
             "prtool.engines.ort_tensorrt", INSTALL_GPU, "ONNX Runtime with TensorRT engines inside", {"fp32": "fp32", "fp16": "fp16"}
         ),
         "openvino": EngineEntry(
-            "prtool.engines.ov",
+            "prtool.engines.ov.engine",
             install_hint("openvino"),
             "OpenVINO on the CPU; bf16 is its arithmetic on the fp32 graphs",
             {"fp32": "fp32", "bf16": "fp32", "int8": "int8"},
         ),
         "torch": EngineEntry(
-            "prtool.engines.torch_",
+            "prtool.engines.pytorch.eager",
             install_hint("export"),
             "PyTorch on the CUDA device, else on the CPU",
             _TYPED,
         ),
         "torch-compile": EngineEntry(
-            "prtool.engines.torch_compile",
+            "prtool.engines.pytorch.compiled",
             install_hint("export"),
             "torch.compile on the CUDA device, else on the CPU",
             _TYPED,
         ),
         "trt": EngineEntry(
-            "prtool.engines.trt",
+            "prtool.engines.trt.tensorrt",
             install_hint("tensorrt"),
             "TensorRT on an NVIDIA GPU",
             _TYPED,
             builds_ahead=True,
         ),
         "trt-rtx": EngineEntry(
-            "prtool.engines.trt_rtx",
+            "prtool.engines.trt.rtx",
             install_hint("tensorrt-rtx"),
             "TensorRT-RTX on an RTX GPU; builds without one",
             _TYPED,

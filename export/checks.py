@@ -9,10 +9,10 @@ from prtool.errors import ConfigError, EngineUnavailable
 from prtool.extras import install_hint
 from prtool.files import check_output
 from prtool.spec import Keep
-from prtool.trainer.data import data_exists, load_split
-from prtool.trainer.datasets.address import parse_data
-from prtool.trainer.inputs import input_paths
-from prtool.trainer.record import Record, read_record
+from prtool.trainer.data.address import parse_data
+from prtool.trainer.data.load import data_exists, load_split
+from prtool.trainer.runs.inputs import input_paths
+from prtool.trainer.runs.record import Record, read_record
 
 LEAST_IMAGES = 16
 """Images that int8 takes its scales from, at least."""

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, DataError
-from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.checks import check_export
-from prtool.export.decisions import Decisions, Unpruned
-from prtool.export.probe import keep_counts
 from prtool.export.source import ExportSource
+from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
+from prtool.export.validation.decisions import Decisions, Unpruned
+from prtool.export.validation.probe import keep_counts
 from prtool.export.write import ExportOptions, export_bundle
 from prtool.manifest import Manifest
 from prtool.progress import Progress
-from prtool.runtime.preprocess import prepare_batch
+from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import gate_of
-from prtool.trainer.checkpoint import Checkpoint
-from prtool.trainer.data import load_split
+from prtool.trainer.data.load import load_split
+from prtool.trainer.runs.checkpoint import Checkpoint
 
 _PARITY_IMAGES = 16
 # NNCF's scales settle within some dozens of images.

@@ -1,7 +1,7 @@
 """The declared inputs and outputs of the graphs that a source gives."""
 
 from prtool.export.source import ExportSource
-from prtool.signature import BATCH, PATCHES, TOKENS, EncoderShape, GraphSpec, graph_signatures, stage_roles
+from prtool.graphs.signature import BATCH, PATCHES, TOKENS, EncoderShape, GraphSpec, graph_signatures, stage_roles
 
 __all__ = ["BATCH", "PATCHES", "TOKENS", "signatures", "stage_roles"]
 

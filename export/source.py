@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from prtool.errors import ConfigError
-from prtool.export.last_block import asking_tokens, key_value_macs
+from prtool.export.graphs.last_block import asking_tokens, key_value_macs
 from prtool.spec import Cost, PruneSpec
-from prtool.trainer.model import DualEncoder
-from prtool.trainer.pruned import PrunedEncoder
+from prtool.trainer.models.dual_encoder import DualEncoder
+from prtool.trainer.models.pruned import PrunedEncoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,17 +11,18 @@ from torch import Tensor
 
 from prtool.bundle import BUNDLE, Bundle, seal
 from prtool.errors import ConfigError
-from prtool.export import compose, text
+from prtool.export import text
 from prtool.export.checks import LEAST_IMAGES
-from prtool.export.decisions import Unpruned
-from prtool.export.graphs import TextGraph
-from prtool.export.onnx import INLINE_LIMIT_BYTES, save, to_onnx
-from prtool.export.parity import HeldOut, prove
-from prtool.export.precision import PRECISIONS, Int8Request, at_precision, stages
-from prtool.export.probe import Probe, keep_counts
-from prtool.export.quantise import Int8Options
+from prtool.export.graphs import compose
+from prtool.export.graphs.modules import TextGraph
+from prtool.export.graphs.onnx import INLINE_LIMIT_BYTES, save, to_onnx
+from prtool.export.precision.build import PRECISIONS, Int8Request, at_precision, stages
+from prtool.export.precision.int8 import Int8Options
 from prtool.export.signature import signatures, stage_roles
 from prtool.export.source import ExportSource
+from prtool.export.validation.decisions import Unpruned
+from prtool.export.validation.parity import HeldOut, prove
+from prtool.export.validation.probe import Probe, keep_counts
 from prtool.files import new_directory, write_bytes, write_json
 from prtool.manifest import SCHEMA, GraphSpec, Manifest, ModelInfo, TextInfo
 from prtool.progress import Progress, SilentProgress, stage

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from prtool.errors import PrtoolError
 from prtool.telemetry import switch_off
+from prtool.version import __version__
 
 if TYPE_CHECKING:
     from prtool.bundle import Bundle
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from prtool.runtime.encoder import Encoder
     from prtool.spec import Keep
 
-__version__ = "0.1.0"
 __all__ = ["Bundle", "Encoder", "Keep", "Manifest", "PrtoolError", "__version__"]
 
 _HOMES = {"Bundle": "prtool.bundle", "Encoder": "prtool.runtime.encoder", "Keep": "prtool.spec", "Manifest": "prtool.manifest"}

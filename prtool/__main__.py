@@ -1,5 +1,5 @@
 """`python -m prtool`: the same as `prtool`."""
 
-from prtool.cli import main
+from prtool.cli.main import main
 
 main()

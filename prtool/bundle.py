@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from prtool.errors import BundleError, ConfigError
 from prtool.files import OutputKind, sha256_file, write_bytes
-from prtool.graph_file import check_graph
+from prtool.graphs.graph_reader import check_graph
 from prtool.manifest import FileDigest, GraphSpec, Manifest
 from prtool.reading import FileIdentity, open_regular, read_bounded
 from prtool.sealed import seal as sealed

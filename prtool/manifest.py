@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from prtool.errors import BundleError, ConfigError, KeepError
-from prtool.signature import EncoderShape, GraphSpec, TensorSpec, graph_signatures
+from prtool.graphs.signature import EncoderShape, GraphSpec, TensorSpec, graph_signatures
 from prtool.spec import Cost, Keep, Preprocess, PruneSpec, plain_number
 from prtool.strict import JSON_INTEGER
 from prtool.text_safety import printable
@@ -87,7 +87,7 @@ class Manifest:
     Attributes:
         default_keep: patches kept when a call names none.
         keep_range: least and most patches a call may keep.
-        graphs: precision -> role -> graph; roles are those of `prtool.signature.graph_signatures`.
+        graphs: precision -> role -> graph; roles are those of `prtool.graphs.signature.graph_signatures`.
         parity: the worst figures of the comparison with PyTorch at export; parity.json has them all.
         versions: libraries that made the bundle.
         files: every other file of the bundle.

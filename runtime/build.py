@@ -8,7 +8,7 @@ from typing import Any
 
 from prtool.bundle import Bundle
 from prtool.engines.base import BuildOptions, EngineOptions, GraphOptions, ShapeRange
-from prtool.engines.cache_key import NO_DEVICE
+from prtool.engines.cache.key import NO_DEVICE
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import builder, graph_precision
 from prtool.errors import ConfigError

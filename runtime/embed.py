@@ -21,9 +21,9 @@ from prtool.extras import install_hint
 from prtool.files import OutputKind, new_file
 from prtool.manifest import Manifest
 from prtool.progress import Progress, SilentProgress, stage
-from prtool.runtime.images import expand_images
+from prtool.runtime.images.decode import expand_images
+from prtool.runtime.images.preprocess import Pixels, prepare
 from prtool.runtime.machine import this_machine
-from prtool.runtime.preprocess import Pixels, prepare
 from prtool.spec import Keep, Preprocess
 from prtool.text_safety import printable
 

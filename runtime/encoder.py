@@ -22,10 +22,10 @@ from prtool.engines.base import Array, ArrayLibrary, DeviceArray, EngineInfo, En
 from prtool.errors import ConfigError, EngineError, InputWarning, KeepError, ShapeError
 from prtool.manifest import Manifest
 from prtool.runtime.classes import DEFAULT_TOP, ClassTable, Prediction
-from prtool.runtime.images import ImageSource
+from prtool.runtime.images.decode import ImageSource
+from prtool.runtime.images.preprocess import image_list, largest_value, prepare_batch
 from prtool.runtime.parts import LoadArguments, Parts, pipeline_kind
 from prtool.runtime.pipeline import Stage
-from prtool.runtime.preprocess import image_list, largest_value, prepare_batch
 from prtool.spec import Keep
 from prtool.text_safety import printable
 

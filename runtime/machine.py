@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import prtool
 from prtool.cpus import granted_cpus
+from prtool.version import __version__
 
 _POWERCAP = Path("/sys/class/powercap")
 _CPUINFO = Path("/proc/cpuinfo")
@@ -45,7 +45,7 @@ def this_machine() -> Machine:
 def library_versions() -> dict[str, str]:
     """Versions of prtool, Python and the libraries that every engine shares."""
     libraries = {name: version(name) for name in ("numpy", "pillow")}
-    return {"prtool": prtool.__version__, "python": platform.python_version(), **libraries}
+    return {"prtool": __version__, "python": platform.python_version(), **libraries}
 
 
 def peak_memory_mib() -> float | None:

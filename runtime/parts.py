@@ -11,7 +11,7 @@ from prtool.errors import BundleError, ConfigError
 from prtool.manifest import Manifest
 from prtool.runtime.device import DevicePipeline, DeviceSplitPipeline
 from prtool.runtime.pipeline import MODES, Graphs, PipelineKind, SplitPipeline
-from prtool.runtime.text import TextEncoder
+from prtool.runtime.text.encode import TextEncoder
 from prtool.text_safety import printable
 
 _TEXT_BUILD = BuildOptions(batch=ShapeRange(1, 64, 1024))

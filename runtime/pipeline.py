@@ -16,8 +16,8 @@ from prtool.engines.forks import check_process
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import graph_precision, open_engine
 from prtool.errors import EngineError
+from prtool.graphs.signature import roles_after_selection
 from prtool.runtime.select import gather, select
-from prtool.signature import roles_after_selection
 from prtool.spec import PruneSpec
 
 

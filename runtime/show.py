@@ -15,8 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from prtool.errors import ConfigError
 from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
 from prtool.manifest import Manifest
-from prtool.runtime.images import ImageSource
-from prtool.runtime.preprocess import Pixels, prepare_batch, view
+from prtool.runtime.images.decode import ImageSource
+from prtool.runtime.images.preprocess import Pixels, prepare_batch, view
 from prtool.spec import Keep
 
 Colour = tuple[int, int, int]

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from prtool.engines import torch_
 from prtool.engines.base import DeviceArray, EngineInfo, EngineOptions, Recording
-from prtool.engines.torch_arrays import TorchArrays
+from prtool.engines.pytorch import eager as torch_
+from prtool.engines.pytorch.arrays import TorchArrays
 from prtool.errors import EngineUnavailable
 from prtool.manifest import TensorSpec
 

@@ -10,12 +10,12 @@ from towers import TIMM, open_clip_visual, timm_visual
 
 from prtool.export.source import ExportSource
 from prtool.spec import Preprocess
-from prtool.trainer.hosts import tower_of
-from prtool.trainer.model import DualEncoder, TextTower, tensor_digest
-from prtool.trainer.predictor import ScorerConfig, make_scorer
-from prtool.trainer.prompts import VisualTokens
-from prtool.trainer.pruned import FirstOrder, PrunedEncoder
-from prtool.trainer.vit import VisionTower
+from prtool.trainer.models.dual_encoder import DualEncoder, TextTower, tensor_digest
+from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.predictor import ScorerConfig, make_scorer
+from prtool.trainer.models.prompts import VisualTokens
+from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.models.tower import VisionTower
 
 CONTEXT = 16
 

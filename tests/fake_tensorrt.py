@@ -14,7 +14,7 @@ from models import TinyModel
 
 from prtool.bundle import Bundle
 from prtool.engines.base import Engine, Profile
-from prtool.engines.trt_shapes import is_shape_input
+from prtool.engines.trt.shapes import is_shape_input
 from prtool.errors import EngineError
 
 MODEL = TinyModel()

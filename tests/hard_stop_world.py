@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prtool.trainer.demo.model import write_model
-from prtool.trainer.demo.scenes import SceneCounts, write_dataset
+from prtool.studies.demo.model import write_model
+from prtool.studies.demo.scenes import SceneCounts, write_dataset
 
 _HANGS_S = 900.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -11,7 +11,7 @@ import click
 import pytest
 from support import REPO
 
-from prtool.cli import app
+from prtool.cli.main import app
 from prtool.extras import Extra, install_hint
 
 FOLDERS = ("prtool", "trainer", "export", "runtime", "engines")
@@ -49,8 +49,6 @@ def test_no_skip_advises_an_unknown_extra(path: Path) -> None:
         assert set(names.split(",")) <= KNOWN_EXTRAS, names
 
 
-OWN_PROGRAM = REPO / "trainer" / "demo" / "recipe.py"
-"""Has options of its own, for those who draw the demonstration's model again."""
 OTHER_PROGRAMS = re.compile(r"\b(?:pip|docker|tar)\b[^;,)]*")
 OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*(?![\w(])")
 CALL = re.compile(r"(?:^|[`'\"]|[,:;] |\n)prtool ((?:engine-cache |data )?[a-z][a-z-]*)((?:(?! (?:and|or) )[^`'\"\n;,])*)")
@@ -110,7 +108,7 @@ def test_every_option_that_a_message_names_exists() -> None:
     wrong = [
         (path.name, option)
         for path, text in literals()
-        if path.suffix == ".py" and path != OWN_PROGRAM
+        if path.suffix == ".py"
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", OTHER_PROGRAMS.sub("", text))
         if option not in EVERY_OPTION
     ]

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from models import TinyModel, tiny_bundle
 from PIL import Image
 
-from prtool.cli import app
+from prtool.cli.main import app
 
 
 def run(*arguments: str) -> Result:

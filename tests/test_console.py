@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from prtool import console
-from prtool.console import BarProgress, message, result_json, result_table
+from prtool.cli import console
+from prtool.cli.console import BarProgress, message, result_json, result_table
+from prtool.cli.exits import exit_status
 from prtool.errors import StorageError
-from prtool.exits import exit_status
 
 LONG = [f"{'d' * 100}/{'f' * 110}-{name}.png" for name in ("one", "two")]
 

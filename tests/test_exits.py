@@ -9,9 +9,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from prtool.cli import app
+from prtool.cli.exits import exit_status
+from prtool.cli.main import app
 from prtool.errors import ConfigError, ImageError
-from prtool.exits import exit_status
 
 
 def deep() -> None:

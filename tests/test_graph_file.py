@@ -13,7 +13,7 @@ from support import REPO
 
 from prtool.bundle import Bundle, seal
 from prtool.errors import BundleError
-from prtool.graph_file import OPERATORS, OPSET, check_graph
+from prtool.graphs.graph_reader import OPERATORS, OPSET, check_graph
 from prtool.manifest import Manifest
 
 onnx = pytest.importorskip("onnx", reason="onnx makes the test graphs")

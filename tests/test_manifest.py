@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from prtool.errors import BundleError, KeepError
+from prtool.graphs.signature import EncoderShape, graph_signatures
 from prtool.manifest import SCHEMA, ClassInfo, FileDigest, Manifest, ModelInfo, TextInfo
-from prtool.signature import EncoderShape, graph_signatures
 from prtool.spec import Cost, Keep, Preprocess, PruneSpec
 
 

@@ -30,7 +30,7 @@ def bench_report(path: Path) -> None:
 
 
 def reproduce_report(path: Path) -> None:
-    from prtool.reproduce.report import report_files
+    from prtool.studies.paper.report import report_files
 
     report_files(path.stem, path.parent)
 
@@ -119,7 +119,7 @@ def test_a_bundle_with_anything_else_in_it_stays(tmp_path: Path, spoil: Callable
 
 def test_export_looks_at_its_place_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = pytest.importorskip("prtool.export.run", reason="export needs torch and onnx")
-    record = pytest.importorskip("prtool.trainer.record")
+    record = pytest.importorskip("prtool.trainer.runs.record")
 
     class Recorded:
         model, pretrained, data = f"local-dir:{tmp_path / 'model'}", "", record.DataInfo(str(tmp_path / "data"))
@@ -148,7 +148,7 @@ def test_show_does_not_take_the_place_of_its_own_input(tmp_path: Path) -> None:
 
 
 def test_the_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
-    demo = pytest.importorskip("prtool.demo", reason="the demo needs torch and onnx")
+    demo = pytest.importorskip("prtool.studies.demo.run", reason="the demo needs torch and onnx")
     (tmp_path / "report.md").write_bytes(THESIS)
     (tmp_path / "thesis.txt").write_bytes(THESIS)
     with pytest.raises(ConfigError, match="a folder of 'prtool demo'"):

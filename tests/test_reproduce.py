@@ -10,22 +10,22 @@ from click.testing import CliRunner
 from local_model import write_images, write_model
 
 from prtool.bundle import Bundle
-from prtool.cli import app
+from prtool.cli.main import app
 from prtool.errors import ConfigError, DataError, StorageError
 from prtool.progress import SilentProgress
-from prtool.reproduce.overhead import _times, overhead
-from prtool.reproduce.plan import Study
-from prtool.reproduce.published import in_ablation, in_columns, published, recognise
-from prtool.reproduce.report import make_report, markdown, write_report
-from prtool.reproduce.run import Verbs, run_cells, run_config, share_caches
-from prtool.reproduce.sets import data_sets
-from prtool.reproduce.tables import OURS, TABLES, make_table
 from prtool.runtime.bench import bench
 from prtool.spec import Keep
-from prtool.trainer.data import load_split
-from prtool.trainer.datasets.address import split_data
-from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow
-from prtool.trainer.record import RECORD_NAME, Metrics, TunedTokens
+from prtool.studies.paper.overhead import _times, overhead
+from prtool.studies.paper.plan import Study
+from prtool.studies.paper.published import in_ablation, in_columns, published, recognise
+from prtool.studies.paper.report import make_report, markdown, write_report
+from prtool.studies.paper.run import Verbs, run_cells, run_config, share_caches
+from prtool.studies.paper.sets import data_sets
+from prtool.studies.paper.tables import OURS, TABLES, make_table
+from prtool.trainer.data.address import split_data
+from prtool.trainer.data.load import load_split
+from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow
+from prtool.trainer.runs.record import RECORD_NAME, Metrics, TunedTokens
 
 PATCHES = 16
 

@@ -10,12 +10,12 @@ from click.testing import CliRunner, Result
 from support import REPO
 
 from prtool.bundle import Bundle
-from prtool.cli import app
+from prtool.cli.main import app
 from prtool.spec import Keep
-from prtool.trainer.checkpoint import Checkpoint
-from prtool.trainer.demo.model import write_model
-from prtool.trainer.demo.scenes import SceneCounts, patch_coverage, read_mask, write_dataset
-from prtool.trainer.evaluate import EvalConfig, evaluate_run
+from prtool.studies.demo.model import write_model
+from prtool.studies.demo.scenes import SceneCounts, patch_coverage, read_mask, write_dataset
+from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
+from prtool.trainer.runs.checkpoint import Checkpoint
 
 
 def run(*arguments: str) -> Result:
@@ -58,11 +58,11 @@ def test_eval_prints_the_stable_names(project: Path) -> None:
 def test_golden_ranking_and_predictor_prefer_the_object(project: Path) -> None:
     """The masks know where the object is, and neither the ranking nor the predictor ever saw them."""
     from prtool import Encoder
-    from prtool.runtime.preprocess import prepare_batch
-    from prtool.trainer.data import load_split
-    from prtool.trainer.golden import GoldenConfig
-    from prtool.trainer.golden_store import rank_images
-    from prtool.trainer.model import load_model
+    from prtool.runtime.images.preprocess import prepare_batch
+    from prtool.trainer.data.load import load_split
+    from prtool.trainer.models.dual_encoder import load_model
+    from prtool.trainer.objectives.golden import GoldenConfig
+    from prtool.trainer.objectives.golden_store import rank_images
 
     images = load_split(project / "data", "test")
     files = [images.file(i) for i in range(len(images))]

@@ -14,7 +14,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)
 from pathlib import Path
-from prtool.cli import app, main
+from prtool.cli.main import app, main
 from prtool.files import new_directory, new_file
 
 @app.command("wait")

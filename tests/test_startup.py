@@ -13,7 +13,7 @@ from PIL import Image
 from prtool.spec import PruneSpec
 from prtool.stored import write_sealed
 from prtool.trainer.config import TrainConfig, to_plain
-from prtool.trainer.record import RECORD_NAME, SCHEMA, Record
+from prtool.trainer.runs.record import RECORD_NAME, SCHEMA, Record
 from prtool.trainer.settings import ScorerConfig
 
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "nncf", "matplotlib")
@@ -102,7 +102,7 @@ WRONG = [
 PROGRAM = """
 import json, sys
 from click.testing import CliRunner
-from prtool.cli import app
+from prtool.cli.main import app
 heavy = json.loads(sys.argv[1])
 for line in sys.stdin.read().splitlines():
     result = CliRunner().invoke(app, line.split())

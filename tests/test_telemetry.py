@@ -21,7 +21,7 @@ with Encoder.load({bundle!r}, engine={engine!r}) as encoder:
     encoder.encode_prompts(["a photo of a cat"])
 time.sleep(1)  # reports are sent by threads
 """
-COMMAND = "from prtool.cli import main\nmain({arguments!r})"
+COMMAND = "from prtool.cli.main import main\nmain({arguments!r})"
 EXPORT = """
 from pathlib import Path
 from export_sources import make_source

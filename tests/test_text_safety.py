@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from prtool.console import message, result_table
+from prtool.cli.console import message, result_table
 from prtool.errors import ConfigError, EngineError
 from prtool.text_safety import LINE_CHARACTERS, escaped, printable
 

@@ -16,24 +16,24 @@ from models import TinyModel, tiny_bundle
 from PIL import Image
 
 from prtool.bundle import Bundle
-from prtool.choice import CHOICE_NAME, read_choice, record_digest
+from prtool.cli.tune import tune as command
 from prtool.engines.base import EngineInfo
 from prtool.errors import CheckpointError, ConfigError, DataError, EngineUnavailable, KeepError
-from prtool.pareto import Candidate, Limits, choose, nearest, pareto_front
 from prtool.progress import SilentProgress
 from prtool.runtime.bench import BenchConfig, bench
 from prtool.spec import Keep
 from prtool.stored import read_sealed, write_sealed
-from prtool.study_commands import tune as command
-from prtool.trainer.checkpoint import Checkpoint
+from prtool.studies.tune.front import Candidate, Limits, choose, nearest, pareto_front
+from prtool.studies.tune.quality import evaluate_quality
+from prtool.studies.tune.result import CHOICE_NAME, read_choice, record_digest
+from prtool.studies.tune.run import TuneConfig, tune
+from prtool.studies.tune.steps import QualityAsk, Site, Tools, Workshop, qualities
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.eval_report import UNPRUNED, EvalReport, EvalRow, drop_error
-from prtool.trainer.evaluate import EvalConfig
-from prtool.trainer.record import TunedTokens
+from prtool.trainer.evaluation.evaluate import EvalConfig
+from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow, drop_error
+from prtool.trainer.runs.checkpoint import Checkpoint
+from prtool.trainer.runs.record import TunedTokens
 from prtool.trainer.train import train
-from prtool.tune import TuneConfig, tune
-from prtool.tune_quality import evaluate_quality
-from prtool.tune_steps import QualityAsk, Site, Tools, Workshop, qualities
 
 LOCATION, PATCHES, IMAGES = 2, 16, 400
 KEEPS = tuple(Keep.ratio(value) for value in (1.0, 0.75, 0.5))

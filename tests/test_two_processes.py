@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from prtool.bundle import Bundle
-from prtool.trainer.checkpoint import RECORD_NAME, Checkpoint
-from prtool.trainer.demo.model import write_model
-from prtool.trainer.demo.scenes import SceneCounts, write_dataset
+from prtool.studies.demo.model import write_model
+from prtool.studies.demo.scenes import SceneCounts, write_dataset
+from prtool.trainer.runs.checkpoint import RECORD_NAME, Checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TRAIN = ("train", "--model", "local-dir:model", "--data", "data", "--location", "3", "--set", "choice.steps=4", "--set", "device=cpu")
@@ -29,7 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(root: Path, command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", "from prtool.cli import main; main()", *command],
+        [sys.executable, "-c", "from prtool.cli.main import main; main()", *command],
         cwd=root,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,

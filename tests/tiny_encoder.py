@@ -10,9 +10,9 @@ from torch.nn import functional
 from towers import open_clip_visual, timm_visual
 
 from prtool.spec import Preprocess
-from prtool.trainer.data import ImageSet
-from prtool.trainer.hosts import tower_of
-from prtool.trainer.model import DualEncoder, TextTower, tensor_digest
+from prtool.trainer.data.load import ImageSet
+from prtool.trainer.models.dual_encoder import DualEncoder, TextTower, tensor_digest
+from prtool.trainer.models.hosts import tower_of
 
 CLASSES = 5
 

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from prtool.errors import ShapeError, StorageError
 from prtool.progress import Progress, SilentProgress, stage
-from prtool.trainer.data import ImageSet, pixel_batches
-from prtool.trainer.model import DualEncoder
+from prtool.trainer.data.load import ImageSet, pixel_batches
+from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 
 SCHEMA = 2

@@ -14,9 +14,9 @@ from torch import Tensor
 from prtool.errors import ConfigError, ModelError, ShapeError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.features import Features
-from prtool.trainer.losses import loss_named
-from prtool.trainer.matching import default_count, matching_rate, order_of
-from prtool.trainer.predictor import PatchScorer
+from prtool.trainer.models.predictor import PatchScorer
+from prtool.trainer.objectives.losses import loss_named
+from prtool.trainer.objectives.matching import default_count, matching_rate, order_of
 from prtool.trainer.settings import FitConfig
 from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 

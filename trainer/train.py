@@ -15,26 +15,26 @@ from prtool.exchange import alone
 from prtool.files import storage_errors
 from prtool.progress import Progress, SilentProgress
 from prtool.stored import keep_json, recall_json
-from prtool.trainer.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors, untuned
-from prtool.trainer.checks import check_training
-from prtool.trainer.choice import ChoiceImages, ChoiceLesson
 from prtool.trainer.config import RANKING, TrainConfig, to_plain
-from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
-from prtool.trainer.datasets.few_shot import few_shot
-from prtool.trainer.datasets.known import DEFAULT_TEMPLATES
-from prtool.trainer.datasets.listing import path_hash
+from prtool.trainer.data.few_shot import few_shot
+from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES
+from prtool.trainer.data.listing import path_hash
+from prtool.trainer.data.load import ImageSet, available_splits, load_split, templates_for
+from prtool.trainer.data.seen import Seen
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
-from prtool.trainer.golden_store import GoldenRanking, rank_images
 from prtool.trainer.loop import Examples, FitResult, fit, learn, predict
-from prtool.trainer.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
-from prtool.trainer.model import DualEncoder
-from prtool.trainer.model_source import canonical_name, canonical_pretrained
-from prtool.trainer.predictor import PatchScorer, later_config, make_scorer
-from prtool.trainer.record import SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
-from prtool.trainer.run_folder import earlier, finished, only_trainer
-from prtool.trainer.seen import Seen
+from prtool.trainer.models.dual_encoder import DualEncoder
+from prtool.trainer.models.loading.source import canonical_name, canonical_pretrained
+from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
+from prtool.trainer.objectives.distill import ChoiceImages, ChoiceLesson
+from prtool.trainer.objectives.golden_store import GoldenRanking, rank_images
+from prtool.trainer.objectives.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
+from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors, untuned
+from prtool.trainer.runs.checks import check_training
+from prtool.trainer.runs.folder import earlier, finished, only_trainer
+from prtool.trainer.runs.record import SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
 from prtool.trainer.settings import LABELLED_SCORES
-from prtool.trainer.tuning import TuningTask, tune, tuned_spec
+from prtool.trainer.tokens.train import TuningTask, tune, tuned_spec
 
 HELD_OUT_SHARE = 0.1
 """Share of the training images that validate, where the data has no val split."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from on_gpu.record import Record
 from on_gpu.towers import make_encoder, pixels_for
-from prtool.engines.torch_arrays import torch_arrays
+from prtool.engines.pytorch.arrays import torch_arrays
 
 
 def measure_agreement(

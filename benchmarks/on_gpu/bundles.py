@@ -27,10 +27,10 @@ def export(model: str, folder: Path, precisions: Sequence[str]) -> Path:
 
     from prtool.export.source import ExportSource
     from prtool.export.write import ExportOptions, export_bundle
-    from prtool.trainer.model import load_model
-    from prtool.trainer.predictor import ScorerConfig, make_scorer
-    from prtool.trainer.pruned import PrunedEncoder
-    from prtool.trainer.spread import SpreadScorer
+    from prtool.trainer.models.checkerboard import SpreadScorer
+    from prtool.trainer.models.dual_encoder import load_model
+    from prtool.trainer.models.predictor import ScorerConfig, make_scorer
+    from prtool.trainer.models.pruned import PrunedEncoder
 
     torch.manual_seed(0)
     dual = load_model(model)

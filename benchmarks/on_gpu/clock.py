@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from prtool.runtime.timing import Samples, speedup
+from prtool.runtime.bench.timing import Samples, speedup
 
 Work = Callable[[], object]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from on_gpu.clock import Clock
 from on_gpu.record import Record
 from on_gpu.towers import LOCATION, make_encoder, pixels_for
-from prtool.trainer.golden import GoldenConfig, GoldenSearch
-from prtool.trainer.model import DualEncoder
+from prtool.trainer.models.dual_encoder import DualEncoder
+from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
 
 BATCHES = (64, 128, 256, 512)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from on_gpu.clock import Clock, Work, compared
 from on_gpu.record import Record
 from on_gpu.towers import Encoder, make_encoder, pixels_for
-from prtool.engines.torch_arrays import torch_arrays
+from prtool.engines.pytorch.arrays import torch_arrays
 
 PARTS_AT = 0.6
 

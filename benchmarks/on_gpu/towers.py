@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prtool.spec import Cost, Keep, PruneSpec
-from prtool.trainer.hosts import tower_of
-from prtool.trainer.predictor import ScorerConfig, make_scorer
-from prtool.trainer.spread import SpreadScorer
-from prtool.trainer.vit import VisionTower
+from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.predictor import ScorerConfig, make_scorer
+from prtool.trainer.models.tower import VisionTower
 
 LOCATION = 4
 TINY = "tiny"

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from prtool.progress import Progress, stage
 from prtool.spec import Cost, Keep, PruneSpec
-from prtool.trainer.baselines.tome import MergedEncoder, merged_gmacs, schedule
-from prtool.trainer.model import DualEncoder
+from prtool.trainer.evaluation.baselines.tome import MergedEncoder, merged_gmacs, schedule
+from prtool.trainer.models.dual_encoder import DualEncoder
 
 Forward = Callable[[Tensor], Tensor]
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]

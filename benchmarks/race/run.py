@@ -15,10 +15,10 @@ from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
 from prtool.runtime.bench.lineup import Lineup, Way, load_encoder
 from prtool.runtime.bench.report import BenchRow
 from prtool.runtime.bench.rows import rows_of
+from prtool.runtime.bench.timing import Case, Group, Mark, Samples, Sensors, measure, speedup
 from prtool.runtime.machine import library_versions, peak_memory_mib, this_machine
-from prtool.runtime.timing import Case, Group, Mark, Samples, Sensors, measure, speedup
-from prtool.trainer.checkpoint import load_seeded
-from prtool.trainer.model import DualEncoder
+from prtool.trainer.models.dual_encoder import DualEncoder
+from prtool.trainer.runs.checkpoint import load_seeded
 from race.accuracy import PRUNED, UNPRUNED, Accuracies
 from race.report import RaceReport, RaceRow, kind_of, with_accuracy
 from race.rivals import COMPILED, DTYPES, OPEN_CLIP, TOME_COMPILED, Rival, RivalPlan, Rivals, agreement

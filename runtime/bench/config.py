@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
 from prtool.errors import ConfigError
-from prtool.runtime.timing import Plan
+from prtool.runtime.bench.timing import Plan
 from prtool.spec import Keep
 
 ENCODER, END_TO_END = "encoder", "end-to-end"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prtool.engines.base import EngineInfo
-from prtool.runtime.timing import Case, Clock
+from prtool.runtime.bench.timing import Case, Clock
 
 _WORDS = ("cuda", "gpu", "nvidia", "geforce", "rtx", "tesla")
 

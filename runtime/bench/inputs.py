@@ -10,7 +10,7 @@ from prtool.engines.base import Array
 from prtool.errors import DataError
 from prtool.manifest import Manifest
 from prtool.runtime.bench.config import END_TO_END, MOST_IMAGES, BenchConfig
-from prtool.runtime.sample_photos import sample_photos
+from prtool.runtime.bench.sample_photos import sample_photos
 
 _SAMPLE_PHOTOS = 16
 

@@ -16,12 +16,12 @@ from prtool.runtime.bench.config import BASELINE_MODE, END_TO_END, SLOWEST, Benc
 from prtool.runtime.bench.gpu import cuda_events, on_gpu
 from prtool.runtime.bench.inputs import Inputs, make_inputs
 from prtool.runtime.bench.offers import Offer, Refusal, asked_offers, check_any, check_memory
+from prtool.runtime.bench.timing import Case, Group, Mark
 from prtool.runtime.device import MOST_RECORDINGS
 from prtool.runtime.encoder import Encoder, KeepLike
-from prtool.runtime.images import open_image
+from prtool.runtime.images.decode import open_image
+from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.pipeline import Stage
-from prtool.runtime.preprocess import prepare_batch
-from prtool.runtime.timing import Case, Group, Mark
 from prtool.spec import Keep
 
 
@@ -131,7 +131,7 @@ class Lineup:
         return self.encoders[way.offer, way.mode].info
 
     def groups(self) -> list[Group]:
-        """What `prtool.runtime.timing.measure` takes, in the order of `ways`."""
+        """What `prtool.runtime.bench.timing.measure` takes, in the order of `ways`."""
         return [Group(tuple(self._timed(way) for way in group)) for group in self.ways]
 
     def breakdown(self, way: Way) -> Case | None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from prtool.bundle import Bundle
 from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import ConfigError, PrtoolError
+from prtool.graphs.signature import roles_after_selection
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
 from prtool.runtime.machine import available_memory_mib
-from prtool.signature import roles_after_selection
 
 _ROLES = {"full": ("full",), "fused": ("fused",)}
 

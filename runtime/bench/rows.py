@@ -6,7 +6,7 @@ from prtool.manifest import Manifest
 from prtool.runtime.bench.config import ENCODER, SLOWEST
 from prtool.runtime.bench.lineup import Lineup, Way
 from prtool.runtime.bench.report import BenchRow, Plateau
-from prtool.runtime.timing import Samples, speedup
+from prtool.runtime.bench.timing import Samples, speedup
 
 _GAINS = 1.03
 """Least ratio of multiply-accumulates between two keeps for which equal times are worth a word."""

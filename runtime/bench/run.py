@@ -16,8 +16,8 @@ from prtool.runtime.bench.lineup import Lineup, Loader, Way, load_encoder
 from prtool.runtime.bench.notes import notes_on
 from prtool.runtime.bench.report import BenchReport, BenchRow
 from prtool.runtime.bench.rows import plateaus_of, rows_of
+from prtool.runtime.bench.timing import Clock, Group, Plan, Samples, Sensors, measure
 from prtool.runtime.machine import EnergyMeter, Machine, library_versions, peak_memory_mib, this_machine
-from prtool.runtime.timing import Clock, Group, Plan, Samples, Sensors, measure
 
 _NO_GPU = "no engine of this run says that it runs on a GPU"
 
@@ -41,7 +41,7 @@ def bench(bundle: str | Path | Bundle, config: BenchConfig, progress: Progress |
     """Measures a bundle.
 
     Every round calls each configuration, and the unpruned model for each scope, batch, engine and precision, once;
-    see `prtool.runtime.timing.measure`. All graphs are loaded at the same time, the weights once for each engine,
+    see `prtool.runtime.bench.timing.measure`. All graphs are loaded at the same time, the weights once for each engine,
     precision and mode. Combinations that an engine or the bundle does not offer are left out and named in the notes,
     as long as one is left.
 

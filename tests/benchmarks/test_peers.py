@@ -27,7 +27,7 @@ from prtool.bundle import seal
 from prtool.errors import DataError
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
-from prtool.trainer.checkpoint import load_seeded
+from prtool.trainer.runs.checkpoint import load_seeded
 
 
 def run(*arguments: str) -> Result:
@@ -183,7 +183,7 @@ import numpy as np
 from local_model import write_model
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
-from prtool.trainer.checkpoint import load_seeded
+from prtool.trainer.runs.checkpoint import load_seeded
 from race.rivals import RivalPlan, Rivals, agreement
 
 model = load_seeded(write_model(Path(sys.argv[1]) / "model"), "", 0)

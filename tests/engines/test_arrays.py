@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from prtool.engines.cuda import cuda_arrays  # noqa: E402
-from prtool.engines.torch_arrays import CudaTorchArrays, TorchArrays, torch_arrays  # noqa: E402
+from prtool.engines.pytorch.arrays import CudaTorchArrays, TorchArrays, torch_arrays  # noqa: E402
 from prtool.errors import EngineError, EngineUnavailable, KeepError, ShapeError  # noqa: E402
 from prtool.runtime.device import RecordingArrays  # noqa: E402
 from prtool.runtime.select import gather, select  # noqa: E402

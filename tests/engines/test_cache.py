@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from prtool.engines import cache as cache_module
-from prtool.engines.cache import EngineCache
-from prtool.engines.cache_key import NO_DEVICE, EngineKey, onnx_digest
-from prtool.engines.cache_record import ENGINE_FILE, RECORD_FILE, default_root
-from prtool.engines.cache_view import CacheView, ClearRequest, beyond_size, clear, unused_for
+from prtool.engines.cache import store as cache_module
+from prtool.engines.cache.key import NO_DEVICE, EngineKey, onnx_digest
+from prtool.engines.cache.record import ENGINE_FILE, RECORD_FILE, default_root
+from prtool.engines.cache.store import EngineCache
+from prtool.engines.cache.view import CacheView, ClearRequest, beyond_size, clear, unused_for
 from prtool.errors import ConfigError, EngineError, StorageError
 
 KEY = EngineKey("1" * 64, "fp32", "batch 1:8:32", "level=3", "tensorrt", "11.4", "NVIDIA H200", "9.0", "580.65", "Linux", "x86_64")
@@ -219,7 +219,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_cache import KEY
-from prtool.engines.cache import EngineCache
+from prtool.engines.cache.store import EngineCache
 import logging
 logging.basicConfig(stream=sys.stderr)
 

@@ -10,7 +10,7 @@ from models import PIXELS, TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
 from prtool.engines.base import GraphOptions
-from prtool.engines.ort import open_session, session_settings
+from prtool.engines.ort.cpu import open_session, session_settings
 from prtool.engines.registry import graph_precision, open_engine
 from prtool.errors import ConfigError, EngineError
 

@@ -15,9 +15,10 @@ import pytest
 from models import PIXELS, TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.engines import ort_gpu, ort_tensorrt
+from prtool.engines import ort_tensorrt
 from prtool.engines.base import BuildOptions, DeviceEngine, GraphOptions, ShapeRange
 from prtool.engines.nvidia import Gpu
+from prtool.engines.ort import gpu as ort_gpu
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import available, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError

@@ -192,7 +192,7 @@ def test_bf16_on_a_processor_without_it_is_refused(opener: Opener, monkeypatch: 
         def get_property(self, device: str, name: str) -> object:  # noqa: ARG002 - as openvino's Core
             return {"OPTIMIZATION_CAPABILITIES": ["FP32", "INT8"], "FULL_DEVICE_NAME": "Old CPU "}[name]
 
-    monkeypatch.setattr("prtool.engines.ov.core", OldProcessor)
+    monkeypatch.setattr("prtool.engines.ov.engine.core", OldProcessor)
     with pytest.raises(EngineUnavailable, match="precision = bf16, but Old CPU computes in FP32, INT8 only"):
         opener("full", precision="bf16")
 

@@ -19,14 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 
 from prtool.bundle import Bundle  # noqa: E402
 from prtool.engines.base import DeviceEngine, GraphOptions  # noqa: E402
+from prtool.engines.pytorch.graph import TorchGraph, load_graph  # noqa: E402
+from prtool.engines.pytorch.operators import HOST_OPERATORS, OPERATORS  # noqa: E402
 from prtool.engines.registry import open_engine  # noqa: E402
-from prtool.engines.torch_graph import TorchGraph, load_graph  # noqa: E402
-from prtool.engines.torch_operators import HOST_OPERATORS, OPERATORS  # noqa: E402
 from prtool.errors import EngineError, EngineUnavailable, ShapeError  # noqa: E402
-from prtool.export import compose  # noqa: E402
-from prtool.export.graphs import PostGraph, PreGraph, TextGraph  # noqa: E402
-from prtool.export.half import to_half  # noqa: E402
-from prtool.export.onnx import save, to_onnx  # noqa: E402
+from prtool.export.graphs import compose  # noqa: E402
+from prtool.export.graphs.modules import PostGraph, PreGraph, TextGraph  # noqa: E402
+from prtool.export.graphs.onnx import save, to_onnx  # noqa: E402
+from prtool.export.precision.half import to_half  # noqa: E402
 from prtool.export.signature import signatures  # noqa: E402
 
 CPU = torch.device("cpu")

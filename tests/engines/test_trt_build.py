@@ -14,7 +14,7 @@ from prtool.errors import ConfigError, EngineError, EngineUnavailable
 
 onnx = pytest.importorskip("onnx", reason="onnx alters the test graphs")
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install '.[tensorrt-rtx]'")
-from prtool.engines import trt_rtx  # noqa: E402
+from prtool.engines.trt import rtx as trt_rtx  # noqa: E402
 
 MODEL = TinyModel()
 TWICE = TinyModel((2, 3), prefix_tokens=2, appended_tokens=1)
@@ -176,7 +176,7 @@ def test_running_without_a_gpu_is_refused_and_building_names_it(bundle: Bundle, 
 
 def test_a_plan_that_the_library_does_not_take_is_refused(bundle: Bundle, options: GraphOptions) -> None:
     """The cache holds what was written to it; a runtime that does not understand it says so (here also for want of a driver)."""
-    from prtool.engines.trt_engine import TrtGraph, _load
+    from prtool.engines.trt.engine import TrtGraph, _load
 
     graph = bundle.graph("pre")
     built = trt_rtx.build_graph(bundle.file(graph.file), graph.inputs, options)

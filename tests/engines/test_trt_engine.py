@@ -17,19 +17,19 @@ from fake_tensorrt import MODEL, HostArrays, Library
 from models import tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.engines import trt_engine
 from prtool.engines.base import BuildOptions, DeviceEngine, Engine, GraphOptions, ShapeRange
 from prtool.engines.nvidia import Gpu
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import open_engine
-from prtool.engines.trt_build import TrtLibrary
-from prtool.engines.trt_engine import TrtGraph
-from prtool.engines.trt_run import TrtEngine
-from prtool.engines.trt_shapes import graph_profiles, parse_profiles
+from prtool.engines.trt import engine as trt_engine
+from prtool.engines.trt.build import TrtLibrary
+from prtool.engines.trt.engine import TrtGraph
+from prtool.engines.trt.run import TrtEngine
+from prtool.engines.trt.shapes import graph_profiles, parse_profiles
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install '.[tensorrt-rtx]'")
-from prtool.engines import trt_rtx  # noqa: E402
+from prtool.engines.trt import rtx as trt_rtx  # noqa: E402
 
 H200 = Gpu("NVIDIA H200", "9.0", "580.65")
 
@@ -80,7 +80,7 @@ class Machine:
         )
 
     def last_profiles(self) -> str:
-        from prtool.engines.cache import EngineCache
+        from prtool.engines.cache.store import EngineCache
 
         content = hashlib.sha256(self.loaded[-1][0]).hexdigest()
         records = [entry.record for entry in EngineCache(self.cache).entries()]

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from export_sources import Progressive, make_source, progressive_source
 
 from prtool.bundle import Bundle
-from prtool.cli import app
+from prtool.cli.main import app
 from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
 from prtool.export.write import ExportOptions, export_bundle
 from prtool.progress import SilentProgress

@@ -16,12 +16,12 @@ from fake_tensorrt import MODEL, SCRATCH, HostArray, HostArrays, Library
 from models import tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.engines import trt_run
 from prtool.engines.base import BuildOptions, DeviceEngine, Engine, EngineInfo, GraphOptions, ShapeRange
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import open_engine
-from prtool.engines.trt_run import CONTEXTS_KEPT, TrtEngine, TrtPlan, fitting_batch
-from prtool.engines.trt_shapes import graph_profiles
+from prtool.engines.trt import run as trt_run
+from prtool.engines.trt.run import CONTEXTS_KEPT, TrtEngine, TrtPlan, fitting_batch
+from prtool.engines.trt.shapes import graph_profiles
 from prtool.errors import EngineError, ShapeError
 
 

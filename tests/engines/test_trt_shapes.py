@@ -7,7 +7,7 @@ import pytest
 from models import EMBEDDING, PIXELS, TOKENS, TinyModel
 
 from prtool.engines.base import BuildOptions, Profile, ShapeRange
-from prtool.engines.trt_shapes import call_sizes, choose_profile, graph_profiles, parse_profiles, profiles_text
+from prtool.engines.trt.shapes import call_sizes, choose_profile, graph_profiles, parse_profiles, profiles_text
 from prtool.errors import ConfigError, ShapeError
 from prtool.manifest import TensorSpec
 

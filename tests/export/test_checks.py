@@ -11,7 +11,7 @@ from prtool.export.checks import check_export
 from prtool.spec import Keep, PruneSpec
 from prtool.stored import write_sealed
 from prtool.trainer.config import TrainConfig, to_plain
-from prtool.trainer.record import RECORD_NAME, SCHEMA, DataInfo, Record
+from prtool.trainer.runs.record import RECORD_NAME, SCHEMA, DataInfo, Record
 from prtool.trainer.settings import ScorerConfig
 
 KEEP = Keep.ratio(0.5)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from prtool.errors import ParityError
-from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement
-from prtool.export.decisions import COSINE, NEIGHBOURS, TOP1, Decisions, Unpruned, neighbour_overlap
+from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, check_agreement
+from prtool.export.validation.decisions import COSINE, NEIGHBOURS, TOP1, Decisions, Unpruned, neighbour_overlap
 from prtool.runtime.verify import GATES
 
 

@@ -14,15 +14,15 @@ from torch.nn import functional
 from towers import OPEN_CLIP, TIMM, open_clip_visual, timm_visual
 
 from prtool.errors import ConfigError, ModelError
-from prtool.export import compose
-from prtool.export.graphs import PostGraph, PreGraph, plain_copy
-from prtool.export.onnx import save, to_onnx
+from prtool.export.graphs import compose
+from prtool.export.graphs.modules import PostGraph, PreGraph, plain_copy
+from prtool.export.graphs.onnx import save, to_onnx
 from prtool.export.signature import signatures
 from prtool.export.source import ExportSource
 from prtool.manifest import GraphSpec, TensorSpec
 from prtool.spec import Keep, PruneSpec
-from prtool.trainer.hosts import tower_of
-from prtool.trainer.predictor import ScorerConfig, make_scorer
+from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.predictor import ScorerConfig, make_scorer
 from prtool.trainer.settings import ARCHITECTURES
 
 KINDS = ["cls", "siglip", "dinov2 registers"]

@@ -11,10 +11,10 @@ from export_sources import Progressive, make_source, progressive_source
 from onnx.reference import ReferenceEvaluator
 
 from prtool.errors import ModelError
-from prtool.export.compose import fused
-from prtool.export.half import to_half
-from prtool.export.precision import stages
-from prtool.export.regions import head, last_norm, scorer
+from prtool.export.graphs.compose import fused
+from prtool.export.precision.build import stages
+from prtool.export.precision.half import to_half
+from prtool.export.precision.regions import head, last_norm, scorer
 from prtool.export.signature import signatures, stage_roles
 from prtool.export.source import ExportSource
 

@@ -11,9 +11,9 @@ from onnx import shape_inference
 from torch.utils.flop_counter import FlopCounterMode
 from towers import OPEN_CLIP, TIMM
 
-from prtool.export.graphs import PostGraph
-from prtool.export.last_block import asking_tokens
-from prtool.export.onnx import save, to_onnx
+from prtool.export.graphs.last_block import asking_tokens
+from prtool.export.graphs.modules import PostGraph
+from prtool.export.graphs.onnx import save, to_onnx
 from prtool.export.signature import signatures
 from prtool.spec import Keep
 

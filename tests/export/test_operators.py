@@ -8,18 +8,18 @@ from export_sources import CONTEXT, Progressive, make_source, progressive_source
 from torch.nn import functional
 from towers import OPEN_CLIP, TIMM
 
-from prtool.export import compose
-from prtool.export.graphs import TextGraph
-from prtool.export.onnx import to_onnx
-from prtool.export.precision import Int8Request, at_precision, stages
-from prtool.export.quantise import Int8Options
+from prtool.export.graphs import compose
+from prtool.export.graphs.modules import TextGraph
+from prtool.export.graphs.onnx import to_onnx
+from prtool.export.precision.build import Int8Request, at_precision, stages
+from prtool.export.precision.int8 import Int8Options
 from prtool.export.signature import signatures, stage_roles
 from prtool.export.source import ExportSource
-from prtool.graph_file import OPERATORS
-from prtool.trainer.model import TextTower
-from prtool.trainer.predictor import make_scorer
+from prtool.graphs.graph_reader import OPERATORS
+from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.dual_encoder import TextTower
+from prtool.trainer.models.predictor import make_scorer
 from prtool.trainer.settings import ARCHITECTURES, ScorerConfig
-from prtool.trainer.spread import SpreadScorer
 
 PROGRESSIVE = Progressive((2, 3, 4), ("first", "own"), tokens=2, layers=3)
 # tests/models.py makes its graphs by hand, with these.

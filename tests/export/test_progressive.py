@@ -14,13 +14,13 @@ from torch.nn import functional
 from prtool.bundle import Bundle
 from prtool.engines.registry import ENGINES, available
 from prtool.errors import ConfigError, EngineUnavailable, ParityError
-from prtool.export.agreement import verify_with_model
-from prtool.export.graphs import FullGraph, MidGraph, PostGraph
-from prtool.export.parity import prove
-from prtool.export.precision import calibration_samples
-from prtool.export.probe import Probe
+from prtool.export.graphs.modules import FullGraph, MidGraph, PostGraph
+from prtool.export.precision.build import calibration_samples
 from prtool.export.signature import signatures
 from prtool.export.source import ExportSource
+from prtool.export.validation.agreement import verify_with_model
+from prtool.export.validation.parity import prove
+from prtool.export.validation.probe import Probe
 from prtool.export.write import ExportOptions, export_bundle
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.verify import verify

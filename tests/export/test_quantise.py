@@ -12,13 +12,14 @@ from export_sources import make_source
 
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, EngineUnavailable, ParityError
-from prtool.export import agreement, quantise
-from prtool.export.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
-from prtool.export.decisions import Decisions
-from prtool.export.precision import Int8Request, at_precision, calibration_samples, stages
-from prtool.export.quantise import Int8Options
-from prtool.export.regions import head, scorer
+from prtool.export.precision import int8 as quantise
+from prtool.export.precision.build import Int8Request, at_precision, calibration_samples, stages
+from prtool.export.precision.int8 import Int8Options
+from prtool.export.precision.regions import head, scorer
 from prtool.export.source import ExportSource
+from prtool.export.validation import agreement
+from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
+from prtool.export.validation.decisions import Decisions
 from prtool.export.write import ExportOptions, export_bundle
 from prtool.runtime.verify import Gate, verify
 from prtool.spec import Keep

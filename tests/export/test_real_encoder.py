@@ -11,13 +11,13 @@ from prtool.bundle import Bundle
 from prtool.engines.registry import ENGINES, available
 from prtool.export.source import ExportSource
 from prtool.export.write import ExportOptions, export_bundle
-from prtool.runtime.preprocess import prepare_batch
+from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import verify
 from prtool.spec import Keep
-from prtool.trainer.model import load_model
-from prtool.trainer.predictor import ScorerConfig, make_scorer
-from prtool.trainer.prompts import VisualTokens
-from prtool.trainer.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.models.dual_encoder import load_model
+from prtool.trainer.models.predictor import ScorerConfig, make_scorer
+from prtool.trainer.models.prompts import VisualTokens
+from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

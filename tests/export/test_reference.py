@@ -5,11 +5,11 @@ import torch
 from export_sources import Progressive, make_source, progressive_source
 
 from prtool.errors import ShapeError
-from prtool.export.probe import Probe, keep_counts
-from prtool.export.reference import Choice, Reference, accepts, overlap
 from prtool.export.source import ExportSource
+from prtool.export.validation.probe import Probe, keep_counts
+from prtool.export.validation.reference import Choice, Reference, accepts, overlap
 from prtool.spec import Keep
-from prtool.trainer.pruned import gather, select
+from prtool.trainer.models.pruned import gather, select
 
 SCORES = torch.tensor([[0.9, 0.5, 0.5 - 1e-7, 0.1], [0.9, 0.5, 0.4, 0.1]])
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prtool.errors import ModelError
 from prtool.export.source import ExportSource
 from prtool.export.text import tokenizer_of, vocabulary
-from prtool.trainer.model import TextTower
+from prtool.trainer.models.dual_encoder import TextTower
 
 PROMPTS = [
     "a photo of a cat.",

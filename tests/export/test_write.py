@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, KeepError, ParityError, ShapeError, StorageError
 from prtool.export import write
-from prtool.export.agreement import verify_with_model
 from prtool.export.source import ExportSource
+from prtool.export.validation.agreement import verify_with_model
 from prtool.export.write import ExportOptions, export_bundle
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.verify import verify

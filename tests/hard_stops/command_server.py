@@ -8,7 +8,14 @@ import json
 import os
 import sys
 
-WARM = ("prtool.cli", "prtool.console", "prtool.trainer.train", "prtool.trainer.evaluate", "prtool.trainer.plots", "prtool.export.run")
+WARM = (
+    "prtool.cli.main",
+    "prtool.cli.console",
+    "prtool.trainer.train",
+    "prtool.trainer.evaluation.evaluate",
+    "prtool.trainer.evaluation.plots",
+    "prtool.export.run",
+)
 WARM += ("prtool.runtime.embed", "prtool.runtime.build", "onnx", "onnxscript", "onnxruntime", "open_clip", "timm", "torchvision")
 
 
@@ -19,8 +26,8 @@ def start(arguments: list[str], output: str) -> int:
         return child
     for target, path in ((0, "/dev/null"), (1, output + ".out"), (2, output + ".err")):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), target)
-    from prtool.cli import main
-    from prtool.trainer.eval_ledger import Ledger
+    from prtool.cli.main import main
+    from prtool.trainer.evaluation.ledger import Ledger
 
     # Saved after each batch, else evaluations as short as these never save.
     Ledger.__init__.__defaults__ = (0.0, "unfinished")

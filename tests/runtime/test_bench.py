@@ -19,9 +19,9 @@ from prtool.bundle import Bundle
 from prtool.errors import ConfigError, DataError, ImageError, KeepError
 from prtool.runtime.bench import BenchConfig, BenchRow, bench
 from prtool.runtime.bench.notes import notes_on
+from prtool.runtime.bench.sample_photos import sample_photos
+from prtool.runtime.bench.timing import Case, Group, Plan, Samples, Sensors, measure, speedup
 from prtool.runtime.machine import EnergyMeter, Machine, library_versions, peak_memory_mib, this_machine
-from prtool.runtime.sample_photos import sample_photos
-from prtool.runtime.timing import Case, Group, Plan, Samples, Sensors, measure, speedup
 from prtool.spec import Keep
 
 ROW_NAMES = [

@@ -27,11 +27,11 @@ from prtool.runtime.bench.files import output_files, write_report
 from prtool.runtime.bench.gpu import CudaEvents, GpuMeter, joules_per_call, on_gpu
 from prtool.runtime.bench.offers import Offer, asked_offers, check_memory
 from prtool.runtime.bench.plot import plot_report
+from prtool.runtime.bench.timing import Case, Group, Plan, Sensors, measure
 from prtool.runtime.machine import available_memory_mib
-from prtool.runtime.timing import Case, Group, Plan, Sensors, measure
 
 THREE = {
-    "ort": EngineEntry("prtool.engines.ort", "onnxruntime", "first", {"fp32": "fp32", "int8": "int8"}),
+    "ort": EngineEntry("prtool.engines.ort.cpu", "onnxruntime", "first", {"fp32": "fp32", "int8": "int8"}),
     "other": EngineEntry("prtool.engines.other", "other", "second", {"fp32": "fp32", "bf16": "fp32"}),
     "third": EngineEntry("prtool.engines.third", "third", "third", {"fp32": "fp32"}),
 }

@@ -8,12 +8,12 @@ from click.testing import CliRunner, Result
 from models import TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.cli import app
+from prtool.cli.main import app
 from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
-from prtool.engines.cache import EngineCache
+from prtool.engines.cache.store import EngineCache
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import ENGINES, builder
-from prtool.engines.trt_shapes import choose_profile
+from prtool.engines.trt.shapes import choose_profile
 from prtool.errors import ConfigError, EngineUnavailable, KeepError
 from prtool.progress import SilentProgress
 from prtool.runtime.build import BuildReport, build_bundle, build_options
@@ -62,7 +62,7 @@ def test_graphs_without_tokens_are_taken_when_only_the_counts_change(bundle: Bun
 
 
 def test_without_a_gpu_the_report_says_so(bundle: Bundle, rtx: str, tmp_path: Path) -> None:
-    from prtool.engines import trt_rtx
+    from prtool.engines.trt import rtx as trt_rtx
 
     try:
         trt_rtx.probe()

@@ -12,11 +12,11 @@ from filelock import FileLock
 from support import REPO
 
 from prtool.engines.base import BuildOptions, ShapeRange
-from prtool.engines.cache import EngineCache
-from prtool.engines.cache_key import EngineKey, onnx_digest
-from prtool.engines.cache_record import ENGINE_FILE, RECORD_FILE, default_root
-from prtool.engines.trt_engine import _builder_text
-from prtool.engines.trt_shapes import profiles_text
+from prtool.engines.cache.key import EngineKey, onnx_digest
+from prtool.engines.cache.record import ENGINE_FILE, RECORD_FILE, default_root
+from prtool.engines.cache.store import EngineCache
+from prtool.engines.trt.engine import _builder_text
+from prtool.engines.trt.shapes import profiles_text
 from prtool.errors import EngineError
 
 BUILD = Path(os.environ.get("PRTOOL_CPP_BUILD", REPO / "runtime" / "cpp" / "build" / "check-gcc")).resolve()

@@ -19,7 +19,7 @@ from hostile.corpus import GROUPS, SEED, base_bundle, write_case
 from hostile.reader import Watch
 from support import REPO
 
-from prtool.graph_file import OPERATORS
+from prtool.graphs.graph_reader import OPERATORS
 
 SAMPLE = 150
 SECONDS = 120.0

@@ -17,8 +17,8 @@ from PIL import Image
 from support import shared_dir
 
 from prtool.errors import ImageError
-from prtool.runtime.images import open_image
-from prtool.runtime.preprocess import prepare
+from prtool.runtime.images.decode import open_image
+from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Preprocess
 
 pytestmark = [

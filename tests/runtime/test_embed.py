@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from fakes import FakeEncoder, fake_manifest
 from PIL import Image
 
-from prtool.cli import app
+from prtool.cli.main import app
+from prtool.cli.parameters import EngineChoice
 from prtool.errors import ConfigError, DataError, KeepError, StorageError
-from prtool.parameters import EngineChoice
 from prtool.runtime import embed
 from prtool.runtime.embed import EmbedOptions, EmbedResult, check_output, embed_folder, save_embeddings
-from prtool.runtime.preprocess import prepare
+from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep
 
 

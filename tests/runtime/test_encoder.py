@@ -22,7 +22,7 @@ from prtool.engines.base import EngineOptions
 from prtool.errors import BundleError, ConfigError, EngineError, EngineUnavailable, ImageError, InputWarning, KeepError, ShapeError
 from prtool.manifest import ClassInfo, TextInfo
 from prtool.runtime.encoder import Encoder
-from prtool.runtime.preprocess import prepare
+from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep
 
 MODELS = {

@@ -20,10 +20,10 @@ import pytest
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from prtool.errors import DataError, ImageError, ShapeError
-from prtool.runtime import images
-from prtool.runtime.image_files import search
-from prtool.runtime.image_memory import decoding_bytes, memory_for
-from prtool.runtime.images import MAX_PIXELS, expand_images, open_image
+from prtool.runtime.images import decode as images
+from prtool.runtime.images.decode import MAX_PIXELS, expand_images, open_image
+from prtool.runtime.images.files import search
+from prtool.runtime.images.memory import decoding_bytes, memory_for
 
 
 def noise(height: int = 23, width: int = 31, seed: int = 0) -> npt.NDArray[np.uint8]:
@@ -338,7 +338,7 @@ def test_a_jpeg_in_several_scans_takes_more(scans: str, progressive: bool) -> No
 
 PEAK = """
 import resource, sys
-from prtool.runtime.images import open_image
+from prtool.runtime.images.decode import open_image
 open_image(b"P6 1 1 255 abc")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 image = open_image(sys.argv[1])

@@ -13,8 +13,8 @@ from PIL import Image
 from support import shared_dir
 
 from prtool.errors import ConfigError, ImageError, ShapeError
-from prtool.runtime import preprocess
-from prtool.runtime.preprocess import prepare, prepare_batch, view
+from prtool.runtime.images import preprocess
+from prtool.runtime.images.preprocess import prepare, prepare_batch, view
 from prtool.spec import Preprocess
 
 torch = pytest.importorskip("torch", reason="open_clip's transform is the reference")

@@ -11,7 +11,7 @@ from fakes import FakeEncoder, fake_manifest
 from PIL import Image
 
 from prtool.errors import ConfigError, ImageError, KeepError, StorageError
-from prtool.runtime.preprocess import prepare_batch, view
+from prtool.runtime.images.preprocess import prepare_batch, view
 from prtool.runtime.show import Style, draw, show
 from prtool.spec import Keep
 

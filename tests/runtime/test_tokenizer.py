@@ -12,7 +12,7 @@ from models import CONTEXT, VOCABULARY, write_tokenizer
 
 from prtool.errors import BundleError
 from prtool.manifest import TextInfo
-from prtool.runtime.tokenizer import PromptTokenizer
+from prtool.runtime.text.tokenizer import PromptTokenizer
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 TEXT = TextInfo(CONTEXT, VOCABULARY, "tokenizer.json")

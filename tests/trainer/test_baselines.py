@@ -11,19 +11,19 @@ from towers import open_clip_visual, timm_visual
 
 from prtool.errors import ConfigError, ShapeError
 from prtool.spec import Keep, PruneSpec
-from prtool.trainer.baselines.base import Entered, RankingMethod
-from prtool.trainer.baselines.cls_attention import ClsAttention
-from prtool.trainer.baselines.evit import EVit
-from prtool.trainer.baselines.golden import Golden
-from prtool.trainer.baselines.patch_ranking import PatchRanking, TunedPatchRanking
-from prtool.trainer.baselines.random_ import Random
-from prtool.trainer.baselines.registry import METHODS, Ingredients
-from prtool.trainer.baselines.tome import ToMe
-from prtool.trainer.hosts import tower_of
-from prtool.trainer.predictor import ScorerConfig, make_scorer
-from prtool.trainer.prompts import VisualTokens
-from prtool.trainer.pruned import FirstOrder, PrunedEncoder
-from prtool.trainer.vit import VisionTower
+from prtool.trainer.evaluation.baselines.base import Entered, RankingMethod
+from prtool.trainer.evaluation.baselines.cls_attention import ClsAttention
+from prtool.trainer.evaluation.baselines.evit import EVit
+from prtool.trainer.evaluation.baselines.golden import Golden
+from prtool.trainer.evaluation.baselines.patch_ranking import PatchRanking, TunedPatchRanking
+from prtool.trainer.evaluation.baselines.random_ import Random
+from prtool.trainer.evaluation.baselines.registry import METHODS, Ingredients
+from prtool.trainer.evaluation.baselines.tome import ToMe
+from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.predictor import ScorerConfig, make_scorer
+from prtool.trainer.models.prompts import VisualTokens
+from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.models.tower import VisionTower
 
 LOCATION = 2
 

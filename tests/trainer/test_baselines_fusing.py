@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.errors import ConfigError
-from prtool.trainer.baselines.avit import EPSILON, GAMMA, AVit, image_gmacs
-from prtool.trainer.baselines.base import Entered
-from prtool.trainer.baselines.evit import EVit
-from prtool.trainer.baselines.tome import ToMe
-from prtool.trainer.vit import VisionTower
+from prtool.trainer.evaluation.baselines.avit import EPSILON, GAMMA, AVit, image_gmacs
+from prtool.trainer.evaluation.baselines.base import Entered
+from prtool.trainer.evaluation.baselines.evit import EVit
+from prtool.trainer.evaluation.baselines.tome import ToMe
+from prtool.trainer.models.tower import VisionTower
 
 IMAGES = 6
 

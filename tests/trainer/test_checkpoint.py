@@ -12,13 +12,13 @@ from local_model import write_model
 
 from prtool.errors import CheckpointError, StorageError
 from prtool.spec import Keep, PruneSpec
-from prtool.trainer import checkpoint as module
-from prtool.trainer.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.predictor import ScorerConfig, TransformerScorer, later_config, make_scorer
-from prtool.trainer.prompts import TextContext, VisualTokens
-from prtool.trainer.pruned import FirstOrder
-from prtool.trainer.record import RECORD_NAME, SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
+from prtool.trainer.models.predictor import ScorerConfig, TransformerScorer, later_config, make_scorer
+from prtool.trainer.models.prompts import TextContext, VisualTokens
+from prtool.trainer.models.pruned import FirstOrder
+from prtool.trainer.runs import checkpoint as module
+from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors
+from prtool.trainer.runs.record import RECORD_NAME, SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
 
 FILES = (RECORD_NAME, "tensors-*.safetensors")
 

@@ -6,10 +6,10 @@ from tiny_encoder import entered, tiny_encoder
 from torch.nn import functional
 
 from prtool.errors import ConfigError
-from prtool.trainer.choice import ChoiceConfig, ChoiceImages, ChoiceLesson, some_patches
 from prtool.trainer.features import Features
 from prtool.trainer.loop import FitConfig, learn
-from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
+from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
+from prtool.trainer.objectives.distill import ChoiceConfig, ChoiceImages, ChoiceLesson, some_patches
 
 LOCATION = 2
 SMALL = ScorerConfig(channels=8, token_hidden=4, channel_hidden=16, heads=2)

@@ -14,14 +14,14 @@ from PIL import Image
 from tiny_encoder import class_embeddings, noise_images, tiny_encoder
 
 from prtool.errors import ConfigError, DataError, ImageError
-from prtool.runtime.preprocess import prepare
+from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Preprocess
-from prtool.trainer.data import ImageSet, available_splits, data_exists, load_split, pixel_batches, templates_for
-from prtool.trainer.datasets.address import folder_of, parse_data, split_data
-from prtool.trainer.datasets.few_shot import few_shot
-from prtool.trainer.datasets.merge import merge
-from prtool.trainer.golden import GoldenConfig
-from prtool.trainer.golden_store import rank_images
+from prtool.trainer.data.address import folder_of, parse_data, split_data
+from prtool.trainer.data.few_shot import few_shot
+from prtool.trainer.data.load import ImageSet, available_splits, data_exists, load_split, pixel_batches, templates_for
+from prtool.trainer.data.merge import merge
+from prtool.trainer.objectives.golden import GoldenConfig
+from prtool.trainer.objectives.golden_store import rank_images
 from prtool.trainer.train import RunImages
 
 SPEC = Preprocess((4, 4), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

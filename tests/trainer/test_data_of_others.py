@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from prtool.errors import DataError
-from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
-from prtool.trainer.datasets.shards import members
+from prtool.trainer.data.formats.shards import members
+from prtool.trainer.data.load import ImageSet, available_splits, load_split, templates_for
 
 
 def image() -> bytes:

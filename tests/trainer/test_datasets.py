@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from prtool.errors import DataError
-from prtool.trainer.data import ImageSet, available_splits, load_split, templates_for
-from prtool.trainer.datasets.download import download, downloadable
-from prtool.trainer.datasets.known import KNOWN
+from prtool.trainer.data.download import download, downloadable
+from prtool.trainer.data.formats.known import KNOWN
+from prtool.trainer.data.load import ImageSet, available_splits, load_split, templates_for
 
 # shared/method.md, section 6, and the paper's order of sets
 TEMPLATES = {

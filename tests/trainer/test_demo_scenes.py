@@ -7,12 +7,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image, ImageFilter
+from pretrain_demo import Recipe, cosine_filters, draw_pool, fresh_scenes, main, train_clip, zero_shot_accuracy
 from safetensors.numpy import load_file, save_file
 
 from prtool.errors import ConfigError, DataError, ModelError, ShapeError
-from prtool.trainer.demo.model import MODEL_CONFIG, WEIGHTS, load_weights, save_weights, write_model
-from prtool.trainer.demo.recipe import Recipe, cosine_filters, draw_pool, fresh_scenes, main, train_clip, zero_shot_accuracy
-from prtool.trainer.demo.scenes import (
+from prtool.studies.demo.model import MODEL_CONFIG, WEIGHTS, load_weights, save_weights, write_model
+from prtool.studies.demo.scenes import (
     CLASS_NAMES,
     COLOURS,
     IMAGE_SIZE,
@@ -24,7 +24,7 @@ from prtool.trainer.demo.scenes import (
     read_mask,
     write_dataset,
 )
-from prtool.trainer.model import DualEncoder, load_model
+from prtool.trainer.models.dual_encoder import DualEncoder, load_model
 
 PURE_HUES = {"red": 0, "orange": 28, "yellow": 56, "green": 130, "blue": 220, "purple": 284}
 ACCURACY_FLOOR = 0.95

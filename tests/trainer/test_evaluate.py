@@ -16,20 +16,20 @@ from torch.nn import functional
 from towers import open_clip_visual, timm_visual
 
 from prtool.errors import ConfigError, KeepError, ShapeError, StorageError
-from prtool.runtime.preprocess import prepare
+from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep, Preprocess
-from prtool.trainer import evaluate as module
-from prtool.trainer.baselines.random_ import Random
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.data import ImageSet, load_split
-from prtool.trainer.evaluate import EvalConfig, Pruner, evaluate, evaluate_run
-from prtool.trainer.golden import GoldenConfig
-from prtool.trainer.hosts import tower_of
-from prtool.trainer.model import DualEncoder, TextTower
-from prtool.trainer.plots import plot_accuracy
-from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
+from prtool.trainer.data.load import ImageSet, load_split
+from prtool.trainer.evaluation import evaluate as module
+from prtool.trainer.evaluation.baselines.random_ import Random
+from prtool.trainer.evaluation.evaluate import EvalConfig, Pruner, evaluate, evaluate_run
+from prtool.trainer.evaluation.plots import plot_accuracy
+from prtool.trainer.models.dual_encoder import DualEncoder, TextTower
+from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
+from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.objectives.golden import GoldenConfig
 from prtool.trainer.train import train
-from prtool.trainer.vit import VisionTower
 
 LOCATION, SIDE, CELL, IMAGES = 2, 64, 16, 12
 KEEPS = (Keep.ratio(1.0), Keep.ratio(0.5), Keep.count(3))

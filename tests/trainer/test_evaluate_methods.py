@@ -15,19 +15,19 @@ from tiny_encoder import class_embeddings, noise_images, tiny_encoder
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prtool.runtime.preprocess import prepare
+from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep, PruneSpec
-from prtool.trainer.baselines.avit import AVit
-from prtool.trainer.baselines.base import Counts, Entered
-from prtool.trainer.baselines.random_ import Random
-from prtool.trainer.data import ImageSet
-from prtool.trainer.eval_ledger import Ledger
-from prtool.trainer.eval_report import EvalReport, EvalRow
-from prtool.trainer.evaluate import EvalConfig, Pruner, evaluate
-from prtool.trainer.model import DualEncoder, content_digest
-from prtool.trainer.plots import plot_accuracy
-from prtool.trainer.prompts import VisualTokens
-from prtool.trainer.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.data.load import ImageSet
+from prtool.trainer.evaluation.baselines.avit import AVit
+from prtool.trainer.evaluation.baselines.base import Counts, Entered
+from prtool.trainer.evaluation.baselines.random_ import Random
+from prtool.trainer.evaluation.evaluate import EvalConfig, Pruner, evaluate
+from prtool.trainer.evaluation.ledger import Ledger
+from prtool.trainer.evaluation.plots import plot_accuracy
+from prtool.trainer.evaluation.report import EvalReport, EvalRow
+from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
+from prtool.trainer.models.prompts import VisualTokens
+from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
 from prtool.trainer.stored_tensors import keep_tensors
 
 IMAGES, LOCATIONS = 10, (2, 3)

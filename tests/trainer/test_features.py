@@ -11,7 +11,7 @@ from torch.nn import functional
 from prtool.errors import ShapeError
 from prtool.progress import SilentProgress
 from prtool.trainer import features as module
-from prtool.trainer.data import pixel_batches
+from prtool.trainer.data.load import pixel_batches
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 
 

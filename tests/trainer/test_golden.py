@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.errors import ConfigError, DataError, ModelError, ShapeError
-from prtool.trainer.golden import GoldenConfig, GoldenSearch, rank_tokens
-from prtool.trainer.model import DualEncoder
-from prtool.trainer.tail import Tail, resolve_precision
+from prtool.trainer.models.dual_encoder import DualEncoder
+from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch, rank_tokens
+from prtool.trainer.objectives.tail import Tail, resolve_precision
 
 KINDS = ["cls", "average", "siglip", "dinov2 registers"]
 

@@ -15,9 +15,9 @@ from support import REPO
 from tiny_encoder import class_embeddings, noise_images, tiny_encoder
 
 from prtool.errors import ConfigError, DataError, ImageError, StorageError
-from prtool.trainer.data import ImageSet
-from prtool.trainer.golden import GoldenConfig, rank_tokens
-from prtool.trainer.golden_store import SHARD_IMAGES, GoldenRanking, rank_images
+from prtool.trainer.data.load import ImageSet
+from prtool.trainer.objectives.golden import GoldenConfig, rank_tokens
+from prtool.trainer.objectives.golden_store import SHARD_IMAGES, GoldenRanking, rank_images
 
 CONFIG = GoldenConfig(location=3, group=2, precision="fp32")
 IMAGES = 2 * SHARD_IMAGES + 5
@@ -29,8 +29,8 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from prtool.progress import SilentProgress
-from prtool.trainer.golden import GoldenConfig
-from prtool.trainer.golden_store import rank_images
+from prtool.trainer.objectives.golden import GoldenConfig
+from prtool.trainer.objectives.golden_store import rank_images
 from tiny_encoder import noise_images, tiny_encoder
 
 torch.set_num_threads(1)
@@ -141,7 +141,7 @@ def test_what_comes_back(images: ImageSet, cached: tuple[Path, GoldenRanking]) -
 
 
 def test_one_image_is_ranked_as_by_itself(images: ImageSet, cached: tuple[Path, GoldenRanking]) -> None:
-    from prtool.runtime.preprocess import prepare
+    from prtool.runtime.images.preprocess import prepare
 
     model = tiny_encoder()
     pixels = torch.from_numpy(prepare(images.file(70), model.preprocess))[None]
@@ -153,7 +153,7 @@ def test_one_image_is_ranked_as_by_itself(images: ImageSet, cached: tuple[Path, 
 def test_a_finished_cache_is_read_and_not_made_again(images: ImageSet, cached: tuple[Path, GoldenRanking], monkeypatch: pytest.MonkeyPatch) -> None:
     cache, found = cached
     before = digests(cache)
-    monkeypatch.setattr("prtool.trainer.golden_store._rank", None)
+    monkeypatch.setattr("prtool.trainer.objectives.golden_store._rank", None)
     counter = Counter()
     assert same(rank_images(tiny_encoder(), images, CONFIG, cache, progress=counter), found)
     assert counter.told == ["ranking patches (images)", IMAGES, 64, 64, 5, "finish"]

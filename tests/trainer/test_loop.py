@@ -11,9 +11,9 @@ from prtool.errors import ConfigError, ShapeError
 from prtool.progress import SilentProgress
 from prtool.trainer.features import Features
 from prtool.trainer.loop import Examples, FitConfig, _subset, fit, predict
-from prtool.trainer.losses import LOSSES
-from prtool.trainer.matching import matching_rate, order_of
-from prtool.trainer.predictor import ScorerConfig, make_scorer
+from prtool.trainer.models.predictor import ScorerConfig, make_scorer
+from prtool.trainer.objectives.losses import LOSSES
+from prtool.trainer.objectives.matching import matching_rate, order_of
 from prtool.trainer.settings import ARCHITECTURES
 
 WIDTH, PATCHES = 16, 12

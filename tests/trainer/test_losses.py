@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prtool.errors import ConfigError
-from prtool.trainer.losses import LOSSES, MARGIN, PAIRS, kl_target, loss_named
+from prtool.trainer.objectives.losses import LOSSES, MARGIN, PAIRS, kl_target, loss_named
 
 BATCH, PATCHES = 3, 12
 

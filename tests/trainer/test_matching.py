@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from prtool.errors import ShapeError
-from prtool.trainer.matching import constant_ranking, default_count, matching_rate, order_of, random_rate, usual_counts
+from prtool.trainer.objectives.matching import constant_ranking, default_count, matching_rate, order_of, random_rate, usual_counts
 
 
 def orders(images, patches, seed):

@@ -13,10 +13,10 @@ from local_model import TEXT, VISION, write_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from prtool.cli import app
+from prtool.cli.main import app
 from prtool.errors import ConfigError, ModelError
-from prtool.trainer.model import load_model
-from prtool.trainer.model_source import canonical_name, canonical_pretrained, resolve
+from prtool.trainer.models.dual_encoder import load_model
+from prtool.trainer.models.loading.source import canonical_name, canonical_pretrained, resolve
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip makes the models")
 from open_clip import factory, pretrained  # noqa: E402

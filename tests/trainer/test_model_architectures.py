@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from towers import timm_visual
 
 from prtool.errors import ModelError
-from prtool.graph_file import OPERATORS
+from prtool.graphs.graph_reader import OPERATORS
 from prtool.manifest import GraphSpec, TensorSpec
-from prtool.trainer.hosts import tower_of
-from prtool.trainer.model import TextTower, _construct, load_model
+from prtool.trainer.models.dual_encoder import TextTower, _construct, load_model
+from prtool.trainer.models.hosts import tower_of
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip has the architectures")
 
@@ -34,7 +34,7 @@ def outline(name: str) -> torch.nn.Module:
 
 def check_prerequisites(name: str) -> None:
     """What an export needs of an image tower: shapes as declared, countable cost, and the exportable form."""
-    from prtool.export.graphs import plain_copy
+    from prtool.export.graphs.modules import plain_copy
 
     visual = outline(name)
     tower = tower_of(visual)
@@ -134,8 +134,8 @@ def _text_configs() -> dict[str, tuple[Any, str]]:
 def test_text_towers_of_transformers_are_exported_with_listed_operators(kind, monkeypatch, tmp_path):
     hf = pytest.importorskip("transformers", reason="it makes the text towers")
     onnx, ort = pytest.importorskip("onnx", reason="export needs onnx"), pytest.importorskip("onnxruntime", reason="it runs the graph")
-    from prtool.export.graphs import TextGraph
-    from prtool.export.onnx import save, to_onnx
+    from prtool.export.graphs.modules import TextGraph
+    from prtool.export.graphs.onnx import save, to_onnx
 
     config, pooler = _text_configs()[kind]
     monkeypatch.setattr(hf.AutoConfig, "from_pretrained", lambda *_names, **_options: config)

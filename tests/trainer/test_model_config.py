@@ -12,11 +12,11 @@ import torch
 from click.testing import CliRunner
 from local_model import write_images, write_model
 
-from prtool.cli import app
+from prtool.cli.main import app
 from prtool.errors import ModelError
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.model import load_model
-from prtool.trainer.model_config import check_model
+from prtool.trainer.models.dual_encoder import load_model
+from prtool.trainer.models.loading.config import check_model
 from prtool.trainer.train import train
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip has the configurations")

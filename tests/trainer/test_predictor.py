@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prtool.errors import ConfigError, ShapeError
-from prtool.trainer.extras import TokenExtras
-from prtool.trainer.predictor import ChannelPool, MixMlpScorer, ScorerConfig, TransformerScorer, later_config, make_scorer
+from prtool.trainer.models.auxiliary import TokenExtras
+from prtool.trainer.models.predictor import ChannelPool, MixMlpScorer, ScorerConfig, TransformerScorer, later_config, make_scorer
 from prtool.trainer.settings import ARCHITECTURES, EXTRAS
 
 SMALL = {"channels": 8, "token_hidden": 4, "channel_hidden": 16, "heads": 2}

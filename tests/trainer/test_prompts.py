@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from prtool.errors import ConfigError, ModelError
-from prtool.trainer.model import DualEncoder, TextTower, load_model
-from prtool.trainer.prompts import TextContext, VisualTokens, new_context, new_visual, prompt_text
+from prtool.trainer.models.dual_encoder import DualEncoder, TextTower, load_model
+from prtool.trainer.models.prompts import TextContext, VisualTokens, new_context, new_visual, prompt_text
 
 CLASSES = ("red", "dark_green", "blue")
 TEMPLATE = "photo of a {}."

@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError
 from prtool.spec import Keep, PruneSpec
-from prtool.trainer.prompts import VisualTokens
-from prtool.trainer.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.models.prompts import VisualTokens
+from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
 
 KINDS = ["cls", "siglip", "dinov2 registers", "average"]
 

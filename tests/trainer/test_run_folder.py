@@ -12,8 +12,8 @@ from local_model import write_images
 from prtool.errors import ConfigError
 from prtool.files import check_output
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.run_folder import only_trainer
-from prtool.trainer.run_place import RUN, run_name
+from prtool.trainer.runs.folder import only_trainer
+from prtool.trainer.runs.place import RUN, run_name
 
 
 def test_default_names_tell_apart_what_the_settings_tell_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_an_unfinished_run_or_a_finished_one_may_stand_there(tmp_path: Path) -> 
 WAITS = """
 import sys
 from pathlib import Path
-from prtool.trainer.run_folder import only_trainer
+from prtool.trainer.runs.folder import only_trainer
 with only_trainer(Path(sys.argv[1])):
     print("in", flush=True)
 """

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from prtool.errors import CheckpointError, DataError
-from prtool.trainer.data import ImageSet
-from prtool.trainer.seen import Seen, fingerprints
+from prtool.trainer.data.load import ImageSet
+from prtool.trainer.data.seen import Seen, fingerprints
 
 
 def write(root: Path, contents: dict[str, bytes]) -> ImageSet:

@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
-from prtool.trainer import extras, losses, predictor
-from prtool.trainer.baselines import registry
+from prtool.trainer.evaluation.baselines import registry
+from prtool.trainer.models import auxiliary as extras
+from prtool.trainer.models import predictor
+from prtool.trainer.objectives import losses
 from prtool.trainer.settings import ARCHITECTURES, EXTRAS, LOSS_NAMES, METHOD_NAMES
 
 
@@ -16,5 +18,7 @@ def test_names_are_those_of_the_registries() -> None:
 
 
 def test_settings_need_no_torch() -> None:
-    program = "import sys, prtool.trainer.config, prtool.trainer.eval_config, prtool.trainer.datasets.detect; assert 'torch' not in sys.modules"
+    program = (
+        "import sys, prtool.trainer.config, prtool.trainer.evaluation.config, prtool.trainer.data.formats.detect; assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from prtool.errors import ConfigError
-from prtool.trainer.predictor import PatchScorer, ScorerConfig, make_scorer
-from prtool.trainer.pruned import select
-from prtool.trainer.spread import SpreadScorer
+from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
+from prtool.trainer.models.pruned import select
 
 GRID = (3, 5)
 

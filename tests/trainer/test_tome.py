@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prtool.errors import ConfigError, ModelError
 from prtool.spec import Keep
-from prtool.trainer.baselines.base import Entered
-from prtool.trainer.baselines.tome import MergedEncoder, ToMe, match, merge, merged_gmacs, schedule
-from prtool.trainer.vit import VisionTower
+from prtool.trainer.evaluation.baselines.base import Entered
+from prtool.trainer.evaluation.baselines.tome import MergedEncoder, ToMe, match, merge, merged_gmacs, schedule
+from prtool.trainer.models.tower import VisionTower
 
 F64 = npt.NDArray[np.float64]
 
@@ -126,7 +126,7 @@ def test_the_schedule_costs_as_much_as_the_pruned_encoder(keep: float) -> None:
     """On ViT-B/16's shape: 12 blocks, 196 patches."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
 
-    from prtool.trainer.hosts import tower_of
+    from prtool.trainer.models.hosts import tower_of
 
     with torch.device("meta"):
         visual = _build_vision_tower(512, CLIPVisionCfg(image_size=224, layers=12, width=768, head_width=64, patch_size=16))

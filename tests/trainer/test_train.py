@@ -18,13 +18,13 @@ from prtool.errors import ConfigError, DataError, ModelError
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
 from prtool.trainer import train as module
-from prtool.trainer.checkpoint import Checkpoint
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.data import load_split
-from prtool.trainer.evaluate import EvalConfig, evaluate_run
-from prtool.trainer.golden_store import rank_images
-from prtool.trainer.matching import constant_ranking, matching_rate
-from prtool.trainer.record import RECORD_NAME
+from prtool.trainer.data.load import load_split
+from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
+from prtool.trainer.objectives.golden_store import rank_images
+from prtool.trainer.objectives.matching import constant_ranking, matching_rate
+from prtool.trainer.runs.checkpoint import Checkpoint
+from prtool.trainer.runs.record import RECORD_NAME
 from prtool.trainer.train import point_latest, run_images, train
 
 SETTINGS = {"golden.location": 2, "golden.group": 1, "golden.precision": "fp32", "device": "cpu"}
@@ -97,7 +97,7 @@ def test_the_matching_rates_are_those_of_the_golden_ranking(config, whole):
     found = Checkpoint.load(whole)
     model, images = found.load_model(), run_images(config)
     learned, judged = (rank_images(model, part, config.golden, None) for part in (images.train, images.val))
-    from prtool.trainer.data import pixel_batches
+    from prtool.trainer.data.load import pixel_batches
 
     ((_, pixels),) = pixel_batches(images.val, model.preprocess, range(6), 6)
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_a_finished_run_is_not_repeated(config, whole, monkeypatch):
 
 def test_changed_settings_run_again_on_the_cached_ranking(config, root, tmp_path, monkeypatch):
     train(config, tmp_path)
-    monkeypatch.setattr("prtool.trainer.golden_store._rank", None)
+    monkeypatch.setattr("prtool.trainer.objectives.golden_store._rank", None)
     before = outcome(tmp_path)
     other = replace(config, fit=replace(config.fit, epochs=4))
     for changed, word in [(other, r"fit\.epochs = 3 there, 4 here"), (replace(config, phases=("none",)), "phase none")]:

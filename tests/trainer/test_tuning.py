@@ -13,12 +13,12 @@ from torch.nn import functional
 from prtool.errors import ConfigError, DataError
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
-from prtool.trainer.data import NO_LABEL, load_split, pixel_batches
-from prtool.trainer.model import DualEncoder, load_model, tensor_digest
-from prtool.trainer.prompts import VisualTokens
-from prtool.trainer.pruned import FirstOrder, PrunedEncoder
-from prtool.trainer.tuning import TokensConfig, TuningTask, tune, tuned_spec
-from prtool.trainer.tuning_data import Entry, embed_prepared, prepare_images
+from prtool.trainer.data.load import NO_LABEL, load_split, pixel_batches
+from prtool.trainer.models.dual_encoder import DualEncoder, load_model, tensor_digest
+from prtool.trainer.models.prompts import VisualTokens
+from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.tokens.data import Entry, embed_prepared, prepare_images
+from prtool.trainer.tokens.train import TokensConfig, TuningTask, tune, tuned_spec
 
 SMALL = TokensConfig(visual=2, shots=3, epochs=3, batch=4, lr=10.0, keep=0.5)
 TEXT = replace(SMALL, visual=0, text=4)
@@ -200,7 +200,7 @@ def test_stopped_anywhere_it_ends_the_same(task, tmp_path, config, after):
 
 def test_a_finished_state_is_not_tuned_again(task, tmp_path, monkeypatch):
     whole = tune(task, SMALL, tmp_path / "state")
-    monkeypatch.setattr("prtool.trainer.tuning._train_epoch", None)
+    monkeypatch.setattr("prtool.trainer.tokens.train._train_epoch", None)
     assert same(tune(task, SMALL, tmp_path / "state"), whole)
     with safe_open(tmp_path / "state", framework="pt") as stored:
         assert len(json.loads(stored.metadata()["prtool"])["facts"]["history"]) == 4

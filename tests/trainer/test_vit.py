@@ -8,8 +8,8 @@ from towers import OPEN_CLIP, TIMM, open_clip_visual, timm_visual
 
 from prtool.errors import ConfigError, ModelError
 from prtool.spec import Keep
-from prtool.trainer.hosts import tower_of
-from prtool.trainer.vit import attention_with_gradients
+from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.tower import attention_with_gradients
 
 
 def all_visuals() -> list[tuple[str, bool]]:

@@ -12,8 +12,8 @@ import numpy as np
 import PIL
 from PIL import Image, features
 
-from prtool.runtime.images import open_image
-from prtool.runtime.preprocess import prepare
+from prtool.runtime.images.decode import open_image
+from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Preprocess
 
 CLIP = Preprocess((224, 224), (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -1,4 +1,4 @@
-// Upright 8-bit RGB to the encoder's float pixels, bit for bit as Python's prtool.runtime.preprocess.
+// Upright 8-bit RGB to the encoder's float pixels, bit for bit as Python's prtool.runtime.images.preprocess.
 #pragma once
 
 #include <cstddef>

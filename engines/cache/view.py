@@ -1,0 +1,117 @@
+"""The engine cache for people: what is in it, and which of it to clear."""
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prtool.engines.cache.store import CacheEntry, Cleared, EngineCache
+from prtool.errors import ConfigError
+
+_MIB = 1 << 20
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class CacheView:
+    """Every engine of a cache, the one used last first."""
+
+    root: Path
+    rows: tuple[CacheEntry, ...]
+
+    @classmethod
+    def of(cls, cache: EngineCache) -> "CacheView":
+        """Reads the records; engine files are not read."""
+        return cls(cache.root, tuple(cache.entries()))
+
+    @property
+    def mib(self) -> float:
+        """Size of all engines, in MiB."""
+        return sum(entry.size for entry in self.rows) / _MIB
+
+    def to_json(self) -> dict[str, Any]:
+        """The view as plain JSON values."""
+        return {"root": str(self.root), "mib": round(self.mib, 3), "engines": [_plain(entry) for entry in self.rows]}
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column names and rows, one an engine."""
+        columns = ["id", "MiB", "last used", "library", "device", "precision", "graph"]
+        return columns, [_row(entry) for entry in self.rows]
+
+
+@dataclass(frozen=True, slots=True)
+class ClearRequest:
+    """Which engines to remove; what several conditions name is removed.
+
+    Attributes:
+        digests: ids, as the list shows them.
+        days: those not used for that long; None asks for none.
+        max_mib: those used longest ago, until the others take at most this; None asks for none.
+        everything: all of them, and what the builders measured.
+    """
+
+    digests: tuple[str, ...] = ()
+    days: float | None = None
+    max_mib: float | None = None
+    everything: bool = False
+
+
+def clear(cache: EngineCache, request: ClearRequest) -> Cleared:
+    """Removes what was asked for; engines that are being built stay.
+
+    Raises:
+        ConfigError: nothing was asked for, or an id is not in the cache.
+        StorageError: a folder cannot be removed.
+    """
+    if request == ClearRequest():
+        raise ConfigError("nothing to clear was named; give ids of 'prtool engine-cache list', --older-than DAYS, --max-mib MIB or --all")
+    if request.everything:
+        return cache.clear_all()
+    entries = cache.entries()
+    unknown = sorted(set(request.digests) - {entry.digest for entry in entries})
+    if unknown:
+        raise ConfigError(f"id = {unknown[0]!r}, but {cache.root} holds no such engine; 'prtool engine-cache list' shows what it holds")
+    chosen = list(request.digests)
+    if request.days is not None:
+        chosen += unused_for(entries, request.days)
+    if request.max_mib is not None:
+        chosen += beyond_size(entries, int(request.max_mib * _MIB))
+    return cache.clear(chosen)
+
+
+def unused_for(entries: Iterable[CacheEntry], days: float) -> list[str]:
+    """Digests of the entries that were not used for that many days."""
+    oldest = time.time() - days * _DAY_S
+    return [entry.digest for entry in entries if entry.last_used < oldest]
+
+
+def beyond_size(entries: Iterable[CacheEntry], limit: int) -> list[str]:
+    """Digests of the entries to remove so that the others hold at most `limit` bytes; those used longest ago go first."""
+    chosen, kept = [], 0
+    for entry in sorted(entries, key=lambda item: item.last_used, reverse=True):
+        if kept + entry.size > limit:
+            chosen.append(entry.digest)
+        else:
+            kept += entry.size
+    return chosen
+
+
+def _plain(entry: CacheEntry) -> dict[str, Any]:
+    record = entry.record
+    known = {} if record is None else {"key": dataclasses.asdict(record.key), "source": record.source, "built_at": record.built_at}
+    return {"id": entry.digest, "bytes": entry.size, "last_used": _date(entry.last_used), "problem": entry.problem, **known}
+
+
+def _row(entry: CacheEntry) -> list[str]:
+    start = [entry.digest, f"{entry.size / _MIB:.1f}", _date(entry.last_used)]
+    if entry.record is None:
+        return [*start, "?", "?", "?", entry.problem]
+    key = entry.record.key
+    return [*start, f"{key.library} {key.library_version}", key.device, key.precision, entry.record.source]
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

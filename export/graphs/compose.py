@@ -1,0 +1,144 @@
+"""Graphs out of graphs: FUSED, which selects inside, and FULL, which drops nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from prtool.export.graphs.onnx import OPSET, check_axes, clean
+from prtool.manifest import GraphSpec
+from prtool.spec import PruneSpec
+
+_IR_VERSION = 10
+
+
+def fused(stages: Sequence[ir.Model], prune: PruneSpec, spec: GraphSpec) -> ir.Model:
+    """PRE, then for each location a selection and the graph behind it.
+
+    Args:
+        stages: PRE, MID graphs if any, POST; unchanged.
+        prune: which tokens are never dropped.
+        spec: inputs pixels and k, one count a location.
+    """
+    joined = _Joined.start(stages[0], "pre")
+    counts = _input(spec, 1)
+    for place, stage in enumerate(stages[1:], start=1):
+        k = counts if len(prune.locations) == 1 else joined.add("Slice", [counts, *joined.constants(f"k_{place}", [place - 1], [place], [0])])
+        chosen = _select(joined, k, prune, f"select_{place}")
+        joined.append(stage, f"stage_{place}", {"tokens": chosen})
+    return joined.model(spec, (*joined.inputs, counts))
+
+
+def full(stages: Sequence[ir.Model], spec: GraphSpec) -> ir.Model:
+    """The same graphs end to end, with neither scorer nor selection: the unpruned model."""
+    joined = _Joined.start(stages[0], "pre")
+    for place, stage in enumerate(stages[1:], start=1):
+        joined.append(stage, f"stage_{place}", {"tokens": joined.tokens})
+    return joined.model(spec, joined.inputs)
+
+
+def _select(joined: "_Joined", k: ir.Value, prune: PruneSpec, name: str) -> ir.Value:
+    """Adds TopK and the gather of whole tokens: (batch, prefix + k + appended, D)."""
+    tokens, scores = joined.tokens, joined.outputs["scores"]
+    # TopK puts the lower index first among equal scores, as `select` in trainer and runtime does.
+    order = joined.add("TopK", [scores, k], {"axis": 1, "largest": 1, "sorted": 1}, outputs=2, place=1)
+    first, axis, trailing = joined.constants(name, [prune.prefix_tokens], [1], [-1])
+    rows = joined.add("Unsqueeze", [joined.add("Add", [order, first]), trailing])
+    # Whole rows, copied once: faster than a gather by element, which needs an index for every channel.
+    parts = [joined.add("GatherND", [tokens, rows], {"batch_dims": 1})]
+    if prune.prefix_tokens:
+        start, end = joined.constants(f"{name}_prefix", [0], [prune.prefix_tokens])
+        parts.insert(0, joined.add("Slice", [tokens, start, end, axis]))
+    if prune.appended_tokens:
+        start, end = joined.constants(f"{name}_appended", [-prune.appended_tokens], [2**62])
+        parts.append(joined.add("Slice", [tokens, start, end, axis]))
+    return parts[0] if len(parts) == 1 else joined.add("Concat", parts, {"axis": 1})
+
+
+@dataclass(slots=True)
+class _Joined:
+    """Nodes and weights of several graphs, end to end; every name carries its graph's."""
+
+    nodes: list[ir.Node]
+    weights: list[ir.Value]
+    inputs: tuple[ir.Value, ...]
+    outputs: dict[str, ir.Value]
+
+    @property
+    def tokens(self) -> ir.Value:
+        """The tokens that the last graph gives; a MID graph takes `tokens` and so cannot give a tensor of that name."""
+        return self.outputs["tokens_out"] if "tokens_out" in self.outputs else self.outputs["tokens"]
+
+    @classmethod
+    def start(cls, stage: ir.Model, name: str) -> "_Joined":
+        """Begins with one graph, which keeps its inputs."""
+        joined = cls([], [], (), {})
+        joined.append(stage, name, {})
+        return joined
+
+    def append(self, stage: ir.Model, name: str, feeds: dict[str, ir.Value]) -> None:
+        """Adds a copy of a graph (its weights are shared), fed by values that are there already."""
+        graph = stage.graph.clone()
+        self.outputs = {str(value.name): value for value in graph.outputs}
+        kept = []
+        for value in tuple(graph.inputs):
+            fed = feeds.get(str(value.name))
+            if fed is None:
+                kept.append(value)
+            else:
+                value.replace_all_uses_with(fed)
+        self.inputs = (*self.inputs, *kept)
+        nodes, weights = list(graph), list(graph.initializers.values())
+        graph.inputs.clear()
+        graph.outputs.clear()
+        graph.initializers.clear()
+        graph.remove(nodes)
+        for value in (*weights, *(output for node in nodes for output in node.outputs)):
+            value.name = f"{name}/{value.name}"
+        for node in nodes:
+            node.name = f"{name}/{node.name}"
+        self.nodes += nodes
+        self.weights += weights
+
+    def add(self, operator: str, inputs: Sequence[ir.Value], attributes: dict[str, int] | None = None, outputs: int = 1, place: int = 0) -> ir.Value:
+        """Adds one operator; returns its output number `place`."""
+        name = f"select/{operator}_{len(self.nodes)}"
+        node = ir.node(operator, inputs, attributes, num_outputs=outputs, name=name)
+        for number, value in enumerate(node.outputs):
+            value.name = f"{name}/{number}"
+        self.nodes.append(node)
+        return node.outputs[place]
+
+    def constants(self, name: str, *lists: list[int]) -> list[ir.Value]:
+        """Adds int64 constants of one dimension."""
+        made = [
+            ir.Value(name=f"{name}/constant_{number}", const_value=ir.tensor(np.array(values, np.int64), name=f"{name}/constant_{number}"))
+            for number, values in enumerate(lists)
+        ]
+        self.weights += made
+        return made
+
+    def model(self, spec: GraphSpec, inputs: Sequence[ir.Value]) -> ir.Model:
+        """One model of everything that the last graph's outputs need."""
+        for declared in spec.outputs:
+            output = self.outputs[declared.name]
+            output.name = declared.name
+            output.shape, output.type = ir.Shape(declared.shape), ir.TensorType(ir.DataType[declared.dtype.upper().replace("32", "")])
+        graph = ir.Graph(
+            inputs,
+            [self.outputs[declared.name] for declared in spec.outputs],
+            nodes=self.nodes,
+            initializers=self.weights,
+            opset_imports={"": OPSET},
+            name=spec.file.removesuffix(".onnx"),
+        )
+        model = ir.Model(graph, ir_version=_IR_VERSION)
+        clean(model)
+        check_axes(model, spec)
+        return model
+
+
+def _input(spec: GraphSpec, place: int) -> ir.Value:
+    declared = spec.inputs[place]
+    return ir.Value(name=declared.name, shape=ir.Shape(declared.shape), type=ir.TensorType(ir.DataType[declared.dtype.upper()]))

@@ -1,0 +1,1 @@
+"""The graphs in each precision."""

@@ -1,0 +1,124 @@
+"""Whether a model's classes mean something on some images, so that what it decides can be a measure of a reduced precision."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prtool.export.source import ExportSource
+from prtool.export.validation.reference import Reference
+from prtool.runtime.verify import Gate
+from prtool.trainer.data.load import NO_LABEL
+
+TOP1, NEIGHBOURS, COSINE = "top1", "neighbours", "mean_cosine"
+_BATCH = 8
+_LEAST_GAIN = 0.1
+_CHANCE_ERRORS = 3.0
+_NOISE_DRAWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What a reduced precision is held to besides the mean cosine, and why.
+
+    Attributes:
+        decided_by: "top1" (images keep their first class), "neighbours" (images keep their nearest images) or "mean_cosine" (nothing besides).
+        why: in one line.
+    """
+
+    decided_by: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unpruned:
+    """The unpruned model on some images.
+
+    Attributes:
+        embeddings: (images, E) float32, L2-normalised.
+        classes: (classes, E) float32, L2-normalised; None without class names.
+        labels: the class of each image, or -1; () for none known.
+    """
+
+    embeddings: Tensor
+    classes: Tensor | None
+    labels: Sequence[int] = ()
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, source: ExportSource, pixels: Tensor, labels: Sequence[int] = ()) -> "Unpruned":
+        """Runs the unpruned tower on (images, 3, height, width) float32, prepared."""
+        embeddings = torch.cat([Reference.of(source.pruned, chunk).full() for chunk in torch.split(pixels, _BATCH)])
+        return cls(embeddings, source.classes(), labels)
+
+    def judged(self, gate: Gate) -> Decisions:
+        """What can decide about a precision besides the mean cosine: first classes, else nearest images, else nothing.
+
+        First classes must mean something: with labels, the accuracy is above chance by 10 points and by three standard errors.
+        And noise of equal size in all directions, at the gate's mean cosine, must leave at least the gate's share of the classes,
+        or of the neighbours, as they are: else the two gates would contradict each other.
+        """
+        if self.classes is None or len(self.classes) < 2:
+            return self._by_neighbours(gate, "the run has no class names")
+        chance = self._no_better_than_chance(len(self.classes))
+        if chance:
+            return self._by_neighbours(gate, chance)
+        classes = self.classes
+        first = (self.embeddings @ classes.T).argmax(1)
+        kept = self._under_noise(gate, lambda found: float(((found @ classes.T).argmax(1) == first).double().mean()))
+        why = f"noise at a cosine of {gate.mean_cosine} leaves {kept:.1%} of the first classes"
+        return Decisions(TOP1, why) if kept >= gate.top1 else self._by_neighbours(gate, f"{why}, whose margins are too small")
+
+    def _by_neighbours(self, gate: Gate, reason: str) -> Decisions:
+        if neighbour_overlap(self.embeddings, self.embeddings) is None:
+            return Decisions(COSINE, f"{reason}; the images are too few to have neighbours")
+        kept = self._under_noise(gate, lambda found: neighbour_overlap(found, self.embeddings) or 0.0)
+        if kept >= gate.neighbours:
+            return Decisions(NEIGHBOURS, reason)
+        return Decisions(COSINE, f"{reason}; noise at a cosine of {gate.mean_cosine} leaves {kept:.1%} of the neighbours: they are too alike")
+
+    def _no_better_than_chance(self, classes: int) -> str:
+        known = torch.tensor([label != NO_LABEL for label in self.labels], dtype=torch.bool)
+        if self.classes is None or not bool(known.any()):
+            return ""
+        right = (self.embeddings @ self.classes.T).argmax(1)[known] == torch.tensor(list(self.labels))[known]
+        accuracy, chance = float(right.double().mean()), 1.0 / classes
+        least = chance + max(_LEAST_GAIN, _CHANCE_ERRORS * math.sqrt(chance * (1.0 - chance) / len(right)))
+        if accuracy >= least:
+            return ""
+        return f"the unpruned model has {accuracy:.1%} of {len(right)} images right, and {classes} classes mean something from {least:.1%} on"
+
+    def _under_noise(self, gate: Gate, measure: Callable[[Tensor], float]) -> float:
+        """The mean of a measure over embeddings that seeded noise brings to the gate's mean cosine."""
+        generator = torch.Generator().manual_seed(0)
+        found = []
+        for _ in range(_NOISE_DRAWS):
+            noise = torch.randn(self.embeddings.shape, generator=generator)
+            sideways = functional.normalize(noise - (noise * self.embeddings).sum(1, keepdim=True) * self.embeddings, dim=1)
+            found.append(measure(gate.mean_cosine * self.embeddings + math.sqrt(1.0 - gate.mean_cosine**2) * sideways))
+        return sum(found) / len(found)
+
+
+def neighbour_overlap(found: Tensor, wanted: Tensor, most: int = 5) -> float | None:
+    """Mean share of each image's nearest images that stay its nearest, by cosine.
+
+    Args:
+        found, wanted: (images, E) float.
+        most: nearest images that are compared; with few images a third of the others.
+
+    Returns:
+        None with fewer than four images.
+    """
+    count = min(most, (len(wanted) - 1) // 3)
+    if count < 1:
+        return None
+    near = [_nearest(embeddings, count) for embeddings in (found, wanted)]
+    return float((near[0].unsqueeze(2) == near[1].unsqueeze(1)).any(dim=2).double().mean())
+
+
+def _nearest(embeddings: Tensor, count: int) -> Tensor:
+    unit = functional.normalize(embeddings.double(), dim=-1)
+    return (unit @ unit.T).fill_diagonal_(-2.0).topk(count, dim=1).indices

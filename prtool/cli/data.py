@@ -1,0 +1,38 @@
+"""The commands about data sets that are known by name: list them, download one."""
+
+from pathlib import Path
+
+import click
+
+from prtool.cli.parameters import json_option
+
+
+@click.group()
+def data() -> None:
+    """Data sets that are known by name (docs/data.md)."""
+
+
+@data.command(name="list")
+@json_option
+def list_sets(as_json: bool) -> None:
+    """Names that --data takes as NAME:FOLDER, with their prompts."""
+    from prtool.cli.console import result_json, result_table
+    from prtool.trainer.data.formats.known import KNOWN
+
+    rows = [[item.name, str(item.classes), " | ".join(item.templates), item.torchvision or "-"] for item in KNOWN.values()]
+    if as_json:
+        names = ("name", "classes", "templates", "torchvision")
+        result_json({"results": [dict(zip(names, row, strict=True)) for row in rows]})
+        return
+    result_table(["name", "classes", "prompts", "torchvision downloads it as"], rows)
+
+
+@data.command()
+@click.argument("name")
+@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Folder of data sets.")
+def download(name: str, output: Path) -> None:
+    """Download one set by torchvision; what is there already is not fetched again."""
+    from prtool.cli.console import message
+    from prtool.trainer.data.download import download as fetch
+
+    message(f"wrote {output}; next: prtool train --data {fetch(name, output)}")

@@ -1,0 +1,1 @@
+"""What a graph file may hold, checked before any engine reads it."""

@@ -1,0 +1,318 @@
+"""What a graph file holds, read from its protobuf bytes before any engine sees it; docs/bundle-format.md, section 9, is normative.
+
+An engine is native code that follows what a file says: loops, functions, external files. Only graphs that the exporter can
+write pass here. Payloads of tensors are skipped, so the time grows with the number of nodes, not with the weights.
+"""
+
+import math
+import os
+import posixpath
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO, NoReturn
+
+from prtool.errors import BundleError
+from prtool.graphs.protobuf import Field, MalformedMessage, MessageReader
+from prtool.graphs.signature import GraphSpec, TensorSpec
+from prtool.text_safety import printable
+
+OPSET = 20
+# OpenVINO's time grows with the square: a chain of 10,000 additions took it 196 s.
+MOST_NODES = 10_000
+MOST_VALUES = 1 << 20
+MOST_AXES = 64
+OPERATORS = frozenset(
+    {
+        "Add",
+        "And",
+        "ArgMax",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Conv",
+        "CumSum",
+        "DequantizeLinear",
+        "Div",
+        "Equal",
+        "Expand",
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Gelu",
+        "Gemm",
+        "Identity",
+        "IsNaN",
+        "LayerNormalization",
+        "LpNormalization",
+        "MatMul",
+        "Max",
+        "Mul",
+        "Neg",
+        "Not",
+        "Pow",
+        "QuantizeLinear",
+        "Range",
+        "Reciprocal",
+        "ReduceL2",
+        "ReduceMean",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Shape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "TopK",
+        "Transpose",
+        "Unsqueeze",
+        "Where",
+    }
+)
+"""Every operator that the exporter writes, over all towers and precisions."""
+_EXTERNAL = 1
+_VALUE_FIELDS = (4, 5, 7)
+_ENTRIES = frozenset({"location", "offset", "length"})
+# onnx.TensorProto.DataType -> numpy's name, bytes of one element, and the field of values that are not in raw_data.
+_TYPES = {
+    1: ("float32", 4, 4),
+    2: ("uint8", 1, 5),
+    3: ("int8", 1, 5),
+    6: ("int32", 4, 5),
+    7: ("int64", 8, 7),
+    9: ("bool", 1, 5),
+    10: ("float16", 2, 5),
+    16: ("bfloat16", 2, 5),
+}
+
+# The fields of onnx.proto by number; what is not here is rejected.
+_NUMBER, _TEXT, _FLOAT = Field("number"), Field("bytes"), Field("float")
+_NUMBERS, _TEXTS, _FLOATS = Field("number", repeated=True), Field("bytes", repeated=True), Field("float", repeated=True)
+_MODEL = {1: _NUMBER, 2: _TEXT, 3: _TEXT, 4: _TEXT, 5: _NUMBER, 6: _TEXT, 7: _TEXT, 8: _TEXTS, 14: _TEXTS}
+_OPSET_ID = {1: _TEXT, 2: _NUMBER}
+_GRAPH = {1: _TEXTS, 2: _TEXT, 5: _TEXTS, 10: _TEXT, 11: _TEXTS, 12: _TEXTS, 13: _TEXTS, 16: _TEXTS}
+_NODE = {1: _TEXTS, 2: _TEXTS, 3: _TEXT, 4: _TEXT, 5: _TEXTS, 6: _TEXT, 7: _TEXT, 9: _TEXTS}
+_ATTRIBUTE = {1: _TEXT, 2: _FLOAT, 3: _NUMBER, 4: _TEXT, 5: _TEXT, 7: _FLOATS, 8: _NUMBERS, 9: _TEXTS, 13: _TEXT, 20: _NUMBER}
+_TENSOR = {1: _NUMBERS, 2: _NUMBER, 4: _FLOATS, 5: _NUMBERS, 7: _NUMBERS, 8: _TEXT, 9: _TEXT, 12: _TEXT, 13: _TEXTS, 14: _NUMBER, 16: _TEXTS}
+_ENTRY = {1: _TEXT, 2: _TEXT}
+_VALUE = {1: _TEXT, 2: _TEXT, 3: _TEXT, 4: _TEXTS}
+_TYPE = {1: _TEXT, 6: _TEXT}
+_TENSOR_TYPE = {1: _NUMBER, 2: _TEXT}
+_SHAPE = {1: _TEXTS}
+_AXIS = {1: _NUMBER, 2: _TEXT, 3: _TEXT}
+
+
+def check_graph(stream: BinaryIO, where: str, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
+    """Walks one graph file, from its beginning.
+
+    Args:
+        stream: the file, opened for reading and seekable.
+        where: the file's path, for messages.
+        spec: its name, inputs and outputs in the manifest.
+        sizes: size in bytes of every file of the bundle, by name.
+
+    Raises:
+        BundleError: the file is no ONNX graph, or holds anything that the exporter does not write.
+    """
+    reader = MessageReader(stream, os.fstat(stream.fileno()).st_size)
+    try:
+        _Graph(reader, where, spec, sizes).check()
+    except MalformedMessage as cause:
+        raise BundleError(f"{where} is not a readable ONNX file ({cause}); copy or export the bundle again") from cause
+
+
+class _Graph:
+    """One walk; every method takes the range of bytes of one message."""
+
+    def __init__(self, reader: MessageReader, where: str, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
+        self.reader = reader
+        self.where = where
+        self.spec = spec
+        self.sizes = sizes
+        self.folder = posixpath.dirname(spec.file)
+
+    def check(self) -> None:
+        """Walks the model."""
+        graph: tuple[int, int] | None = None
+        opsets: list[tuple[str, int]] = []
+        for number, start, end in self.reader.message(0, self.reader.size, _MODEL, "the model"):
+            if number == 7:
+                graph = (start, end)
+            elif number == 8 and len(opsets) < 2:
+                opsets.append(self._opset(start, end))
+        if opsets != [("", OPSET)]:
+            self._reject(f"uses the operator sets {opsets}, but only set {OPSET} of the standard domain is read")
+        if graph is None:
+            self._reject("holds no graph")
+        self._graph(*graph)
+
+    def _graph(self, start: int, end: int) -> None:
+        values: dict[int, list[TensorSpec]] = {11: [], 12: []}
+        parts: dict[int, Callable[[int, int], object]] = {1: self._node, 5: self._tensor, 13: self._value}
+        counts = dict.fromkeys(parts, 0)
+        for number, first, last in self.reader.message(start, end, _GRAPH, "the graph"):
+            if number in values:
+                values[number].append(self._value(first, last))
+                if len(values[number]) > MOST_AXES:
+                    self._reject(f"has more than {MOST_AXES} inputs or outputs")
+            elif number in parts:
+                counts[number] += 1
+                if counts[number] > MOST_NODES:
+                    self._reject(f"holds more than {MOST_NODES} nodes or values")
+                parts[number](first, last)
+        for kind, found, wanted in (("inputs", values[11], self.spec.inputs), ("outputs", values[12], self.spec.outputs)):
+            if tuple(found) != wanted:
+                self._reject(f"has the {kind} {_listed(found)}, but the manifest says {_listed(wanted)}")
+
+    def _opset(self, start: int, end: int) -> tuple[str, int]:
+        domain, version = "", 0
+        for number, first, last in self.reader.message(start, end, _OPSET_ID, "an operator set"):
+            if number == 1:
+                domain = self.reader.text(first, last)
+            else:
+                version = first
+        return domain, version
+
+    def _node(self, start: int, end: int) -> None:
+        operator, domain = "", ""
+        for number, first, last in self.reader.message(start, end, _NODE, "a node"):
+            if number == 4:
+                operator = self.reader.text(first, last)
+            elif number == 5:
+                self._attribute(first, last)
+            elif number == 7:
+                domain = self.reader.text(first, last)
+        if domain or operator not in OPERATORS:
+            name = f"{domain}:{operator}" if domain else operator
+            self._reject(f"uses the operator {ascii(name)[:80]}, which the exporter never writes")
+
+    def _attribute(self, start: int, end: int) -> None:
+        for number, first, last in self.reader.message(start, end, _ATTRIBUTE, "an attribute"):
+            if number == 5:
+                self._tensor(first, last)
+
+    def _tensor(self, start: int, end: int) -> None:
+        """Holds the bytes of a tensor against its dtype and shape, wherever they lie."""
+        tensor = self._read_tensor(start, end)
+        if tensor.dtype not in _TYPES or any(axis < 0 for axis in tensor.shape):
+            self._reject(f"holds the tensor {tensor.name} of type {tensor.dtype} and shape {tensor.shape[:8]}, which the exporter never writes")
+        _, width, field_number = _TYPES[tensor.dtype]
+        needed = math.prod(tensor.shape) * width
+        places = [tensor.place == _EXTERNAL, tensor.raw is not None, bool(tensor.values)]
+        if sum(places) > 1 or tensor.values.keys() - {field_number} or bool(tensor.entries) != places[0] or tensor.place not in (0, _EXTERNAL):
+            self._reject(f"keeps the values of the tensor {tensor.name} in several places, or where its type has none")
+        held = self._external(tensor, needed) if places[0] else tensor.raw or tensor.values.get(field_number, 0) * width
+        if held != needed:
+            self._reject(f"holds {held} bytes of the tensor {tensor.name}, but its type and shape need {needed}")
+
+    def _read_tensor(self, start: int, end: int) -> "_Tensor":
+        tensor = _Tensor()
+        for number, first, last in self.reader.message(start, end, _TENSOR, "a tensor"):
+            if number == 1:
+                tensor.shape.append(first)
+            elif number == 2:
+                tensor.dtype = first
+            elif number in _VALUE_FIELDS:
+                tensor.values[number] = tensor.values.get(number, 0) + ((last - first) // 4 if number == 4 else 1)
+            elif number == 8:
+                tensor.name = ascii(self.reader.text(first, last))[:80]
+            elif number == 9:
+                tensor.raw = last - first
+            elif number == 13:
+                self._entry(first, last, tensor.entries)
+            elif number == 14:
+                tensor.place = first
+            if len(tensor.shape) > MOST_AXES or max(tensor.values.values(), default=0) > MOST_VALUES:
+                self._reject(f"holds a tensor of more than {MOST_AXES} axes, or more than {MOST_VALUES} values one by one")
+        return tensor
+
+    def _entry(self, start: int, end: int, entries: dict[str, str]) -> None:
+        key, value = "", ""
+        for number, first, last in self.reader.message(start, end, _ENTRY, "an external location"):
+            if number == 1:
+                key = self.reader.text(first, last)
+            else:
+                value = self.reader.text(first, last)
+        if key not in _ENTRIES or key in entries:
+            self._reject(f"has {ascii(key)[:60]} in an external location, but only location, offset and length, each once, are read")
+        entries[key] = value
+
+    def _external(self, tensor: "_Tensor", needed: int) -> int:
+        """The bytes of a tensor in another file, which must be one of the bundle's."""
+        name, entries = tensor.name, tensor.entries
+        location = entries.get("location", "")
+        size = None if "/" in location else self.sizes.get(posixpath.join(self.folder, location))
+        if size is None:
+            self._reject(f"keeps the tensor {name} in {ascii(location)[:80]}, which is not a file of the bundle in the graph's folder")
+        numbers = [entries.get("offset", "0"), entries.get("length", str(needed))]
+        if not all(number.isascii() and number.isdigit() and len(number) <= 16 for number in numbers):
+            self._reject(f"keeps the tensor {name} at {ascii(numbers)[:80]} of {location}, which are no numbers of bytes")
+        offset, length = map(int, numbers)
+        if offset + length > size:
+            self._reject(f"keeps the tensor {name} at bytes {offset} to {offset + length} of {location}, which has {size}")
+        return length
+
+    def _value(self, start: int, end: int) -> TensorSpec:
+        """The name, dtype and axes of an input, output or inner value."""
+        name = ""
+        type_range: tuple[int, int] | None = None
+        for number, first, last in self.reader.message(start, end, _VALUE, "a value"):
+            if number == 1:
+                name = self.reader.text(first, last)
+            elif number == 2:
+                type_range = (first, last)
+        return TensorSpec(name, *self._type(*type_range)) if type_range else TensorSpec(name, "?", ())
+
+    def _type(self, start: int, end: int) -> tuple[str, tuple[int | str, ...]]:
+        dtype = "?"
+        axes: tuple[int | str, ...] = ()
+        for number, first, last in self.reader.message(start, end, _TYPE, "a type"):
+            if number == 1:
+                for part, begin, stop in self.reader.message(first, last, _TENSOR_TYPE, "a tensor's type"):
+                    if part == 1:
+                        dtype = _TYPES[begin][0] if begin in _TYPES else "?"
+                    else:
+                        axes = self._axes(begin, stop)
+        return dtype, axes
+
+    def _axes(self, start: int, end: int) -> tuple[int | str, ...]:
+        axes: list[int | str] = []
+        for _, first, last in self.reader.message(start, end, _SHAPE, "a shape"):
+            axes.append(self._axis(first, last))
+            if len(axes) > MOST_AXES:
+                self._reject(f"has a value of more than {MOST_AXES} axes")
+        return tuple(axes)
+
+    def _axis(self, start: int, end: int) -> int | str:
+        axis: int | str = "?"
+        for number, first, last in self.reader.message(start, end, _AXIS, "an axis"):
+            if number == 1:
+                axis = first
+            elif number == 2:
+                axis = self.reader.text(first, last)
+        return axis
+
+    def _reject(self, reason: str) -> NoReturn:
+        raise BundleError(f"{self.where} {reason}; do not use this bundle, or export it again")
+
+
+@dataclass(slots=True)
+class _Tensor:
+    """What a tensor says: name, dtype by number, shape; bytes of raw_data, values by field, or where they lie otherwise."""
+
+    name: str = "?"
+    dtype: int = 0
+    shape: list[int] = field(default_factory=list)
+    raw: int | None = None
+    values: dict[int, int] = field(default_factory=dict)
+    place: int = 0
+    entries: dict[str, str] = field(default_factory=dict)
+
+
+def _listed(specs: Collection[TensorSpec]) -> str:
+    """Tensors as they stand in a message, shortened."""
+    return printable(", ".join(map(str, specs)), 200) or "nothing"

@@ -1,0 +1,300 @@
+"""Runs the grid of a table: what is finished is kept, and what cannot run is named without stopping the rest."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from prtool.errors import ConfigError, PrtoolError, StorageError
+from prtool.files import storage_errors
+from prtool.progress import Progress
+from prtool.runtime.machine import library_versions
+from prtool.stored import keep_json, recall_json
+from prtool.studies.paper.plan import Cell, DataSet, Job, Study
+from prtool.trainer.config import RANKING, TrainConfig
+from prtool.trainer.data.load import load_split, templates_for
+from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
+from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow
+from prtool.trainer.runs.checkpoint import Checkpoint
+from prtool.trainer.runs.record import RECORD_NAME
+from prtool.trainer.train import train
+
+SCHEMA = 2
+_TUNED = "+tokens"
+_TOKENS = "tokens"
+_SUBSET_SEED = 0
+"""Of a part of the test images: every row and seed of a table is measured on the same."""
+_CACHES = ("golden", "tokens")
+"""Folders of a run that are decided by images and model alone, their content named after all that it depends on."""
+
+
+# A run of a table lies in a folder named after its settings, and is made again where its data have changed.
+_train_again = functools.partial(train, overwrite=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """The verbs that do the work; tests put quick ones in."""
+
+    train: Callable[[TrainConfig, Path, Progress], Checkpoint] = _train_again
+    evaluate: Callable[[Path, Path | None, EvalConfig, Progress], EvalReport] = evaluate_run
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the jobs of a table gave.
+
+    Attributes:
+        values: by row and column, one a seed.
+        missing: the reasons of what could not run, each once.
+        gmacs: 10^9 MAC of one image, of the unpruned encoder under "unpruned" and of every method under its name, least and most.
+    """
+
+    values: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    gmacs: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def add_costs(self, report: EvalReport) -> None:
+        """Takes note of what the rows of a report cost."""
+        for row in report.rows:
+            least, most = self.gmacs.get(row.method, (row.gmacs, row.gmacs))
+            self.gmacs[row.method] = min(least, row.gmacs), max(most, row.gmacs)
+
+
+def run_cells(cells: Sequence[Cell], study: Study, folder: Path, progress: Progress, verbs: Verbs | None = None) -> Found:
+    """Trains and evaluates what the cells need, each job once.
+
+    Args:
+        cells: of one table.
+        study: what all of them share.
+        folder: runs go to `folder/runs`, evaluations to `folder/evaluations`; both are reused, also by other tables.
+        progress: hears about each phase.
+        verbs: the verbs; None takes the real ones.
+
+    Raises:
+        StorageError: something cannot be written; finished jobs stay.
+        PrtoolError: no job could run; the first one's error.
+    """
+    found, results, first = Found(), {}, None
+    bench = _Bench(study, folder, progress, verbs or Verbs(), found.missing)
+    for job in dict.fromkeys(cell.job for cell in cells):
+        try:
+            results[job] = _result(job, bench)
+        except StorageError:
+            raise
+        except PrtoolError as error:
+            bench.name(job, error)
+            first = first or error
+            continue
+        found.add_costs(results[job][1])
+    if not results and first is not None:
+        raise first
+    for cell in cells:
+        if cell.job not in results:
+            continue
+        value = cell.read(*results[cell.job])
+        if value is not None:
+            found.values.setdefault((cell.row, cell.column), []).append(value)
+    return found
+
+
+def run_config(job: Job, study: Study) -> TrainConfig:
+    """The settings of a job's run: the study's, then the job's, then the seed.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    templates = study.templates or (_templates(job.train_on[0]) if len(job.train_on) == 1 else ())
+    config = TrainConfig.load(
+        None,
+        {
+            "model": study.model,
+            "pretrained": study.pretrained,
+            "data": ",".join(data.address for data in job.train_on),
+            "templates": templates,
+            "tokens.shots": study.shots,
+            **study.settings,
+            **dict(job.settings),
+            "seed": job.seed,
+            "fit.seed": job.seed,
+            "tokens.seed": job.seed,
+        },
+    )
+    # A predictor that learns a golden ranking, because the study sets target = "ranking", needs it first.
+    ranks = config.target == RANKING and "predictor" in config.phases and "rank" not in config.phases
+    return replace(config, phases=("rank", *config.phases)) if ranks else config
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What every job of a table works with; `missing` takes the reasons of what could not run."""
+
+    study: Study
+    folder: Path
+    progress: Progress
+    verbs: Verbs
+    missing: list[str]
+
+    def name(self, job: Job, error: PrtoolError) -> None:
+        """Takes note of a reason, each once."""
+        line = f"{_title(job)}: {' '.join(str(error).split())}"
+        if line not in self.missing:
+            self.missing.append(line)
+
+
+def _result(job: Job, bench: _Bench) -> tuple[Checkpoint, EvalReport]:
+    """The run of a job and its evaluation. Where only its tokens cannot be tuned, the rest is evaluated all the same."""
+    phases = dict(job.settings).get("phases", ())
+    try:
+        run, checkpoint = _trained(job, bench)
+    except StorageError:
+        raise
+    except PrtoolError as error:
+        if not isinstance(phases, tuple) or _TOKENS not in phases or all(name.endswith(_TUNED) for name in job.methods):
+            raise
+        settings = {**dict(job.settings), "phases": tuple(name for name in phases if name != _TOKENS)}
+        tuned_methods = tuple(name for name in job.methods if name.endswith(_TUNED))
+        untuned = replace(job, settings=tuple(settings.items()), methods=tuple(name for name in job.methods if name not in tuned_methods))
+        result = _result(untuned, bench)
+        bench.name(replace(job, methods=tuned_methods), error)
+        return result
+    tuned = bool(checkpoint.tokens.visual or checkpoint.tokens.text)
+    # A run whose tokens were no better than none has none: its tuned figures are the untuned ones.
+    methods = tuple(name for name in job.methods if tuned or not name.endswith(_TUNED))
+    return checkpoint, _with_untuned(_evaluated(run, replace(job, methods=methods), bench), job.methods)
+
+
+def _trained(job: Job, bench: _Bench) -> tuple[Path, Checkpoint]:
+    config = run_config(job, bench.study)
+    run = run_folder(config, job.train_on, bench.folder)
+    share_caches(run, bench.folder)
+    return run, bench.verbs.train(config, run, bench.progress)
+
+
+def _evaluated(run: Path, job: Job, bench: _Bench) -> EvalReport:
+    """The evaluation of a job's methods; where one does not suit the tower, each alone, and those that do not are named."""
+    templates = bench.study.templates or _templates(job.test_on)
+    asked = EvalConfig(
+        keeps=job.keeps,
+        methods=job.methods,
+        images=bench.study.images,
+        seed=job.seed,
+        subset_seed=_SUBSET_SEED,
+        templates=templates,
+        unpruned=bench.folder / "cache" / "unpruned",
+    )
+    path = bench.folder / "evaluations" / f"{_evaluation_key(run, job, bench.study, asked)}.json"
+    report = _recalled(path)
+    if report is not None:
+        return report
+    try:
+        report = bench.verbs.evaluate(run, Path(job.test_on.address), asked, bench.progress)
+    except ConfigError:
+        if len(job.methods) < 2:
+            raise
+        return _one_by_one(run, job, bench)
+    keep_json(path, path.stem, report.to_json())
+    return report
+
+
+def _one_by_one(run: Path, job: Job, bench: _Bench) -> EvalReport:
+    reports, errors = [], []
+    for name in job.methods:
+        alone = replace(job, methods=(name,))
+        try:
+            reports.append(_evaluated(run, alone, bench))
+        except ConfigError as cause:
+            errors.append((alone, cause))
+    if not reports:
+        raise errors[0][1]
+    for refused, error in errors:
+        bench.name(refused, error)
+    rows = [row for report in reports[1:] for row in report.rows if row.method != UNPRUNED]
+    return replace(reports[0], rows=(*reports[0].rows, *rows))
+
+
+def share_caches(run: Path, folder: Path) -> None:
+    """Makes the caches of a new run links to those of all runs: golden rankings are the slow part, and seeds and predictors share them.
+
+    Raises:
+        StorageError: a link cannot be made.
+    """
+    with storage_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
+        for name in _CACHES:
+            shared = folder / "cache" / name
+            shared.mkdir(parents=True, exist_ok=True)
+            link = run / name
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+            if not link.exists():
+                # Relative, so that a folder that is moved or copied keeps its own cache.
+                link.symlink_to(os.path.relpath(shared.resolve(), run.resolve()), target_is_directory=True)
+
+
+def run_folder(config: TrainConfig, train_on: Sequence[DataSet], folder: Path) -> Path:
+    """The folder of a run, named after its settings.
+
+    Tokens are tuned in the run of their predictor. A run with a ranking is another than one without: matching rates would
+    change the checkpoint that evaluations are named after. A run without training stands alone: training would replace its
+    checkpoint, and with that what was evaluated with it.
+    """
+    plain = {name: value for name, value in config.to_json().items() if name != "phases"}
+    kind = "none" if config.phases == ("none",) else "rank" in config.phases
+    return folder / "runs" / f"{'-'.join(data.name for data in train_on)}-{_key([plain, kind])[:12]}"
+
+
+def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig, Checkpoint]:
+    """The run of the study's first data set with learnable tokens, of the first seed: its settings and checkpoint.
+
+    Raises:
+        Everything that `train` raises.
+    """
+    job = Job(study.sets[:1], study.sets[0], (("phases", ("predictor", "tokens")),), (), ())
+    config = run_config(job, study)
+    run = run_folder(config, job.train_on, folder)
+    share_caches(run, folder)
+    return config, train(config, run, progress, overwrite=True)
+
+
+def _evaluation_key(run: Path, job: Job, study: Study, asked: EvalConfig) -> str:
+    """Names an evaluation after everything that it depends on."""
+    checkpoint = hashlib.sha256((run / RECORD_NAME).read_bytes()).hexdigest()
+    images = load_split(job.test_on.address, "test").take(study.images, asked.drawn_by)
+    keeps = [str(keep) for keep in asked.keeps]
+    return _key([SCHEMA, checkpoint, images.digest(), images.classnames, keeps, asked.methods, asked.seed, asked.templates, library_versions()])[:16]
+
+
+def _with_untuned(report: EvalReport, methods: Sequence[str]) -> EvalReport:
+    rows = list(report.rows)
+    for name in methods:
+        if name.endswith(_TUNED) and name not in report.methods:
+            rows += [replace(row, method=name) for row in report.of(name.removesuffix(_TUNED))]
+    return replace(report, rows=tuple(rows))
+
+
+def _recalled(path: Path) -> EvalReport | None:
+    """A finished evaluation; None where there is none, or it is damaged and is made again."""
+    plain = recall_json(path, path.stem)
+    if plain is None:
+        return None
+    rows = tuple(EvalRow(**{name: row[name] for name in EvalRow.__slots__}) for row in plain.pop("results"))
+    lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
+    return EvalReport(rows=rows, **{**plain, **lists})
+
+
+def _templates(data: DataSet) -> tuple[str, ...]:
+    return templates_for(data.address) if data.known is None else (data.known.template,)
+
+
+def _title(job: Job) -> str:
+    learned = "+".join(data.name for data in job.train_on)
+    settings = ", ".join(f"{name} = {value}" for name, value in job.settings)
+    return f"{', '.join(job.methods)} on {job.test_on.name} (run on {learned}, seed {job.seed}, {settings})"
+
+
+def _key(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""`prtool tune`: the search for pruning locations and a keep rate."""

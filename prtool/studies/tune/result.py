@@ -1,0 +1,123 @@
+"""Choice: what `prtool tune` chose for a run, a file beside its checkpoint that `prtool export` reads."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from prtool.errors import CheckpointError, ConfigError
+from prtool.files import file_kind, sha256_file
+from prtool.spec import Keep
+from prtool.stored import read_sealed, write_sealed
+from prtool.text_safety import printable
+from prtool.trainer.config import read_plain, to_plain
+from prtool.trainer.runs.record import RECORD_NAME
+
+SCHEMA = 2
+CHOICE_NAME = "choice.json"
+CHOICE = file_kind("a choice of 'prtool tune'", {".json": re.compile(rb'\{\n "schema": \d+,\n "checkpoint_sha256"')})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where and how much a run prunes, and why.
+
+    Attributes:
+        schema: number of this form.
+        checkpoint_sha256: digest of the record of the run that the choice lies in.
+        run: the run to export, as a path from that run; "." for itself, else a sibling with other locations.
+        run_sha256: digest of that run's record.
+        locations: 1-based, where patches drop; () where the unpruned model is the best choice.
+        keep: share of the patches kept; 1.0 for the unpruned model.
+        k: number of patches kept.
+        limits: what had to hold: max_drop (points), min_cosine, max_latency_ms, min_images_per_s.
+        figures: what was measured: gmacs, latency_ms, images_per_s, speedup, cosine, and accuracy, drop, drop_error where there are labels.
+        engine, precision, batch, device: what the time was measured with.
+        data: the data folder, and `split` the part of it, that quality was measured on.
+        versions: of the engine's library and others.
+    """
+
+    schema: int
+    checkpoint_sha256: str
+    run: str
+    run_sha256: str
+    locations: tuple[int, ...]
+    keep: float
+    k: int
+    limits: dict[str, float]
+    figures: dict[str, float]
+    engine: str
+    precision: str
+    batch: int
+    device: str
+    data: str
+    split: str
+    versions: dict[str, str]
+
+    @property
+    def is_unpruned(self) -> bool:
+        """Whether the unpruned model is the best choice: mode "full" of a bundle."""
+        return not self.locations
+
+    @property
+    def kept(self) -> Keep:
+        """The default keep of the bundle; every patch where the unpruned model was chosen."""
+        return Keep.ratio(1.0) if self.is_unpruned else Keep.count(self.k)
+
+
+def record_digest(run: Path) -> str:
+    """SHA-256 of a run's record, which holds the digests of its other files.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        return sha256_file(run / RECORD_NAME)
+    except OSError as cause:
+        raise CheckpointError(f"{run} is no finished run: {RECORD_NAME} cannot be read ({cause}); make one with 'prtool train -o {run}'") from cause
+
+
+def write_choice(run: Path, choice: Choice) -> Path:
+    """Writes the choice into the run, atomically; returns the file.
+
+    Raises:
+        StorageError: it cannot be written; an earlier choice stands.
+    """
+    write_sealed(run / CHOICE_NAME, to_plain(choice))
+    return run / CHOICE_NAME
+
+
+def read_choice(run: Path) -> Choice | None:
+    """The choice of a run; None where `prtool tune` made none.
+
+    Raises:
+        CheckpointError: the file is damaged, was edited, or belongs to another checkpoint than the run's, as after another training.
+    """
+    path = run / CHOICE_NAME
+    if not path.exists():
+        return None
+    choice = _read(path)
+    if choice.checkpoint_sha256 != record_digest(run):
+        raise CheckpointError(f"{path} was made for another checkpoint than the one in {run}; {_again(run)}")
+    if not (run / choice.run).resolve().is_relative_to(run.resolve()):
+        raise CheckpointError(f"{path} names the run {choice.run!r}, which lies outside of {run}; {_again(run)}")
+    if choice.run_sha256 != record_digest(run / choice.run):
+        raise CheckpointError(f"{path} was made for another checkpoint than the one in {run / choice.run}; {_again(run)}")
+    return choice
+
+
+def _read(path: Path) -> Choice:
+    try:
+        value = read_sealed(path)
+    except (OSError, ValueError) as cause:
+        raise CheckpointError(f"{path} is damaged or was edited ({cause}); {_again(path.parent)}") from cause
+    if value.get("schema") != SCHEMA:
+        raise CheckpointError(f"{path} has schema {printable(value.get('schema'))}, but this prtool reads schema {SCHEMA}; {_again(path.parent)}")
+    try:
+        choice: Choice = read_plain(Choice, value, "")
+    except ConfigError as cause:
+        raise CheckpointError(f"{path} is damaged or was edited: {cause}; {_again(path.parent)}") from cause
+    return choice
+
+
+def _again(run: Path) -> str:
+    return f"run 'prtool tune {run}' again, delete the file, or give --keep"

@@ -1,0 +1,327 @@
+"""Reads any photograph as upright 8-bit RGB, or says why it cannot (docs/bad-input.md lists every case)."""
+
+import contextlib
+import io
+import os
+import select
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageFile
+
+from prtool.errors import ConfigError, ImageError, ShapeError
+from prtool.runtime.images.files import LeftOut, search
+from prtool.runtime.images.memory import MAX_BYTES, decoding_bytes, memory_for, turning_bytes
+from prtool.strict import open_regular
+from prtool.text_safety import printable
+
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | npt.NDArray[np.uint8]
+"""A file's path, its bytes, an open binary file (BytesIO), a PIL image, or an array (height, width, 3) uint8 in RGB order."""
+
+MAX_PIXELS = 256_000_000
+"""Most pixels that are decoded, 1 GB as RGB in PIL; larger ones are taken for decompression bombs, as is what takes more than MAX_BYTES."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+"""What is read. Pillow knows more, but some of those start programs (EPS) or are recognised by guesswork (TGA)."""
+
+_PIPE_BYTES = 256_000_000
+_WRITER_MS, _SILENCE_MS = 1_000, 60_000
+_BAND_PIXELS = 1_000_000
+_NAME_CHARACTERS = 300
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# What Pillow's decoders raise on damaged data. Warnings count where the caller made them errors.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Warning,
+)
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Decodes one image completely, turns it as its EXIF orientation says, and makes it RGB.
+
+    Grey, palette, CMYK and 1-bit images become RGB as PIL's `convert("RGB")` does; alpha is dropped.
+    A path may be a pipe, which is read to its end. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour. 32-bit integer and float images
+    declare no range, so their lowest value becomes 0 and their highest 255. Of an animation, the first
+    frame is read. May be called from many threads; no global setting of PIL is read or changed.
+
+    Returns:
+        A loaded image of mode "RGB"; it is `source` itself when that is an upright RGB image.
+
+    Raises:
+        ImageError: the file cannot be read, is empty, truncated, damaged, of an unknown format, or above MAX_PIXELS.
+        ShapeError: an array is not (height, width, 3) uint8.
+        ConfigError: it is nothing of the kind.
+    """
+    with opened(source) as image:
+        return image
+
+
+@contextlib.contextmanager
+def opened(source: ImageSource) -> Iterator[Image.Image]:
+    """`open_image` for the body of a `with`: no other thread decodes a large image before the body has ended with this one."""
+    with contextlib.ExitStack() as memory:
+        if isinstance(source, np.ndarray):
+            yield _from_array(source)
+        elif isinstance(source, Image.Image):
+            yield _finish(source, "the PIL image", memory)
+        elif isinstance(source, (str, os.PathLike)):
+            yield _read_file(Path(source), memory)
+        else:
+            content = _content(source)
+            yield _read(io.BytesIO(content), f"image of {len(content)} bytes", memory)
+
+
+def expand_images(paths: Iterable[str | Path]) -> tuple[list[Path], LeftOut]:
+    """Files as given, whatever their suffix, and each folder's images in its place; the order of `paths` stays.
+
+    Returns:
+        The files, and what was left out of the folders.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+
+    files: list[Path] = []
+    left_out = LeftOut()
+    for path in map(Path, paths):
+        # Path.is_dir raises where a name is too long.
+        if not os.path.isdir(path):  # noqa: PTH112
+            files.append(path)
+            continue
+        found = search(path)
+        files += [path / name for name in found.paths]
+        left_out.merge(found.left_out, path)
+    return files, left_out
+
+
+def _content(source: object) -> bytes:
+    """The bytes of an image that is held in memory, or in an open file, which is read from its start as PIL does."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source)
+    if not hasattr(source, "read"):
+        raise ConfigError(f"an image is {printable(repr(source))}, a {type(source).__name__}, but it must be {_KINDS}")
+    stream = cast(IO[Any], source)
+    try:
+        if hasattr(stream, "seekable") and stream.seekable():
+            stream.seek(0)
+        content = stream.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as cause:
+        raise ImageError(f"an open file cannot be read: {printable(cause)}") from cause
+    if not isinstance(content, bytes):
+        raise ConfigError("an image is a file that was opened as text; open it with mode 'rb'")
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"an open file has more than {MAX_BYTES:,} bytes, the most that is read")
+    return content
+
+
+_KINDS = "a path, a file's bytes, a file opened with 'rb', a PIL image or a (height, width, 3) uint8 array"
+
+
+def _open(path: Path) -> BinaryIO:
+    """A regular file, or a pipe that was named: `embed /dev/stdin`, or the shell's process substitution."""
+    if stat.S_ISFIFO(path.stat().st_mode):
+        return io.BytesIO(_read_pipe(path))
+    stream = open_regular(path)
+    size = os.fstat(stream.fileno()).st_size
+    if size > MAX_BYTES:
+        stream.close()
+        raise ValueError(f"it has {size:,} bytes, but at most {MAX_BYTES:,} are read")
+    return stream
+
+
+def _read_pipe(path: Path) -> bytes:
+    """All that a pipe gives. It is not waited for without end: neither for a writer, nor for one that is silent."""
+    parts: list[bytes] = []
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while sum(map(len, parts)) <= _PIPE_BYTES:
+            try:
+                part = os.read(descriptor, 1 << 20)
+            except BlockingIOError:
+                if not poll.poll(_SILENCE_MS):
+                    raise ValueError(f"the pipe gave nothing for {_SILENCE_MS // 1000} s") from None
+                continue
+            if part:
+                parts.append(part)
+            elif parts or not any(event & select.POLLIN for _, event in poll.poll(_WRITER_MS)):
+                return b"".join(parts)
+    finally:
+        os.close(descriptor)
+    raise ValueError(f"the pipe gives more than {_PIPE_BYTES:,} bytes")
+
+
+def _read_file(path: Path, memory: contextlib.ExitStack) -> Image.Image:
+    name = printable(path, _NAME_CHARACTERS)
+    try:
+        stream = _open(path)
+    except (OSError, ValueError) as cause:
+        raise ImageError(f"{name} cannot be opened: {getattr(cause, 'strerror', None) or cause}") from cause
+    with stream:
+        return _read(stream, name, memory)
+
+
+def _read(stream: IO[bytes], name: str, memory: contextlib.ExitStack) -> Image.Image:
+    with _image_errors(name):
+        prefix = stream.read(16)
+    if not prefix:
+        raise ImageError(f"{name} is empty (0 bytes)")
+    return _finish(_identify(stream, prefix, name), name, memory)
+
+
+def _identify(stream: IO[bytes], prefix: bytes, name: str) -> ImageFile.ImageFile:
+    """Reads the header only.
+
+    Image.open is not used because its bomb check has a limit (89 megapixels) and a warning filter that are
+    global to the process, so neither can be changed for one call while other threads run.
+    """
+    Image.init()
+    for kind in FORMATS:
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        # A decoder that this Pillow was built without answers with a text in place of True.
+        if factory is not None and accept is not None and accept(prefix) is True:
+            with _image_errors(name):
+                stream.seek(0)
+                return factory(stream, "")
+    raise ImageError(f"{name} is not an image of a known format ({', '.join(kind for kind in FORMATS if kind in Image.OPEN)})")
+
+
+def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack) -> Image.Image:
+    """Checks the size, decodes, and gives an upright RGB image; `memory` holds what is lent for a large one."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{name} has {width} x {height} pixels, but at most {MAX_PIXELS:,} are decoded; make it smaller first")
+    with _image_errors(name):
+        needed = decoding_bytes(image)
+    _check_memory(image, needed, name)
+    try:
+        memory.enter_context(memory_for(needed))
+        with _image_errors(name):
+            _allocate(image)
+            image.load()
+            kind, method = image.format, _UPRIGHT.get(_orientation(image))
+            if method is not None:
+                _check_memory(image, turning_bytes(image), name)
+                image = image.transpose(method)
+            return image if image.mode == "RGB" else _in_bands(image, _converter(image, kind))
+    except MemoryError as cause:
+        raise ImageError(f"{name} has {width} x {height} pixels, for which the memory does not suffice") from cause
+
+
+def _check_memory(image: Image.Image, size: int, name: str) -> None:
+    if size > MAX_BYTES:
+        what = f"{image.width} x {image.height} pixels of mode {image.mode}"
+        raise ImageError(f"{name} has {what}, which take {size:,} bytes to decode, but at most {MAX_BYTES:,} are given; make it smaller first")
+
+
+def _allocate(image: Image.Image) -> None:
+    """Gives a large TIFF its memory in advance: where it has none, Pillow asks its global limit once more."""
+    size = getattr(image, "_tile_size", None)
+    if image.format == "TIFF" and size is not None and size[0] * size[1] > 80_000_000:
+        image.im = Image.new(image.mode, size).im
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none; damaged EXIF data does not make pixels unreadable."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGE:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The image as RGB, some rows at a time: a conversion of the whole would hold it several times over."""
+    width, height = image.size
+    rows = max(1, _BAND_PIXELS // width)
+    if rows >= height:
+        return convert(image)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, height, rows):
+        box = (0, top, width, min(top + rows, height))
+        rgb.paste(convert(image.crop(box)), box)
+    return rgb
+
+
+def _converter(image: Image.Image, kind: str | None) -> Callable[[Image.Image], Image.Image]:
+    """What makes rows of an image RGB.
+
+    Args:
+        image: decoded, whole.
+        kind: the format that it was read from.
+    """
+    if image.mode.startswith("I;16"):
+        return lambda rows: Image.fromarray((np.asarray(rows) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I" and kind in ("PNG", "PPM"):
+        # Pillow reads these 16-bit formats as 32-bit integers, depending on its version.
+        return lambda rows: Image.fromarray((np.asarray(rows) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return _stretcher(image)
+    if image.mode == "P" and "transparency" in image.info:
+        # The same colours as the direct way, which warns when the palette has several transparent entries.
+        return lambda rows: rows.convert("RGBA").convert("RGB")
+    return lambda rows: rows.convert("RGB")
+
+
+def _stretcher(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Lowest finite value to 0, highest to 255; what is not finite, and an image of one value, to 0."""
+    low, high = np.inf, -np.inf
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), np.float64)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, finite.min()), max(high, finite.max())
+    scale = 255.0 / (high - low) if high > low else 0.0
+
+    def stretch(part: Image.Image) -> Image.Image:
+        values = np.array(part, np.float64)
+        values[~np.isfinite(values)] = low if np.isfinite(low) else 0.0
+        values -= low if np.isfinite(low) else 0.0
+        return Image.fromarray(np.rint(values * scale).astype(np.uint8)).convert("RGB")
+
+    return stretch
+
+
+def _from_array(array: npt.NDArray[Any]) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ShapeError(f"an image array has shape {array.shape} and dtype {array.dtype}, but it must be (height, width, 3) uint8 in RGB order")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+@contextlib.contextmanager
+def _image_errors(name: str) -> Iterator[None]:
+    """Maps what a decoder raises to an ImageError that names the image."""
+    try:
+        yield
+    except _DAMAGE as cause:
+        raise ImageError(f"{name} is damaged, truncated or unsupported: {cause or type(cause).__name__}") from cause

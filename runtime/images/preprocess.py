@@ -1,0 +1,163 @@
+"""From an image to the encoder's pixels, bit for bit as open_clip's inference transform, with PIL and numpy alone."""
+
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from prtool.errors import ConfigError
+from prtool.runtime.images.decode import ImageSource, opened
+from prtool.spec import Preprocess
+from prtool.text_safety import printable
+
+Pixels = npt.NDArray[np.float32]
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR, "nearest": Image.Resampling.NEAREST}
+_LARGEST_RESIZE = 64_000_000
+
+
+def prepare(image: ImageSource, spec: Preprocess) -> Pixels:
+    """One image as the encoder takes it.
+
+    Equals `open_clip.transform.image_transform(..., is_train=False)` in every bit, for photographs that are
+    upright; open_clip ignores the EXIF orientation, and this does not.
+
+    Returns:
+        (3, height, width) float32, RGB, normalised with the spec's mean and std.
+
+    Raises:
+        ImageError: the image cannot be read.
+        ShapeError: an array is not (height, width, 3) uint8.
+    """
+    pixels = np.empty((3, *spec.size), np.float32)
+    _normalise(view(image, spec), spec, pixels)
+    return pixels
+
+
+def prepare_batch(images: Sequence[ImageSource], spec: Preprocess) -> Pixels:
+    """Several images, in order.
+
+    Returns:
+        (batch, 3, height, width) float32, C-contiguous; each row as `prepare` gives it.
+
+    Raises:
+        ImageError: one of the images cannot be read.
+        ShapeError: an array is not (height, width, 3) uint8.
+    """
+    pixels = np.empty((len(images), 3, *spec.size), np.float32)
+    for row, image in zip(pixels, images, strict=True):
+        _normalise(view(image, spec), spec, row)
+    return pixels
+
+
+def largest_value(spec: Preprocess) -> float:
+    """What no normalised pixel comes near: four times the largest value of one, at least 16. Noise stays below it, 8-bit values do not."""
+    return max(16.0, 4.0 * float(np.abs([table[[0, -1]] for table in _tables(spec.mean, spec.std)]).max()))
+
+
+def image_list(images: object) -> list[ImageSource]:
+    """What a caller gave as images: any iterable of them, or a single one.
+
+    Raises:
+        ConfigError: there is no image, or the value is neither. Whether each is an image shows when it is opened.
+    """
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read"):
+        return [cast(ImageSource, images)]
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        return [images]
+    if isinstance(images, Mapping) or not isinstance(images, Iterable):
+        raise ConfigError(f"images = {printable(repr(images))}, but it must be an image or a list of at least one image")
+    found = list(images)
+    if not found:
+        raise ConfigError("images hold nothing; give a list of at least one image")
+    return found
+
+
+def view(image: ImageSource, spec: Preprocess) -> Image.Image:
+    """What the encoder sees of an image, before values are normalised: resized, then cropped or padded.
+
+    Returns:
+        A PIL image of mode "RGB" and the spec's size.
+
+    Raises:
+        ImageError: the image cannot be read.
+        ShapeError: an array is not (height, width, 3) uint8.
+    """
+    # open_clip makes RGB last. For RGB and grey photographs that is the same in every bit; palette and 1-bit images
+    # PIL would resize by nearest neighbour, and hidden colours under transparent pixels would be weighted away.
+    height, width = spec.size
+    with opened(image) as rgb:
+        if spec.resize_mode == "squash":
+            return _resize(rgb, (width, height), spec)
+        if spec.resize_mode == "longest":
+            return _pad(_resize(rgb, _scaled(rgb.size, spec), spec), spec)
+        return _resize_and_crop(rgb, _scaled(rgb.size, spec), spec)
+
+
+def _scaled(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
+    """Width and height after the resize that keeps the aspect ratio, rounded as torchvision and timm do."""
+    width, height = size
+    target_height, target_width = spec.size
+    if spec.resize_mode == "shortest" and target_height == target_width:
+        # torchvision's Resize truncates the longer side, timm's ResizeKeepRatio below rounds it.
+        longer = int(target_height * max(size) / min(size))
+        return (target_width, longer) if width <= height else (longer, target_height)
+    ratios = height / target_height, width / target_width
+    ratio = max(ratios) if spec.resize_mode == "longest" else min(ratios)
+    return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _resize(image: Image.Image, size: tuple[int, int], spec: Preprocess) -> Image.Image:
+    return image if image.size == size else image.resize(size, _filter(spec))
+
+
+def _filter(spec: Preprocess) -> Image.Resampling:
+    # open_clip hands its filter on in every case but this one, where ResizeKeepRatio takes its default.
+    if spec.resize_mode == "shortest" and spec.size[0] != spec.size[1] and spec.interpolation == "bilinear":
+        return Image.Resampling.BICUBIC
+    return _FILTERS[spec.interpolation]
+
+
+def _resize_and_crop(image: Image.Image, scaled: tuple[int, int], spec: Preprocess) -> Image.Image:
+    """The centre of the resized image."""
+    height, width = spec.size
+    left, top = round((scaled[0] - width) / 2.0), round((scaled[1] - height) / 2.0)
+    if scaled[0] * scaled[1] > _LARGEST_RESIZE:
+        # A strip of more than about 1,200:1 would take gigabytes: only the centre is computed, within 1 of 255 of the exact way.
+        across, down = image.width / scaled[0], image.height / scaled[1]
+        box = (left * across, top * down, min((left + width) * across, image.width), min((top + height) * down, image.height))
+        return image.resize((width, height), _filter(spec), box=box)
+    resized = _resize(image, scaled, spec)
+    return resized if scaled == (width, height) else resized.crop((left, top, left + width, top + height))
+
+
+def _pad(image: Image.Image, spec: Preprocess) -> Image.Image:
+    height, width = spec.size
+    if image.size == (width, height):
+        return image
+    canvas = Image.new("RGB", (width, height), (spec.fill,) * 3)
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> Pixels:
+    """(3, 256): the normalised value of every 8-bit value, in the order of operations of ToTensor and Normalize."""
+    if min(std) <= 0.0:
+        raise ConfigError(f"std = {std}, but each value must be above 0")
+    values = np.arange(256, dtype=np.float32) / np.float32(255)
+    tables = (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+    tables.setflags(write=False)
+    return tables
+
+
+def _normalise(image: Image.Image, spec: Preprocess, out: Pixels) -> None:
+    """Looks every value up: 0.21 ms for 224 x 224, where torch's three passes take 0.64 ms for the same bits."""
+    values = np.asarray(image)
+    for channel, table in enumerate(_tables(spec.mean, spec.std)):
+        # mode="clip" writes straight to `out`; the default would go through a buffer.
+        np.take(table, values[..., channel], out=out[channel], mode="clip")

@@ -1,0 +1,118 @@
+"""Which form a data set has, and its reader: one order of preference for all commands."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from prtool.errors import DataError
+from prtool.runtime.images.files import LeftOut, search
+from prtool.text_safety import printable
+from prtool.trainer.data.address import Address
+from prtool.trainer.data.formats.folders import (
+    SPLIT_FILE,
+    Rename,
+    find_split_folders,
+    read_class_folders,
+    read_photos,
+    read_split_file,
+    read_split_folders,
+)
+from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES, KNOWN, KnownSet, named_like
+from prtool.trainer.data.formats.layouts import find_layout, recognise
+from prtool.trainer.data.formats.shards import SHARD_SUFFIX
+from prtool.trainer.data.formats.tables import read_csv
+from prtool.trainer.data.formats.text_files import read_lines
+from prtool.trainer.data.formats.webdataset import find_shards, read_shards
+from prtool.trainer.data.listing import Listing, joined
+
+TEMPLATES_FILE = "zeroshot_classification_templates.txt"
+"""Prompt templates beside tar shards, one a line with {c} for the class name, as CLIP benchmark writes them."""
+
+
+def read_listing(address: Address) -> Listing:
+    """Lists all splits of one data set, in the first form that is found.
+
+    A file is CSV (.csv) or a shard (.tar). A folder is tried as: split_coop.json; the layout of the known set that was
+    named, or that the folder's files tell; tar shards; train/, val/ and test/; and, unless a set was named, class
+    folders, then photographs.
+
+    Raises:
+        DataError: nothing of these, or what is there cannot be read; for a known set, the message draws the expected tree.
+    """
+    path = address.path
+    if not path.is_dir():
+        return _read_file(path)
+    if (path / SPLIT_FILE).exists():
+        return read_split_file(path, path / SPLIT_FILE)
+    known = address.known or recognise(path)
+    layout = None if known is None else find_layout(known, path)
+    if known is not None and layout is not None:
+        home, form = layout
+        return form.read(home, known)
+    shards = find_shards(path)
+    if shards:
+        return _read_shard_folder(path, shards)
+    folders = find_split_folders(path)
+    if folders:
+        return read_split_folders(path, folders, _rename_of(known or named_like(path)))
+    if known is not None:
+        raise DataError(f"{path} does not hold {known.name}: no known layout is complete there; {known.explain(path)}")
+    return _read_unsplit(path)
+
+
+def known_set(address: Address) -> KnownSet | None:
+    """The known set that an address is: named by the user, told by its files, or by the name of its folder."""
+    if address.known is not None or not address.path.is_dir():
+        return address.known
+    return recognise(address.path) or named_like(address.path)
+
+
+def templates_of(address: Address) -> tuple[str, ...]:
+    """The prompt templates of one data set: those of a known set, those of a file beside tar shards, or the default.
+
+    Raises:
+        DataError: a templates file cannot be read, or a line lacks {c}.
+    """
+    known = known_set(address)
+    if known is not None:
+        return known.templates
+    file = (address.path if address.path.is_dir() else address.path.parent) / TEMPLATES_FILE
+    if not file.exists():
+        return DEFAULT_TEMPLATES
+    lines = read_lines(file)
+    wrong = [line for line in lines if line.count("{c}") != 1]
+    if wrong or not lines:
+        raise DataError(f"{file}: each line must hold {{c}} once, where the class name goes, but there is {wrong[0] if wrong else 'no line'!r}")
+    return tuple(line.replace("{c}", "{}") for line in lines)
+
+
+def _rename_of(known: KnownSet | None) -> Rename:
+    return str if known is None else known.rename
+
+
+def _read_file(path: Path) -> Listing:
+    if path.suffix.lower() == ".csv":
+        return read_csv(path)
+    if path.suffix.lower() == SHARD_SUFFIX:
+        return read_shards(path.parent, {"": [path]}, LeftOut())
+    raise DataError(f"{path} is a file, but only .csv files and .tar shards can be data; give a folder otherwise")
+
+
+def _read_shard_folder(path: Path, shards: Mapping[str, Sequence[Path]]) -> Listing:
+    found = search(path)
+    if found.paths:
+        first = printable(found.paths[0])
+        raise DataError(f"{path} has tar shards, and {len(found.paths)} images outside of them, the first {first!r}; move the one or the other")
+    return read_shards(path, shards, found.left_out)
+
+
+def _read_unsplit(path: Path) -> Listing:
+    inside = [f"{item.name}:{path}" for item in KNOWN.values() if find_layout(item, path) is not None]
+    if inside:
+        raise DataError(f"{path} is no data set: it holds known sets: give --data {', '.join(inside)}")
+    found = search(path, follow=True)
+    if any("/" in image for image in found.paths):
+        return read_class_folders(path, rename=_rename_of(named_like(path)))
+    if found.paths:
+        return read_photos(path)
+    why = joined(f"expected {path}/train/CLASS/IMAGE.jpg, or one of docs/data.md", found.left_out.note())
+    raise DataError(f"{path} is no data set: it has no {SPLIT_FILE}, no train/, val/ or test/, no tar shards and no class folders with images; {why}")

@@ -1,0 +1,106 @@
+"""ImageSet: the images of one split, as files or as members of tar shards, with their labels and class names."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from prtool.errors import DataError
+from prtool.trainer.data.formats.shards import locate, member_span, read_member
+
+SPLITS = ("train", "val", "test")
+NO_LABEL = -1
+"""The label of an image without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """One split: where its images lie, their labels, and the class names in label order.
+
+    Attributes:
+        root: the folder that `paths` start from.
+        paths: one POSIX path an image; one that leads into a tar shard ("train-0.tar/0001.jpg") is a member of it.
+        labels: one an image, 0 to len(classnames) - 1, or NO_LABEL.
+        classnames: in label order; merged sets may repeat a name.
+        origin: the `--data` text, made absolute, that loads this set again; "" for a set made by hand.
+        note: what a reader of results should know about the split; "" for none.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    classnames: tuple[str, ...]
+    origin: str = ""
+    note: str = ""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def file(self, index: int) -> Path:
+        """The image file with this index.
+
+        Raises:
+            DataError: the image is a member of a tar shard, which `source` reads.
+        """
+        if locate(self.root, self.paths[index]) is not None:
+            raise DataError(f"{self.paths[index]} lies in a tar shard and is no file of its own; read it by ImageSet.source, or unpack the shard")
+        return self.root / self.paths[index]
+
+    def source(self, index: int) -> Path | bytes:
+        """What `runtime.preprocess.prepare` takes: the path of a file, or the bytes of a shard's member.
+
+        Raises:
+            DataError: a shard cannot be read.
+        """
+        place = locate(self.root, self.paths[index])
+        return self.root / self.paths[index] if place is None else read_member(*place)
+
+    def span(self, index: int) -> tuple[Path, int, int | None]:
+        """Where an image's bytes lie: a file, the offset in it, and how many; None for all of the file.
+
+        Raises:
+            DataError: a shard cannot be read.
+        """
+        place = locate(self.root, self.paths[index])
+        return (self.root / self.paths[index], 0, None) if place is None else (place[0], *member_span(*place))
+
+    def digest(self) -> str:
+        """SHA-256 over the paths, sizes in bytes and labels: a cache made for other data is not taken for this one's.
+
+        Raises:
+            DataError: a shard cannot be read.
+        """
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels, strict=True):
+            place = locate(self.root, path)
+            size = (self.root / path).stat().st_size if place is None else member_span(*place)[1]
+            digest.update(f"{path}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def subset(self, indices: Sequence[int]) -> "ImageSet":
+        """The images with these indices, in this order."""
+        return replace(self, paths=tuple(self.paths[i] for i in indices), labels=tuple(self.labels[i] for i in indices))
+
+    def take(self, images: int, seed: int = 0) -> "ImageSet":
+        """At most `images` of the set, drawn without replacement and kept in order; 0 takes all."""
+        if images <= 0 or images >= len(self):
+            return self
+        return self.subset(np.sort(np.random.RandomState(seed).permutation(len(self))[:images]).tolist())
+
+    def require_labels(self, what: str) -> None:
+        """Refuses a set in which an image has no label.
+
+        Args:
+            what: what needs the labels, for the message: "accuracy", "the score 'label'".
+
+        Raises:
+            DataError: an image has no label.
+        """
+        missing = [path for path, label in zip(self.paths, self.labels, strict=True) if label == NO_LABEL]
+        if missing:
+            raise DataError(
+                f"{what} needs labels, but {len(missing)} of {len(self)} images of {self.origin or self.root} have none, the first {missing[0]!r}; "
+                "give class folders, a split file, a CSV file with a column label, or shards with .cls"
+            )

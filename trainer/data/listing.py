@@ -1,0 +1,134 @@
+"""Listing: what a reader finds in a data set before one split is taken, and the checks and hashed splits that readers share."""
+
+import bisect
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prtool.errors import DataError
+from prtool.text_safety import printable
+from prtool.trainer.data.formats.shards import locate
+from prtool.trainer.data.images import NO_LABEL, SPLITS
+
+Entry = tuple[str, int]
+"""An image's path, relative to the listing's root, and its label."""
+
+HASHED_NOTE = "split into about 50/20/30 % (train/val/test) of each class by a hash of each image's path"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All splits of a data set.
+
+    Attributes:
+        root: the folder that paths start from.
+        classnames: in label order; empty where images have no labels.
+        splits: split -> entries; a split that the data lacks is absent or empty.
+        note: what a reader of results should know about these splits.
+    """
+
+    root: Path
+    classnames: tuple[str, ...]
+    splits: Mapping[str, Sequence[Entry]]
+    note: str = ""
+
+    def missing(self, split: str) -> list[str]:
+        """The paths of a split that are no file and no shard's member, in order; each folder is listed once, in place of a `stat` an image."""
+        listed: dict[str, set[str]] = {}
+        absent = []
+        for path, _ in self.splits.get(split, ()):
+            if locate(self.root, path) is not None:
+                continue
+            folder, _, name = path.rpartition("/")
+            if folder not in listed:
+                listed[folder] = _files(self.root / folder)
+            if name not in listed[folder]:
+                absent.append(path)
+        return absent
+
+
+def _files(folder: Path) -> set[str]:
+    try:
+        with os.scandir(folder) as items:
+            return {item.name for item in items if item.is_file()}
+    except OSError:
+        # No folder, a name that is too long, or closed to us: its images are missing.
+        return set()
+
+
+def joined(*notes: str) -> str:
+    """Notes as one line."""
+    return "; ".join(note for note in notes if note)
+
+
+def check_inside(paths: Iterable[str], where: Path) -> None:
+    """Rejects paths that leave the data folder, or that no file can have.
+
+    Raises:
+        DataError: a path is absolute, or has ".." or a null byte.
+    """
+    for path in paths:
+        # Path(path).is_absolute() is 20 times as slow.
+        if ".." in path.split("/") or os.path.isabs(path) or "\0" in path:  # noqa: PTH117
+            raise DataError(f"{where} names '{printable(path)}', which leaves the data folder; use relative paths")
+
+
+def names_in_order(names: Mapping[int, str], where: Path) -> tuple[str, ...]:
+    """Class names by label.
+
+    Raises:
+        DataError: the labels are not 0 to their number - 1.
+    """
+    if sorted(names) != list(range(len(names))):
+        raise DataError(f"{where} has labels {sorted(names)[:5]}..., but they must be 0 to {len(names) - 1} without gaps")
+    return tuple(names[label] for label in range(len(names)))
+
+
+def hashed_split(entries: Iterable[Entry], classnames: Sequence[str], shares: tuple[float, float] = (0.5, 0.2)) -> dict[str, list[Entry]]:
+    """Splits each class by a hash of each image's path: about 50 % train, 20 % val, the rest test.
+
+    A part depends on the path alone, so an image more moves no other. Only where a class would leave a part empty does this
+    part take the image whose hash is nearest to its bounds.
+
+    Args:
+        entries: all images; a path is what is hashed, so it must be relative to the data folder.
+        classnames: in label order.
+        shares: of train and val; where they add up to 1 there is no test part.
+
+    Raises:
+        DataError: a class has fewer images than parts.
+    """
+    by_label: dict[int, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        by_label[entry[1]].append(entry)
+    parts: dict[str, list[Entry]] = {split: [] for split in SPLITS}
+    for label, found in sorted(by_label.items()):
+        name = "images without labels" if label == NO_LABEL else classnames[label]
+        values, ordered = zip(*sorted((path_hash(entry[0]), entry) for entry in found), strict=True)
+        first, second = _cuts(values, shares, name)
+        for split, part in zip(SPLITS, (ordered[:first], ordered[first:second], ordered[second:]), strict=True):
+            parts[split] += sorted(part)
+    return parts
+
+
+def path_hash(path: str, salt: str = "") -> float:
+    """A number from 0 to below 1 that depends on a path, and on a salt, alone."""
+    content = f"{salt}{path}".encode("utf-8", "surrogateescape")
+    # 53 bits: more would be rounded, up to 1.
+    return (int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 11) / 2**53
+
+
+def _cuts(values: Sequence[float], shares: tuple[float, float], name: str) -> tuple[int, int]:
+    """Where val and test begin among the sorted hashes of a class; each part has at least one."""
+    has_test = sum(shares) < 1
+    images = len(values)
+    if images < 2 + has_test:
+        wanted = "train, val and test" if has_test else "train and val"
+        raise DataError(f"class '{printable(name)}' has {images} images, but {wanted} need one each; add images, or name the splits yourself")
+    first = min(max(1, bisect.bisect_left(values, shares[0])), images - 1 - has_test)
+    if not has_test:
+        return first, images
+    return first, min(max(first + 1, bisect.bisect_left(values, sum(shares))), images - 1)

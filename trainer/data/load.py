@@ -1,0 +1,162 @@
+"""Labelled images on disk, in every form of data set, and the pixels of their batches."""
+
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prtool.errors import DataError, ImageError
+from prtool.runtime.images.preprocess import Pixels, prepare
+from prtool.spec import Preprocess
+from prtool.text_safety import printable
+from prtool.trainer.data.address import Address, parse_data
+from prtool.trainer.data.formats.detect import known_set, read_listing, templates_of
+from prtool.trainer.data.formats.folders import SPLIT_FILE
+from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES
+from prtool.trainer.data.images import NO_LABEL, SPLITS, ImageSet
+from prtool.trainer.data.listing import Listing, check_inside, joined
+from prtool.trainer.data.merge import merge
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WORDNET = re.compile(r"n\d{8}")
+
+__all__ = (
+    "NO_LABEL",
+    "SPLITS",
+    "SPLIT_FILE",
+    "ImageSet",
+    "available_splits",
+    "data_exists",
+    "load_split",
+    "pixel_batches",
+    "templates_for",
+)
+
+
+def load_split(data: str | Path, split: str) -> ImageSet:
+    """Reads one split of a data set, or of several as one set; docs/data.md lists every form.
+
+    Args:
+        data: FOLDER, FILE.csv, SHARD.tar, NAME:FOLDER for a known set, or several of them with commas between.
+        split: "train", "val" or "test".
+
+    Raises:
+        DataError: no such data or split, no images, fewer than two classes, or an entry without a file; for a known
+            set, the message draws the expected tree.
+    """
+    if split not in SPLITS:
+        raise DataError(f"split = {split!r}, but it must be one of {', '.join(SPLITS)}")
+    return merge([_load(address, split) for address in parse_data(data)])
+
+
+def available_splits(data: str | Path) -> tuple[str, ...]:
+    """The splits, of `SPLITS`, that a data set has images for; of several sets, those that all of them have.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    listings = [read_listing(address) for address in parse_data(data)]
+    return tuple(split for split in SPLITS if all(listing.splits.get(split) for listing in listings))
+
+
+def templates_for(data: str | Path) -> tuple[str, ...]:
+    """The prompt templates for a data set whose user gave none: CoOp's for a known set, else "a photo of a {}.".
+
+    A set is known by the name that was given, by the files of its layout, or by its folder's name. Several sets that
+    differ in their templates take the default, which fits the classes of all.
+
+    Raises:
+        DataError: the data cannot be found, or a templates file cannot be read.
+    """
+    found = {templates_of(address) for address in parse_data(data)}
+    return found.pop() if len(found) == 1 else DEFAULT_TEMPLATES
+
+
+def data_exists(data: str | Path) -> bool:
+    """Whether every folder and file that `data` names is there, as it is where a run was made but perhaps not where it was copied to."""
+    try:
+        parse_data(data)
+    except DataError:
+        return False
+    return True
+
+
+def pixel_batches(
+    images: ImageSet, preprocess: Preprocess, indices: Sequence[int], batch: int, workers: int = 2
+) -> Iterator[tuple[list[int], "Tensor"]]:
+    """Decodes and prepares images ahead of the consumer, in the order of `indices`.
+
+    Yields:
+        The indices of one batch, and its pixels (batch, 3, height, width) float32.
+
+    Raises:
+        ImageError: an image cannot be decoded; the message names it.
+    """
+    import torch  # here: what data are, and whether they are there, is asked without PyTorch
+
+    chunks = [list(indices[i : i + batch]) for i in range(0, len(indices), batch)]
+
+    def load(index: int) -> "Tensor":
+        return torch.from_numpy(_prepared(images, index, preprocess))
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = [(chunk, [pool.submit(load, i) for i in chunk]) for chunk in chunks[:2]]
+        upcoming = iter(chunks[2:])
+        while waiting:
+            chunk, futures = waiting.pop(0)
+            yield chunk, torch.stack([future.result() for future in futures])
+            waiting += [(later, [pool.submit(load, i) for i in later]) for later in islice(upcoming, 1)]
+
+
+def _prepared(images: ImageSet, index: int, preprocess: Preprocess) -> Pixels:
+    source = images.source(index)
+    try:
+        return prepare(source, preprocess)
+    except ImageError as cause:
+        if isinstance(source, Path):
+            raise
+        raise ImageError(f"{images.root / images.paths[index]}: {cause}") from cause
+
+
+def _load(address: Address, split: str) -> ImageSet:
+    listing = read_listing(address)
+    entries = listing.splits.get(split, ())
+    if not entries:
+        there = ", ".join(name for name in SPLITS if listing.splits.get(name)) or "none with images"
+        raise DataError(joined(f"{address.path} has no images in its split {split!r}; its splits: {there}", listing.note))
+    names = listing.classnames
+    if len(names) == 1:
+        raise DataError(f"{address.path} has one class ({names[0]}), but telling classes apart needs at least two")
+    _check_names(address, names)
+    check_inside((path for path, _ in entries), address.path)
+    _check_files(address, listing, split)
+    paths, labels = zip(*entries, strict=True)
+    return ImageSet(listing.root, paths, labels, names, address.text(), joined(listing.note, _wordnet_note(names)))
+
+
+def _check_names(address: Address, names: Sequence[str]) -> None:
+    """Class names go into prompts, so they must be text."""
+    for name in names:
+        if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+            raise DataError(
+                f"{printable(address.path, 300)}: the class name '{printable(name)}' is not valid UTF-8; rename it (convmv renames folders)"
+            )
+
+
+def _wordnet_note(names: Sequence[str]) -> str:
+    if not names or not all(_WORDNET.fullmatch(name) for name in names):
+        return ""
+    return f"the class names are WordNet ids, such as {names[0]}, and prompts made of them mean nothing; give a CSV file with a column classname"
+
+
+def _check_files(address: Address, listing: Listing, split: str) -> None:
+    missing = listing.missing(split)
+    if missing:
+        known = known_set(address)
+        advice = "copy the data set again" if known is None else known.explain(address.path)
+        count = f"{len(missing)} of {len(listing.splits[split])} images of the split {split!r}"
+        raise DataError(f"{listing.root}: {count} are missing or no regular files, the first '{printable(missing[0])}'; {advice}")

@@ -1,0 +1,1 @@
+"""Accuracy against keep rate, for Patch Ranking and the baselines."""

@@ -1,0 +1,1 @@
+"""The image tower and what is learned on top of it."""

@@ -1,0 +1,228 @@
+"""Loading a dual encoder by any name that open_clip takes."""
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prtool.errors import ConfigError, ModelError
+from prtool.spec import Preprocess
+from prtool.text_safety import printable
+from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.loading.check import check_towers
+from prtool.trainer.models.loading.libraries import foreign, library_warnings
+from prtool.trainer.models.loading.source import ModelSource, resolve
+from prtool.trainer.models.loading.tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
+from prtool.trainer.models.loading.weights import BIG_VISION, fitted, is_openai, load_big_vision, read_weights
+from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.stored_tensors import tensors_digest
+
+_log = logging.getLogger(__name__)
+
+
+class TextTower(nn.Module):
+    """The text side: token ids (batch, context) int64 -> embedding (batch, E), L2-normalised."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.host = cast(Any, model)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102 - as the class says
+        return functional.normalize(self.host.encode_text(tokens), dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class DualEncoder:
+    """A frozen CLIP: image tower, text tower, tokenizer and what they need around them.
+
+    Attributes:
+        name, pretrained: as given to `load_model`.
+        logit_scale, logit_bias: class logits are scale x cosine + bias.
+        weights_sha256: digest of the image tower's tensors, names included.
+        context_length: token ids a prompt.
+    """
+
+    name: str
+    pretrained: str
+    tower: VisionTower
+    text: TextTower
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    logit_scale: float
+    logit_bias: float
+    weights_sha256: str
+    context_length: int
+
+    @torch.inference_mode()
+    def class_embeddings(self, classnames: Sequence[str], templates: Sequence[str], batch: int = 256) -> Tensor:
+        """Zero-shot class embeddings: (classes, E) float32, L2-normalised mean over the templates.
+
+        Args:
+            classnames: in label order; underscores read as spaces (CoOp).
+            templates: prompts with one `{}` each.
+            batch: prompts encoded at once.
+
+        Raises:
+            ModelError: a template does not hold `{}` once.
+            ConfigError: a prompt is longer than the model reads.
+        """
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ModelError(f"prompt template {template!r} must hold {{}} exactly once, where the class name goes")
+        prompts = [template.replace("{}", name.replace("_", " ")) for name in classnames for template in templates]
+        device = next(self.tower.parameters()).device
+        chunks = [self.text(self.token_ids(prompts[i : i + batch]).to(device)) for i in range(0, len(prompts), batch)]
+        stacked = torch.cat(chunks).float().reshape(len(classnames), len(templates), -1)
+        return functional.normalize(stacked.mean(dim=1), dim=-1)
+
+    def token_ids(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids (prompts, context length) int64 of prompts that the model reads whole.
+
+        Raises:
+            ConfigError: a prompt is longer; the tokenizer would cut it, and say nothing.
+        """
+        texts = list(prompts)
+        cut = cut_prompts(self.tokenizer, texts)
+        if bool(cut.any()):
+            raise ConfigError(
+                f"prompt {printable(texts[int(cut.int().argmax())])!r} is longer than the {self.context_length} tokens that {printable(self.name)} "
+                "reads; give a shorter template or class names, or fewer context tokens (tokens.text)"
+            )
+        return self.tokenizer(texts)
+
+    def logits(self, embeddings: Tensor, classes: Tensor) -> Tensor:
+        """Class logits (batch, classes) of L2-normalised embeddings (batch, E)."""
+        return self.logit_scale * embeddings @ classes.T + self.logit_bias
+
+
+def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEncoder:
+    """Loads a model, frozen, in float32 and evaluation mode. What had to be assumed is logged as a warning of the logger "prtool".
+
+    Args:
+        name: an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO", or "local-dir:PATH" or PATH of a model folder.
+        pretrained: a tag ("openai") or a checkpoint file for an architecture name; "" gives random weights,
+            seeded by the caller through torch.manual_seed.
+        device: where its tensors live.
+
+    Raises:
+        ModelError: unknown name or tag, weights that cannot be had or read, or an unsupported image tower.
+    """
+    source = resolve(name, pretrained)
+    notes = dict(source.notes)
+    with library_warnings(notes):
+        # Before the weights, for this fails within a second where a library or a file is missing.
+        tokenizer = make_tokenizer(source)
+        model = _build(source, notes).eval().requires_grad_(False)
+        tower = tower_of(cast(nn.Module, model.visual)).eval()
+        notes["vocabulary"] = check_vocabulary(tokenizer, model, source.name)
+        text = TextTower(model).eval()
+        check_towers(tower, text, tokenizer(["a"]), source.name)
+    for note in filter(None, notes.values()):
+        _log.warning("%s", note)
+    return DualEncoder(
+        name=name,
+        pretrained=pretrained,
+        tower=tower.to(device),
+        text=text.to(device),
+        tokenizer=tokenizer,
+        preprocess=_preprocess(source.preprocess, tower.image_size),
+        logit_scale=_number(model, "logit_scale", math.exp, source),
+        logit_bias=_number(model, "logit_bias", float, source),
+        weights_sha256=tensor_digest(cast(nn.Module, model.visual)),
+        context_length=tokenizer([""]).shape[1],
+    )
+
+
+def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:
+    """The model with its weights, on the CPU; `notes` loses what the weights answer."""
+    config, failed = dict(source.config), f"model {source.name!r} cannot be built"
+    if source.weights is None or source.weights.suffix in BIG_VISION:
+        model = foreign(failed, lambda: _construct(config))
+        return model if source.weights is None else load_big_vision(model, source.weights)
+    state = read_weights(source.weights)
+    if source.is_file and is_openai(state):
+        config["quick_gelu"] = True
+        notes.clear()
+    if "logit_bias" in state and config.get("init_logit_bias") is None:
+        config["init_logit_bias"] = 0.0
+    # Without memory first: a configuration can ask for any amount, and the weights must fit it exactly.
+    with torch.device("meta"):
+        outline = foreign(failed, lambda: _construct(config))
+    fitting = fitted(outline, state, source.weights)
+    model = foreign(failed, lambda: _construct(config))
+    foreign(failed, lambda: model.load_state_dict(fitting, strict=True))
+    return model
+
+
+def _construct(config: Mapping[str, Any]) -> nn.Module:
+    """open_clip's module for a checked `model_cfg`, as its `create_model` chooses it."""
+    from open_clip.coca_model import CoCa
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    hf_text = config["text_cfg"].get("hf_model_name")
+    if hf_text:
+        check_text_model(hf_text)
+    own: dict[str, Any] = {key: value for key, value in config.items() if key not in ("custom_text", "vision_cfg", "text_cfg")}
+    own["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
+    own["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
+    custom = config.get("custom_text") or hf_text
+    kind = CLIP if not custom else CoCa if "multimodal_cfg" in own else CustomTextCLIP
+    return cast(nn.Module, kind(**own))
+
+
+def tensor_digest(module: nn.Module) -> str:
+    """SHA-256 over a module's named tensors: name, dtype, shape and bytes, in name order."""
+    return tensors_digest({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+
+
+def content_digest(part: Tensor | nn.Module | None) -> str | None:
+    """SHA-256 of a tensor, or of a module's kind, parameters and buffers, kept or not; None of None."""
+    if part is None:
+        return None
+    found = hashlib.sha256()
+    named = [("", part)] if isinstance(part, Tensor) else [*part.named_parameters(), *part.named_buffers()]
+    found.update(type(part).__name__.encode())
+    for name, tensor in named:
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _preprocess(config: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
+    """The preprocessing of a checked `preprocess_cfg`, OpenAI's where it says nothing, at the tower's size."""
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+    return Preprocess(
+        size=size,
+        mean=_three(config.get("mean", OPENAI_DATASET_MEAN)),
+        std=_three(config.get("std", OPENAI_DATASET_STD)),
+        # open_clip takes bicubic for every value but "bilinear" when it makes an inference transform.
+        interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
+        resize_mode=config.get("resize_mode") or "shortest",
+        fill=int(config.get("fill_color") or 0),
+    )
+
+
+def _three(values: float | Sequence[float]) -> tuple[float, float, float]:
+    listed = [float(v) for v in values] if isinstance(values, (list, tuple)) else [float(cast(float, values))] * 3
+    return listed[0], listed[1], listed[2]
+
+
+def _number(model: nn.Module, name: str, convert: Callable[[float], float], source: ModelSource) -> float:
+    """A scale or bias of the class logits; 0 where the model has none."""
+    tensor = getattr(model, name, None)
+    if tensor is None:
+        return 0.0
+    try:
+        found = convert(float(tensor))
+    except (RuntimeError, ValueError, OverflowError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ModelError(f"the {name} of {source.name} is {printable(tensor.tolist())}, which gives no finite number; check the weights")
+    return found

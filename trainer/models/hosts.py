@@ -1,0 +1,201 @@
+"""Fits VisionTower to the image towers of open_clip and timm."""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prtool.errors import ModelError
+from prtool.spec import Cost
+from prtool.trainer.models.tower import VisionTower, matrix_weights, split_heads
+
+
+def tower_of(visual: nn.Module) -> VisionTower:
+    """The VisionTower of an open_clip model's `visual`.
+
+    Raises:
+        ModelError: the tower is no plain vision transformer (a ResNet, ConvNeXt, rotary positions, ...).
+    """
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import VisionTransformer
+
+    if isinstance(visual, VisionTransformer):
+        return OpenClipTower(visual)
+    if isinstance(visual, TimmModel):
+        return TimmTower(visual)
+    kind = type(visual).__name__
+    raise ModelError(f"the image tower is a {kind}, but tokens can be pruned in vision transformers only (ViT-*, SigLIP, DINOv2, EVA)")
+
+
+class OpenClipTower(VisionTower):
+    """open_clip's own VisionTransformer: CLS, average or attentional pooling."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        host = cast(Any, visual)
+        if not host.transformer.batch_first:
+            raise ModelError("the image tower keeps tokens first, which this version of open_clip no longer makes; use open_clip 3 or later")
+        if host.attn_pool is not None and (host.attn_pool_contrastive is not None or host.pool_type == "none"):
+            raise ModelError("the image tower pools in two stages, which is not supported; use one with CLS or average pooling")
+        if host.pool_type == "none":
+            raise ModelError("the image tower has pool_type 'none' and gives no embedding; use one with CLS or average pooling")
+        self.host = host
+        self.grid = cast(tuple[int, int], tuple(host.grid_size))
+        self.prefix_tokens = 1
+        self.has_cls = True
+        self.width = int(host.conv1.out_channels)
+        self.embed_dim = int(host.proj.shape[1])
+        self.image_size = cast(tuple[int, int], tuple(host.image_size))
+        self.head_reads = int(host.attn_pool is None and host.pool_type == "tok")
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:  # noqa: D102 - as declared
+        return cast(Sequence[nn.Module], self.host.transformer.resblocks)
+
+    def embed(self, pixels: Tensor) -> Tensor:  # noqa: D102
+        return cast(Tensor, self.host._embeds(pixels))
+
+    def pre_norm(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        return cast(Tensor, self.host.ln_pre(tokens))
+
+    def head(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        pooled, _ = self.host._pool(tokens)
+        return cast(Tensor, pooled @ self.host.proj)
+
+    def queries_keys(self, block: int, tokens: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        layer = cast(Any, self.blocks[block])
+        attention = layer.attn
+        if not isinstance(attention, nn.MultiheadAttention):
+            raise ModelError(f"attention of kind {type(attention).__name__} gives no queries and keys; choose tokens by another method")
+        normed = layer.ln_1(tokens)
+        bias = attention.in_proj_bias
+        query, key, _ = functional.linear(normed, attention.in_proj_weight, bias).chunk(3, dim=-1)
+        queries = split_heads(query, attention.num_heads)
+        return queries * queries.shape[-1] ** -0.5, split_heads(key, attention.num_heads)
+
+    def _run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
+        layer = cast(Any, self.blocks[block])
+        heads, length = layer.attn.num_heads, tokens.shape[1]
+        # nn.MultiheadAttention takes a mask of every image and head, with no axis left to broadcast.
+        whole = mask[:, None, None, :].expand(-1, heads, length, -1).reshape(-1, length, length)
+        return cast(Tensor, layer(tokens, attn_mask=whole))
+
+    def cost(self) -> Cost:  # noqa: D102
+        pool = self.host.attn_pool
+        head, head_token = self.host.proj.numel(), 0
+        if pool is not None:
+            queries, inner = pool.query.shape
+            head_token = 2 * self.width * inner + 2 * queries * inner
+            head += 2 * queries * inner * inner
+        return Cost(self.host.conv1.weight.numel() * self.patches, matrix_weights(self.blocks[0]), 2 * self.width, head, head_token)
+
+
+class TimmTower(VisionTower):
+    """A timm trunk inside open_clip's TimmModel: SigLIP, DINOv2, EVA, MobileCLIP-B and plain ViT."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        from timm.models.eva import Eva
+        from timm.models.vision_transformer import VisionTransformer
+        from timm.models.vision_transformer_hybrid import ConvStem
+
+        host = cast(Any, visual)
+        trunk = host.trunk
+        if not isinstance(trunk, (VisionTransformer, Eva)):
+            raise ModelError(f"the image tower's trunk is a {type(trunk).__name__}, but only timm's VisionTransformer and Eva can be pruned")
+        if getattr(trunk, "rope", None) is not None:
+            raise ModelError(
+                "the image tower rotates queries and keys by position (RoPE) in each block, "
+                "and a pruned token would lose its place; use a tower with absolute positions"
+            )
+        backbone = getattr(trunk.patch_embed, "backbone", None)
+        if backbone is not None and not isinstance(backbone, ConvStem):
+            raise ModelError(
+                f"the image tower begins with a convolutional network of its own ({type(backbone).__name__}), whose operators are not exported; "
+                "use a tower whose blocks begin at the patches, or with a plain stem (MobileCLIP-B)"
+            )
+        if trunk.attn_pool is not None and getattr(trunk.attn_pool, "pos_embed", None) is not None:
+            raise ModelError("the image tower adds positions again in its pooling, and a pruned token would lose its place; use a tower without")
+        self.host = host
+        self.trunk = cast(Any, trunk)
+        self.grid = cast(tuple[int, int], tuple(trunk.patch_embed.grid_size))
+        self.prefix_tokens = int(trunk.num_prefix_tokens)
+        self.has_cls = trunk.cls_token is not None
+        self.width = int(trunk.embed_dim)
+        self.image_size = cast(tuple[int, int], tuple(cast(Any, trunk.patch_embed).img_size))
+        self.head_reads = int(trunk.attn_pool is None and trunk.global_pool == "token")
+        projection = [module for module in host.head.modules() if isinstance(module, nn.Linear)]
+        self.embed_dim = int(projection[-1].out_features) if projection else int(trunk.num_classes or trunk.num_features)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:  # noqa: D102
+        return cast(Sequence[nn.Module], self.trunk.blocks)
+
+    def embed(self, pixels: Tensor) -> Tensor:  # noqa: D102
+        placed = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
+        # Eva returns its rotary table beside the tokens; it is None here, checked when the tower was made.
+        tokens = placed[0] if isinstance(placed, tuple) else placed
+        return cast(Tensor, self.trunk.norm_pre(tokens))
+
+    def pre_norm(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        return cast(Tensor, self.trunk.norm_pre(tokens))
+
+    def head(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        return cast(Tensor, self.host.head(self.trunk.forward_head(self.trunk.norm(tokens))))
+
+    def queries_keys(self, block: int, tokens: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        layer = cast(Any, self.blocks[block])
+        attention = layer.attn
+        if getattr(attention, "qkv", None) is None:
+            raise ModelError(f"attention of kind {type(attention).__name__} gives no joint queries and keys; choose tokens by another method")
+        bias = attention.qkv.bias
+        if bias is None and getattr(attention, "q_bias", None) is not None:
+            bias = _eva_bias(attention)
+        query, key, _ = functional.linear(layer.norm1(tokens), attention.qkv.weight, bias).chunk(3, dim=-1)
+        identity: Callable[[Tensor], Tensor] = nn.Identity()
+        query_norm = getattr(attention, "q_norm", None) or identity
+        key_norm = getattr(attention, "k_norm", None) or identity
+        return query_norm(split_heads(query, attention.num_heads)) * attention.scale, key_norm(split_heads(key, attention.num_heads))
+
+    def _run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
+        return cast(Tensor, cast(Any, self.blocks[block])(tokens, attn_mask=mask[:, None, None, :]))
+
+    def cost(self) -> Cost:  # noqa: D102
+        pool = self.trunk.attn_pool
+        head, head_token = matrix_weights(self.host.head) + matrix_weights(self.trunk.head), 0
+        if pool is not None:
+            head_token = pool.kv.weight.numel() + 2 * self.width
+            head += matrix_weights(pool) - pool.kv.weight.numel()
+        return Cost(layer_macs(self.trunk.patch_embed, self.image_size), matrix_weights(self.blocks[0]), 2 * self.width, head, head_token)
+
+
+def layer_macs(module: nn.Module, image_size: tuple[int, int]) -> int:
+    """Multiply-accumulates of the convolutions and linear layers that one image passes through in a module; nothing is computed.
+
+    Args:
+        module: (batch, 3, height, width) in.
+        image_size: height and width.
+    """
+    import torch
+
+    found: list[int] = []
+
+    def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        weight = cast(Tensor, layer.weight)
+        found.append(output.numel() * weight.numel() // weight.shape[0])
+
+    outline = copy.deepcopy(module).to("meta")
+    for layer in outline.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        outline(torch.empty(1, 3, *image_size, device="meta", dtype=next(outline.parameters()).dtype))
+    return sum(found)
+
+
+def _eva_bias(attention: Any) -> Tensor:  # noqa: ANN401 - timm's class has no stub
+    import torch
+
+    return torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))

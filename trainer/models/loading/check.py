@@ -1,0 +1,42 @@
+"""Run a model's parts once while it loads, so that what cannot run or be exported fails before any training."""
+
+import torch
+from torch import Tensor, nn
+
+from prtool.errors import ModelError
+from prtool.trainer.models.loading.libraries import foreign
+from prtool.trainer.models.tower import VisionTower
+
+
+@torch.inference_mode()
+def check_towers(tower: VisionTower, text: nn.Module, token_ids: Tensor, name: str) -> None:
+    """Runs the patch embedding, one block and the head on a blank image, and the text side on one prompt.
+
+    Args:
+        tower: the image side, on the CPU.
+        text: token ids (1, context) int64 -> (1, E).
+        token_ids: of one prompt.
+        name: of the model, for messages.
+
+    Raises:
+        ModelError: a part fails, gives another shape than it declares, or values that are not finite.
+    """
+    declared = getattr(getattr(tower, "host", None), "image_size", tower.image_size)
+    if tuple(declared) != tower.image_size:
+        raise ModelError(f"{name} declares images of {tuple(declared)}, but its image tower reads {tower.image_size}; correct vision_cfg.image_size")
+    foreign(f"the cost of the image tower of {name} cannot be counted", tower.cost)
+    failed = f"the image tower of {name} does not run"
+    tokens = foreign(failed, lambda: tower.embed(torch.zeros(1, 3, *tower.image_size)))
+    _check(tokens, (1, tower.prefix_tokens + tower.patches, tower.width), f"the patch embedding of {name}")
+    left = foreign(failed, lambda: tower.run_blocks(tokens, 1, 1))
+    _check(left, tuple(tokens.shape), f"the first block of {name}")
+    _check(foreign(failed, lambda: tower.head(left)), (1, tower.embed_dim), f"the image head of {name}")
+    _check(foreign(f"the text side of {name} does not run", lambda: text(token_ids)), (1, tower.embed_dim), f"the text side of {name}")
+
+
+def _check(found: object, shape: tuple[int, ...], what: str) -> None:
+    if not isinstance(found, Tensor) or tuple(found.shape) != shape:
+        seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(f"{what} gives {seen}, but {shape} is needed; use another model")
+    if not bool(torch.isfinite(found).all()):
+        raise ModelError(f"{what} gives values that are not finite; check the weights")

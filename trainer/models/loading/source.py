@@ -1,0 +1,294 @@
+"""Where a model comes from: names, tags and files, resolved to a validated configuration and a weights file."""
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from prtool.errors import ModelError
+from prtool.text_safety import printable
+from prtool.trainer.models.loading.config import CONFIG_NAME, PLAIN_NAME, check_model, check_preprocess, read_config
+from prtool.trainer.models.loading.libraries import foreign
+
+_LOCAL, _HUB = "local-dir:", "hf-hub:"
+_QUICK = "-quickgelu"
+_WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
+_READ_FROM_TAGS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+_WEIGHTS = (
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
+    *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
+"""File names of weights in a model folder, the first that exists is taken; open_clip's order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model before its weights are read.
+
+    Attributes:
+        name: as `canonical_name` gives it.
+        pretrained: the tag or file; "" where the name brings the weights, or there are none.
+        config: a checked `model_cfg`.
+        preprocess: a checked `preprocess_cfg`; what it leaves out is OpenAI's.
+        weights: the weights file; None gives random weights.
+        tokenizer: folder or repository of a Hugging Face tokenizer; "" takes CLIP's byte pairs.
+        is_file: the weights are a file that the user named, next to an architecture.
+        notes: what could not be known and was assumed, by subject.
+    """
+
+    name: str
+    pretrained: str
+    config: dict[str, Any]
+    preprocess: dict[str, Any]
+    weights: Path | None = None
+    tokenizer: str = ""
+    is_file: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def canonical_name(name: str) -> str:
+    """A model's name in one spelling: an architecture of open_clip, "hf-hub:ORG/REPO", or "local-dir:" and an absolute path.
+
+    Args:
+        name: any spelling; "ViT-B/32", "~" in paths, and a model folder without "local-dir:" are understood.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    if name.startswith(_HUB):
+        if not PLAIN_NAME.fullmatch(name.removeprefix(_HUB)):
+            raise ModelError(f"{printable(name)!r} is no repository of the Hugging Face Hub; give 'hf-hub:ORG/REPO'")
+        return name
+    known = architectures()
+    if not name.startswith(_LOCAL) and name.replace("/", "-") in known:
+        return name.replace("/", "-")
+    folder = _user_path(name.removeprefix(_LOCAL))
+    if _is_file(folder / CONFIG_NAME) and name != _LOCAL:
+        return f"{_LOCAL}{folder.resolve()}"
+    if name.startswith(_LOCAL):
+        raise ModelError(f"{printable(folder)} holds no {CONFIG_NAME}; give 'local-dir:' and a folder in open_clip's format")
+    near = _near(name.replace("/", "-"), known, 4, 0.4)
+    raise ModelError(f"unknown model {printable(name)!r}; near names: {', '.join(near) or 'none'}; or give 'hf-hub:ORG/REPO' or 'local-dir:PATH'")
+
+
+def architectures() -> list[str]:
+    """The architectures of open_clip: where it is not imported yet, which takes seconds, the names of its files of settings.
+
+    Raises:
+        ModuleNotFoundError: open_clip is not installed.
+    """
+    imported = sys.modules.get("open_clip")
+    if imported is not None:
+        return list(imported.list_models())  # with those that the program has added
+    found = importlib.util.find_spec("open_clip")
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("No module named 'open_clip'", name="open_clip")
+    return sorted(path.stem for path in (Path(found.origin).parent / "model_configs").glob("*.json"))
+
+
+def check_pretrained(name: str, pretrained: str) -> None:
+    """The part of `canonical_pretrained` that needs no import of open_clip: whether a file of weights, by its looks, is there.
+
+    Raises:
+        ModelError: there is no such file, or the name brings its own weights.
+    """
+    if not pretrained:
+        return
+    if name.startswith((_LOCAL, _HUB)):
+        raise ModelError(f"pretrained = {printable(pretrained)!r}, but {name!r} brings its own weights; leave pretrained out")
+    looks_like_file = Path(pretrained).suffix in _WEIGHT_SUFFIXES or "/" in pretrained
+    if looks_like_file and not _is_file(_user_path(pretrained)):
+        raise ModelError(f"pretrained = {printable(pretrained)!r}, but there is no such file; give a checkpoint file or a tag of open_clip")
+
+
+def canonical_pretrained(name: str, pretrained: str) -> str:
+    """Weights in one spelling: a tag of open_clip, an absolute path of a file, or "".
+
+    Args:
+        name: as `canonical_name` gives it.
+        pretrained: a tag or a file; a tag is taken before a file of that name.
+
+    Raises:
+        ModelError: there is no such tag or file, or the name brings its own weights.
+    """
+    import open_clip
+
+    check_pretrained(name, pretrained)
+    if not pretrained:
+        return ""
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    tag = pretrained.lower().replace("-", "_")
+    if tag in tags:
+        return tag
+    if _is_file(_user_path(pretrained)):
+        return str(_user_path(pretrained).resolve())
+    near = _near(pretrained, tags, 4, 0.3) or tags
+    raise ModelError(f"unknown pretrained tag {printable(pretrained)!r} for {name}, and no such file; known tags: {', '.join(near) or 'none'}")
+
+
+def resolve(name: str, pretrained: str = "") -> ModelSource:
+    """Finds a model's configuration and weights; downloads them where the name or tag says so.
+
+    Args:
+        name: any spelling of `canonical_name`.
+        pretrained: any spelling of `canonical_pretrained`.
+
+    Raises:
+        ModelError: unknown name or tag, a configuration that is not understood, or a download that failed.
+    """
+    chosen = canonical_name(name)
+    weights = canonical_pretrained(chosen, pretrained)
+    if chosen.startswith(_LOCAL):
+        folder = Path(chosen.removeprefix(_LOCAL))
+        config, preprocess = read_config(folder / CONFIG_NAME)
+        tokenizer = str(folder) if config["text_cfg"].get("hf_tokenizer_name") else ""
+        return ModelSource(chosen, "", config, preprocess, weights_in(folder), tokenizer)
+    if chosen.startswith(_HUB):
+        return _from_hub(chosen)
+    return _from_registry(chosen, weights)
+
+
+def weights_in(folder: Path) -> Path:
+    """The weights file of a model folder.
+
+    Raises:
+        ModelError: there is none, or several that could be meant.
+    """
+    for name in _WEIGHTS:
+        if _is_file(folder / name):
+            return folder / name
+    others = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth"))
+    if len(others) != 1:
+        found = f"several weights files ({', '.join(printable(path.name) for path in others[:4])})" if others else "no weights file"
+        raise ModelError(f"{folder} holds {found}; keep one, named {_WEIGHTS[0]}")
+    return others[0]
+
+
+def _from_hub(name: str) -> ModelSource:
+    from open_clip import factory
+
+    repository = name.removeprefix(_HUB)
+    failed = f"model {name!r} cannot be downloaded"
+    path = foreign(failed, lambda: factory.download_pretrained_from_hf(repository, filename=CONFIG_NAME))
+    config, preprocess = read_config(Path(path))
+    weights = foreign(failed, lambda: factory.download_pretrained_from_hf(repository))
+    return ModelSource(name, "", config, preprocess, Path(weights), config["text_cfg"].get("hf_tokenizer_name") or "")
+
+
+def _from_registry(name: str, pretrained: str) -> ModelSource:
+    import open_clip
+
+    config = check_model(open_clip.get_model_config(name), f"open_clip's {name}")
+    tokenizer = config["text_cfg"].get("hf_tokenizer_name") or ""
+    source = ModelSource(name, pretrained, config, _agreed_preprocess(name) or {}, tokenizer=tokenizer)
+    if not pretrained:
+        return source
+    if pretrained in open_clip.list_pretrained_tags_by_model(name):
+        return _with_tag(source)
+    return _with_file(source)
+
+
+def _with_tag(source: ModelSource) -> ModelSource:
+    from open_clip import factory, get_pretrained_cfg
+
+    tag: dict[str, Any] = get_pretrained_cfg(source.name, source.pretrained)
+    path = foreign(
+        f"the weights {source.pretrained!r} of {source.name} cannot be downloaded",
+        lambda: factory.download_pretrained(tag),
+    )
+    quick, notes = bool(source.config.get("quick_gelu")), source.notes
+    if tag.get("quick_gelu"):
+        quick = True
+    elif quick and not source.name.endswith(_QUICK):
+        # A tag without the entry says nothing; its weights were trained with the architecture's own activation.
+        notes = {"activation": f"the tag {source.pretrained!r} does not name its activation; QuickGELU is used, as {source.name} says"}
+    return replace(
+        source, config={**source.config, "quick_gelu": quick}, preprocess=_tag_preprocess(source.name, tag), weights=Path(path), notes=notes
+    )
+
+
+def _with_file(source: ModelSource) -> ModelSource:
+    """The weights are a file, which says neither its activation nor its preprocessing; a configuration next to it may."""
+    path = Path(source.pretrained)
+    found = replace(source, weights=path, is_file=True)
+    beside = path.parent / CONFIG_NAME
+    if _is_file(beside):
+        config, preprocess = read_config(beside)
+        if _same_towers(config, source.config):
+            return replace(found, config={**found.config, "quick_gelu": bool(config.get("quick_gelu"))}, preprocess=preprocess)
+    quick, notes = _file_activation(source)
+    if _agreed_preprocess(source.name) is None:
+        notes["preprocessing"] = (
+            f"{printable(path.name)} does not say how its images are prepared; OpenAI's mean and standard deviation, bicubic and a centre crop are "
+            f"used; put an {CONFIG_NAME} with its preprocess_cfg next to it if it was trained otherwise"
+        )
+    return replace(found, config={**found.config, "quick_gelu": quick}, notes=notes)
+
+
+def _file_activation(source: ModelSource) -> tuple[bool, dict[str, str]]:
+    """Whether a file's weights want QuickGELU, and a note where that cannot be known."""
+    import open_clip
+
+    own = bool(source.config.get("quick_gelu"))
+    sibling = source.name + _QUICK
+    said = {own or bool(tag.get("quick_gelu")) for tag in _tags(source.name)}
+    if source.name.endswith(_QUICK) or (said <= {own} and sibling not in open_clip.list_models()):
+        return own, {}
+    file, quick = printable(Path(source.pretrained).name), own or said == {True}
+    if quick:
+        why = f"QuickGELU is used, as all published weights of {source.name} want it; give a model folder if these were trained with GELU"
+    else:
+        why = f"GELU is used, as {source.name} says; weights of OpenAI, MetaCLIP and DFN need --model {sibling}"
+    return quick, {"activation": f"{file} does not name its activation; {why}"}
+
+
+def _same_towers(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two configurations describe weights of the same shapes."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    def towers(config: Mapping[str, Any]) -> tuple[object, ...]:
+        return config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
+
+    return towers(first) == towers(second)
+
+
+def _tags(name: str) -> list[dict[str, Any]]:
+    """The entries of all tags of an architecture, with those of its form with the other activation."""
+    import open_clip
+
+    plain = name.removesuffix(_QUICK)
+    return [open_clip.get_pretrained_cfg(each, tag) for each in (plain, plain + _QUICK) for tag in open_clip.list_pretrained_tags_by_model(each)]
+
+
+def _tag_preprocess(name: str, tag: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in tag.items() if key in _READ_FROM_TAGS}
+    return check_preprocess(plain, f"open_clip's tag of {name}")
+
+
+def _agreed_preprocess(name: str) -> dict[str, Any] | None:
+    """The preprocessing that all tags of an architecture have in common; None where they differ or there are none."""
+    found = [_tag_preprocess(name, tag) for tag in _tags(name)]
+    return found[0] if found and all(each == found[0] for each in found) else None
+
+
+def _near(name: str, known: list[str], count: int, cutoff: float) -> list[str]:
+    """Known names near a misspelt one, whatever their case."""
+    lower = {each.lower(): each for each in known}
+    return [lower[each] for each in difflib.get_close_matches(name.lower(), list(lower), n=count, cutoff=cutoff)]
+
+
+def _user_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as cause:
+        raise ModelError(f"{printable(text)!r}: {cause}; give the path without '~'") from cause
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,217 @@
+"""Learnable tokens: visual ones that travel beside the patches, and context words in front of class names."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prtool.errors import ConfigError, ModelError
+from prtool.trainer.models.dual_encoder import DualEncoder
+from prtool.trainer.models.loading.tokenizer import token_table
+from prtool.trainer.models.tower import VisionTower
+
+_PLACEHOLDER = "X"
+_NOISE = 0.02
+
+
+class VisualTokens(nn.Module):
+    """Learnable tokens behind the patches, never dropped (method, section 3; the deep form of Visual Prompt Tuning, ECCV 2022).
+
+    Args:
+        values: (layers, n, D) float32. Row 0 is appended on entry to block `first`; row i takes the place of the appended
+            tokens on entry to block `first + i`. One row is the shallow form.
+        first: 1-based block on entry to which they are appended. At block 1 they stand before the tower's first norm, as
+            in the paper; at the pruning location what runs before it stays as it was, scores included.
+    """
+
+    def __init__(self, values: Tensor, first: int = 1) -> None:
+        super().__init__()
+        if values.dim() != 3 or min(values.shape) < 1:
+            raise ConfigError(f"learnable tokens of shape {tuple(values.shape)}, but they must be (layers, tokens, width), each at least 1")
+        self.values = nn.Parameter(values)
+        self.first = first
+
+    @property
+    def count(self) -> int:
+        """n, the tokens that are appended."""
+        return self.values.shape[1]
+
+    def forward(self, tower: VisionTower, tokens: Tensor, block: int) -> Tensor:
+        """The tokens that enter a block, with the learnable ones appended or renewed where this block does so.
+
+        Args:
+            tower: whose first norm the tokens pass when they are appended at block 1.
+            tokens: (batch, length, D) that left block `block - 1`.
+            block: 1-based.
+
+        Returns:
+            (batch, length + n, D) at block `first`, else (batch, length, D).
+        """
+        row = block - self.first
+        if not 0 <= row < self.values.shape[0]:
+            return tokens
+        new = self.values[row]
+        if row == 0:
+            new = tower.pre_norm(new) if block == 1 else new
+        else:
+            tokens = tokens[:, : tokens.shape[1] - self.count]
+        return torch.cat((tokens, new.expand(tokens.shape[0], -1, -1)), dim=1)
+
+
+class TextContext(nn.Module):
+    """Learned context in place of the first words of every prompt, shared by all classes (CoOp, IJCV 2022).
+
+    Args:
+        values: (n, text width) float32.
+        words: what the context stands for in the text of a prompt: exactly n tokens of the model's tokenizer.
+    """
+
+    def __init__(self, values: Tensor, words: str) -> None:
+        super().__init__()
+        if values.dim() != 2 or min(values.shape) < 1:
+            raise ConfigError(f"text context of shape {tuple(values.shape)}, but it must be (tokens, width), each at least 1")
+        self.values = nn.Parameter(values)
+        self.words = words
+
+    def class_embeddings(self, model: DualEncoder, classnames: Sequence[str], template: str) -> Tensor:
+        """Class embeddings (classes, E) float32, L2-normalised, with gradients to the context.
+
+        Args:
+            model: the frozen encoder.
+            classnames: in label order; underscores read as spaces.
+            template: a prompt with one `{}`; the words before it give way to the context.
+
+        Raises:
+            ConfigError: a prompt with the context is longer than the model reads.
+        """
+        return self.embed(model, self.prompt_ids(model, classnames, template))
+
+    def prompt_ids(self, model: DualEncoder, classnames: Sequence[str], template: str) -> Tensor:
+        """Token ids (classes, context length) int64 of the prompts, which training computes once; as for `class_embeddings`."""
+        return model.token_ids([prompt_text(self.words, template, name) for name in classnames])
+
+    def embed(self, model: DualEncoder, ids: Tensor) -> Tensor:
+        """Class embeddings (classes, E) float32, L2-normalised, of `prompt_ids`, with gradients to the context."""
+        embedding, start = _token_embedding(model), _start(model)
+
+        def replace_words(_layer: nn.Module, _inputs: object, found: Tensor) -> Tensor:
+            values = self.values.to(found.dtype).expand(found.shape[0], -1, -1)
+            return torch.cat((found[:, :start], values, found[:, start + len(self.values) :]), dim=1)
+
+        # The host's own forward runs; only what its embedding table gives for the context's words is exchanged.
+        hook = embedding.register_forward_hook(replace_words)
+        try:
+            return functional.normalize(model.text(ids.to(self.values.device)).float(), dim=-1)
+        finally:
+            hook.remove()
+
+
+@torch.no_grad()
+def new_visual(tower: VisionTower, tokens: Tensor, count: int, layers: int, first: int, seed: int) -> VisualTokens:
+    """Untrained visual tokens: the mean patch that enters each block, with a little noise that tells them apart.
+
+    Attention takes them for one more average patch, so the encoder is hardly disturbed before the first step: in a
+    ViT-S/14 pruned to 60 %, eight of them in nine blocks leave the mean cosine to the unpruned embedding at 0.981, where
+    the small Gaussian values of Visual Prompt Tuning (a full-scale key behind a layer norm) bring it down to 0.55.
+
+    Args:
+        tower: the frozen tower.
+        tokens: (images, prefix + patches, D) float32 that enter block `first`, any number of patches.
+        count: n.
+        layers: blocks with tokens of their own.
+        first: 1-based block on entry to which they are appended.
+        seed: of the noise.
+
+    Raises:
+        ConfigError: the layers pass the end of the tower.
+    """
+    check_layers(tower.depth, layers, first)
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for block in range(first, first + layers):
+        patches = tokens[:, tower.prefix_tokens :].flatten(0, 1)
+        noise = torch.randn(count, tower.width, generator=generator).to(tokens.device)
+        rows.append(patches.mean(dim=0) + _NOISE * patches.std() * noise)
+        tokens = tower.run_blocks(tokens, block, block)
+    return VisualTokens(torch.stack(rows), first)
+
+
+def check_layers(depth: int, layers: int, first: int) -> None:
+    """Refuses learnable tokens in blocks that an encoder of `depth` blocks does not have.
+
+    Raises:
+        ConfigError: `first` or the last of the layers is no block of it.
+    """
+    if not 1 <= first <= depth:
+        raise ConfigError(f"learnable tokens from block {first} on, but the encoder has blocks 1 to {depth}")
+    if not 1 <= layers <= depth - first + 1:
+        raise ConfigError(
+            f"learnable tokens in {layers} layers from block {first} on, but the encoder has blocks 1 to {depth}; "
+            f"give 1 to {depth - first + 1} layers"
+        )
+
+
+def new_context(model: DualEncoder, count: int, words: str, template: str) -> TextContext:
+    """Untrained context of `count` tokens that starts as words; where those are fewer, placeholders follow them.
+
+    Args:
+        model: whose token embeddings the context starts from.
+        count: n, tokens of context.
+        words: to start from; "" takes the words of the template before its `{}`.
+        template: a prompt with one `{}`.
+
+    Raises:
+        ConfigError: the words make more than `count` tokens, or there are none and the template begins with the class name.
+        ModelError: the text side has no table of token embeddings that is known.
+    """
+    chosen = (words or template.partition("{}")[0]).strip()
+    if not chosen:
+        raise ConfigError(
+            f"template {template!r} has no words before {{}} to start the text context from; give tokens.text_words, such as 'a photo of a'"
+        )
+    used = _token_count(model, chosen)
+    if used > count:
+        raise ConfigError(
+            f"text context of {count} tokens, but {chosen!r} takes {used}; give tokens.text = {used}, or fewer words in tokens.text_words"
+        )
+    text = " ".join([chosen, *[_PLACEHOLDER] * (count - used)])
+    if _token_count(model, text) != count:
+        raise ConfigError(f"{text!r} does not take {count} tokens in this model's tokenizer; give other words with tokens.text_words")
+    embedding = _token_embedding(model)
+    ids = model.tokenizer([text])[0, _start(model) :][:count]
+    with torch.no_grad():
+        values = embedding(ids.to(embedding.weight.device)).float().clone()
+    return TextContext(values, text)
+
+
+def prompt_text(words: str, template: str, classname: str) -> str:
+    """One prompt: the context's words, then the class name and what the template says behind it."""
+    _, _, rest = template.partition("{}")
+    return f"{words} {classname.replace('_', ' ')}{rest}"
+
+
+def _token_embedding(model: DualEncoder) -> nn.Embedding:
+    """The table of token embeddings of the text side."""
+    table = token_table(model.text.host)
+    if table is None:
+        raise ModelError(f"the text side of {model.name} has no table of token embeddings that is known; tune visual tokens only (tokens.text = 0)")
+    return table
+
+
+def _start(model: DualEncoder) -> int:
+    """Token ids before the first word: 1 where every prompt begins with a start token, else 0."""
+    first = model.tokenizer(["a", "dog"])[:, 0]
+    return int(first[0] == first[1])
+
+
+def _token_count(model: DualEncoder, text: str) -> int:
+    """Tokens of a text, without start and end: what it has more than the empty text."""
+    lengths = _used(model.tokenizer([text, ""], 2 * model.context_length))
+    return int(lengths[0] - lengths[1])
+
+
+def _used(ids: Tensor) -> Tensor:
+    """Tokens of each row (prompts,) before the padding, which is what the rows end with."""
+    padding = (ids == ids[:, -1:]).flip(1).int().cumprod(dim=1).sum(dim=1)
+    return ids.shape[1] - padding

@@ -1,0 +1,141 @@
+"""PrunedEncoder: the PyTorch reference that every graph, engine and language is compared with."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prtool.errors import ConfigError, ShapeError
+from prtool.spec import Keep, PruneSpec
+from prtool.trainer.models.prompts import VisualTokens
+from prtool.trainer.models.tower import VisionTower
+
+
+def select(scores: Tensor, k: int) -> Tensor:
+    """Indices (batch, k) int64 of the k highest scores (batch, N), falling; ties go to the lower index."""
+    if not 1 <= k <= scores.shape[1]:
+        raise ShapeError(f"k = {k}, but there are {scores.shape[1]} patches; give 1 to {scores.shape[1]}")
+    return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
+
+
+def gather(tokens: Tensor, indices: Tensor, prefix_tokens: int, appended_tokens: int = 0) -> Tensor:
+    """Keeps the chosen patches and every prefix and appended token.
+
+    Args:
+        tokens: (batch, prefix + N + appended, D).
+        indices: (batch, k) int64, patch numbers 0 to N - 1.
+
+    Returns:
+        (batch, prefix + k + appended, D), patches in the order of `indices`.
+    """
+    end = tokens.shape[1] - appended_tokens
+    patches = tokens[:, prefix_tokens:end]
+    kept = torch.gather(patches, 1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+    return torch.cat((tokens[:, :prefix_tokens], kept, tokens[:, end:]), dim=1)
+
+
+class FirstOrder(nn.Module):
+    """The scorer of a later location that keeps the order of the first: patches arrive best first, so their place is their rank."""
+
+    def __init__(self, prefix_tokens: int) -> None:
+        super().__init__()
+        self.prefix_tokens = prefix_tokens
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, prefix + patches, D) -> (batch, patches) float32, falling."""
+        # A running sum rather than a range: it follows a free axis in every exporter.
+        ones = torch.ones_like(tokens[:, self.prefix_tokens :, 0])
+        return -ones.cumsum(dim=1)
+
+
+class PrunedEncoder(nn.Module):
+    """A frozen tower that drops its least important patches: sequences become physically shorter.
+
+    It runs in stages: `enter` (PRE), `between` (MID) for each further location, `leave` (POST), with a selection before each
+    but the first.
+
+    Args:
+        tower: the image encoder.
+        scorers: one for each location, (batch, prefix + patches, D) -> (batch, patches), high = keep; those behind the
+            first see whichever patches are left, in falling order of the scores before.
+        spec: where tokens drop.
+        visual: learnable tokens, as many as the spec's appended ones and from the same block on; None where there are none.
+    """
+
+    def __init__(self, tower: VisionTower, scorers: Sequence[nn.Module], spec: PruneSpec, visual: VisualTokens | None = None) -> None:
+        super().__init__()
+        if len(scorers) != len(spec.locations):
+            raise ConfigError(f"{len(scorers)} scorers for {len(spec.locations)} locations; give one scorer for each")
+        found = (0, 1) if visual is None else (visual.count, visual.first)
+        if found != (spec.appended_tokens, spec.appended_from):
+            raise ConfigError(
+                f"{found[0]} learnable tokens from block {found[1]} on, but the spec says {spec.appended_tokens} from block {spec.appended_from} on"
+            )
+        self.tower = tower
+        self.scorers = nn.ModuleList(scorers)
+        self.spec = spec
+        self.visual = visual
+
+    def enter(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """PRE: tokens (batch, prefix + N + appended, D) that enter the first location, and scores (batch, N)."""
+        return self.enter_embedded(self.tower.embed(pixels))
+
+    def enter_embedded(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """`enter` from the tokens (batch, prefix + N, D) that the tower's `embed` gives."""
+        tokens = self.advance(self._arrive(embedded, 1), 1, self.spec.locations[0])
+        return tokens, self._score(0, tokens)
+
+    def between(self, place: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """MID: from one location to the next.
+
+        Args:
+            place: 1 for the graph behind the first location.
+            tokens: (batch, prefix + patches + appended, D), selected at location number `place`.
+
+        Returns:
+            The tokens that enter location number `place + 1`, of the same shape, and scores (batch, patches).
+        """
+        tokens = self.advance(tokens, self.spec.locations[place - 1], self.spec.locations[place])
+        return tokens, self._score(place, tokens)
+
+    def leave(self, tokens: Tensor) -> Tensor:
+        """POST: (batch, tokens, D) selected at the last location -> embedding (batch, E), L2-normalised."""
+        depth = self.tower.depth
+        tokens = self.advance(tokens, self.spec.locations[-1], depth)
+        return functional.normalize(self.tower.head(self.own(self.tower.run_blocks(tokens, depth, depth))), dim=-1)
+
+    def finish(self, tokens: Tensor, scores: Tensor, counts: Sequence[int]) -> Tensor:
+        """Everything behind `enter`, with `counts` patches kept at each location: embedding (batch, E), L2-normalised."""
+        for place, k in enumerate(counts, start=1):
+            tokens = self.choose(tokens, scores, k)
+            if place < len(self.spec.locations):
+                tokens, scores = self.between(place, tokens)
+        return self.leave(tokens)
+
+    def forward(self, pixels: Tensor, keep: Keep) -> Tensor:
+        """Embedding (batch, E), L2-normalised, with `keep` patches left behind the last location."""
+        return self.finish(*self.enter(pixels), self.spec.counts(keep))
+
+    def choose(self, tokens: Tensor, scores: Tensor, k: int) -> Tensor:
+        """The tokens with the `k` best patches, in falling order."""
+        return gather(tokens, select(scores, k), self.spec.prefix_tokens, self.spec.appended_tokens)
+
+    def advance(self, tokens: Tensor, first: int, last: int) -> Tensor:
+        """Tokens that enter block `first` -> tokens that enter block `last`; learnable ones come and are renewed on the way."""
+        if self.visual is None:
+            return self.tower.run_blocks(tokens, first, last - 1)
+        for block in range(first, last):
+            tokens = self._arrive(self.tower.run_blocks(tokens, block, block), block + 1)
+        return tokens
+
+    def own(self, tokens: Tensor) -> Tensor:
+        """The tokens of the image: (batch, length, D) without the appended ones."""
+        return tokens[:, : tokens.shape[1] - self.spec.appended_tokens] if self.spec.appended_tokens else tokens
+
+    def _arrive(self, tokens: Tensor, block: int) -> Tensor:
+        return tokens if self.visual is None else cast(Tensor, self.visual(self.tower, tokens, block))
+
+    def _score(self, place: int, tokens: Tensor) -> Tensor:
+        return cast(Tensor, self.scorers[place](self.own(tokens)))

@@ -1,0 +1,127 @@
+"""Training a scorer by what it is for: the embedding of the patches that it chooses, against the embedding of all of them."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prtool.errors import ShapeError
+from prtool.trainer.features import Features
+from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.predictor import PatchScorer
+from prtool.trainer.models.pruned import gather, select
+from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.settings import ChoiceConfig
+
+_JUDGE_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChoiceImages:
+    """What a scorer's choice is held against.
+
+    Attributes:
+        features: tokens that enter the location.
+        unpruned: (images, E) float32, L2-normalised, of the whole sequences.
+    """
+
+    features: Features
+    unpruned: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.features) != len(self.unpruned) or not len(self.unpruned):
+            raise ShapeError(f"tokens of {len(self.features)} images and {len(self.unpruned)} embeddings; give one for each image, at least one")
+
+
+class ChoiceLesson:
+    """1 - cosine between the embedding of the chosen patches and the unpruned one, with gradients to the scores (ours, not the paper's).
+
+    The k best patches stand beside their nearest rivals in one sequence. A rival is hardly seen: its key's weight in every
+    attention is `floor` of a kept patch's. Forward the gate is this hard step, backward the sigmoid of the distance to the
+    threshold (straight-through), so a rival that would bring the embedding nearer gains score, and a kept patch that does
+    not matter loses it, beside all the others that are kept. Dropping the rest keeps a step as short as a pruned sequence.
+
+    Args:
+        tower: the frozen encoder.
+        location: 1-based block that the tokens enter.
+        train, val: images to learn from and to choose the best epoch by.
+        config: how.
+        spread: as the scorer's choice will be spread over the grid (see `SpreadScorer`); None for the scorer of a later
+            location, which learns on random parts of the patches.
+    """
+
+    def __init__(self, tower: VisionTower, location: int, train: ChoiceImages, val: ChoiceImages, config: ChoiceConfig, spread: float | None) -> None:
+        self._tower, self._location = tower, location
+        self._train, self._val = train, val
+        self._config, self._spread, self._subsets = config, spread or 0.0, spread is None
+
+    def __len__(self) -> int:
+        return len(self._train.unpruned)
+
+    def parts(self) -> Iterable[Tensor]:
+        """Every tensor that the result depends on."""
+        for images in (self._train, self._val):
+            yield from (*images.features.shards, images.unpruned)
+        yield torch.tensor([self._location, *dataclasses.astuple(self._config), self._spread, self._subsets], dtype=torch.float64)
+
+    def loss(self, scorer: PatchScorer, chosen: Tensor, generator: torch.Generator) -> Tensor:
+        """See `prtool.trainer.loop.Lesson.loss`."""
+        config = self._config
+        tokens = self._train.features.batch(chosen.tolist()).to(next(scorer.parameters()).device)
+        if self._subsets:
+            tokens = some_patches(tokens, scorer.prefix_tokens, generator)
+        patches = tokens.shape[1] - scorer.prefix_tokens
+        share = config.keep_low + (config.keep_high - config.keep_low) * float(torch.rand((), generator=generator))
+        scores = self._chooser(scorer, patches)(tokens)
+        uniform = torch.rand(scores.shape, generator=generator).clamp(1e-6, 1.0 - 1e-6).to(scores.device)
+        scores = scores - config.noise * (-uniform.log()).log()
+        found = self._embedding(scorer, tokens, scores, max(1, round(share * patches)))
+        return 1.0 - (found * self._train.unpruned[chosen].to(found.device)).sum(dim=-1).mean()
+
+    @torch.no_grad()
+    def judge(self, scorer: PatchScorer) -> float:
+        """Mean cosine of the validation images at the middle of the range of keeps, patches really dropped."""
+        device, total = next(scorer.parameters()).device, 0.0
+        share = (self._config.keep_low + self._config.keep_high) / 2
+        for part in torch.split(torch.arange(len(self._val.unpruned)), _JUDGE_BATCH):
+            tokens = self._val.features.batch(part.tolist()).to(device)
+            scores = self._chooser(scorer, tokens.shape[1] - scorer.prefix_tokens)(tokens)
+            kept = gather(tokens, select(scores, max(1, round(share * scores.shape[1]))), scorer.prefix_tokens)
+            found = functional.normalize(self._tower.leave(kept, self._location), dim=-1)
+            total += float((found.cpu() * self._val.unpruned[part]).sum())
+        return total / len(self._val.unpruned)
+
+    def _chooser(self, scorer: PatchScorer, patches: int) -> SpreadScorer:
+        """The scorer as it will choose; a part of the patches has no grid left to spread over."""
+        spread = self._spread if patches == scorer.patches else 0.0
+        grid = self._tower.grid if patches == scorer.patches else (1, patches)
+        return SpreadScorer(scorer, grid, spread).to(next(scorer.parameters()).device)
+
+    def _embedding(self, scorer: PatchScorer, tokens: Tensor, scores: Tensor, k: int) -> Tensor:
+        """(batch, E), L2-normalised, with the k best patches at gate 1 and their rivals at the floor."""
+        config, prefix, patches = self._config, scorer.prefix_tokens, scores.shape[1]
+        k = min(k, patches - 1)
+        considered = select(scores.detach(), min(patches, k + max(1, round(config.rivals * patches))))
+        near = scores.gather(1, considered)
+        threshold = near[:, k - 1 : k + 1].detach().mean(dim=1, keepdim=True)
+        soft = torch.sigmoid((near - threshold) / config.temperature)
+        hard = (torch.arange(near.shape[1], device=near.device) < k).float()
+        gates = config.floor + (1.0 - config.floor) * (hard + soft - soft.detach())
+        mask = functional.pad(gates.log(), (prefix, 0))
+        sequence = gather(tokens, considered, prefix)
+        for block in range(self._location - 1, self._tower.depth):
+            sequence = self._tower.run_masked(block, sequence, mask)
+        if not self._tower.head_reads:
+            # A head that pools over all tokens has no mask: rivals, which stand behind the kept patches, must not reach it.
+            sequence = sequence[:, : prefix + k]
+        return functional.normalize(self._tower.head(sequence), dim=-1)
+
+
+def some_patches(tokens: Tensor, prefix_tokens: int, generator: torch.Generator) -> Tensor:
+    """The same number of random patches of each image, from a half of them to all: (batch, prefix + patches, D)."""
+    batch, patches = tokens.shape[0], tokens.shape[1] - prefix_tokens
+    count = int(torch.randint(max(2, patches // 2), patches + 1, (), generator=generator))
+    return gather(tokens, torch.rand(batch, patches, generator=generator).argsort(dim=1)[:, :count].to(tokens.device), prefix_tokens)

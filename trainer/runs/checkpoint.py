@@ -1,0 +1,236 @@
+"""Checkpoint: what a training run leaves behind, a directory of checkpoint.json and the safetensors files that it names, never pickle."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from prtool.errors import CheckpointError
+from prtool.exchange import alone
+from prtool.files import storage_errors, write_bytes
+from prtool.spec import PruneSpec
+from prtool.stored import write_sealed
+from prtool.trainer.config import to_plain
+from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.dual_encoder import DualEncoder, load_model
+from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
+from prtool.trainer.models.prompts import TextContext, VisualTokens
+from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.runs.checkpoint_files import SEEN, TENSORS, digest_of, has_file, name_files, read_file, remove_others
+from prtool.trainer.runs.record import RECORD_NAME, Record, read_record
+
+_VISUAL, _CONTEXT = "visual.values", "context.values"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Record):
+    """A run's outcome.
+
+    Attributes:
+        tensors: the scorers' (names begin with the number of the location, from 0), and the learnable tokens.
+        seen: which images it has seen, as `Seen.to_bytes` gives it; empty where it was not trained.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    seen: bytes = field(default=b"", repr=False, compare=False)
+
+    def save(self, folder: str | Path) -> "Checkpoint":
+        """Writes the checkpoint. Stopped at any moment, an earlier one in the folder stands whole: its files go last.
+
+        Returns:
+            The checkpoint as written, with its files' digests.
+
+        Raises:
+            StorageError: it cannot be written; an earlier checkpoint stands.
+        """
+        home = Path(folder)
+        tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.tensors.items())})
+        contents = name_files({TENSORS: tensors, SEEN: self.seen} if self.seen else {TENSORS: tensors})
+        written = dataclasses.replace(self, files={name: digest_of(content) for name, content in contents.items()})
+        with storage_errors(home):
+            home.mkdir(parents=True, exist_ok=True)
+        with alone(home):
+            for name, content in contents.items():
+                write_bytes(home / name, content)
+            write_sealed(home / RECORD_NAME, {item.name: to_plain(getattr(written, item.name)) for item in dataclasses.fields(Record)})
+            remove_others(home, written.files)
+        return written
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Checkpoint":
+        """Reads and checks a checkpoint; nothing in it is run.
+
+        Raises:
+            CheckpointError: there is none, its schema is unknown, or a file is missing, damaged or changed.
+        """
+        home = Path(folder)
+        # Another process may save between the two readings, and then removes the tensors of the record that was read.
+        with alone(home):
+            record = read_record(home)
+            tensors = _read_tensors(home, record)
+            seen = read_file(home, record.files, SEEN) if has_file(record.files, SEEN) else b""
+        checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors, seen=seen)
+        checkpoint.choosers()
+        checkpoint.visual()
+        checkpoint.context()
+        return checkpoint
+
+    @staticmethod
+    def tidy(folder: str | Path) -> None:
+        """Removes files of earlier checkpoints from a finished run: a process that was killed while it saved leaves them.
+
+        Raises:
+            CheckpointError: there is no finished run.
+            StorageError: a file cannot be removed.
+        """
+        home = Path(folder)
+        with alone(home):
+            remove_others(home, read_record(home).files)
+
+    def scorer(self, index: int = 0) -> PatchScorer:
+        """The scorer of one location, in evaluation mode.
+
+        Args:
+            index: 0 for the first location; others only where the run is `rescored`.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record's scorer.
+        """
+        config = self.scorer_config if index == 0 else later_config(self.scorer_config)
+        scorer = make_scorer(config, self.width, self.prune.patches, self.prune.prefix_tokens)
+        prefix = f"{index}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+        try:
+            scorer.load_state_dict(own)
+        except RuntimeError as cause:
+            raise CheckpointError(f"the predictor's tensors are not those of a {config.arch} scorer ({cause}); run 'prtool train' again") from cause
+        return scorer.eval()
+
+    def chooser(self) -> SpreadScorer:
+        """The first location's scorer as patches are chosen by it: its scores spread over the grid.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record's scorer.
+        """
+        return SpreadScorer(self.scorer(), self.prune.grid, self.scorer_config.spread).eval()
+
+    def choosers(self) -> list[nn.Module]:
+        """What chooses at each location: the first location's `chooser`, then scorers of their own or the order of the first.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record's scorers.
+        """
+        later = range(1, len(self.prune.locations))
+        own: list[nn.Module] = [self.scorer(index) if self.rescored else FirstOrder(self.prune.prefix_tokens) for index in later]
+        return [self.chooser(), *own]
+
+    def scorer_macs(self) -> int:
+        """Multiply-accumulates of all scorers for one image; a later one counts as if no patch had dropped before it."""
+        scorers = [self.scorer(index) for index in range(len(self.prune.locations) if self.rescored else 1)]
+        return sum(scorer.macs() for scorer in scorers)
+
+    def visual(self) -> VisualTokens | None:
+        """The learnable visual tokens; None where the run has none.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record.
+        """
+        if not self.tokens.visual:
+            return None
+        values = self._tensor(_VISUAL, (self.tokens.layers, self.tokens.visual, self.width))
+        return VisualTokens(values, self.tokens.first).requires_grad_(False)
+
+    def context(self) -> TextContext | None:
+        """The learned context of the prompts; None where the run has none.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record.
+        """
+        if not self.tokens.text:
+            return None
+        values = self._tensor(_CONTEXT, (self.tokens.text, -1))
+        return TextContext(values, self.tokens.words).requires_grad_(False)
+
+    def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor of this shape, -1 for any size."""
+        found = self.tensors.get(name)
+        if found is None or found.dim() != len(shape) or any(want not in (-1, size) for want, size in zip(shape, found.shape, strict=True)):
+            seen = "none" if found is None else str(tuple(found.shape))
+            raise CheckpointError(f"the tensor {name} should have shape {shape}, but the run has {seen}; run 'prtool train' again")
+        return found.clone()
+
+    def load_model(self, device: str = "cpu") -> DualEncoder:
+        """Loads the model that the run was made with, and checks that its weights are the same.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            CheckpointError: its weights have changed.
+        """
+        model = load_seeded(self.model, self.pretrained, self.model_seed, device)
+        if model.weights_sha256 != self.weights_sha256:
+            raise CheckpointError(
+                f"the weights of {self.model} {self.pretrained} have SHA-256 {model.weights_sha256[:12]}, but the run was made with "
+                f"{self.weights_sha256[:12]}; bring back the old weights, or run 'prtool train' again"
+            )
+        return model
+
+    def pruned_encoder(self, model: DualEncoder, *, tuned: bool = True) -> PrunedEncoder:
+        """The pruned encoder of this checkpoint, on the model's device, in evaluation mode.
+
+        Args:
+            model: as `load_model` gives it.
+            tuned: with the learnable tokens, where the run has some.
+        """
+        visual = self.visual() if tuned else None
+        spec = self.prune if tuned else untuned(self.prune)
+        device = next(model.tower.parameters()).device
+        return PrunedEncoder(model.tower, self.choosers(), spec, visual).to(device).eval()
+
+    def class_embeddings(self, model: DualEncoder, classnames: Sequence[str] = (), *, tuned: bool = True) -> Tensor:
+        """Class embeddings (classes, E) float32, L2-normalised, with the learned context where the run has one.
+
+        Args:
+            model: as `load_model` gives it.
+            classnames: in label order; empty takes the run's.
+            tuned: with the learned context.
+        """
+        names, context = tuple(classnames) or self.classnames, self.context() if tuned else None
+        if context is None:
+            return model.class_embeddings(names, self.templates)
+        with torch.no_grad():
+            return context.to(next(model.tower.parameters()).device).class_embeddings(model, names, self.templates[0])
+
+
+def scorer_tensors(scorers: Sequence[PatchScorer]) -> dict[str, Tensor]:
+    """The tensors of one scorer a location, as a Checkpoint names them."""
+    return {f"{index}.{name}": tensor for index, scorer in enumerate(scorers) for name, tensor in scorer.state_dict().items()}
+
+
+def token_tensors(visual: VisualTokens | None, context: TextContext | None) -> dict[str, Tensor]:
+    """The learnable tokens, as a Checkpoint names them."""
+    found = {_VISUAL: visual, _CONTEXT: context}
+    return {name: part.values.detach() for name, part in found.items() if part is not None}
+
+
+def untuned(prune: PruneSpec) -> PruneSpec:
+    """The same pruning without learnable tokens."""
+    return dataclasses.replace(prune, appended_tokens=0, appended_from=1)
+
+
+def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu") -> DualEncoder:
+    """`load_model` under a seed that decides random weights; torch's own random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return load_model(name, pretrained, device)
+
+
+def _read_tensors(home: Path, record: Record) -> dict[str, Tensor]:
+    try:
+        return load(read_file(home, record.files, TENSORS))
+    except SafetensorError as cause:
+        raise CheckpointError(f"the tensors of {home} cannot be read ({cause}); run 'prtool train' again") from cause
