@@ -108,7 +108,7 @@ def measure(model: DualEncoder, images: ImageSet, config: GoldenConfig, rounds: 
     device = search.tail.device
     with torch.no_grad():
         pixels = next(pixel_batches(images, model.preprocess, range(len(images)), len(images)))[1]
-        tokens = model.tower.enter(pixels.to(device), config.location)
+        tokens = model.tower.run_pre(pixels.to(device), config.location)
     bound = Bound(search, tokens)
     works: dict[str, Callable[[], object]] = {
         "ranking": lambda: rank_images(model, images, config, None),

@@ -28,7 +28,7 @@ from prtool.runtime.pipeline import MODES
 from prtool.spec import Keep
 
 _CASES = 60
-_MOST_IMAGES = 16
+_MAX_IMAGES = 16
 _ROUNDS = 3
 _WARM_S = 60.0
 """Memory is compared with what it was after this time, or after half of a shorter run."""
@@ -81,12 +81,12 @@ def make_cases(encoders: dict[str, Encoder], seed: int) -> list[Case]:
     choice = random.Random(seed)
     manifest = next(iter(encoders.values())).manifest
     low, high = manifest.keep_range
-    images = np.random.default_rng(seed).standard_normal((_MOST_IMAGES, 3, *manifest.preprocess.size)).astype(np.float32)
+    images = np.random.default_rng(seed).standard_normal((_MAX_IMAGES, 3, *manifest.preprocess.size)).astype(np.float32)
     cases = []
     for number in range(_CASES):
-        mode, batch = choice.choice(list(encoders)), choice.randint(1, _MOST_IMAGES)
+        mode, batch = choice.choice(list(encoders)), choice.randint(1, _MAX_IMAGES)
         keep = high if mode == "full" else choice.randint(low, high)
-        pixels = images[choice.sample(range(_MOST_IMAGES), batch)]
+        pixels = images[choice.sample(range(_MAX_IMAGES), batch)]
         way = encoders[mode].kept if number % 6 == 5 else encoders[mode].encode_pixels
         call = functools.partial(way, pixels, Keep.count(keep))
         cases.append(Case(f"{way.__name__} of {batch} images, {mode}, k = {keep}", call, call()))

@@ -203,7 +203,7 @@ class ArrayLibrary(Protocol):
         """(batch, patches) -> (batch, k) int64 by falling score, the lower index first among equals; as `prtool.runtime.select.select`."""
         ...
 
-    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, appended_tokens: int) -> DeviceArray:
+    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, learnable_tokens: int) -> DeviceArray:
         """(batch, prefix + patches + appended, D) -> (batch, prefix + k + appended, D); as `prtool.runtime.select.gather`."""
         ...
 

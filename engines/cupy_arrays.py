@@ -89,7 +89,7 @@ class CupyArrays:
             # 0.0 - x turns both zeros into 0.0, so they are equal to every sort.
             return cupy.ascontiguousarray(cupy.argsort(0.0 - scores, axis=1, kind="stable")[:, :k])
 
-    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, appended_tokens: int) -> DeviceArray:
+    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, learnable_tokens: int) -> DeviceArray:
         """The sequence with only the selected patches; see `ArrayLibrary.gather`.
 
         Raises:
@@ -100,7 +100,7 @@ class CupyArrays:
         batch, length, width = tokens.shape
         with self._here():
             places = cupy.broadcast_to(cupy.arange(length), (batch, length))
-            parts = (places[:, :prefix_tokens], indices + prefix_tokens, places[:, length - appended_tokens :])
+            parts = (places[:, :prefix_tokens], indices + prefix_tokens, places[:, length - learnable_tokens :])
             rows = cupy.concatenate(parts, axis=1) + cupy.arange(batch)[:, None] * length
             return cupy.take(tokens.reshape(batch * length, width), rows, axis=0)
 

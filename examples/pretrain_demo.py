@@ -110,7 +110,7 @@ class Pupil(nn.Module):
         with torch.autocast("cpu", torch.bfloat16):
             early = self.tower.run_blocks(gather(self.tower.embed(pixels), kept, 1), 1, _OUTLINE_BLOCK)
             late = self.tower.run_blocks(early, _OUTLINE_BLOCK + 1, _SHAPE_BLOCK)
-            images = self.tower.leave(late, _SHAPE_BLOCK + 1)
+            images = self.tower.run_post(late, _SHAPE_BLOCK + 1)
             texts = self.clip.encode_text(captions, normalize=True)
         scale = self.clip.logit_scale.exp().clamp(max=100.0)
         logits = scale * functional.normalize(images.float(), dim=-1) @ texts.float().T

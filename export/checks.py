@@ -14,7 +14,7 @@ from prtool.trainer.data.load import data_exists, load_split
 from prtool.trainer.runs.inputs import input_paths
 from prtool.trainer.runs.record import Record, read_record
 
-LEAST_IMAGES = 16
+MIN_IMAGES = 16
 """Images that int8 takes its scales from, at least."""
 
 
@@ -57,5 +57,5 @@ def _check_int8(run: Path, record: Record, data: str | None) -> None:
         gone = f"the data of {run} are gone ({record.data.root})" if record.data.root else f"{run} was made without data"
         raise ConfigError(f"int8 takes its scales from real images, but {gone}; give images with --data")
     images = len(load_split(data, "train"))
-    if images < LEAST_IMAGES:
-        raise ConfigError(f"int8 takes its scales from real images, and {data} has {images} in its split 'train'; give at least {LEAST_IMAGES}")
+    if images < MIN_IMAGES:
+        raise ConfigError(f"int8 takes its scales from real images, and {data} has {images} in its split 'train'; give at least {MIN_IMAGES}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prtool.errors import ConfigError
-from prtool.export.graphs.last_block import asking_tokens, key_value_macs
+from prtool.export.graphs.last_block import asking_tokens, kv_token_macs
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.pruned import PrunedEncoder
@@ -64,4 +64,4 @@ class ExportSource:
         """MACs of the exported tower and its scorers."""
         tower = self.pruned.tower
         asking = asking_tokens(tower)
-        return replace(tower.cost(), scorer_macs=self.scorer_macs, last_asking=asking, key_value_macs=key_value_macs(tower) if asking else 0)
+        return replace(tower.cost(), scorer_macs=self.scorer_macs, last_block_queries=asking, kv_token_macs=kv_token_macs(tower) if asking else 0)

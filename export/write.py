@@ -12,7 +12,7 @@ from torch import Tensor
 from prtool.bundle import BUNDLE, Bundle, seal
 from prtool.errors import ConfigError
 from prtool.export import text
-from prtool.export.checks import LEAST_IMAGES
+from prtool.export.checks import MIN_IMAGES
 from prtool.export.graphs import compose
 from prtool.export.graphs.modules import TextGraph
 from prtool.export.graphs.onnx import INLINE_LIMIT_BYTES, save, to_onnx
@@ -67,8 +67,8 @@ class ExportOptions:
     def check_images(self) -> None:
         """Raises ConfigError where int8 is asked for and there are too few images to choose its scales from."""
         images = 0 if self.calibration is None else len(self.calibration)
-        if "int8" in self.precisions and images < LEAST_IMAGES:
-            raise ConfigError(f"int8 takes its scales from real images, and there are {images}; give at least {LEAST_IMAGES} with --data")
+        if "int8" in self.precisions and images < MIN_IMAGES:
+            raise ConfigError(f"int8 takes its scales from real images, and there are {images}; give at least {MIN_IMAGES} with --data")
 
     def written(self) -> tuple[str, ...]:
         """The precisions of the bundle, fp32 first, each once."""

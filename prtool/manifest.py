@@ -15,11 +15,12 @@ from prtool.text_safety import printable
 
 __all__ = ["SCHEMA", "ClassInfo", "FileDigest", "GraphSpec", "Manifest", "ModelInfo", "TensorSpec", "TextInfo"]
 
-SCHEMA = 4
-MOST_WIDTH = 65_536
+SCHEMA = 1
+MAX_WIDTH = 65_536
 """Largest width of a token or an embedding, and largest number of token ids in a prompt."""
-MOST_CLASSES = 1_000_000
-MOST_FILES = 10_000
+MAX_CLASSES = 1_000_000
+MAX_FILES = 10_000
+MAX_METADATA, METADATA_BYTES = 1000, 64 << 10
 TOKENIZER_BYTES = 64 << 20
 _NAME_BYTES, _PATH_BYTES = 255, 1024
 _RESERVED = set('\\:*?"<>|')
@@ -90,6 +91,7 @@ class Manifest:
         graphs: precision -> role -> graph; roles are those of `prtool.graphs.signature.graph_signatures`.
         parity: the worst figures of the comparison with PyTorch at export; parity.json has them all.
         versions: libraries that made the bundle.
+        metadata: annotations of others, which readers keep and otherwise ignore.
         files: every other file of the bundle.
     """
 
@@ -105,6 +107,7 @@ class Manifest:
     versions: dict[str, str]
     text: TextInfo | None = None
     classes: ClassInfo | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileDigest] = field(default_factory=dict)
 
     def resolve(self, keep: Keep | None) -> int:
@@ -142,11 +145,11 @@ class Manifest:
         self.resolve(Keep.count(counts[-1]))
         return counts
 
-    def bound(self, k: int) -> float:
+    def theoretical_speedup(self, k: int) -> float:
         """Upper bound of the speed-up with k patches kept, from MACs."""
-        return self.cost.bound(self.prune, Keep.count(k))
+        return self.cost.theoretical_speedup(self.prune, Keep.count(k))
 
-    def least_gmacs(self) -> float:
+    def min_gmacs(self) -> float:
         """Cost of one image at the lowest count, in 10^9 MAC."""
         return self.cost.pruned_gmacs(self.prune, Keep.count(self.keep_range[0]))
 
@@ -241,22 +244,30 @@ def _check(manifest: Manifest) -> None:
         ConfigError: they do not fit together.
     """
     model, (low, high), patches = manifest.model, manifest.keep_range, manifest.prune.patches
-    _within(model.embed_dim, 1, MOST_WIDTH, "model.embed_dim")
+    _within(model.embed_dim, 1, MAX_WIDTH, "model.embed_dim")
     if not 1 <= low <= manifest.default_keep <= high <= patches:
         raise ConfigError(f"keep_range = [{low}, {high}] and default_keep = {manifest.default_keep} of {patches} patches, but these must rise from 1")
     if manifest.text is not None:
-        _within(manifest.text.context_length, 1, MOST_WIDTH, "text.context_length")
+        _within(manifest.text.context_length, 1, MAX_WIDTH, "text.context_length")
         _within(manifest.text.vocab_size, 1, 2**31 - 1, "text.vocab_size")
     if manifest.classes is not None:
-        _within(len(manifest.classes.names), 1, MOST_CLASSES, "the number of class names")
-    if min(dataclasses.astuple(manifest.cost)) < 0 or not manifest.cost.full_gmacs(manifest.prune) > 0 or not manifest.least_gmacs() > 0:
+        _within(len(manifest.classes.names), 1, MAX_CLASSES, "the number of class names")
+    if min(dataclasses.astuple(manifest.cost)) < 0 or not manifest.cost.full_gmacs(manifest.prune) > 0 or not manifest.min_gmacs() > 0:
         raise ConfigError(f"{printable(manifest.cost)}, but no value may be below 0, and an image must cost something")
+    _check_metadata(manifest.metadata)
     _check_files(manifest)
     _check_graphs(manifest)
 
 
+def _check_metadata(metadata: Mapping[str, str]) -> None:
+    _within(len(metadata), 0, MAX_METADATA, "the number of metadata entries")
+    for key, value in metadata.items():
+        _within(len(key.encode(errors="replace")), 1, _NAME_BYTES, f"the bytes of the metadata key {printable(repr(key))}")
+        _within(len(value.encode(errors="replace")), 0, METADATA_BYTES, f"the bytes of metadata.{printable(key)}")
+
+
 def _check_files(manifest: Manifest) -> None:
-    _within(len(manifest.files), 0, MOST_FILES, "the number of files")
+    _within(len(manifest.files), 0, MAX_FILES, "the number of files")
     for name, digest in manifest.files.items():
         _check_name(name)
         _within(digest.size, 0, JSON_INTEGER, f"files.{printable(name)}.size")
@@ -316,7 +327,7 @@ def _token_width(manifest: Manifest) -> int:
     width = post.inputs[0].shape[-1] if post and post.inputs and post.inputs[0].shape else None
     if not isinstance(width, int):
         raise ConfigError("graphs.fp32.post has no input of a known width")
-    _within(width, 1, MOST_WIDTH, "the width of a token")
+    _within(width, 1, MAX_WIDTH, "the width of a token")
     return width
 
 

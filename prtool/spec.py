@@ -13,12 +13,12 @@ RESIZE_MODES = ("shortest", "longest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 # Far above any encoder, and small enough that every product of sizes stays harmless; docs/bundle-format.md, section 8.
-MOST_BLOCKS = 1000
-MOST_GRID_SIDE = 1024
-MOST_EXTRA_TOKENS = 4096
-MOST_IMAGE_SIDE = 8192
-MOST_IMAGE_PIXELS = 1 << 24
-_LEAST_FLOAT32, _MOST_FLOAT32 = 1.2e-38, 3.4e38
+MAX_BLOCKS = 1000
+MAX_GRID_SIDE = 1024
+MAX_EXTRA_TOKENS = 4096
+MAX_IMAGE_SIDE = 8192
+MAX_IMAGE_PIXELS = 1 << 24
+_MIN_FLOAT32, _MAX_FLOAT32 = 1.2e-38, 3.4e38
 
 
 def plain_number(value: object) -> int | float | None:
@@ -109,18 +109,18 @@ class PruneSpec:
         depth: number of transformer blocks.
         locations: 1-based and increasing; tokens drop on entry to that block.
         prefix_tokens: tokens before the patches (CLS, registers), always kept.
-        appended_tokens: learnable tokens after the patches, always kept.
-        appended_from: 1-based block on entry to which those are appended, the first location at the latest.
-        drops: how many of the dropped patches drop at each location, in relation to each other; empty for equal numbers.
+        learnable_tokens: learnable tokens after the patches, always kept.
+        learnable_from_block: 1-based block on entry to which those are appended, the first location at the latest.
+        drop_ratios: how many of the dropped patches drop at each location, in relation to each other; empty for equal numbers.
     """
 
     grid: tuple[int, int]
     depth: int
     locations: tuple[int, ...] = (4,)
     prefix_tokens: int = 1
-    appended_tokens: int = 0
-    appended_from: int = 1
-    drops: tuple[int, ...] = ()
+    learnable_tokens: int = 0
+    learnable_from_block: int = 1
+    drop_ratios: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -129,22 +129,24 @@ class PruneSpec:
             raise ConfigError(f"pruning locations = {shown}, but each must be a block from 1 to {self.depth}")
         if any(later <= earlier for earlier, later in itertools.pairwise(self.locations)):
             raise ConfigError(f"pruning locations = {shown}, but they must increase")
-        if not 1 <= self.appended_from <= self.locations[0]:
-            raise ConfigError(f"tokens are appended at block {self.appended_from}, but it must be 1 to the first location, {self.locations[0]}")
-        most = MOST_GRID_SIDE**2
-        if self.drops and (len(self.drops) != len(self.locations) or not all(0 <= drop <= most for drop in self.drops) or self.drops[-1] < 1):
+        if not 1 <= self.learnable_from_block <= self.locations[0]:
             raise ConfigError(
-                f"drops = {printable(list(self.drops))} for locations {shown}, but give one number of 0 to {most} for each, the last at least 1"
+                f"tokens are appended at block {self.learnable_from_block}, but it must be 1 to the first location, {self.locations[0]}"
+            )
+        most, ratios = MAX_GRID_SIDE**2, self.drop_ratios
+        if ratios and (len(ratios) != len(self.locations) or not all(0 <= ratio <= most for ratio in ratios) or ratios[-1] < 1):
+            raise ConfigError(
+                f"drop_ratios = {printable(list(ratios))} for locations {shown}, but give one number of 0 to {most} for each, the last at least 1"
             )
 
     def _check_sizes(self) -> None:
-        if not 1 <= self.depth <= MOST_BLOCKS:
-            raise ConfigError(f"depth = {self.depth}, but it must be 1 to {MOST_BLOCKS} blocks")
-        if not all(1 <= side <= MOST_GRID_SIDE for side in self.grid):
-            raise ConfigError(f"grid = {list(self.grid)}, but it must be two numbers of 1 to {MOST_GRID_SIDE}")
-        if not all(0 <= count <= MOST_EXTRA_TOKENS for count in (self.prefix_tokens, self.appended_tokens)):
+        if not 1 <= self.depth <= MAX_BLOCKS:
+            raise ConfigError(f"depth = {self.depth}, but it must be 1 to {MAX_BLOCKS} blocks")
+        if not all(1 <= side <= MAX_GRID_SIDE for side in self.grid):
+            raise ConfigError(f"grid = {list(self.grid)}, but it must be two numbers of 1 to {MAX_GRID_SIDE}")
+        if not all(0 <= count <= MAX_EXTRA_TOKENS for count in (self.prefix_tokens, self.learnable_tokens)):
             raise ConfigError(
-                f"{self.prefix_tokens} prefix and {self.appended_tokens} appended tokens, but there can be 0 to {MOST_EXTRA_TOKENS} of each"
+                f"{self.prefix_tokens} prefix and {self.learnable_tokens} appended tokens, but there can be 0 to {MAX_EXTRA_TOKENS} of each"
             )
 
     @property
@@ -155,12 +157,12 @@ class PruneSpec:
     @property
     def always_kept(self) -> int:
         """Tokens that come on top of the kept patches."""
-        return self.prefix_tokens + self.appended_tokens
+        return self.prefix_tokens + self.learnable_tokens
 
     def counts(self, keep: Keep) -> tuple[int, ...]:
-        """Patches that stay at each location: they drop in proportion to `drops`, and the last location leaves `keep`."""
+        """Patches that stay at each location: they drop in proportion to `drop_ratios`, and the last location leaves `keep`."""
         dropped = self.patches - keep.resolve(self.patches)
-        dropped_until = list(itertools.accumulate(self.drops or (1,) * len(self.locations)))
+        dropped_until = list(itertools.accumulate(self.drop_ratios or (1,) * len(self.locations)))
         return tuple(self.patches - dropped * until // dropped_until[-1] for until in dropped_until)
 
     def distinct_counts(self, keeps: Sequence[Keep]) -> tuple[tuple[int, ...], ...]:
@@ -192,7 +194,7 @@ class PruneSpec:
                 f"keep counts {list(counts)} at locations {list(self.locations)}, but they must fall from {self.patches} patches, "
                 "one count a location, and the last location must drop at least one patch"
             )
-        return replace(self, drops=tuple(first - after for first, after in zip(before, counts, strict=True)))
+        return replace(self, drop_ratios=tuple(first - after for first, after in zip(before, counts, strict=True)))
 
     def tokens_by_block(self, counts: tuple[int, ...]) -> list[int]:
         """Sequence length inside each of the `depth` blocks, for the given patches kept at each location."""
@@ -201,7 +203,7 @@ class PruneSpec:
         drops = dict(zip(self.locations, counts, strict=True))
         for block in range(1, self.depth + 1):
             kept = drops.get(block, kept)
-            lengths.append(self.prefix_tokens + kept + (self.appended_tokens if block >= self.appended_from else 0))
+            lengths.append(self.prefix_tokens + kept + (self.learnable_tokens if block >= self.learnable_from_block else 0))
         return lengths
 
 
@@ -216,8 +218,8 @@ class Cost:
         head_macs: pooling and projection, once an image.
         head_token_macs: attentional pooling, for each token that reaches it; 0 for CLS and average pooling.
         scorer_macs: the patch scorers of all locations, once an image; a later one counts as if no patch had dropped before it.
-        last_asking: tokens that the last block computes, all others only answer with keys and values; 0 where it computes all.
-        key_value_macs: keys and values of one block, for each token; counts where `last_asking` does.
+        last_block_queries: tokens that the last block computes, all others only answer with keys and values; 0 where it computes all.
+        kv_token_macs: keys and values of one block, for each token; counts where `last_block_queries` does.
     """
 
     embed_macs: int
@@ -226,15 +228,15 @@ class Cost:
     head_macs: int
     head_token_macs: int = 0
     scorer_macs: int = 0
-    last_asking: int = 0
-    key_value_macs: int = 0
+    last_block_queries: int = 0
+    kv_token_macs: int = 0
 
     def gmacs(self, tokens_by_block: list[int], *, scored: bool = False) -> float:
         """Cost of one image in 10^9 MAC, with the scorers where it is `scored`."""
         blocks = sum(n * self.token_macs + n * n * self.attention_macs for n in tokens_by_block[:-1])
         last = tokens_by_block[-1]
-        asking = min(self.last_asking or last, last)
-        blocks += asking * (self.token_macs + last * self.attention_macs) + (last - asking) * self.key_value_macs
+        asking = min(self.last_block_queries or last, last)
+        blocks += asking * (self.token_macs + last * self.attention_macs) + (last - asking) * self.kv_token_macs
         head = self.head_macs + tokens_by_block[-1] * self.head_token_macs
         return (self.embed_macs + blocks + head + (self.scorer_macs if scored else 0)) / 1e9
 
@@ -246,7 +248,7 @@ class Cost:
         """Cost at `keep`, scorer and learnable tokens included."""
         return self.gmacs(spec.tokens_by_block(spec.counts(keep)), scored=True)
 
-    def bound(self, spec: PruneSpec, keep: Keep) -> float:
+    def theoretical_speedup(self, spec: PruneSpec, keep: Keep) -> float:
         """Upper bound of the speed-up: unpruned cost over cost at `keep` (method, section 5)."""
         return self.full_gmacs(spec) / self.pruned_gmacs(spec, keep)
 
@@ -275,12 +277,12 @@ class Preprocess:
             raise ConfigError(f"resize mode = {printable(repr(self.resize_mode))}, but it must be one of {', '.join(RESIZE_MODES)}")
         if self.interpolation not in INTERPOLATIONS:
             raise ConfigError(f"interpolation = {printable(repr(self.interpolation))}, but it must be one of {', '.join(INTERPOLATIONS)}")
-        if not all(1 <= side <= MOST_IMAGE_SIDE for side in self.size) or math.prod(self.size) > MOST_IMAGE_PIXELS:
+        if not all(1 <= side <= MAX_IMAGE_SIDE for side in self.size) or math.prod(self.size) > MAX_IMAGE_PIXELS:
             raise ConfigError(
-                f"image size = {list(self.size)}, but it must be two numbers of 1 to {MOST_IMAGE_SIDE}, and {MOST_IMAGE_PIXELS} pixels at most"
+                f"image size = {list(self.size)}, but it must be two numbers of 1 to {MAX_IMAGE_SIDE}, and {MAX_IMAGE_PIXELS} pixels at most"
             )
         for mean, std in zip(self.mean, self.std, strict=True):
-            if not (abs(mean) <= _MOST_FLOAT32 and _LEAST_FLOAT32 <= std <= _MOST_FLOAT32 and max(abs(mean), abs(1.0 - mean)) / std <= _MOST_FLOAT32):
+            if not (abs(mean) <= _MAX_FLOAT32 and _MIN_FLOAT32 <= std <= _MAX_FLOAT32 and max(abs(mean), abs(1.0 - mean)) / std <= _MAX_FLOAT32):
                 raise ConfigError(f"mean = {mean}, std = {std}, but std must be above 0, and pixels of 0 and 1 must stay finite in float32")
         if not 0 <= self.fill <= 255:
             raise ConfigError(f"fill = {self.fill}, but it must be 0 to 255")

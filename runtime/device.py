@@ -17,7 +17,7 @@ from prtool.runtime.pipeline import Graphs, SplitPipeline, Stage, Steps, device_
 from prtool.spec import PruneSpec
 
 # A recording holds the activations of its largest graph; at batch 256 of ViT-L/14 that is gigabytes.
-MOST_RECORDINGS = 8
+MAX_RECORDINGS = 8
 _Key = tuple[tuple[int, ...], str, tuple[int, ...]]
 
 
@@ -41,7 +41,7 @@ class Recorder:
     the call before has read its result.
     """
 
-    def __init__(self, arrays: ArrayLibrary, work: Callable[[DeviceArray, tuple[int, ...]], DeviceArray], most: int = MOST_RECORDINGS) -> None:
+    def __init__(self, arrays: ArrayLibrary, work: Callable[[DeviceArray, tuple[int, ...]], DeviceArray], most: int = MAX_RECORDINGS) -> None:
         """Records nothing yet.
 
         Args:

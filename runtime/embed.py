@@ -28,7 +28,7 @@ from prtool.spec import Keep, Preprocess
 from prtool.text_safety import printable
 
 OUTPUT_SUFFIXES = (".npz", ".parquet")
-_MOST_WORKERS = 16
+_MAX_WORKERS = 16
 _REASONS_SHOWN = 3
 
 
@@ -226,7 +226,7 @@ Decoded = tuple[Path, Pixels | ImageError]
 
 def _decoded(files: Sequence[Path], spec: Preprocess, options: EmbedOptions) -> Generator[Decoded]:
     """Each file with its pixels or the reason why it has none, in order; threads work up to two batches ahead."""
-    workers = options.workers or min(this_machine().threads_granted, _MOST_WORKERS)
+    workers = options.workers or min(this_machine().threads_granted, _MAX_WORKERS)
     remaining = iter(files)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prtool-decode")
     try:

@@ -139,7 +139,7 @@ class Steps(Protocol):
         """See `prtool.runtime.select.select`."""
         ...
 
-    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, appended_tokens: int) -> DeviceArray:
+    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, learnable_tokens: int) -> DeviceArray:
         """See `prtool.runtime.select.gather`."""
         ...
 
@@ -159,7 +159,7 @@ def split_steps(steps: Steps, prune: PruneSpec, pixels: DeviceArray, counts: tup
     yield "pre", outputs
     for place, (role, k) in enumerate(zip(roles_after_selection(prune), counts, strict=True), start=1):
         indices = steps.select(outputs["scores"], k)
-        tokens = steps.gather(outputs[carried], indices, prune.prefix_tokens, prune.appended_tokens)
+        tokens = steps.gather(outputs[carried], indices, prune.prefix_tokens, prune.learnable_tokens)
         yield f"select_{place}", {"tokens": tokens, "indices": indices}
         # A graph cannot give a tensor of the name it takes: a middle graph turns "tokens" into "tokens_out".
         outputs, carried = steps.run(role, {"tokens": tokens}), "tokens_out"

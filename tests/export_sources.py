@@ -62,7 +62,7 @@ class Progressive:
         locations: 1-based.
         later: for each location behind the first, "first" for its order or "own" for a transformer.
         tokens, layers, first: learnable tokens, in so many blocks, from the 1-based block on; 0 tokens for none.
-        drops: as a PruneSpec has them.
+        drop_ratios: as a PruneSpec has them.
     """
 
     locations: tuple[int, ...] = (1, 2, 3)
@@ -70,7 +70,7 @@ class Progressive:
     tokens: int = 0
     layers: int = 1
     first: int = 1
-    drops: tuple[int, ...] = ()
+    drop_ratios: tuple[int, ...] = ()
 
 
 def progressive_source(kind: str, shape: Progressive, *, classes: bool = False) -> ExportSource:
@@ -83,7 +83,9 @@ def progressive_source(kind: str, shape: Progressive, *, classes: bool = False) 
     scorers = [LinearScorer(tower.width, tower.prefix_tokens), *(makers[name]() for name in shape.later)]
     values = torch.randn(shape.layers, shape.tokens, tower.width, generator=torch.Generator().manual_seed(7))
     visual_tokens = VisualTokens(values, shape.first) if shape.tokens else None
-    spec = replace(tower.prune_spec(shape.locations, shape.tokens), appended_from=shape.first if shape.tokens else 1, drops=shape.drops)
+    spec = replace(
+        tower.prune_spec(shape.locations, shape.tokens), learnable_from_block=shape.first if shape.tokens else 1, drop_ratios=shape.drop_ratios
+    )
     pruned = PrunedEncoder(tower, scorers, spec, visual_tokens).eval().requires_grad_(False)
     names, templates = (("cat", "hot_dog", "car"), ("a photo of a {}.",)) if classes else ((), ())
     return ExportSource(_dual_encoder(kind, visual, tower), pruned, "linear", False, 1000, names, templates)

@@ -50,7 +50,7 @@ class HostArrays:
     def select(self, scores: Any, k: int) -> Any:
         raise NotImplementedError
 
-    def gather(self, tokens: Any, indices: Any, prefix_tokens: int, appended_tokens: int) -> Any:
+    def gather(self, tokens: Any, indices: Any, prefix_tokens: int, learnable_tokens: int) -> Any:
         raise NotImplementedError
 
     def capture(self, step: Callable[[], Any]) -> Any:

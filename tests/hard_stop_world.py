@@ -115,7 +115,7 @@ class World:
 
     def training(self, name: str, *arguments: str, run: Path | None = None) -> Job:
         """A training command of a few seconds."""
-        settings = {"train_images": _TRAIN_IMAGES, "val_images": _VAL_IMAGES, "choice.steps": 10, "fit.epochs": 4, "fit.save_every": 1}
+        settings = {"train_images": _TRAIN_IMAGES, "val_images": _VAL_IMAGES, "distill.steps": 10, "fit.epochs": 4, "fit.save_every": 1}
         settings |= {"golden.group": 6, "tokens.epochs": 2, "tokens.shots": 1, "tokens.batch": 16}
         given = [word for item, value in settings.items() for word in ("--set", f"{item}={value}")]
         fixed = ("train", "--model", f"local-dir:{self.root / 'model'}", "--data", str(self.root / "data"), "-o", str(self.place / "run"))

@@ -35,12 +35,12 @@ class TinyModel:
 
     Attributes:
         locations: 1-based pruning locations; block i runs between location i - 1 and i.
-        prefix_tokens, appended_tokens: tokens that are always kept; the head reads the first one, so at least 1 prefix token.
+        prefix_tokens, learnable_tokens: tokens that are always kept; the head reads the first one, so at least 1 prefix token.
     """
 
     locations: tuple[int, ...] = (2,)
     prefix_tokens: int = 1
-    appended_tokens: int = 0
+    learnable_tokens: int = 0
     seed: int = 0
     weights: dict[str, F32] = field(init=False)
 
@@ -49,7 +49,7 @@ class TinyModel:
         shapes: dict[str, tuple[int, ...]] = {
             "patch": (WIDTH, 3, PATCH, PATCH),
             "prefix": (1, self.prefix_tokens, WIDTH),
-            "appended": (1, self.appended_tokens, WIDTH),
+            "appended": (1, self.learnable_tokens, WIDTH),
             "position": (1, self.patches, WIDTH),
             "head": (WIDTH, EMBED),
             "vocabulary": (VOCABULARY, WIDTH),
@@ -68,7 +68,7 @@ class TinyModel:
     def spec(self) -> PruneSpec:
         """The pruning specification of this model."""
         side = SIDE // PATCH
-        return PruneSpec((side, side), len(self.locations) + 1, self.locations, self.prefix_tokens, self.appended_tokens)
+        return PruneSpec((side, side), len(self.locations) + 1, self.locations, self.prefix_tokens, self.learnable_tokens)
 
     def pixels(self, batch: int, seed: int = 1) -> F32:
         """(batch, 3, 8, 8) float32 noise."""
@@ -111,7 +111,7 @@ class TinyModel:
             tokens = self._block(tokens, place)
             scores = self._scores(tokens, place)
             best = sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k]
-            end = len(tokens) - self.appended_tokens
+            end = len(tokens) - self.learnable_tokens
             tokens = np.stack([*tokens[: self.prefix_tokens], *(tokens[self.prefix_tokens + i] for i in best), *tokens[end:]])
             ids = [ids[i] for i in best]
         return tokens, ids
@@ -127,7 +127,7 @@ class TinyModel:
         return np.asarray(tokens + np.tanh(tokens @ own + tokens.mean(axis=0) @ mix))
 
     def _scores(self, tokens: F64, place: int) -> F64:
-        end = len(tokens) - self.appended_tokens
+        end = len(tokens) - self.learnable_tokens
         scores: F64 = (tokens[self.prefix_tokens : end] @ self.weights[f"score_{place}"])[:, 0]
         return scores
 
@@ -169,7 +169,7 @@ class GraphMaker:
         batch = self.op("Concat", self.op("Shape", pixels, start=0, end=1), self.ints(1, 1), axis=0)
         if self.model.prefix_tokens:
             parts.insert(0, self.op("Expand", self.weight("prefix"), batch))
-        if self.model.appended_tokens:
+        if self.model.learnable_tokens:
             parts.append(self.op("Expand", self.weight("appended"), batch))
         return self.op("Concat", *parts, axis=1)
 
@@ -185,7 +185,7 @@ class GraphMaker:
 
     def patch_part(self, tokens: str) -> str:
         """The patch tokens."""
-        return self.part(tokens, self.model.prefix_tokens, -self.model.appended_tokens or 2**31)
+        return self.part(tokens, self.model.prefix_tokens, -self.model.learnable_tokens or 2**31)
 
     def scores(self, tokens: str, place: int) -> str:
         """(batch, patches)."""
@@ -198,8 +198,8 @@ class GraphMaker:
         parts = [self.op("GatherND", self.patch_part(tokens), self.op("Unsqueeze", indices, self.ints(2)), batch_dims=1)]
         if self.model.prefix_tokens:
             parts.insert(0, self.part(tokens, 0, self.model.prefix_tokens))
-        if self.model.appended_tokens:
-            parts.append(self.part(tokens, -self.model.appended_tokens, 2**31))
+        if self.model.learnable_tokens:
+            parts.append(self.part(tokens, -self.model.learnable_tokens, 2**31))
         return self.op("Concat", *parts, axis=1)
 
     def head(self, tokens: str, weight: str = "head") -> str:

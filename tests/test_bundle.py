@@ -96,10 +96,10 @@ def test_links_are_refused(root: Path, place: str) -> None:
         Bundle.open(root)
 
 
-@pytest.mark.parametrize("schema", [0, 1, 3, 5, "3", None])
+@pytest.mark.parametrize("schema", [0, 2, 5, "1", None])
 def test_an_unknown_schema_names_the_command(root: Path, schema: object) -> None:
     edit_manifest(root, lambda value: value.update(schema=schema))
-    with pytest.raises(BundleError, match=r"reads schema 4; make a new one with 'prtool export'"):
+    with pytest.raises(BundleError, match=r"prtool export"):
         Bundle.open(root)
 
 

@@ -63,7 +63,7 @@ def damaged(path: list[str | int], new: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "new", "named"),
     [
-        (["schema"], 1, "schema 1"),
+        (["schema"], 2, "schema 2"),
         (["schema"], KeyError, "schema None"),
         (["model", "embed_dim"], "512", "manifest.model.embed_dim"),
         (["model", "embed_dim"], True, "manifest.model.embed_dim"),
@@ -83,8 +83,8 @@ def damaged(path: list[str | int], new: object) -> dict[str, Any]:
         (["prune", "grid"], [0, 4], r"grid = \[0, 4\]"),
         (["prune", "locations"], [1] * 10**6, "pruning locations = .{1,200} each must be a block"),
         (["prune", "prefix_tokens"], 4097, "4097 prefix"),
-        (["prune", "appended_tokens"], -1, "-1 appended"),
-        (["prune", "drops"], [0, 2**53], "drops"),
+        (["prune", "learnable_tokens"], -1, "-1 appended"),
+        (["prune", "drop_ratios"], [0, 2**53], "drop_ratios"),
         (["preprocess", "size"], [-1, -1], r"image size = \[-1, -1\]"),
         (["preprocess", "size"], [32, 0], r"image size = \[32, 0\]"),
         (["preprocess", "size"], [10**6, 10**6], "image size"),
@@ -95,7 +95,7 @@ def damaged(path: list[str | int], new: object) -> dict[str, Any]:
         (["preprocess", "mean"], [0.5, 0.5, 1e39], r"mean = 1e\+39"),
         (["preprocess", "fill"], 256, "fill = 256"),
         (["cost", "embed_macs"], -1, "embed_macs=-1"),
-        (["cost"], {"embed_macs": 0, "token_macs": 0, "attention_macs": 0, "head_macs": 0, "key_value_macs": 9}, "must cost something"),
+        (["cost"], {"embed_macs": 0, "token_macs": 0, "attention_macs": 0, "head_macs": 0, "kv_token_macs": 9}, "must cost something"),
         (["model", "embed_dim"], 0, "embed_dim = 0"),
         (["model", "embed_dim"], 513, r"outputs = embedding float32 \[batch, 512\], but it must be embedding float32 \[batch, 513\]"),
         (["model", "logit_scale"], float("inf"), "logit_scale should be a finite number"),

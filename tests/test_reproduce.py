@@ -309,15 +309,15 @@ def test_each_way_to_teach_is_a_run_of_its_own(study, tmp_path):
     assert len(set(quick.trained)) == len(ways) == len(table.cells) / 2
     assert found.values["leave-one-out, loss kl: cosine x 100", "Caltech101"] == [90.0]
     configs = {cell.row: run_config(cell.job, one) for cell in table.cells}
-    assert configs["own choice, also sees norm: accuracy"].scorer.extras == ("norm",)
+    assert configs["own choice, also sees norm: accuracy"].scorer.auxiliary == ("norm",)
     ranked = configs["leave-one-out, groups of 4 x 4: accuracy"]
-    assert (ranked.target, ranked.phases, ranked.golden.group, ranked.scorer.spread) == ("ranking", ("rank", "predictor"), 4, 2.0)
+    assert (ranked.objective, ranked.phases, ranked.golden.group, ranked.scorer.checkerboard) == ("ranking", ("rank", "predictor"), 4, 2.0)
     with pytest.raises(ConfigError, match=r"--set golden\.group: the table lessons varies it itself"):
         make_table("lessons", replace(one, settings={"golden.group": 2}))
 
 
 def test_a_golden_ranking_comes_before_the_predictor_that_learns_it(study):
-    ranked = replace(study, settings={"target": "ranking"})
+    ranked = replace(study, settings={"objective": "ranking"})
     phases = {run_config(cell.job, ranked).phases for cell in make_table("main", ranked).cells}
     assert phases == {("none",), ("rank", "predictor", "tokens")}
 
@@ -412,7 +412,7 @@ def test_bad_requests_are_refused(study):
 def tiny(folder, tmp_path):
     """A study whose runs take seconds."""
     small = {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
-    small |= {"golden.location": 2, "choice.steps": 3, "choice.batch": 4, "tokens.visual": 1, "tokens.epochs": 1, "tokens.batch": 4}
+    small |= {"golden.location": 2, "distill.steps": 3, "distill.batch": 4, "tokens.visual": 1, "tokens.epochs": 1, "tokens.batch": 4}
     return Study(data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model"), keeps=(Keep.ratio(0.5),), shots=2, settings=small)
 
 
@@ -426,7 +426,7 @@ def test_overhead_is_read_from_manifest_and_benchmark(tiny, tmp_path):
     values = {(entry.row, entry.column): entry.ours for entry in report.entries}
     (path,) = (tmp_path / "out" / "bundles").iterdir()
     manifest = Bundle.open(path).manifest
-    assert values["everything at this keep", "MACs"] == pytest.approx(100 / manifest.bound(manifest.default_keep))
+    assert values["everything at this keep", "MACs"] == pytest.approx(100 / manifest.theoretical_speedup(manifest.default_keep))
     assert 0 < values["predictor", "MACs"] < 100
     for batch in (1, 8):
         assert values["selection at keep 0.5, split", f"time, batch {batch}"] > 0

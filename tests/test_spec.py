@@ -49,7 +49,7 @@ def test_counts_drop_equal_numbers_and_end_at_the_keep_rate() -> None:
 
 
 def test_tokens_by_block_against_a_loop() -> None:
-    spec = PruneSpec((14, 14), 12, (4, 8), prefix_tokens=1, appended_tokens=2)
+    spec = PruneSpec((14, 14), 12, (4, 8), prefix_tokens=1, learnable_tokens=2)
     counts = (150, 100)
     expected = []
     for block in range(1, 13):
@@ -65,12 +65,12 @@ def test_cost_against_a_loop() -> None:
     assert cost.pruned_gmacs(spec, Keep.count(2)) == pytest.approx(by_hand / 1e9)
     full = 1000 + 3 * (5 * 10 + 25 * 3) + 7 + 5 * 2
     assert cost.full_gmacs(spec) == pytest.approx(full / 1e9)
-    assert cost.bound(spec, Keep.count(2)) == pytest.approx(full / by_hand)
+    assert cost.theoretical_speedup(spec, Keep.count(2)) == pytest.approx(full / by_hand)
 
 
 def test_a_last_block_that_one_token_asks() -> None:
     """By hand: 3 blocks of 5 tokens; in the last, 1 token is computed and 4 give keys and values."""
-    cost = Cost(100, 20, 3, 7, last_asking=1, key_value_macs=8)
+    cost = Cost(100, 20, 3, 7, last_block_queries=1, kv_token_macs=8)
     whole = 2 * (5 * 20 + 25 * 3) + (20 + 5 * 3) + 4 * 8
     assert cost.gmacs([5, 5, 5]) == pytest.approx((100 + whole + 7) / 1e9)
     assert cost.gmacs([1]) == pytest.approx((100 + 20 + 3 + 7) / 1e9)
@@ -94,7 +94,7 @@ def test_bad_preprocess_is_refused() -> None:
 )
 def test_patches_drop_in_the_given_proportion(drops: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """N = 196, k = 100: 96 patches drop; location i keeps 196 - floor(96 x share of the first i drops)."""
-    found = PruneSpec((14, 14), 12, (2, 4, 6), drops=drops).counts(Keep.count(100))
+    found = PruneSpec((14, 14), 12, (2, 4, 6), drop_ratios=drops).counts(Keep.count(100))
     by_hand = [196 - (96 * sum((drops or (1, 1, 1))[: i + 1])) // sum(drops or (1, 1, 1)) for i in range(3)]
     assert found == tuple(by_hand)
     assert found[-1] == 100
@@ -115,7 +115,7 @@ def test_counts_that_grow_or_do_not_fit_are_refused(counts: tuple[int, ...]) -> 
 
 
 def test_appended_tokens_count_from_their_block_on() -> None:
-    spec = PruneSpec((2, 2), 4, (3,), appended_tokens=2, appended_from=2)
+    spec = PruneSpec((2, 2), 4, (3,), learnable_tokens=2, learnable_from_block=2)
     assert spec.tokens_by_block((1,)) == [5, 7, 4, 4]
     cost = Cost(embed_macs=0, token_macs=10, attention_macs=0, head_macs=0)
     assert cost.full_gmacs(spec) == pytest.approx(4 * 5 * 10 / 1e9)

@@ -25,7 +25,7 @@ from prtool.spec import Keep
 from prtool.stored import read_sealed, write_sealed
 from prtool.studies.tune.front import Candidate, Limits, choose, nearest, pareto_front
 from prtool.studies.tune.quality import evaluate_quality
-from prtool.studies.tune.result import CHOICE_NAME, read_choice, record_digest
+from prtool.studies.tune.result import RESULT_NAME, read_result, record_digest
 from prtool.studies.tune.run import TuneConfig, tune
 from prtool.studies.tune.steps import QualityAsk, Site, Tools, Workshop, qualities
 from prtool.trainer.config import TrainConfig
@@ -213,7 +213,7 @@ class Script:
             lost = round(drop * IMAGES / 100)
             return EvalRow(method, k / PATCHES, 80.0 - drop, IMAGES, 1.0 + k / 10, None, 1.0 - drop / 100, lost + self.flips, self.flips)
 
-        rows = (row(UNPRUNED, PATCHES, 0.0), *(row(config.methods[0], k, self.drops[where][k]) for k in counts))
+        rows = (row(UNPRUNED, PATCHES, 0.0), *(row(config.methods[0], k, self.drop_ratios[where][k]) for k in counts))
         return EvalReport(rows, "tiny", "", "0" * 64, str(data), config.split, 0, where, PATCHES, True, ())
 
     def export(self, _run: Path, out: Path, *_: object) -> Any:
@@ -250,7 +250,7 @@ def test_the_fastest_within_the_drop_is_written_into_the_run(run: Path) -> None:
     assert (report.choice.locations, report.choice.k, report.choice.drop) == ((2,), 12, 0.5)
     assert report.choice.latency_ms == pytest.approx(64.0)
     assert report.unpruned.latency_ms == pytest.approx(80.0)
-    found = read_choice(run)
+    found = read_result(run)
     assert found is not None
     assert (found.run, found.locations, found.keep, found.kept) == (".", (2,), 0.75, Keep.count(12))
     assert found.checkpoint_sha256 == found.run_sha256 == record_digest(run)
@@ -272,7 +272,7 @@ def test_other_locations_are_sibling_runs(run: Path) -> None:
         ("tune/at-3/run", 3, ()),
         ("tune/at-2-3/run", 2, (3,)),
     ]
-    found = read_choice(run)
+    found = read_result(run)
     assert found is not None
     assert found.run == "tune/at-2-3/run"
     assert Checkpoint.load(run / found.run).prune.locations == (2, 3)
@@ -343,7 +343,7 @@ def test_the_unpruned_model_may_be_the_best(run: Path) -> None:
     report = tune(run, config(Limits(max_drop=1.0)), tools=told.tools())
     assert report.choice is report.unpruned
     assert "the unpruned model is the best choice" in report.verdict()
-    found = read_choice(run)
+    found = read_result(run)
     assert found is not None
     assert found.is_unpruned
     assert found.kept == Keep.ratio(1.0)
@@ -355,13 +355,13 @@ def test_out_of_reach_names_the_nearest_and_leaves_the_earlier_choice(run: Path)
     told = script()
     with pytest.raises(ConfigError, match=r"nearest is location 2, keep 0.75 \(12 patches\): 64 ms .*fastest of all is location 2, keep 0.5"):
         tune(run, config(Limits(max_drop=1.0, max_latency_ms=40.0)), tools=told.tools())
-    assert read_choice(run) is None
+    assert read_result(run) is None
     assert json.loads((run / "tune" / "tune.json").read_text())["choice"] is None
     tune(run, config(Limits(max_drop=1.0)), tools=told.tools())
-    earlier = (run / CHOICE_NAME).read_bytes()
+    earlier = (run / RESULT_NAME).read_bytes()
     with pytest.raises(ConfigError, match="no candidate holds min_images_per_s = 9999"):
         tune(run, config(Limits(min_images_per_s=9999.0)), tools=told.tools())
-    assert (run / CHOICE_NAME).read_bytes() == earlier
+    assert (run / RESULT_NAME).read_bytes() == earlier
 
 
 def test_a_drop_that_the_images_cannot_tell_is_said(run: Path) -> None:
@@ -399,9 +399,9 @@ def test_bad_input_is_refused_before_any_work(run: Path, limits: Limits, given: 
 
 def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     def apply(run: Path) -> None:
-        value = read_sealed(run / CHOICE_NAME)
+        value = read_sealed(run / RESULT_NAME)
         change(value)
-        write_sealed(run / CHOICE_NAME, value)
+        write_sealed(run / RESULT_NAME, value)
 
     return apply
 
@@ -409,11 +409,11 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
 @pytest.mark.parametrize(
     ("damage", "word"),
     [
-        (lambda run: (run / CHOICE_NAME).write_text("{"), "damaged"),
-        (lambda run: (run / CHOICE_NAME).write_text("[" * 100_000), "damaged"),
+        (lambda run: (run / RESULT_NAME).write_text("{"), "damaged"),
+        (lambda run: (run / RESULT_NAME).write_text("[" * 100_000), "damaged"),
         (edit(lambda value: value.update(schema=99)), "schema 99"),
         (edit(lambda value: value.update(keep="x")), "keep = 'x'"),
-        (lambda run: (run / CHOICE_NAME).write_bytes((run / CHOICE_NAME).read_bytes().replace(b"0.5", b"0.6")), "was changed"),
+        (lambda run: (run / RESULT_NAME).write_bytes((run / RESULT_NAME).read_bytes().replace(b"0.5", b"0.6")), "was changed"),
         (lambda run: train(replace(TrainConfig.from_json(Checkpoint.load(run).config), seed=5), run), "another checkpoint"),
     ],
 )
@@ -421,7 +421,7 @@ def test_a_choice_that_does_not_fit_is_refused(run: Path, damage: Callable[[Path
     tune(run, config(Limits(max_drop=1.0)), tools=script().tools())
     damage(run)
     with pytest.raises(CheckpointError, match=word):
-        read_choice(run)
+        read_result(run)
 
 
 def photos(folder: Path) -> Path:
@@ -464,7 +464,7 @@ def test_for_real_on_a_tiny_run(run: Path) -> None:
     assert every["cosine"] == pytest.approx(1.0, abs=1e-6)
     assert every["accuracy"] == full["accuracy"]
     assert half["gmacs"] < every["gmacs"] > full["gmacs"]
-    found = read_choice(run)
+    found = read_result(run)
     assert found is not None
     assert list(found.locations) == value["results"][value["choice"]]["locations"]
     assert Bundle.open(run / "tune" / "at-2-3" / "bundle").manifest.prune.locations == (2, 3)

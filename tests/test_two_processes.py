@@ -15,7 +15,7 @@ from prtool.studies.demo.scenes import SceneCounts, write_dataset
 from prtool.trainer.runs.checkpoint import RECORD_NAME, Checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-TRAIN = ("train", "--model", "local-dir:model", "--data", "data", "--location", "3", "--set", "choice.steps=4", "--set", "device=cpu")
+TRAIN = ("train", "--model", "local-dir:model", "--data", "data", "--location", "3", "--set", "distill.steps=4", "--set", "device=cpu")
 
 
 @pytest.fixture(scope="module")

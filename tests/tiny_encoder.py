@@ -57,7 +57,7 @@ def entered(model: DualEncoder, images: int, location: int) -> Tensor:
     """(images, prefix + N, D) tokens of seeded noise that enter a location."""
     pixels = torch.randn(images, 3, *model.tower.image_size, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        return model.tower.enter(pixels, location)
+        return model.tower.run_pre(pixels, location)
 
 
 def noise_images(folder: Path, count: int) -> ImageSet:

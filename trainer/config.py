@@ -11,26 +11,26 @@ from typing import Any, get_args, get_origin, get_type_hints
 from prtool.errors import ConfigError
 from prtool.strict import TOML_BYTES, check_plain, parse_toml, read_regular
 from prtool.text_safety import LINE_CHARACTERS, printable
-from prtool.trainer.settings import ChoiceConfig, FitConfig, GoldenConfig, ScorerConfig, TokensConfig
+from prtool.trainer.settings import DistillConfig, FitConfig, GoldenConfig, ScorerConfig, TokensConfig
 
 PHASES = ("rank", "predictor", "tokens", "none")
 DEVICES = ("auto", "cpu", "cuda")
-EMBEDDING, RANKING = "embedding", "ranking"
-TARGETS = (EMBEDDING, RANKING)
+DISTILL, RANKING = "distill", "ranking"
+OBJECTIVES = (DISTILL, RANKING)
 _DEEP = 0
-RECIPES: dict[str, dict[str, object]] = {
+PRESETS: dict[str, dict[str, object]] = {
     "default": {},
-    "leave-one-out": {"target": RANKING, "phases": ["rank", "predictor"], "scorer.spread": 2.0},
+    "leave-one-out": {"objective": RANKING, "phases": ["rank", "predictor"], "scorer.checkerboard": 2.0},
     "paper": {
-        "target": RANKING,
+        "objective": RANKING,
         "phases": ["rank", "predictor"],
         **{"golden.score": "feature", "golden.group": 1, "golden.step": 10, "golden.floor": 146},
-        **{"scorer.arch": "mix-mlp", "scorer.reduce": "average", "scorer.norm": False, "scorer.spread": 0.0, "fit.loss": "kl"},
+        **{"scorer.arch": "mix-mlp", "scorer.reduce": "average", "scorer.norm": False, "scorer.checkerboard": 0.0, "fit.loss": "kl"},
         **{"tokens.visual": 8, "tokens.layers": _DEEP, "tokens.first": 1, "tokens.label": 1.0, "tokens.distill": 0.0},
         **{"tokens.epochs": 5, "tokens.batch": 4, "tokens.lr": 0.0025},
     },
 }
-"""Settings by name: `prtool train --recipe`. The paper's drops 10 patches a step until 146 of 196 are left (its code: 5 steps)."""
+"""Settings by name: `prtool train --preset`. The paper's drops 10 patches a step until 146 of 196 are left (its code: 5 steps)."""
 
 NOTES: dict[str, str] = {
     "model": 'an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO" or "local-dir:PATH"',
@@ -42,7 +42,7 @@ NOTES: dict[str, str] = {
     "seed": "of image subsets, the first weights of the scorer, and random model weights",
     "device": "auto (CUDA where there is one), cpu or cuda",
     "phases": "rank (golden ranking), predictor (train the scorer), tokens (tune learnable tokens), none (an untrained scorer, for speed work)",
-    "target": "embedding (the scorer learns from its own choice, by the cosine to the unpruned embedding) or ranking (golden ranking, the paper's)",
+    "objective": "distill (the scorer learns from its own choice, by the cosine to the unpruned embedding) or ranking (golden ranking, the paper's)",
     "golden.score": "feature (the paper's choice), confidence or label",
     "golden.location": "block that tokens drop on entry to, counted from 1",
     "prune.then": "further blocks on entry to which patches drop, rising, for progressive pruning; equal numbers drop at each",
@@ -60,8 +60,8 @@ NOTES: dict[str, str] = {
     "scorer.heads": "attention heads of the transformer",
     "scorer.reduce": "linear (a learned projection) or average (adaptive average pooling, as in the research code)",
     "scorer.norm": "standardise each token over its channels first",
-    "scorer.spread": "how much every second patch is raised when patches are chosen, in standard deviations of the scores; 0 = none",
-    "scorer.extras": "what the predictor sees beside channels: position (learned), norm (of each token), cls (cosine to the class token); [] = none",
+    "scorer.checkerboard": "how much every second patch is raised when patches are chosen, in standard deviations of the scores; 0 = none",
+    "scorer.auxiliary": "features besides channels: position (learned), norm (of each token), cls (cosine to the class token); [] = none",
     "fit.loss": "kl (the research code's), margin, listmle or regression",
     "fit.epochs": "passes over the training images",
     "fit.batch": "images a step",
@@ -72,16 +72,16 @@ NOTES: dict[str, str] = {
     "fit.match_at": "m of the matching rate that chooses the best epoch; 0 = 100 of 196 patches, the same share of others",
     "fit.seed": "of the order of images, sampled pairs and noise",
     "fit.save_every": "epochs between two saved states",
-    "choice.steps": "optimiser steps of a scorer that learns from its own choice (target embedding), rounded up to whole passes over the images",
-    "choice.batch": "images a step",
-    "choice.lr": "Adam's learning rate at the start",
-    "choice.final_lr": "learning rate at the end of the half cosine",
-    "choice.keep_low": "least share of the patches that a step keeps",
-    "choice.keep_high": "most",
-    "choice.rivals": "share of the patches that stand beside the kept ones as rivals",
-    "choice.noise": "Gumbel noise on the scores, in standard deviations of an image's scores",
-    "choice.temperature": "width of the soft step between kept and dropped, in the same unit",
-    "choice.floor": "attention weight of a rival, as a share of a kept patch's",
+    "distill.steps": "optimiser steps of a scorer that learns from its own choice (objective distill), rounded up to whole passes over the images",
+    "distill.batch": "images a step",
+    "distill.lr": "Adam's learning rate at the start",
+    "distill.final_lr": "learning rate at the end of the half cosine",
+    "distill.keep_low": "least share of the patches that a step keeps",
+    "distill.keep_high": "most",
+    "distill.runner_ups": "share of the patches that stand beside the kept ones as runner-ups",
+    "distill.noise": "Gumbel noise on the scores, in standard deviations of an image's scores",
+    "distill.temperature": "width of the soft step between kept and dropped, in the same unit",
+    "distill.floor": "attention weight of a runner-up, as a share of a kept patch's",
     "tokens.visual": "learnable tokens behind the patches; 0 = none",
     "tokens.layers": "blocks that have visual tokens of their own; 1 = shallow, 0 = every block from tokens.first on (deep)",
     "tokens.first": "block on entry to which visual tokens are appended; 0 = the pruning location, 1 = the paper's",
@@ -129,20 +129,20 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     phases: tuple[str, ...] = ("predictor",)
-    target: str = EMBEDDING
+    objective: str = DISTILL
     golden: GoldenConfig = field(default_factory=GoldenConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     fit: FitConfig = field(default_factory=FitConfig)
-    choice: ChoiceConfig = field(default_factory=ChoiceConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
 
     def __post_init__(self) -> None:
         _check_phases(self.phases)
         if self.device not in DEVICES:
             raise ConfigError(f"device = {_shown(self.device)}, but it must be one of {', '.join(DEVICES)}")
-        if self.target not in TARGETS:
-            raise ConfigError(f"target = {_shown(self.target)}, but it must be one of {', '.join(TARGETS)}")
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"objective = {_shown(self.objective)}, but it must be one of {', '.join(OBJECTIVES)}")
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ConfigError(f"templates: {_shown(template)} must hold {{}} exactly once, where the class name goes")

@@ -16,7 +16,7 @@ from prtool.trainer.data.load import ImageSet, pixel_batches
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 
-SCHEMA = 2
+SCHEMA = 1
 SHARD_IMAGES = 64
 _BATCH = 16
 _TOKENS, _UNPRUNED = "tokens", "unpruned"
@@ -138,7 +138,7 @@ def _tokens(model: DualEncoder, images: ImageSet, wanted: range, location: int, 
     device = next(model.tower.parameters()).device
     parts = []
     for chunk, pixels in pixel_batches(images, model.preprocess, wanted, _BATCH):
-        parts.append(model.tower.enter(pixels.to(device), location).float().cpu())
+        parts.append(model.tower.run_pre(pixels.to(device), location).float().cpu())
         progress.advance(len(chunk))
     return torch.cat(parts)
 
@@ -150,6 +150,6 @@ def _embeddings(model: DualEncoder, features: Features, wanted: range, location:
     for start in range(0, len(wanted), _BATCH):
         chunk = wanted[start : start + _BATCH]
         tokens = features.batch(chunk).to(device)
-        parts.append(functional.normalize(model.tower.leave(tokens, location), dim=-1).float().cpu())
+        parts.append(functional.normalize(model.tower.run_post(tokens, location), dim=-1).float().cpu())
         progress.advance(len(chunk))
     return torch.cat(parts)

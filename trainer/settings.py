@@ -12,8 +12,8 @@ PRECISIONS = ("fp32", "bf16", "auto")
 """Of the golden search's arithmetic."""
 ARCHITECTURES = ("mix-mlp", "mlp", "transformer")
 REDUCTIONS = ("linear", "average")
-EXTRAS = ("position", "norm", "cls")
-"""Names that `scorer.extras` takes."""
+AUXILIARY = ("position", "norm", "cls")
+"""Names that `scorer.auxiliary` takes."""
 LOSS_NAMES = ("kl", "margin", "listmle", "regression")
 TUNED = "patch-ranking+tokens"
 """Patch Ranking with the run's learnable tokens; a run without has none."""
@@ -74,9 +74,9 @@ class ScorerConfig:
         heads: attention heads of the transformer; must divide `channels`.
         reduce: "linear", a learned projection of the channels, or "average", adaptive average pooling without weights.
         norm: standardise each token over its channels before they are reduced.
-        spread: how much every second patch is raised when patches are chosen (see `SpreadScorer`), in standard deviations
+        checkerboard: how much every second patch is raised when patches are chosen (see `CheckerboardScorer`), in standard deviations
             of an image's scores; 0 for the order as predicted (the paper's).
-        extras: what is added to the reduced tokens, of `EXTRAS`; () for nothing (the paper's).
+        auxiliary: what is added to the reduced tokens, of `AUXILIARY`; () for nothing (the paper's).
     """
 
     arch: str = "mix-mlp"
@@ -86,8 +86,8 @@ class ScorerConfig:
     heads: int = 8
     reduce: str = "linear"
     norm: bool = True
-    spread: float = 1.0
-    extras: tuple[str, ...] = ()
+    checkerboard: float = 1.0
+    auxiliary: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -98,10 +98,10 @@ class ScorerConfig:
         for name, size in sizes.items():
             if size < 1:
                 raise ConfigError(f"scorer {name} = {size}, but it must be at least 1")
-        if not 0.0 <= self.spread <= 10.0:
-            raise ConfigError(f"scorer spread = {self.spread}, but it must be from 0 (none) to 10 standard deviations")
-        if len(set(self.extras)) != len(self.extras) or not set(self.extras) <= set(EXTRAS):
-            raise ConfigError(f"scorer extras = {list(self.extras)}, but give some of {', '.join(EXTRAS)}, each once")
+        if not 0.0 <= self.checkerboard <= 10.0:
+            raise ConfigError(f"scorer checkerboard = {self.checkerboard}, but it must be from 0 (none) to 10 standard deviations")
+        if len(set(self.auxiliary)) != len(self.auxiliary) or not set(self.auxiliary) <= set(AUXILIARY):
+            raise ConfigError(f"scorer auxiliary = {list(self.auxiliary)}, but give some of {', '.join(AUXILIARY)}, each once")
         if self.channels % self.heads:
             raise ConfigError(f"scorer heads = {self.heads}, but {self.channels} channels must divide by it")
 
@@ -151,18 +151,18 @@ class FitConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ChoiceConfig:
-    """How a scorer learns from its own choice; see `ChoiceLesson`. `FitConfig`'s seed and weight decay apply as well.
+class DistillConfig:
+    """How a scorer learns from its own choice; see `DistillObjective`. `FitConfig`'s seed and weight decay apply as well.
 
     Attributes:
         steps: optimiser steps, rounded up to whole passes over the training images; what a scorer needs hardly depends on their number.
         batch: images a step.
         lr, final_lr: Adam's learning rate at the start and the end of the half cosine.
         keep_low, keep_high: each step keeps a share of the patches drawn from this range.
-        rivals: share of the patches that take part as rivals: the best of those that are not kept.
+        runner_ups: share of the patches that take part as runner-ups: the best of those that are not kept.
         noise: scale of the Gumbel noise on the scores, in standard deviations of an image's scores.
         temperature: width of the soft step between kept and dropped, in the same unit.
-        floor: attention weight of a rival, as a share of a kept patch's.
+        floor: attention weight of a runner-up, as a share of a kept patch's.
     """
 
     steps: int = 200
@@ -171,7 +171,7 @@ class ChoiceConfig:
     final_lr: float = 2e-4
     keep_low: float = 0.45
     keep_high: float = 0.62
-    rivals: float = 0.15
+    runner_ups: float = 0.15
     noise: float = 0.3
     temperature: float = 0.5
     floor: float = 0.01
@@ -179,15 +179,15 @@ class ChoiceConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"choice {name} = {getattr(self, name)}, but it must be at least 1")
+                raise ConfigError(f"distill {name} = {getattr(self, name)}, but it must be at least 1")
         for name in ("lr", "final_lr", "noise"):
             if not 0.0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"choice {name} = {getattr(self, name)}, but it must be a finite number of at least 0")
+                raise ConfigError(f"distill {name} = {getattr(self, name)}, but it must be a finite number of at least 0")
         if not 0.0 < self.keep_low <= self.keep_high < 1.0:
-            raise ConfigError(f"choice keep_low = {self.keep_low} and keep_high = {self.keep_high}, but they must rise between 0 and 1")
-        for name in ("rivals", "temperature", "floor"):
+            raise ConfigError(f"distill keep_low = {self.keep_low} and keep_high = {self.keep_high}, but they must rise between 0 and 1")
+        for name in ("runner_ups", "temperature", "floor"):
             if not 0.0 < getattr(self, name) <= 1.0:
-                raise ConfigError(f"choice {name} = {getattr(self, name)}, but it must be above 0 and at most 1")
+                raise ConfigError(f"distill {name} = {getattr(self, name)}, but it must be above 0 and at most 1")
 
     def schedule(self, fit: FitConfig, images: int) -> FitConfig:
         """The loop's settings for so many training images: this section's steps, batch and learning rates, and everything else of `fit`."""

@@ -26,7 +26,7 @@ from prtool.trainer.loop import Examples, FitResult, fit, learn, predict
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.loading.source import canonical_name, canonical_pretrained
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
-from prtool.trainer.objectives.distill import ChoiceImages, ChoiceLesson
+from prtool.trainer.objectives.distill import DistillImages, DistillObjective
 from prtool.trainer.objectives.golden_store import GoldenRanking, rank_images
 from prtool.trainer.objectives.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors, untuned
@@ -130,7 +130,7 @@ def _scored(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoi
     if not {"rank", "predictor"} & set(phases):
         return blank
     # A scorer that learns from its own choice needs no ranking; a ranking that is there adds the matching rates.
-    rankings = _rank(run) if "rank" in phases or run.config.target == RANKING else []
+    rankings = _rank(run) if "rank" in phases or run.config.objective == RANKING else []
     if before is not None and (trained or "predictor" not in phases):
         return _with_matching(run, before, rankings)
     if "predictor" not in phases:
@@ -246,17 +246,17 @@ def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence
     scorer = scorer.to(next(run.model.tower.parameters()).device)
     state = run.folder / (f"fit-{place}.safetensors" if later else "fit.safetensors")
     tokens = _features(run, place)
-    if config.target == RANKING:
+    if config.objective == RANKING:
         golden = rankings[place]
         learned, judged = (Examples(tokens[part], golden[part].ranking, golden[part].scores) for part in (0, 1))
         return fit(scorer, replace(learned, subsets=later), judged, config.fit, state, run.progress)
     tower, location = run.model.tower, _scored_locations(config)[place]
     seen, held = (
-        ChoiceImages(part, cache_unpruned(run.model, images, location, part, run.folder / "tokens", run.progress))
+        DistillImages(part, cache_unpruned(run.model, images, location, part, run.folder / "tokens", run.progress))
         for images, part in zip((run.images.train, run.images.val), tokens, strict=True)
     )
-    lesson = ChoiceLesson(tower, location, seen, held, config.choice, None if later else config.scorer.spread)
-    return learn(scorer, lesson, config.choice.schedule(config.fit, len(lesson)), state, run.progress)
+    lesson = DistillObjective(tower, location, seen, held, config.distill, None if later else config.scorer.checkerboard)
+    return learn(scorer, lesson, config.distill.schedule(config.fit, len(lesson)), state, run.progress)
 
 
 def _features(run: _Run, place: int) -> tuple[Features, Features]:

@@ -27,7 +27,7 @@ def export(model: str, folder: Path, precisions: Sequence[str]) -> Path:
 
     from prtool.export.source import ExportSource
     from prtool.export.write import ExportOptions, export_bundle
-    from prtool.trainer.models.checkerboard import SpreadScorer
+    from prtool.trainer.models.checkerboard import CheckerboardScorer
     from prtool.trainer.models.dual_encoder import load_model
     from prtool.trainer.models.predictor import ScorerConfig, make_scorer
     from prtool.trainer.models.pruned import PrunedEncoder
@@ -35,7 +35,7 @@ def export(model: str, folder: Path, precisions: Sequence[str]) -> Path:
     torch.manual_seed(0)
     dual = load_model(model)
     tower, config = dual.tower, ScorerConfig()
-    scorer = SpreadScorer(make_scorer(config, tower.width, tower.patches, tower.prefix_tokens), tower.grid, config.spread)
+    scorer = CheckerboardScorer(make_scorer(config, tower.width, tower.patches, tower.prefix_tokens), tower.grid, config.checkerboard)
     pruned = PrunedEncoder(tower, [scorer], tower.prune_spec((LOCATION,))).eval().requires_grad_(False)
     out = folder / model
     export_bundle(ExportSource(dual, pruned, config.arch, False, scorer.macs()), out, ExportOptions(Keep.ratio(0.6), tuple(precisions)))
@@ -76,7 +76,7 @@ def measure_engine(bundle: Path, engine: str, precision: str, batch: int, clock:
         rows = []
         for case, values in times.items():
             mode, _, keep = case.partition(" ")
-            bound = None if mode == "full" else opened.manifest.bound(opened.manifest.resolve(Keep.ratio(float(keep))))
+            bound = None if mode == "full" else opened.manifest.theoretical_speedup(opened.manifest.resolve(Keep.ratio(float(keep))))
             rows.append({"mode": mode, "keep": None if mode == "full" else float(keep), **compared(times["full None"], values, bound)})
         info = encoders["full"].info
         return {"engine": info.name, "version": info.version, "device": info.device, "precision": chosen, "arrays_on_device": on_device, "rows": rows}

@@ -32,7 +32,7 @@ def ranking(model: str, precision: str, clock: Clock, images: int) -> dict[str, 
     encoder = make_encoder(model, "fp32", clock.device)
     # The search needs the tower alone, unless it scores by class.
     search = GoldenSearch(cast(DualEncoder, SimpleNamespace(tower=encoder.tower)), GoldenConfig(location=LOCATION, precision=precision))
-    tokens = encoder.tower.enter(pixels_for(encoder, images, clock.device), LOCATION)
+    tokens = encoder.tower.run_pre(pixels_for(encoder, images, clock.device), LOCATION)
     whole = tokens.shape[1]
     lengths = Counter([whole, *(whole - size for size in search.members.sum(1).tolist())])
     most = lengths.most_common(1)[0][0]

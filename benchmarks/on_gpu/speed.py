@@ -67,7 +67,7 @@ def measure_batch(encoder: Encoder, halves: Halves, batch: int, keeps: Sequence[
     for keep in keeps:
         case = times[f"keep {keep}"]
         row = {"keep": keep, "k": encoder.count(keep), "images_per_s": 1e3 * batch / median(case)}
-        rows.append({**row, **compared(times["full"], case, encoder.bound(keep))})
+        rows.append({**row, **compared(times["full"], case, encoder.theoretical_speedup(keep))})
     found: dict[str, Any] = {"rows": rows, "tflops_unpruned": _tflops(encoder, batch, median(times["full"]))}
     if PARTS_AT in keeps:
         found["parts"] = _parts(times)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prtool.spec import Cost, Keep, PruneSpec
-from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.predictor import ScorerConfig, make_scorer
 from prtool.trainer.models.tower import VisionTower
@@ -44,20 +44,20 @@ class Encoder:
 
     def pre(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels -> tokens that enter the location, and their scores."""
-        tokens = self.tower.enter(pixels.to(self.dtype), LOCATION)
+        tokens = self.tower.run_pre(pixels.to(self.dtype), LOCATION)
         return tokens, cast(Tensor, self.scorer(tokens.float()))
 
     def post(self, tokens: Tensor) -> Tensor:
         """(batch, tokens, D) -> (batch, E) float32."""
-        return functional.normalize(self.tower.leave(tokens, LOCATION).float(), dim=-1)
+        return functional.normalize(self.tower.run_post(tokens, LOCATION).float(), dim=-1)
 
     def count(self, keep: float) -> int:
         """Patches that a ratio keeps."""
         return Keep.ratio(keep).resolve(self.prune.patches)
 
-    def bound(self, keep: float) -> float:
+    def theoretical_speedup(self, keep: float) -> float:
         """The most that pruning can gain."""
-        return self.cost.bound(self.prune, Keep.ratio(keep))
+        return self.cost.theoretical_speedup(self.prune, Keep.ratio(keep))
 
 
 def make_encoder(name: str, precision: str, device: torch.device) -> Encoder:
@@ -67,7 +67,7 @@ def make_encoder(name: str, precision: str, device: torch.device) -> Encoder:
         tower = tower_of(_visual(name)).eval().requires_grad_(False)
         spread = ScorerConfig()
         inner = make_scorer(spread, tower.width, tower.patches, tower.prefix_tokens)
-        scorer = SpreadScorer(inner, tower.grid, spread.spread).eval().requires_grad_(False)
+        scorer = CheckerboardScorer(inner, tower.grid, spread.checkerboard).eval().requires_grad_(False)
     cost = replace(tower.cost(), scorer_macs=scorer.macs())
     # Buffers that a `torch.device` block does not reach (numpy made them) go along here.
     return Encoder(tower.to(device, DTYPES[precision]), scorer.to(device), tower.prune_spec((LOCATION,)), cost, DTYPES[precision])

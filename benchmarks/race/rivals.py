@@ -24,7 +24,7 @@ Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 OPEN_CLIP, COMPILED, FROZEN, TOME, TOME_COMPILED = "open_clip eager", "torch.compile", "torch.compile, frozen", "ToMe", "ToMe, torch.compile"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # One recompilation a batch size, precision and number of merges; beyond torch's default of 8 it would fall back to eager.
-_MOST_RECOMPILATIONS = 256
+_MAX_RECOMPILATIONS = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +103,7 @@ class Rivals:
                 yield Rival(TOME, precision, keep, gmacs, self._running(merged), _merging(merges, precision))
 
     def _compiled(self, plan: RivalPlan) -> Iterator[Rival]:
-        torch._dynamo.config.recompile_limit = _MOST_RECOMPILATIONS
+        torch._dynamo.config.recompile_limit = _MAX_RECOMPILATIONS
         for precision in plan.precisions:
             visual = _embedding(cast(Any, self.model.tower).host, DTYPES[precision])
             for method, options in ((COMPILED, None), (FROZEN, {"freezing": True})):

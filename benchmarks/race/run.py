@@ -24,7 +24,7 @@ from race.report import RaceReport, RaceRow, kind_of, with_accuracy
 from race.rivals import COMPILED, DTYPES, OPEN_CLIP, TOME_COMPILED, Rival, RivalPlan, Rivals, agreement
 
 _TORCH = "torch"
-_LEAST_COSINE = 0.99
+_MIN_COSINE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _disagreements(cosines: Cosines) -> list[str]:
     return [
         f"{method} on {engine} in {precision} has a cosine of {cosine:.4f} to open_clip eager fp32 on noise."
         for (method, engine, precision), cosine in cosines.items()
-        if cosine < _LEAST_COSINE
+        if cosine < _MIN_COSINE
     ]
 
 

@@ -70,7 +70,7 @@ class TorchArrays:
         # -0.0 + 0.0 is 0.0, so the two zeros are equal to every sort; torch.topk promises no order among equals.
         return torch.sort(scores + 0.0, dim=1, descending=True, stable=True).indices[:, :k].contiguous()
 
-    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, appended_tokens: int) -> DeviceArray:
+    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, learnable_tokens: int) -> DeviceArray:
         """The sequence with only the selected patches; see `ArrayLibrary.gather`.
 
         Raises:
@@ -81,9 +81,9 @@ class TorchArrays:
                 f"tokens {tuple(tokens.shape)} and indices {tuple(indices.shape)} do not fit; they must be (batch, tokens, width) and (batch, k)"
             )
         batch, length, width = tokens.shape
-        self._check_indices(indices, length - prefix_tokens - appended_tokens)
+        self._check_indices(indices, length - prefix_tokens - learnable_tokens)
         places = torch.arange(length, device=tokens.device).expand(batch, length)
-        parts = (places[:, :prefix_tokens], indices + prefix_tokens, places[:, length - appended_tokens :])
+        parts = (places[:, :prefix_tokens], indices + prefix_tokens, places[:, length - learnable_tokens :])
         rows = torch.cat(parts, dim=1) + torch.arange(batch, device=tokens.device)[:, None] * length
         # Whole rows of one flat array: the sequence is written once, and no index is read for each channel.
         return tokens.reshape(batch * length, width).index_select(0, rows.flatten()).reshape(batch, -1, width)

@@ -50,8 +50,8 @@ def _select(joined: "_Joined", k: ir.Value, prune: PruneSpec, name: str) -> ir.V
     if prune.prefix_tokens:
         start, end = joined.constants(f"{name}_prefix", [0], [prune.prefix_tokens])
         parts.insert(0, joined.add("Slice", [tokens, start, end, axis]))
-    if prune.appended_tokens:
-        start, end = joined.constants(f"{name}_appended", [-prune.appended_tokens], [2**62])
+    if prune.learnable_tokens:
+        start, end = joined.constants(f"{name}_appended", [-prune.learnable_tokens], [2**62])
         parts.append(joined.add("Slice", [tokens, start, end, axis]))
     return parts[0] if len(parts) == 1 else joined.add("Concat", parts, {"axis": 1})
 

@@ -11,13 +11,13 @@ from prtool.export.graphs.attention import TimmAttention, TorchAttention
 from prtool.trainer.models.tower import VisionTower
 
 
-def embed_last(tower: VisionTower, tokens: Tensor, appended_tokens: int = 0) -> Tensor:
+def embed_last(tower: VisionTower, tokens: Tensor, learnable_tokens: int = 0) -> Tensor:
     """The last block and the head of an exportable copy, without what the head never reads.
 
     Args:
         tower: an exportable copy; see `prtool.export.graphs.modules.plain_copy`.
         tokens: (batch, tokens, D) that enter the last block.
-        appended_tokens: learnable tokens at the end; they answer in the block, and no head sees them.
+        learnable_tokens: learnable tokens at the end; they answer in the block, and no head sees them.
 
     Returns:
         (batch, E), not normalised.
@@ -25,7 +25,7 @@ def embed_last(tower: VisionTower, tokens: Tensor, appended_tokens: int = 0) -> 
     asking = asking_tokens(tower)
     if not asking:
         left = tower.run_blocks(tokens, tower.depth, tower.depth)
-        return tower.head(left[:, : left.shape[1] - appended_tokens] if appended_tokens else left)
+        return tower.head(left[:, : left.shape[1] - learnable_tokens] if learnable_tokens else left)
     return tower.head(_run(cast(Any, tower.blocks[-1]), tokens, asking))
 
 
@@ -34,7 +34,7 @@ def asking_tokens(tower: VisionTower) -> int:
     return tower.head_reads if _kind(tower.blocks[-1]) else 0
 
 
-def key_value_macs(tower: VisionTower) -> int:
+def kv_token_macs(tower: VisionTower) -> int:
     """MACs of keys and values in one block, for each token."""
     attention = cast(Any, tower.blocks[-1]).attn
     joint = attention.in_proj_weight if isinstance(attention, nn.MultiheadAttention) else attention.qkv.weight

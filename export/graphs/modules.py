@@ -26,7 +26,7 @@ class PreGraph(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 3, height, width) -> tokens (batch, prefix + N + appended, D), scores (batch, N)."""
-        return self.encoder.enter(pixels)
+        return self.encoder.run_pre(pixels)
 
 
 class MidGraph(nn.Module):
@@ -40,7 +40,7 @@ class MidGraph(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, tokens, D) -> tokens of the same shape, scores (batch, patches)."""
-        return self.encoder.between(self.place, tokens)
+        return self.encoder.run_mid(self.place, tokens)
 
 
 class PostGraph(nn.Module):
@@ -55,7 +55,7 @@ class PostGraph(nn.Module):
         """(batch, tokens, D) -> (batch, E), L2-normalised."""
         encoder = self.encoder
         entering = encoder.advance(tokens, encoder.spec.locations[-1], encoder.tower.depth)
-        return _normalise(embed_last(encoder.tower, entering, encoder.spec.appended_tokens))
+        return _normalise(embed_last(encoder.tower, entering, encoder.spec.learnable_tokens))
 
 
 class FullGraph(nn.Module):

@@ -53,13 +53,13 @@ def calibration_samples(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence
     for number, batch in enumerate(torch.split(pixels, _BATCH)):
         samples["full"].append({"pixels": batch.numpy()})
         samples["pre"].append({"pixels": batch.numpy()})
-        tokens, scores = encoder.enter(batch)
+        tokens, scores = encoder.run_pre(batch)
         kept = spec.counts(Keep.count(counts[number % len(counts)]))
         for place, (role, k) in enumerate(zip(stage_roles(spec)[1:], kept, strict=True), start=1):
             tokens = encoder.choose(tokens, scores, k)
             samples[role].append({"tokens": tokens.numpy()})
             if place < len(kept):
-                tokens, scores = encoder.between(place, tokens)
+                tokens, scores = encoder.run_mid(place, tokens)
     return samples
 
 
@@ -79,7 +79,7 @@ def stages(source: ExportSource, *, flat: bool = True) -> dict[str, ir.Model]:
     modules: dict[str, nn.Module] = {"pre": PreGraph(encoder, flat=flat)}
     modules |= {f"mid_{place}": MidGraph(encoder, place, flat=flat) for place in range(1, len(encoder.spec.locations))}
     modules["post"] = PostGraph(encoder, flat=flat)
-    if encoder.spec.appended_tokens:
+    if encoder.spec.learnable_tokens:
         modules["full"] = FullGraph(encoder.tower, flat=flat)
     return {role: to_onnx(module, specs[role], encoder.spec.always_kept + 1) for role, module in modules.items()}
 

@@ -15,7 +15,7 @@ from prtool.trainer.data.load import NO_LABEL
 
 TOP1, NEIGHBOURS, COSINE = "top1", "neighbours", "mean_cosine"
 _BATCH = 8
-_LEAST_GAIN = 0.1
+_MIN_GAIN = 0.1
 _CHANCE_ERRORS = 3.0
 _NOISE_DRAWS = 8
 
@@ -86,7 +86,7 @@ class Unpruned:
             return ""
         right = (self.embeddings @ self.classes.T).argmax(1)[known] == torch.tensor(list(self.labels))[known]
         accuracy, chance = float(right.double().mean()), 1.0 / classes
-        least = chance + max(_LEAST_GAIN, _CHANCE_ERRORS * math.sqrt(chance * (1.0 - chance) / len(right)))
+        least = chance + max(_MIN_GAIN, _CHANCE_ERRORS * math.sqrt(chance * (1.0 - chance) / len(right)))
         if accuracy >= least:
             return ""
         return f"the unpruned model has {accuracy:.1%} of {len(right)} images right, and {classes} classes mean something from {least:.1%} on"

@@ -88,7 +88,7 @@ def keep_counts(default: int, patches: int) -> tuple[int, int, int]:
 def _gaps(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence[int]) -> Tensor:
     """How far apart the last kept and the first dropped patch of one image score, and the largest score, at each cut: (2, cuts)."""
     cuts: list[tuple[float, float]] = []
-    entered = encoder.enter(pixels)
+    entered = encoder.run_pre(pixels)
     for keep in counts:
         (tokens, scores), deciding = entered, entered[1]
         for place, k in enumerate(encoder.spec.counts(Keep.count(keep)), start=1):
@@ -97,7 +97,7 @@ def _gaps(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence[int]) -> Tens
                 cuts.append((float(ranked[0, k - 1] - ranked[0, k]), float(ranked.abs().max())))
             tokens = encoder.choose(tokens, scores, k)
             if place < len(encoder.spec.locations):
-                tokens, scores = encoder.between(place, tokens)
+                tokens, scores = encoder.run_mid(place, tokens)
                 # A location that keeps the order of the first cuts where those scores lie apart, or not.
                 deciding = ranked[:, :k] if isinstance(encoder.scorers[place], FirstOrder) else scores
     return torch.tensor(cuts).T

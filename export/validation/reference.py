@@ -67,7 +67,7 @@ class Reference:
     @torch.no_grad()
     def of(cls, encoder: PrunedEncoder, pixels: Tensor) -> "Reference":
         """Runs PyTorch on (batch, 3, height, width) float32."""
-        tokens, scores = encoder.enter(pixels)
+        tokens, scores = encoder.run_pre(pixels)
         return cls(encoder, pixels, tokens, scores)
 
     @torch.no_grad()
@@ -106,10 +106,10 @@ class Reference:
                 indices = torch.where(following[:, None], found.indices, indices)
             errors.append(error)
             patches = patches.gather(1, indices)
-            kept.append(gather(tokens, indices, spec.prefix_tokens, spec.appended_tokens))
+            kept.append(gather(tokens, indices, spec.prefix_tokens, spec.learnable_tokens))
             if place + 1 < len(counts):
-                tokens, scores = self.encoder.between(place + 1, kept[-1])
-        embedding = self.encoder.leave(kept[-1])
+                tokens, scores = self.encoder.run_mid(place + 1, kept[-1])
+        embedding = self.encoder.run_post(kept[-1])
         return Path(tuple(entering), tuple(ranked), tuple(kept), patches, tuple(errors), embedding)
 
 

@@ -23,7 +23,7 @@ from prtool.text_safety import LINE_CHARACTERS, escaped, printable
 
 _BORDERS = 3
 """Characters that a column takes besides its text: a line and a space on each side."""
-_LEAST_WIDTH = 24
+_MIN_WIDTH = 24
 """Words up to this length are never broken over lines: numbers are shorter."""
 
 
@@ -161,7 +161,7 @@ def _widths(columns: Sequence[Sequence[str]], available: int | None) -> list[int
     needed = [max(map(cell_len, cells), default=1) or 1 for cells in columns]
     if available is None:
         return needed
-    least = [min(_LEAST_WIDTH, max((cell_len(word) for cell in cells for word in cell.split()), default=1)) for cells in columns]
+    least = [min(_MIN_WIDTH, max((cell_len(word) for cell in cells for word in cell.split()), default=1)) for cells in columns]
     room = available - _BORDERS * len(columns) - 1
     for most in range(max(room, 1), 0, -1):
         widths = [max(low, min(wide, most)) for low, wide in zip(least, needed, strict=True)]

@@ -47,14 +47,14 @@ def app() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/MODEL-DATA-HASH, the hash of all settings]")
 @click.option("--location", "locations", type=Counts(), help="Blocks (1-based) on entry to which patches are dropped, e.g. 4,6,8,10.  [default: 4]")
 @click.option("--phase", "phases", type=Names("rank", "predictor", "tokens", "none"), help="Phases to run.  [default: predictor]")
-@click.option("--recipe", type=click.Choice(["default", "leave-one-out", "paper"]), help="Settings by name; options and --set win over them.")
+@click.option("--preset", type=click.Choice(["default", "leave-one-out", "paper"]), help="Settings by name; options and --set win over them.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of --show-config, e.g. --set golden.group=1.")
 @click.option("--overwrite", is_flag=True, help="Replace a trained run of other settings in the run folder.")
 @click.option("--show-config", is_flag=True, help="Print every setting with its unit, and stop.")
-def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...], overwrite: bool, show_config: bool, **flags: Any) -> None:  # noqa: ANN401
+def train(config_file: Path | None, preset: str | None, settings: tuple[str, ...], overwrite: bool, show_config: bool, **flags: Any) -> None:  # noqa: ANN401
     """Rank patches, train the predictor, tune learnable tokens; the run resumes where it stopped."""
     from prtool.cli.console import BarProgress, message, result_table, result_text
-    from prtool.trainer.config import RECIPES, TrainConfig
+    from prtool.trainer.config import PRESETS, TrainConfig
     from prtool.trainer.config import show_config as config_text
     from prtool.trainer.runs.checks import check_training
     from prtool.trainer.runs.place import run_name
@@ -64,7 +64,7 @@ def train(config_file: Path | None, recipe: str | None, settings: tuple[str, ...
     if "locations" in given:
         given["golden.location"], *given["prune.then"] = given.pop("locations")
     in_folder = Path("prtool.toml") if Path("prtool.toml").is_file() else None
-    config = TrainConfig.load(config_file or in_folder, {**(RECIPES[recipe] if recipe else {}), **given, **settings_of(settings)})
+    config = TrainConfig.load(config_file or in_folder, {**(PRESETS[preset] if preset else {}), **given, **settings_of(settings)})
     if show_config:
         result_text(config_text(config))
         return
@@ -132,9 +132,9 @@ def export(run: Path, keep: Keep | None, output: Path, precisions: tuple[str, ..
     """Write a bundle of ONNX graphs, after comparing them with PyTorch."""
     from prtool.cli.console import BarProgress, message, result_table
     from prtool.export.checks import check_export
-    from prtool.studies.tune.result import read_choice
+    from prtool.studies.tune.result import read_result
 
-    kept, choice = keep or Keep.ratio(0.6), None if keep else read_choice(run)
+    kept, choice = keep or Keep.ratio(0.6), None if keep else read_result(run)
     if choice is not None:
         run, kept = run / choice.run, choice.kept
         message(f"taking what 'prtool tune' chose: {run}, keep {kept}; --keep overrides it")

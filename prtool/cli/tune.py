@@ -37,7 +37,7 @@ def tune(run: Path, data: Path | None, as_json: bool, **options: Any) -> None:  
     from prtool.cli.console import BarProgress, message, result_json, result_table
     from prtool.studies.tune.config import PICTURE_NAME, REPORT_NAME, TUNE_FOLDER, TuneConfig
     from prtool.studies.tune.front import Limits
-    from prtool.studies.tune.result import CHOICE_NAME
+    from prtool.studies.tune.result import RESULT_NAME
     from prtool.trainer.data.address import parse_data
     from prtool.trainer.runs.checks import data_of
     from prtool.trainer.runs.record import read_record
@@ -58,4 +58,4 @@ def tune(run: Path, data: Path | None, as_json: bool, **options: Any) -> None:  
         message(f"note: {note}")
     message(report.verdict())
     folder = run / TUNE_FOLDER
-    message(f"wrote {run / CHOICE_NAME}, {folder / REPORT_NAME}, {folder / PICTURE_NAME}; next: prtool export {run}")
+    message(f"wrote {run / RESULT_NAME}, {folder / REPORT_NAME}, {folder / PICTURE_NAME}; next: prtool export {run}")

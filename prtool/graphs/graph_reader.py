@@ -18,9 +18,9 @@ from prtool.text_safety import printable
 
 OPSET = 20
 # OpenVINO's time grows with the square: a chain of 10,000 additions took it 196 s.
-MOST_NODES = 10_000
-MOST_VALUES = 1 << 20
-MOST_AXES = 64
+MAX_NODES = 10_000
+MAX_VALUES = 1 << 20
+MAX_AXES = 64
 OPERATORS = frozenset(
     {
         "Add",
@@ -157,12 +157,12 @@ class _Graph:
         for number, first, last in self.reader.message(start, end, _GRAPH, "the graph"):
             if number in values:
                 values[number].append(self._value(first, last))
-                if len(values[number]) > MOST_AXES:
-                    self._reject(f"has more than {MOST_AXES} inputs or outputs")
+                if len(values[number]) > MAX_AXES:
+                    self._reject(f"has more than {MAX_AXES} inputs or outputs")
             elif number in parts:
                 counts[number] += 1
-                if counts[number] > MOST_NODES:
-                    self._reject(f"holds more than {MOST_NODES} nodes or values")
+                if counts[number] > MAX_NODES:
+                    self._reject(f"holds more than {MAX_NODES} nodes or values")
                 parts[number](first, last)
         for kind, found, wanted in (("inputs", values[11], self.spec.inputs), ("outputs", values[12], self.spec.outputs)):
             if tuple(found) != wanted:
@@ -226,8 +226,8 @@ class _Graph:
                 self._entry(first, last, tensor.entries)
             elif number == 14:
                 tensor.place = first
-            if len(tensor.shape) > MOST_AXES or max(tensor.values.values(), default=0) > MOST_VALUES:
-                self._reject(f"holds a tensor of more than {MOST_AXES} axes, or more than {MOST_VALUES} values one by one")
+            if len(tensor.shape) > MAX_AXES or max(tensor.values.values(), default=0) > MAX_VALUES:
+                self._reject(f"holds a tensor of more than {MAX_AXES} axes, or more than {MAX_VALUES} values one by one")
         return tensor
 
     def _entry(self, start: int, end: int, entries: dict[str, str]) -> None:
@@ -283,8 +283,8 @@ class _Graph:
         axes: list[int | str] = []
         for _, first, last in self.reader.message(start, end, _SHAPE, "a shape"):
             axes.append(self._axis(first, last))
-            if len(axes) > MOST_AXES:
-                self._reject(f"has a value of more than {MOST_AXES} axes")
+            if len(axes) > MAX_AXES:
+                self._reject(f"has a value of more than {MAX_AXES} axes")
         return tuple(axes)
 
     def _axis(self, start: int, end: int) -> int | str:

@@ -9,7 +9,7 @@ TEXT_BYTES = 4096
 _WINDOW_BYTES = 1 << 16
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _WIRE = {"number": _VARINT, "bytes": _LENGTH, "float": _FIXED32}
-_MOST_VARINT_BYTES = 10
+_MAX_VARINT_BYTES = 10
 
 
 class MalformedMessage(ValueError):
@@ -105,7 +105,7 @@ class MessageReader:
             if byte < 0x80:
                 return value, position
             shift += 7
-            if shift >= 7 * _MOST_VARINT_BYTES:
+            if shift >= 7 * _MAX_VARINT_BYTES:
                 raise MalformedMessage("a number is too long")
         raise MalformedMessage("a number is cut")
 

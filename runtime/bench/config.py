@@ -16,7 +16,7 @@ SCOPES = (ENCODER, END_TO_END)
 BASELINE_MODE = "full"
 PRUNED_MODES = ("fused", "split")
 SLOWEST = "slowest"
-MOST_BATCH, MOST_ROUNDS, MOST_IMAGES = 1024, 10_000, 256
+MAX_BATCH, MAX_ROUNDS, MAX_IMAGES = 1024, 10_000, 256
 SETTLE_S = 0.03
 """Rest between calls of different libraries; an OpenMP thread spins for a few milliseconds after its call."""
 
@@ -66,7 +66,7 @@ class BenchConfig:
         for name in ("engines", "precisions", "batches", "keeps", "modes"):
             _check_some(name, getattr(self, name))
         for batch in self.batches:
-            _check_range("batch", batch, 1, MOST_BATCH)
+            _check_range("batch", batch, 1, MAX_BATCH)
         _check_names("mode", self.modes, PRUNED_MODES, f" ({BASELINE_MODE!r} is always measured, as the baseline)")
         _check_names("scope", self.scopes, SCOPES, "")
         if not self.scopes:
@@ -79,9 +79,9 @@ class BenchConfig:
             _check_names("reference", (self.reference,), references, "")
         _check_range("threads", self.threads, 0, 4096)
         _check_range("streams", self.streams, 1, 4096)
-        _check_range("min_rounds", self.min_rounds, 5, MOST_ROUNDS)
-        _check_range("max_rounds", self.max_rounds, self.min_rounds, MOST_ROUNDS)
-        _check_range("warmup_rounds", self.warmup_rounds, 1, MOST_ROUNDS)
+        _check_range("min_rounds", self.min_rounds, 5, MAX_ROUNDS)
+        _check_range("max_rounds", self.max_rounds, self.min_rounds, MAX_ROUNDS)
+        _check_range("warmup_rounds", self.warmup_rounds, 1, MAX_ROUNDS)
         _check_range("seed", self.seed, 0, 2**63 - 1)
         if not (math.isfinite(self.budget_s) and self.budget_s >= 0.0):
             raise ConfigError(f"budget_s = {self.budget_s}, but it must be a number of seconds, 0 or more (0 measures {self.min_rounds} rounds)")

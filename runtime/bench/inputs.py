@@ -9,7 +9,7 @@ import numpy as np
 from prtool.engines.base import Array
 from prtool.errors import DataError
 from prtool.manifest import Manifest
-from prtool.runtime.bench.config import END_TO_END, MOST_IMAGES, BenchConfig
+from prtool.runtime.bench.config import END_TO_END, MAX_IMAGES, BenchConfig
 from prtool.runtime.bench.sample_photos import sample_photos
 
 _SAMPLE_PHOTOS = 16
@@ -55,7 +55,7 @@ def _images(config: BenchConfig) -> tuple[list[bytes], str]:
         return [], "none"
     if config.images is None:
         return sample_photos(_SAMPLE_PHOTOS, config.seed), f"{_SAMPLE_PHOTOS} generated JPEGs of 500 x 375, in memory"
-    images = [_read(image) for image in config.images[:MOST_IMAGES]]
+    images = [_read(image) for image in config.images[:MAX_IMAGES]]
     return images, f"{len(images)} given images, in memory"
 
 

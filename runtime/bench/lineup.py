@@ -17,7 +17,7 @@ from prtool.runtime.bench.gpu import cuda_events, on_gpu
 from prtool.runtime.bench.inputs import Inputs, make_inputs
 from prtool.runtime.bench.offers import Offer, Refusal, asked_offers, check_any, check_memory
 from prtool.runtime.bench.timing import Case, Group, Mark
-from prtool.runtime.device import MOST_RECORDINGS
+from prtool.runtime.device import MAX_RECORDINGS
 from prtool.runtime.encoder import Encoder, KeepLike
 from prtool.runtime.images.decode import open_image
 from prtool.runtime.images.preprocess import prepare_batch
@@ -194,8 +194,8 @@ def _check_recordings(manifest: Manifest, config: BenchConfig, encoders: Mapping
     counts = {manifest.resolve(keep) for keep in config.chosen_keeps()}
     shapes = len(config.batches) * len(counts)
     recorded = [str(offer) for (offer, _), encoder in encoders.items() if on_gpu(encoder.info) and encoder.arrays is not None]
-    if recorded and shapes > MOST_RECORDINGS:
+    if recorded and shapes > MAX_RECORDINGS:
         raise ConfigError(
-            f"{len(config.batches)} batches x {len(counts)} keeps are {shapes} shapes, but {recorded[0]} keeps the recordings of {MOST_RECORDINGS} "
+            f"{len(config.batches)} batches x {len(counts)} keeps are {shapes} shapes, but {recorded[0]} keeps the recordings of {MAX_RECORDINGS} "
             "and would time the recording of the others; measure fewer in one run"
         )

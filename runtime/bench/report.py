@@ -6,7 +6,7 @@ from typing import Any
 
 from prtool.runtime.machine import Machine
 
-SCHEMA = 2
+SCHEMA = 1
 SPEEDUP_METHOD = "median over rounds of unpruned time / pruned time in the same round; low and high enclose it with 95 % confidence"
 
 

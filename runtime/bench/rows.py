@@ -54,14 +54,14 @@ def _plateaus(lineup: Lineup, steps: Sequence[Way], measured: Measured) -> list[
 def _is_flat(manifest: Manifest, more: Way, fewer: Way, measured: Measured) -> bool:
     """Whether fewer patches are hardly faster, and surely by less than half of what their cost promises."""
     gained = speedup(measured[more], measured[fewer])
-    promised = manifest.bound(patches_kept(manifest, fewer)) / manifest.bound(patches_kept(manifest, more))
+    promised = manifest.theoretical_speedup(patches_kept(manifest, fewer)) / manifest.theoretical_speedup(patches_kept(manifest, more))
     return gained.median < _FLAT and gained.high < 1.0 + 0.5 * (promised - 1.0)
 
 
 def _plateau(lineup: Lineup, ways: Sequence[Way], measured: Measured) -> Plateau | None:
     manifest = lineup.manifest
     counts = [patches_kept(manifest, way) for way in ways]
-    if manifest.bound(counts[-1]) / manifest.bound(counts[0]) < _GAINS:
+    if manifest.theoretical_speedup(counts[-1]) / manifest.theoretical_speedup(counts[0]) < _GAINS:
         return None
     way = ways[0]
     times = [measured[item].percentile_ms(50) for item in ways]
@@ -72,7 +72,7 @@ def _plateau(lineup: Lineup, ways: Sequence[Way], measured: Measured) -> Plateau
 def _row(lineup: Lineup, way: Way, baseline: Way, measured: Measured) -> BenchRow:
     manifest, samples, info = lineup.manifest, measured[way], lineup.info(way)
     patches, k = manifest.prune.patches, patches_kept(manifest, way)
-    bound = 1.0 if way.keep is None else manifest.bound(k)
+    bound = 1.0 if way.keep is None else manifest.theoretical_speedup(k)
     gained = speedup(measured[baseline], samples)
     p50_ms = samples.percentile_ms(50)
     images = len(samples.total_ns) * way.batch

@@ -32,7 +32,7 @@ _KINDS: Mapping[str, frozenset[str]] = MappingProxyType(
 )
 _FIELDS = frozenset((*_KINDS, "version", "truncation", "padding", "added_tokens", "decoder"))
 _STEPS = ("normalizers", "pretokenizers", "processors")
-MOST_GROWTH = 256
+MAX_GROWTH = 256
 """Characters that normalisation may make of one."""
 
 
@@ -147,8 +147,8 @@ def _check_normalizers(steps: Sequence[Mapping[str, Any]]) -> None:
         else:  # an expression may match at every character, and between them
             of_character = {character: length + made for character, length in of_character.items()}
             usual += made
-        if max(usual, *of_character.values(), 0) > MOST_GROWTH:
-            raise ValueError(f"its normalizer makes more than {MOST_GROWTH} characters of one")
+        if max(usual, *of_character.values(), 0) > MAX_GROWTH:
+            raise ValueError(f"its normalizer makes more than {MAX_GROWTH} characters of one")
 
 
 def _check_character_map(encoded: object) -> None:

@@ -23,7 +23,7 @@ MODEL = TinyModel()
 Opener = Callable[..., Engine]
 # For engines that compile ahead: every size that a test asks for.
 RANGES = {"batch": ShapeRange(1, 2, 8), "tokens": ShapeRange(2, 10, 19), "k": ShapeRange(1, 9, 16)}
-PROGRESSIVE = TinyModel((2, 3, 4), prefix_tokens=2, appended_tokens=1)
+PROGRESSIVE = TinyModel((2, 3, 4), prefix_tokens=2, learnable_tokens=1)
 
 
 @pytest.fixture(scope="module")

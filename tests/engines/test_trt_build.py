@@ -17,7 +17,7 @@ trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed;
 from prtool.engines.trt import rtx as trt_rtx  # noqa: E402
 
 MODEL = TinyModel()
-TWICE = TinyModel((2, 3), prefix_tokens=2, appended_tokens=1)
+TWICE = TinyModel((2, 3), prefix_tokens=2, learnable_tokens=1)
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def test_every_scorer(arch: str, tmp_path: Path) -> None:
     save(to_onnx(PreGraph(source.pruned), signatures(source)["pre"]), tmp_path / "pre.onnx")
     pixels = pixels_for(source, 3)
     tokens, scores = run(tmp_path / "pre.onnx", pixels=pixels.numpy())
-    expected = source.pruned.enter(pixels)
+    expected = source.pruned.run_pre(pixels)
     np.testing.assert_allclose(tokens, expected[0].numpy(), atol=1e-5, rtol=1e-5)
     np.testing.assert_allclose(scores, expected[1].numpy(), atol=1e-5, rtol=1e-5)
 

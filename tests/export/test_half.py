@@ -64,7 +64,7 @@ def test_values_by_the_reference_evaluator(halves: tuple[ExportSource, dict[str,
     """ONNX's own evaluator in numpy runs both; it rounds after every operator, as an engine does at most."""
     source, plain = halves
     pixels = torch.randn(2, 3, *source.pruned.tower.image_size, generator=torch.Generator().manual_seed(2)).numpy()
-    tokens = source.pruned.enter(torch.from_numpy(pixels))[0][:, :9].detach().numpy()
+    tokens = source.pruned.run_pre(torch.from_numpy(pixels))[0][:, :9].detach().numpy()
     for role, stage in plain.items():
         feed = {"pixels": pixels} if role in ("pre", "full") else {"tokens": tokens}
         wanted = ReferenceEvaluator(ir.to_proto(stage)).run(None, feed)

@@ -26,7 +26,7 @@ def test_the_embedding_is_the_same(kind: str) -> None:
     tower = source.pruned.tower
     tokens = torch.randn(3, tower.prefix_tokens + 5, tower.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        np.testing.assert_allclose(PostGraph(source.pruned)(tokens), source.pruned.leave(tokens), atol=2e-6)
+        np.testing.assert_allclose(PostGraph(source.pruned)(tokens), source.pruned.run_post(tokens), atol=2e-6)
     assert bool(asking_tokens(tower)) == (kind in TRIMMED)
 
 
@@ -50,7 +50,7 @@ def test_the_bound_counts_the_trimmed_block() -> None:
     source = make_source("cls")
     plain, trimmed = source.pruned.tower.cost(), source.cost()
     assert trimmed.full_gmacs(source.spec) < plain.full_gmacs(source.spec)
-    assert trimmed.bound(source.spec, Keep.ratio(0.5)) > 1.0
+    assert trimmed.theoretical_speedup(source.spec, Keep.ratio(0.5)) > 1.0
 
 
 def test_one_token_leaves_the_last_attention(tmp_path: Path) -> None:

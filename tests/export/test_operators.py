@@ -16,7 +16,7 @@ from prtool.export.precision.int8 import Int8Options
 from prtool.export.signature import signatures, stage_roles
 from prtool.export.source import ExportSource
 from prtool.graphs.graph_reader import OPERATORS
-from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.dual_encoder import TextTower
 from prtool.trainer.models.predictor import make_scorer
 from prtool.trainer.settings import ARCHITECTURES, ScorerConfig
@@ -48,7 +48,7 @@ def sources() -> Iterator[ExportSource]:
     for arch in ARCHITECTURES:
         scorer = make_scorer(ScorerConfig(arch=arch), 64, 16, 1)
         yield make_source("cls", scorer=scorer, location=1)
-    yield make_source("cls", scorer=SpreadScorer(scorer, (4, 4), 0.5), location=1)
+    yield make_source("cls", scorer=CheckerboardScorer(scorer, (4, 4), 0.5), location=1)
     yield progressive_source("cls", PROGRESSIVE)
 
 

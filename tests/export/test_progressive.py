@@ -28,7 +28,7 @@ from prtool.spec import Keep
 
 SHAPES = {
     "deep tokens from block 1": ("cls", Progressive((2, 4), ("own",), tokens=3, layers=4)),
-    "tokens from the location": ("siglip", Progressive((2, 3), ("first",), tokens=2, layers=2, first=2, drops=(1, 3))),
+    "tokens from the location": ("siglip", Progressive((2, 3), ("first",), tokens=2, layers=2, first=2, drop_ratios=(1, 3))),
     "three locations": ("dinov2 registers", Progressive((1, 2, 3), ("first", "own"))),
 }
 CPU_ENGINES = ["ort", "openvino", "torch"]
@@ -82,7 +82,7 @@ def test_engines_give_what_torch_gives(exported: tuple[ExportSource, Bundle], en
         with Encoder.load(bundle, engine=engine, mode=mode) as encoder:
             np.testing.assert_allclose(encoder.encode_pixels(pixels.numpy(), 7), wanted, atol=3e-6)
             counts = (source.spec.patches, *(5 for _ in source.spec.locations[1:]))
-            own = source.pruned.finish(*source.pruned.enter(pixels), counts).numpy()
+            own = source.pruned.finish(*source.pruned.run_pre(pixels), counts).numpy()
             np.testing.assert_allclose(encoder.encode_pixels(pixels.numpy(), counts), own, atol=3e-6)
 
 
@@ -97,7 +97,7 @@ def test_full_is_the_host_without_learnable_tokens(exported: tuple[ExportSource,
     assert not [weight.name for weight in graph.initializer if "scorer" in weight.name or "visual" in weight.name]
     # Where tokens were learned, pruning nothing is another model than the plain one.
     kept = source.pruned(pixels, Keep.ratio(1.0)).numpy()
-    assert np.allclose(kept, wanted, atol=1e-5) == (source.spec.appended_tokens == 0)
+    assert np.allclose(kept, wanted, atol=1e-5) == (source.spec.learnable_tokens == 0)
 
 
 def test_axes_and_operators(exported: tuple[ExportSource, Bundle]) -> None:
@@ -155,8 +155,8 @@ def test_post_and_mid_modules_equal_the_encoder() -> None:
         pruned = source.pruned
         tokens = torch.randn(3, source.spec.always_kept + 6, pruned.tower.width, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            np.testing.assert_allclose(PostGraph(pruned)(tokens), pruned.leave(tokens), atol=3e-6)
-            for found, wanted in zip(MidGraph(pruned, 1)(tokens), pruned.between(1, tokens), strict=True):
+            np.testing.assert_allclose(PostGraph(pruned)(tokens), pruned.run_post(tokens), atol=3e-6)
+            for found, wanted in zip(MidGraph(pruned, 1)(tokens), pruned.run_mid(1, tokens), strict=True):
                 torch.testing.assert_close(found, wanted, atol=3e-5, rtol=1e-4)
 
 

@@ -40,7 +40,7 @@ def source_of(locations: tuple[int, ...], later: str, first: int, drops: tuple[i
     for _ in locations[1:]:
         scorers.append(FirstOrder(tower.prefix_tokens) if later == "first" else make_scorer(small, tower.width, tower.patches, tower.prefix_tokens))
     tokens = VisualTokens(0.5 * torch.randn(tower.depth + 1 - first, 8, tower.width), first) if first else None
-    spec = replace(tower.prune_spec(locations, 8 if first else 0), appended_from=max(first, 1), drops=drops)
+    spec = replace(tower.prune_spec(locations, 8 if first else 0), learnable_from_block=max(first, 1), drop_ratios=drops)
     pruned = PrunedEncoder(tower, scorers, spec, tokens).eval().requires_grad_(False)
     return ExportSource(model, pruned, "mix-mlp", False, 1000, (), ())
 

@@ -57,12 +57,12 @@ def test_a_graph_is_followed_through_a_tie_and_left_behind_a_real_difference(pro
     scores[0, order[0, 12]] = scores[0, order[0, 11]] - 1e-6
     reference = Reference(progressive.pruned, pixels, plain.tokens, scores)
     swapped = torch.cat((order[:, :11], order[:, 12:13]), dim=1)
-    arrived = progressive.pruned.between(1, gather(plain.tokens, swapped, 1, 2))
-    second = progressive.pruned.between(2, progressive.pruned.choose(*arrived, 8))
+    arrived = progressive.pruned.run_mid(1, gather(plain.tokens, swapped, 1, 2))
+    second = progressive.pruned.run_mid(2, progressive.pruned.choose(*arrived, 8))
     third = select(second[1], 4)
     choices = [Choice(scores + 1e-6, swapped), Choice(arrived[1], torch.arange(8).expand(2, -1)), Choice(second[1], third)]
     found, own = reference.follow(choices), reference.path((12, 8, 4))
-    wanted = progressive.pruned.leave(progressive.pruned.choose(*second, 4))
+    wanted = progressive.pruned.run_post(progressive.pruned.choose(*second, 4))
     torch.testing.assert_close(found.embedding[0], wanted[0])
     torch.testing.assert_close(found.embedding[1], own.embedding[1])
     assert found.patches[0].tolist() == [int(swapped[0, place]) for place in third[0]]
@@ -93,7 +93,7 @@ def test_the_probe_takes_the_clearest_images() -> None:
     assert (probe.images, probe.counts, tuple(probe.pixels.shape)) == ("given", (16, 10, 4), (3, 3, 64, 64))
 
     def gap(image: torch.Tensor) -> float:
-        ranked = sorted(source.pruned.enter(image[None])[1][0].tolist(), reverse=True)
+        ranked = sorted(source.pruned.run_pre(image[None])[1][0].tolist(), reverse=True)
         return min(ranked[k - 1] - ranked[k] for k in (10, 4))
 
     chosen = sorted((gap(image) for image in probe.pixels), reverse=True)
@@ -107,7 +107,7 @@ def test_the_probe_looks_at_every_location() -> None:
     probe = Probe.choose(source, pixels, default_keep=10)
 
     def gap(image: torch.Tensor) -> float:
-        ranked = sorted(source.pruned.enter(image[None])[1][0].tolist(), reverse=True)
+        ranked = sorted(source.pruned.run_pre(image[None])[1][0].tolist(), reverse=True)
         return min(ranked[k - 1] - ranked[k] for k in (13, 10, 10, 4))
 
     chosen = sorted((gap(image) for image in probe.pixels), reverse=True)

@@ -50,7 +50,7 @@ def job_of(world: World, name: str) -> Job:
         return Job(name, arguments, {"bundle": made / "bundle"}, "cache", bytes_differ=True)
     jobs = {
         "predictor": lambda: world.training(name, "--location", "3"),
-        "leave-one-out": lambda: world.training(name, "--location", "3", "--recipe", "leave-one-out"),
+        "leave-one-out": lambda: world.training(name, "--location", "3", "--preset", "leave-one-out"),
         "tokens": lambda: world.training(name, "--location", "3", "--phase", "predictor,tokens", run=made / "run"),
         "progressive": lambda: world.training(name, "--location", "2,3", "--set", "prune.rescore=true"),
         "export": lambda: world.exporting(name, "0.6"),

@@ -22,7 +22,7 @@ from typing import Any
 from hostile.corpus import SEED, Case, base_bundle, write_case
 
 SECONDS = 120.0
-MOST_MIB = 1024
+MAX_MIB = 1024
 # A child is started again after so many cases, so that memory of one case does not count for many.
 _CASES_A_CHILD = 400
 
@@ -109,7 +109,7 @@ def outcome(case: Case, found: Mapping[str, Any], good: Mapping[str, Any]) -> st
         return kind if kind in ("crash", "hang") else "traceback"
     if found["outside"]:
         return "outside"
-    if found["peak_mib"] > MOST_MIB:
+    if found["peak_mib"] > MAX_MIB:
         return "memory"
     if not found["results"]:
         return "rejected"

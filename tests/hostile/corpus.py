@@ -65,7 +65,7 @@ def base_bundle(root: Path) -> Path:
     from prtool.bundle import seal
     from prtool.spec import Keep
 
-    model = TinyModel((2, 3), appended_tokens=1)
+    model = TinyModel((2, 3), learnable_tokens=1)
     made = tiny_bundle(root, model)
     graph = onnx.load(root / "full.onnx")
     onnx.save(graph, root / "full.onnx", save_as_external_data=True, location="full.onnx.data", size_threshold=100)

@@ -35,7 +35,7 @@ def steps(root: Path, engine: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     opened = Bundle.open(root)
     options = EngineOptions(threads=2, spinning=False)
     yield "manifest", lambda: str(opened.manifest.prune)
-    yield "bound", lambda: opened.manifest.bound(opened.manifest.default_keep)
+    yield "bound", lambda: opened.manifest.theoretical_speedup(opened.manifest.default_keep)
     for mode in ("fused", "split", "full"):
         try:
             encoder = Encoder.load(opened, engine=engine, mode=mode, options=options)

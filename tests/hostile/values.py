@@ -118,9 +118,9 @@ def consistent(root: Path, chance: random.Random) -> str:
         "size": lambda: value["preprocess"].update(size=[chance.choice(_SIZES), chance.choice(_SIZES)]),
         "grid": lambda: prune.update(grid=[chance.choice(_SIZES), chance.choice(_SIZES)]),
         "prefix": lambda: prune.update(prefix_tokens=chance.choice([0, 2, 4096, 4097, -1])),
-        "appended": lambda: prune.update(appended_tokens=chance.choice([0, 2, 4096, 4097, -1])),
+        "appended": lambda: prune.update(learnable_tokens=chance.choice([0, 2, 4096, 4097, -1])),
         "depth": lambda: prune.update(depth=chance.choice([3, 4, 1000, 1001, 10**12, 0])),
-        "drops": lambda: prune.update(drops=[chance.choice([0, 1, 2**20, 2**20 + 1, 2**53, -1]), chance.choice([0, 1, 2**20, 2**53])]),
+        "drop_ratios": lambda: prune.update(drop_ratios=[chance.choice([0, 1, 2**20, 2**20 + 1, 2**53, -1]), chance.choice([0, 1, 2**20, 2**53])]),
         "locations": lambda: prune.update(locations=chance.choice([[1, 2], [2, 1], [3, 3], [1, 3], [0, 1], [2, 4]])),
         "embed_dim": lambda: value["model"].update(embed_dim=chance.choice([1, 5, 7, 65536, 65537, 0])),
         "context": lambda: value["text"].update(context_length=chance.choice([1, 6, 8, 65536, 65537, 0])),
@@ -137,7 +137,7 @@ def consistent(root: Path, chance: random.Random) -> str:
     for field in chosen:
         fields[field]()
     prune = value["prune"]
-    patches, kept = prune["grid"][0] * prune["grid"][1], prune["prefix_tokens"] + prune["appended_tokens"]
+    patches, kept = prune["grid"][0] * prune["grid"][1], prune["prefix_tokens"] + prune["learnable_tokens"]
     if "keep" not in chosen and patches >= 1:
         value.update(default_keep=max(1, patches // 2), keep_range=[1, patches])
     wanted = {

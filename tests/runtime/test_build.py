@@ -19,7 +19,7 @@ from prtool.progress import SilentProgress
 from prtool.runtime.build import BuildReport, build_bundle, build_options
 from prtool.spec import Keep
 
-MODEL = TinyModel((2, 3), prefix_tokens=2, appended_tokens=1)
+MODEL = TinyModel((2, 3), prefix_tokens=2, learnable_tokens=1)
 ROLES = ["pre", "mid_1", "post", "full", "fused"]
 
 
@@ -93,7 +93,7 @@ def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Bundle, rtx: str, 
 def test_profiles_hold_the_counts_of_every_location(bundle: Bundle, keeps: tuple[int, ...]) -> None:
     """What a call with a kept count puts into the graphs lies in a profile, at each location."""
     built_for = profiles(bundle.manifest, BuildOptions(keeps=keeps))
-    always = MODEL.prefix_tokens + MODEL.appended_tokens
+    always = MODEL.prefix_tokens + MODEL.learnable_tokens
     for k in keeps or range(2, MODEL.patches + 1):
         counts = MODEL.spec.counts(Keep.count(k))
         assert len(counts) == 2

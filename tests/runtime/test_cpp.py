@@ -24,7 +24,7 @@ from prtool.runtime.encoder import Encoder
 
 MODELS = {
     "one location": TinyModel(),
-    "three locations": TinyModel((2, 3, 4), prefix_tokens=2, appended_tokens=3),
+    "three locations": TinyModel((2, 3, 4), prefix_tokens=2, learnable_tokens=3),
 }
 
 
@@ -138,14 +138,14 @@ def _rename(name: str) -> Callable[[Path], None]:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda root: (root / "prtool.json").unlink(), "is not a bundle"),
-    "no seal": (lambda root: (root / "prtool.json").write_bytes(b'{"schema": 3}'), "seal"),
+    "no seal": (lambda root: (root / "prtool.json").write_bytes(b'{"schema": 1}'), "seal"),
     "one bit of std": (_flip, "was changed"),
     "no JSON": (_resealed(b'{"schema" 4'), "export the bundle again"),
     "nested": (_resealed(b'{"schema": ' + b"[" * 200_000), "export the bundle again"),
-    "no UTF-8": (_resealed(b'{"schema": 4, "\xff": 1'), "export the bundle again"),
-    "twice": (_resealed(b'{"schema": 4, "schema": 4'), "export the bundle again"),
-    "401 digits": (_resealed(b'{"schema": 4, "a": 1' + b"0" * 400), "export the bundle again"),
-    "infinity": (_resealed(b'{"schema": 4, "a": 1e999'), "export the bundle again"),
+    "no UTF-8": (_resealed(b'{"schema": 1, "\xff": 1'), "export the bundle again"),
+    "twice": (_resealed(b'{"schema": 1, "schema": 1'), "export the bundle again"),
+    "401 digits": (_resealed(b'{"schema": 1, "a": 1' + b"0" * 400), "export the bundle again"),
+    "infinity": (_resealed(b'{"schema": 1, "a": 1e999'), "export the bundle again"),
     "large": (lambda root: (root / "prtool.json").write_bytes(b" " * (16 * 2**20 + 1)), "export the bundle again"),
     "manifest is a pipe": (_fifo("prtool.json"), "regular file"),
     "manifest is a link": (_link_manifest, "is a link"),

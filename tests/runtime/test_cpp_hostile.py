@@ -23,7 +23,7 @@ from prtool.graphs.graph_reader import OPERATORS
 
 SAMPLE = 150
 SECONDS = 120.0
-MOST_KB = 1 << 20
+MAX_KB = 1 << 20
 # prtool_status: out of memory, and a fault of the library itself.
 MEMORY, INTERNAL = 10, 11
 
@@ -80,7 +80,7 @@ class Attack:
         if "fault" in found:
             return str(found["fault"])
         self.peak_kb = max(self.peak_kb, found["memory_kb"])
-        if found["memory_kb"] > MOST_KB:
+        if found["memory_kb"] > MAX_KB:
             return "memory"
         if found["status"] == INTERNAL or len(found["message"]) > 1100 or not found["message"].isprintable():
             return "message"

@@ -16,12 +16,12 @@ from prtool.bundle import Bundle  # noqa: E402
 from prtool.engines.base import EngineOptions  # noqa: E402
 from prtool.engines.registry import ENGINES  # noqa: E402
 from prtool.errors import EngineError, KeepError, ShapeError  # noqa: E402
-from prtool.runtime.device import MOST_RECORDINGS, Recorder  # noqa: E402
+from prtool.runtime.device import MAX_RECORDINGS, Recorder  # noqa: E402
 from prtool.runtime.encoder import Encoder  # noqa: E402
 from prtool.runtime.select import select  # noqa: E402
 from prtool.spec import Keep  # noqa: E402
 
-MODELS = {"one location": TinyModel(), "three locations": TinyModel((2, 3, 4), prefix_tokens=2, appended_tokens=1)}
+MODELS = {"one location": TinyModel(), "three locations": TinyModel((2, 3, 4), prefix_tokens=2, learnable_tokens=1)}
 MODES = ["fused", "split", "full"]
 
 
@@ -127,7 +127,7 @@ def test_recordings_are_bounded_and_freed_when_the_device_is_done(arrays: device
     assert arrays.synchronisations == 2
     assert recorder(pixels, (3,)).tolist() == [[3.0] * 3] * 2
     assert arrays.captures == 2
-    assert MOST_RECORDINGS > 1
+    assert MAX_RECORDINGS > 1
 
 
 def test_stages_wait_for_the_device_and_give_numpy(bundles: dict[str, Bundle], arrays: device_fakes.FakeGpuArrays) -> None:

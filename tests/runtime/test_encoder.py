@@ -27,8 +27,8 @@ from prtool.spec import Keep
 
 MODELS = {
     "one location": TinyModel(),
-    "kept tokens": TinyModel(prefix_tokens=2, appended_tokens=3),
-    "three locations": TinyModel(locations=(2, 3, 4), appended_tokens=1),
+    "kept tokens": TinyModel(prefix_tokens=2, learnable_tokens=3),
+    "three locations": TinyModel(locations=(2, 3, 4), learnable_tokens=1),
 }
 
 

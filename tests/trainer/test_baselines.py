@@ -278,7 +278,7 @@ def test_the_registry_makes_methods_under_their_names() -> None:
 def test_a_spec_with_learnable_tokens_is_refused() -> None:
     tower = tower_of(open_clip_visual("cls"))
     with pytest.raises(ConfigError, match="the frozen tower has none"):
-        Entered(torch.zeros(1, 17, 64), torch.zeros(1, 17, 64), (0,), tower, PruneSpec((4, 4), 4, (2,), 1, appended_tokens=2))
+        Entered(torch.zeros(1, 17, 64), torch.zeros(1, 17, 64), (0,), tower, PruneSpec((4, 4), 4, (2,), 1, learnable_tokens=2))
 
 
 @pytest.mark.parametrize("counts", [(5,), (5, 6), (17, 4), (4, 0)])

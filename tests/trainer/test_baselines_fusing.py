@@ -70,7 +70,7 @@ def test_with_every_patch_nothing_changes(make: type) -> None:
     method, patches = make(entered.tower), entered.spec.patches
     if isinstance(method, AVit):
         method.calibrate(entered, [(patches, patches)])
-    expected = functional.normalize(entered.tower.leave(entered.embedded, 1), dim=-1)
+    expected = functional.normalize(entered.tower.run_post(entered.embedded, 1), dim=-1)
     torch.testing.assert_close(method.encode(entered, (patches, patches)), expected, atol=1e-5, rtol=1e-5)
     cost = entered.tower.cost()
     assert method.gmacs(cost, entered.spec, (patches, patches)) == pytest.approx(cost.full_gmacs(entered.spec), rel=0.06)

@@ -84,12 +84,12 @@ def test_scorer_and_encoder(checkpoint, model, tmp_path):
     found = Checkpoint.load(tmp_path)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     encoder = found.pruned_encoder(found.load_model())
-    tokens = model.tower.enter(pixels, 2)
+    tokens = model.tower.run_pre(pixels, 2)
     scores = found.scorer()(tokens)
     colour = torch.tensor([1.0 if (row + column) % 2 == 0 else -1.0 for row in range(found.prune.grid[0]) for column in range(found.prune.grid[1])])
-    scores = (scores - scores.mean(1, keepdim=True)) / scores.std(1, correction=0, keepdim=True) + found.scorer_config.spread / 2 * colour
+    scores = (scores - scores.mean(1, keepdim=True)) / scores.std(1, correction=0, keepdim=True) + found.scorer_config.checkerboard / 2 * colour
     kept = scores.sort(dim=1, descending=True, stable=True).indices[:, :5]
-    expected = [model.tower.leave(tokens[i : i + 1, [0, *(1 + kept[i]).tolist()]], 2)[0] for i in range(2)]
+    expected = [model.tower.run_post(tokens[i : i + 1, [0, *(1 + kept[i]).tolist()]], 2)[0] for i in range(2)]
     with torch.no_grad():
         embedding = encoder(pixels, Keep.count(5))
     torch.testing.assert_close(embedding, torch.nn.functional.normalize(torch.stack(expected), dim=-1).detach())
@@ -124,7 +124,7 @@ def test_damaged_files_are_rejected(checkpoint, tmp_path, file, damage):
 
 def test_an_unknown_schema_is_refused(checkpoint, tmp_path):
     replace(checkpoint, schema=7).save(tmp_path)
-    with pytest.raises(CheckpointError, match="schema 7, but this prtool reads schema 3"):
+    with pytest.raises(CheckpointError, match="schema 7"):
         Checkpoint.load(tmp_path)
 
 
@@ -187,7 +187,7 @@ def test_tensors_of_another_scorer_are_refused(checkpoint, tmp_path):
 
 def progressive(checkpoint, rescored):
     """The same checkpoint with three locations and learnable tokens of both kinds."""
-    prune = PruneSpec(checkpoint.prune.grid, checkpoint.prune.depth, (1, 2, 3), checkpoint.prune.prefix_tokens, appended_tokens=2)
+    prune = PruneSpec(checkpoint.prune.grid, checkpoint.prune.depth, (1, 2, 3), checkpoint.prune.prefix_tokens, learnable_tokens=2)
     kinds = [checkpoint.scorer_config, *[later_config(checkpoint.scorer_config)] * (2 if rescored else 0)]
     torch.manual_seed(5)
     scorers = scorer_tensors([make_scorer(kind, checkpoint.width, prune.patches, prune.prefix_tokens) for kind in kinds])
@@ -220,7 +220,7 @@ def test_scorers_of_several_locations_and_learnable_tokens_come_back(checkpoint,
 )
 def test_learnable_tokens_of_another_shape_are_refused(checkpoint, tmp_path, change, says):
     made = progressive(checkpoint, True)
-    prune = replace(made.prune, appended_tokens=change.get("visual", 2))
+    prune = replace(made.prune, learnable_tokens=change.get("visual", 2))
     replace(made, prune=prune, tokens=replace(made.tokens, **change)).save(tmp_path)
     with pytest.raises(CheckpointError, match=says):
         Checkpoint.load(tmp_path)

@@ -9,7 +9,7 @@ from prtool.errors import ConfigError
 from prtool.trainer.features import Features
 from prtool.trainer.loop import FitConfig, learn
 from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
-from prtool.trainer.objectives.distill import ChoiceConfig, ChoiceImages, ChoiceLesson, some_patches
+from prtool.trainer.objectives.distill import DistillConfig, DistillImages, DistillObjective, some_patches
 
 LOCATION = 2
 SMALL = ScorerConfig(channels=8, token_hidden=4, channel_hidden=16, heads=2)
@@ -18,8 +18,8 @@ SMALL = ScorerConfig(channels=8, token_hidden=4, channel_hidden=16, heads=2)
 def images_of(model, count):
     tokens = entered(model, count, LOCATION)
     with torch.no_grad():
-        unpruned = functional.normalize(model.tower.leave(tokens, LOCATION), dim=-1)
-    return ChoiceImages(Features.of(tokens), unpruned)
+        unpruned = functional.normalize(model.tower.run_post(tokens, LOCATION), dim=-1)
+    return DistillImages(Features.of(tokens), unpruned)
 
 
 class Fixed(PatchScorer):
@@ -60,13 +60,13 @@ def test_without_rivals_to_see_the_loss_is_that_of_the_shorter_sequence(kind):
     tower, prefix = model.tower, model.tower.prefix_tokens
     images = images_of(model, 3)
     scores = torch.linspace(3, -3, tower.patches)[None]
-    config = ChoiceConfig(keep_low=0.5, keep_high=0.5, noise=0.0, floor=1e-9)
-    lesson = ChoiceLesson(tower, LOCATION, images, images, config, 0.0)
+    config = DistillConfig(keep_low=0.5, keep_high=0.5, noise=0.0, floor=1e-9)
+    lesson = DistillObjective(tower, LOCATION, images, images, config, 0.0)
     found = lesson.loss(Fixed(tower, scores), torch.arange(3), torch.Generator().manual_seed(0))
     kept = round(0.5 * tower.patches)
     tokens = images.features.batch([0, 1, 2])[:, : prefix + kept]
     with torch.no_grad():
-        short = functional.normalize(tower.leave(tokens, LOCATION), dim=-1)
+        short = functional.normalize(tower.run_post(tokens, LOCATION), dim=-1)
     assert float(found.detach()) == pytest.approx(float(1 - (short * images.unpruned).sum(1).mean()), abs=1e-5)
     assert lesson.judge(Fixed(tower, scores)) == pytest.approx(float((short * images.unpruned).sum(1).mean()), abs=1e-5)
 
@@ -77,9 +77,9 @@ def test_the_gradient_is_that_of_the_gates():
     tower = model.tower
     images = images_of(model, 1)
     scores = torch.randn(1, tower.patches, generator=torch.Generator().manual_seed(1))
-    config = ChoiceConfig(keep_low=0.5, keep_high=0.5, noise=0.0, floor=0.5, rivals=1.0, temperature=0.7)
+    config = DistillConfig(keep_low=0.5, keep_high=0.5, noise=0.0, floor=0.5, runner_ups=1.0, temperature=0.7)
     scorer = Fixed(tower, scores)
-    lesson = ChoiceLesson(tower, LOCATION, images, images, config, 0.0)
+    lesson = DistillObjective(tower, LOCATION, images, images, config, 0.0)
     lesson.loss(scorer, torch.tensor([0]), torch.Generator()).backward()
     standard = (scores - scores.mean()) / scores.std(correction=0)
     order = standard[0].argsort(descending=True)
@@ -113,14 +113,14 @@ def test_the_gradient_is_that_of_the_gates():
 def test_gradients_on_a_gpu_are_those_of_the_cpu(keep):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    config = ChoiceConfig(keep_low=keep, keep_high=keep)
+    config = DistillConfig(keep_low=keep, keep_high=keep)
     gradients = []
     for device in ("cpu", "cuda"):
         model = tiny_encoder("cls")
         images = images_of(model, 3)
         model.tower.to(device)
         fixed = Fixed(model.tower, torch.linspace(3, -3, model.tower.patches)[None]).to(device)
-        lesson = ChoiceLesson(model.tower, LOCATION, images, images, config, 0.0)
+        lesson = DistillObjective(model.tower, LOCATION, images, images, config, 0.0)
         lesson.loss(fixed, torch.arange(3), torch.Generator().manual_seed(0)).backward()
         gradients.append(fixed.values.grad.cpu())
     assert torch.allclose(*gradients, atol=1e-5)
@@ -132,7 +132,7 @@ def test_it_finds_patches_that_matter():
     images = images_of(model, 24)
     torch.manual_seed(0)
     scorer = make_scorer(SMALL, model.tower.width, model.tower.patches, 1)
-    lesson = ChoiceLesson(model.tower, LOCATION, images, images, ChoiceConfig(noise=0.1), 0.0)
+    lesson = DistillObjective(model.tower, LOCATION, images, images, DistillConfig(noise=0.1), 0.0)
     before = lesson.judge(scorer)
     result = learn(scorer, lesson, FitConfig(epochs=12, batch=8, lr=1e-2, final_lr=1e-3))
     assert lesson.judge(result.scorer) == pytest.approx(result.history[result.best_epoch - 1].score)
@@ -146,8 +146,8 @@ def test_a_stopped_training_ends_with_the_same_weights(tmp_path):
     def run(state, epochs):
         torch.manual_seed(0)
         scorer = make_scorer(SMALL, model.tower.width, model.tower.patches, 1)
-        lesson = ChoiceLesson(model.tower, LOCATION, images, images, ChoiceConfig(), 1.0)
-        return learn(scorer, lesson, ChoiceConfig(steps=2 * epochs, batch=4).schedule(FitConfig(), 6), state).scorer.state_dict()
+        lesson = DistillObjective(model.tower, LOCATION, images, images, DistillConfig(), 1.0)
+        return learn(scorer, lesson, DistillConfig(steps=2 * epochs, batch=4).schedule(FitConfig(), 6), state).scorer.state_dict()
 
     whole, again = run(tmp_path / "a", 3), run(tmp_path / "a", 3)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
@@ -171,4 +171,4 @@ def test_a_random_part_of_the_patches():
 )
 def test_bad_settings_are_refused(change, says):
     with pytest.raises(ConfigError, match=says):
-        ChoiceConfig(**change)
+        DistillConfig(**change)

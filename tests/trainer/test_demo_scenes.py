@@ -187,13 +187,13 @@ def test_leaving_out_object_patches_changes_the_embedding_most(clip: DualEncoder
 
 def _change_by_group(clip: DualEncoder, pixels: torch.Tensor) -> np.ndarray:
     with torch.inference_mode():
-        tokens = clip.tower.enter(pixels, 3)
+        tokens = clip.tower.run_pre(pixels, 3)
         without = []
         for row in range(0, 12, 2):
             for column in range(0, 12, 2):
                 gone = {1 + (row + y) * 12 + column + x for y in range(2) for x in range(2)}
                 without.append(tokens[0, [i for i in range(tokens.shape[1]) if i not in gone]])
-        similar = torch.cosine_similarity(clip.tower.leave(torch.stack(without), 3), clip.tower.leave(tokens, 3))
+        similar = torch.cosine_similarity(clip.tower.run_post(torch.stack(without), 3), clip.tower.run_post(tokens, 3))
     return 1.0 - similar.numpy()
 
 

@@ -126,7 +126,7 @@ def encode_one(model: DualEncoder, images: ImageSet, index: int, kept: np.ndarra
 
 @torch.no_grad()
 def scores_one(method: str, model: DualEncoder, scorer: PatchScorer, images: ImageSet, index: int) -> np.ndarray:
-    tokens = model.tower.enter(torch.from_numpy(prepare(images.file(index), model.preprocess))[None], LOCATION)
+    tokens = model.tower.run_pre(torch.from_numpy(prepare(images.file(index), model.preprocess))[None], LOCATION)
     if method == "patch-ranking":
         return scorer(tokens)[0].numpy()
     if method == "random":

@@ -58,7 +58,7 @@ def content(folder):
 def test_tokens_are_those_that_enter_the_location(model, images, tmp_path):
     found = cache_tokens(model, images, 3, tmp_path)
     ((_, pixels),) = pixel_batches(images, model.preprocess, range(10), 10)
-    expected = model.tower.enter(pixels, 3)
+    expected = model.tower.run_pre(pixels, 3)
     assert [shard.dtype for shard in found.shards] == [torch.float16] * 3
     picked = found.batch([9, 0, 5])
     assert picked.dtype == torch.float32

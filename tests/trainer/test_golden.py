@@ -32,9 +32,9 @@ def loop_score(model: DualEncoder, tokens: Tensor, kept: list[int], config: Gold
     classes = class_embeddings(model)
     with torch.no_grad():
         shorter = torch.stack([*tokens[:prefix], *(tokens[prefix + patch] for patch in kept)])[None]
-        embedding = tower.leave(shorter, config.location)[0]
+        embedding = tower.run_post(shorter, config.location)[0]
         if config.score == "feature":
-            return functional.cosine_similarity(embedding, tower.leave(tokens[None], config.location)[0], dim=0).item()
+            return functional.cosine_similarity(embedding, tower.run_post(tokens[None], config.location)[0], dim=0).item()
         logits = torch.stack([model.logit_scale * functional.cosine_similarity(embedding, c, dim=0) + model.logit_bias for c in classes])
         probabilities = logits.exp() / logits.exp().sum()
         return (probabilities[label] if config.score == "label" else probabilities.max()).item()
@@ -132,7 +132,7 @@ def test_tokens_behind_the_patches_always_stay() -> None:
     ranking, scores = rank_tokens(model, tokens, config)
     kept = [0, *(1 + p for p in range(16) if p not in (2, 3, 6, 7)), 17, 18, 19]
     with torch.no_grad():
-        expected = functional.cosine_similarity(model.tower.leave(tokens[:, kept], 2), model.tower.leave(tokens, 2))
+        expected = functional.cosine_similarity(model.tower.run_post(tokens[:, kept], 2), model.tower.run_post(tokens, 2))
     torch.testing.assert_close(scores[:, 2], expected, atol=1e-6, rtol=0)
     assert ranking.sort(dim=1).values.tolist() == [list(range(16))] * 2
 

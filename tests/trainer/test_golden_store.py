@@ -146,7 +146,7 @@ def test_one_image_is_ranked_as_by_itself(images: ImageSet, cached: tuple[Path, 
     model = tiny_encoder()
     pixels = torch.from_numpy(prepare(images.file(70), model.preprocess))[None]
     with torch.no_grad():
-        tokens = model.tower.enter(pixels, 3)
+        tokens = model.tower.run_pre(pixels, 3)
     torch.testing.assert_close(cached[1].scores[70], rank_tokens(model, tokens, CONFIG)[1][0], atol=2e-6, rtol=0)
 
 

@@ -10,9 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prtool.errors import ConfigError, ShapeError
-from prtool.trainer.models.auxiliary import TokenExtras
+from prtool.trainer.models.auxiliary import AuxiliaryFeatures
 from prtool.trainer.models.predictor import ChannelPool, MixMlpScorer, ScorerConfig, TransformerScorer, later_config, make_scorer
-from prtool.trainer.settings import ARCHITECTURES, EXTRAS
+from prtool.trainer.settings import ARCHITECTURES, AUXILIARY
 
 SMALL = {"channels": 8, "token_hidden": 4, "channel_hidden": 16, "heads": 2}
 
@@ -90,9 +90,9 @@ def test_transformer_is_torchs_encoder_layer():
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize(("reduce", "extras"), [("linear", ()), ("average", ()), ("linear", EXTRAS), ("linear", ("position",))])
+@pytest.mark.parametrize(("reduce", "extras"), [("linear", ()), ("average", ()), ("linear", AUXILIARY), ("linear", ("position",))])
 def test_macs_are_what_matrix_products_cost(arch, reduce, extras):
-    scorer = small(arch, reduce=reduce, extras=extras)
+    scorer = small(arch, reduce=reduce, auxiliary=extras)
     counter = FlopCounterMode(display=False)
     # Attention as plain products: not every PyTorch's counter knows the fused kernel of a CPU.
     with counter, sdpa_kernel(SDPBackend.MATH):
@@ -113,7 +113,7 @@ def test_mlp_is_one_linear_unit_a_patch():
 @pytest.mark.parametrize("name", ["norm", "cls"])
 def test_an_extra_is_what_a_loop_finds(name):
     torch.manual_seed(1)
-    extras, tokens = TokenExtras((name,), 3, 9, 1), 5 * torch.randn(2, 10, 24) + 1
+    extras, tokens = AuxiliaryFeatures((name,), 3, 9, 1), 5 * torch.randn(2, 10, 24) + 1
     for image, found in zip(tokens, extras(tokens), strict=True):
         mean = image.mean(0)
         if name == "norm":
@@ -126,32 +126,32 @@ def test_an_extra_is_what_a_loop_finds(name):
 
 
 def test_a_position_is_told_apart_once_it_is_learned():
-    scorer = small("transformer", extras=("position",))
+    scorer = small("transformer", auxiliary=("position",))
     tokens = torch.randn(1, 1, 24).expand(1, 10, 24)
     with torch.no_grad():
         assert float(scorer(tokens).std()) < 1e-6
-        scorer.extras.position.normal_()
+        scorer.auxiliary.position.normal_()
         assert float(scorer(tokens).std()) > 1e-2
 
 
 @pytest.mark.parametrize("tokens", [torch.zeros(1, 10, 24), torch.ones(1, 10, 24), 1e4 * torch.randn(1, 10, 24)])
 def test_extras_of_any_tokens_are_finite(tokens):
-    assert small("mix-mlp", extras=EXTRAS)(tokens).isfinite().all()
+    assert small("mix-mlp", auxiliary=AUXILIARY)(tokens).isfinite().all()
 
 
 def test_a_later_scorer_has_no_position():
-    assert later_config(ScorerConfig(extras=("position", "norm"))).extras == ("norm",)
+    assert later_config(ScorerConfig(auxiliary=("position", "norm"))).auxiliary == ("norm",)
 
 
 def test_a_model_without_a_class_token_has_no_similarity_to_it():
-    with pytest.raises(ConfigError, match=r"extras = cls.*no class token"):
-        make_scorer(ScorerConfig(extras=("cls",)), 24, 9, 0)
+    with pytest.raises(ConfigError, match="cls"):
+        make_scorer(ScorerConfig(auxiliary=("cls",)), 24, 9, 0)
 
 
 @pytest.mark.parametrize("extras", [("colour",), ("norm", "norm")])
 def test_extras_refuse_unknown_and_repeated_names(extras):
-    with pytest.raises(ConfigError, match=r"scorer extras .* give some of position, norm, cls"):
-        ScorerConfig(extras=extras)
+    with pytest.raises(ConfigError, match=r"scorer auxiliary .* give some of position, norm, cls"):
+        ScorerConfig(auxiliary=extras)
 
 
 @pytest.mark.parametrize(("name", "value"), [("arch", "cnn"), ("reduce", "max"), ("channels", 0), ("token_hidden", -1), ("heads", 3)])
@@ -169,13 +169,13 @@ def test_no_patches_are_refused():
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
     ("arch", "reduce", "extras"),
-    [("mix-mlp", "linear", ()), ("mix-mlp", "average", ()), ("mlp", "linear", ()), ("transformer", "linear", ()), ("mix-mlp", "linear", EXTRAS)],
+    [("mix-mlp", "linear", ()), ("mix-mlp", "average", ()), ("mlp", "linear", ()), ("transformer", "linear", ()), ("mix-mlp", "linear", AUXILIARY)],
 )
 def test_exports_with_a_dynamic_batch(arch, reduce, extras, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     width = 20
-    scorer, path = small(arch, width=width, reduce=reduce, extras=extras), tmp_path / "scorer.onnx"
+    scorer, path = small(arch, width=width, reduce=reduce, auxiliary=extras), tmp_path / "scorer.onnx"
     shapes = ({0: torch.export.Dim("batch")},)
     torch.onnx.export(
         scorer, (torch.randn(2, 10, width),), path, dynamo=True, dynamic_shapes=shapes, input_names=["tokens"], output_names=["scores"], verbose=False

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from prtool.errors import ConfigError
-from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
 from prtool.trainer.models.pruned import select
 
@@ -34,12 +34,12 @@ def test_against_a_plain_loop(strength: float) -> None:
                 patch = row * GRID[1] + column
                 raised = strength / 2 if (row + column) % 2 == 0 else -strength / 2
                 expected[image, patch] = (raw[image, patch] - mean) / deviation + raised
-    torch.testing.assert_close(SpreadScorer(scorer(), GRID, strength)(tokens()), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(CheckerboardScorer(scorer(), GRID, strength)(tokens()), expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_no_spread_keeps_the_predicted_order() -> None:
-    spread = SpreadScorer(scorer(), GRID, 0.0)
+    spread = CheckerboardScorer(scorer(), GRID, 0.0)
     for k in (1, 7, 15):
         assert torch.equal(select(spread(tokens()), k), select(scorer()(tokens()), k))
 
@@ -47,7 +47,7 @@ def test_no_spread_keeps_the_predicted_order() -> None:
 @torch.no_grad()
 def test_even_regions_become_a_chessboard() -> None:
     """Where no patch stands out, half of the patches is every second one."""
-    even = SpreadScorer(scorer(), GRID, 2.0)
+    even = CheckerboardScorer(scorer(), GRID, 2.0)
     for parameter in even.scorer.parameters():
         parameter.zero_()
     kept = set(select(even(tokens()), 8)[0].tolist())
@@ -55,10 +55,10 @@ def test_even_regions_become_a_chessboard() -> None:
 
 
 def test_macs_are_the_scorers() -> None:
-    assert SpreadScorer(scorer(), GRID, 2.0).macs() == scorer().macs()
+    assert CheckerboardScorer(scorer(), GRID, 2.0).macs() == scorer().macs()
 
 
 @pytest.mark.parametrize("strength", [-0.1, 11.0, float("nan")])
 def test_a_bad_strength_is_refused(strength: float) -> None:
-    with pytest.raises(ConfigError, match="spread"):
-        ScorerConfig(spread=strength)
+    with pytest.raises(ConfigError, match="checkerboard"):
+        ScorerConfig(checkerboard=strength)

@@ -29,7 +29,7 @@ from prtool.trainer.train import point_latest, run_images, train
 
 SETTINGS = {"golden.location": 2, "golden.group": 1, "golden.precision": "fp32", "device": "cpu"}
 SETTINGS |= {"fit.epochs": 3, "fit.batch": 4, "fit.save_every": 1}
-SETTINGS |= {"target": "ranking", "phases": ["rank", "predictor"]}
+SETTINGS |= {"objective": "ranking", "phases": ["rank", "predictor"]}
 SETTINGS |= {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
 
 
@@ -101,7 +101,7 @@ def test_the_matching_rates_are_those_of_the_golden_ranking(config, whole):
 
     ((_, pixels),) = pixel_batches(images.val, model.preprocess, range(6), 6)
     with torch.no_grad():
-        order = found.scorer()(model.tower.enter(pixels, 2)).argsort(dim=1, descending=True, stable=True)
+        order = found.scorer()(model.tower.run_pre(pixels, 2)).argsort(dim=1, descending=True, stable=True)
     for row in found.metrics.matching:
         assert row.predictor == pytest.approx(matching_rate(order, judged.ranking, row.m), abs=1 / (6 * row.m))
         assert row.random == row.m / 16
@@ -309,7 +309,7 @@ def test_every_damaged_store_is_made_again(config, whole, tmp_path, caplog):
     assert noted == {path for path in before if path.suffix == ".safetensors" and not path.name.startswith(("tensors-", "seen-"))}
 
 
-CHOICE = {"target": "embedding", "phases": ["predictor"], "choice.steps": 9, "choice.batch": 4}
+CHOICE = {"objective": "distill", "phases": ["predictor"], "distill.steps": 9, "distill.batch": 4}
 TOKENS = {"tokens.shots": 2, "tokens.epochs": 2, "tokens.batch": 3, "tokens.visual": 2, "tokens.text": 2, "tokens.text_words": "a b"}
 
 
@@ -339,9 +339,9 @@ def test_a_scorer_that_learns_from_its_choice_needs_no_ranking(config, tmp_path)
     assert all(torch.equal(found.tensors[name], later.tensors[name]) for name in found.tensors)
 
 
-@pytest.mark.parametrize("target", ["ranking", "embedding"])
+@pytest.mark.parametrize("target", ["ranking", "distill"])
 def test_later_locations_learn_scorers_of_their_own(config, tmp_path, target):
-    settings = {"target": target, "phases": ["rank", "predictor"], "prune.then": [3], "prune.rescore": True, "fit.epochs": 2, "choice.steps": 6}
+    settings = {"objective": target, "phases": ["rank", "predictor"], "prune.then": [3], "prune.rescore": True, "fit.epochs": 2, "distill.steps": 6}
     found = train(choosing(config, settings), tmp_path)
     assert found.prune.locations == (config.golden.location, 3)
     blank = train(choosing(config, {**settings, "phases": ["none"]}), tmp_path / "blank")

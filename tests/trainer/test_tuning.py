@@ -94,7 +94,7 @@ def test_prepared_inputs_give_the_pruned_encoders_embeddings(task, model, first)
     visual = None
     if first:
         visual = VisualTokens(torch.randn(2, 2, model.tower.width, generator=torch.Generator().manual_seed(0)), first)
-        spec = replace(spec, appended_tokens=2, appended_from=first)
+        spec = replace(spec, learnable_tokens=2, learnable_from_block=first)
     encoder, untuned = pruned(model, (3, 4), visual, spec), pruned(model, (3, 4))
     entry = Entry(first, spec.counts(Keep.ratio(0.5)), task.cache)
     found = prepare_images(model, untuned, task.val, entry)

@@ -31,22 +31,22 @@ def test_pieces_equal_the_host(kind: str, own: bool) -> None:
     for block in tower.blocks:
         tokens = block(tokens)
     torch.testing.assert_close(tower.head(tokens), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(tower.leave(tower.enter(pixels, 3), 3), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tower.run_post(tower.run_pre(pixels, 3), 3), expected, atol=1e-5, rtol=1e-5)
     assert expected.shape[1] == tower.embed_dim
 
 
 @pytest.mark.parametrize(("kind", "own"), all_visuals(), ids=str)
 def test_any_number_of_tokens_runs(kind: str, own: bool) -> None:
     tower = tower_of(make(kind, own))
-    tokens = tower.enter(torch.randn(2, 3, *tower.image_size), 2)
-    assert tower.leave(tokens[:, : tower.prefix_tokens + 3], 2).shape == (2, tower.embed_dim)
+    tokens = tower.run_pre(torch.randn(2, 3, *tower.image_size), 2)
+    assert tower.run_post(tokens[:, : tower.prefix_tokens + 3], 2).shape == (2, tower.embed_dim)
 
 
 @pytest.mark.parametrize(("kind", "own"), all_visuals(), ids=str)
 def test_queries_and_keys_give_the_attention_of_the_block(kind: str, own: bool) -> None:
     """The attention map times the values, through the block's own output projection, is the block's attention output."""
     tower = tower_of(make(kind, own))
-    tokens = tower.enter(torch.randn(2, 3, *tower.image_size), 2)
+    tokens = tower.run_pre(torch.randn(2, 3, *tower.image_size), 2)
     block = tower.blocks[1]
     queries, keys = tower.queries_keys(1, tokens)
     weights = (queries @ keys.transpose(-1, -2)).softmax(dim=-1)
@@ -82,7 +82,7 @@ def test_other_towers_are_refused_by_name() -> None:
 def test_a_location_outside_the_encoder_is_refused() -> None:
     tower = tower_of(open_clip_visual("cls"))
     with pytest.raises(ConfigError, match="1 to 4"):
-        tower.enter(torch.randn(1, 3, 64, 64), 5)
+        tower.run_pre(torch.randn(1, 3, 64, 64), 5)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_cost_equals_the_published_arithmetic(name: str, full: float, bounds: di
     cost, spec = tower.cost(), tower.prune_spec((4,))
     assert cost.full_gmacs(spec) == pytest.approx(full, abs=0.006)
     for ratio, bound in bounds.items():
-        assert cost.bound(spec, Keep.ratio(ratio)) == pytest.approx(bound, abs=0.006)
+        assert cost.theoretical_speedup(spec, Keep.ratio(ratio)) == pytest.approx(bound, abs=0.006)
 
 
 def test_on_cuda_the_kernel_that_cannot_go_back_is_off():

@@ -13,11 +13,11 @@ _CLS = "cls"
 _SMALLEST = 1e-6
 
 
-class TokenExtras(nn.Module):
+class AuxiliaryFeatures(nn.Module):
     """Chosen extras of each token, projected to the scorer's channels.
 
     Args:
-        names: some of `EXTRAS`, each once.
+        names: some of `AUXILIARY`, each once.
         channels: of the reduced tokens that the extras are added to.
         patches: number of patches N.
         prefix_tokens: tokens before the patches, the class token first.
@@ -29,7 +29,7 @@ class TokenExtras(nn.Module):
     def __init__(self, names: tuple[str, ...], channels: int, patches: int, prefix_tokens: int) -> None:
         super().__init__()
         if _CLS in names and not prefix_tokens:
-            raise ConfigError("scorer extras = cls, but this model has no class token; leave cls out")
+            raise ConfigError("scorer auxiliary = cls, but this model has no class token; leave cls out")
         self.measures = tuple(_MEASURES[name] for name in names if name != POSITION)
         self.project = nn.Linear(len(self.measures), channels) if self.measures else None
         # Zeros: where a patch lies tells nothing until the images say so.

@@ -10,7 +10,7 @@ from prtool.trainer.models.predictor import PatchScorer
 _SMALLEST_DEVIATION = 1e-6
 
 
-class SpreadScorer(nn.Module):
+class CheckerboardScorer(nn.Module):
     """A trained scorer whose scores are standardised in each image and raised on every second patch, as on a chessboard.
 
     A leave-one-out ranking judges each patch beside all its neighbours, so it calls whole even regions unimportant

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prtool.errors import ShapeError
-from prtool.trainer.models.auxiliary import POSITION, TokenExtras
+from prtool.trainer.models.auxiliary import POSITION, AuxiliaryFeatures
 from prtool.trainer.settings import ScorerConfig
 
 
@@ -46,7 +46,7 @@ class PatchScorer(nn.Module, ABC):
         self.width, self.patches, self.prefix_tokens = width, patches, prefix_tokens
         self.norm = nn.LayerNorm(width, elementwise_affine=False) if config.norm else nn.Identity()
         self.reduce = nn.Linear(width, config.channels) if config.reduce == "linear" else ChannelPool(width, config.channels)
-        self.extras = TokenExtras(config.extras, config.channels, patches, prefix_tokens) if config.extras else None
+        self.auxiliary = AuxiliaryFeatures(config.auxiliary, config.channels, patches, prefix_tokens) if config.auxiliary else None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Scores from the tokens that enter the pruning location.
@@ -58,13 +58,13 @@ class PatchScorer(nn.Module, ABC):
             (batch, N) float32, high = keep.
         """
         reduced = self.reduce(self.norm(tokens))
-        return self.score(reduced if self.extras is None else reduced + self.extras(tokens))
+        return self.score(reduced if self.auxiliary is None else reduced + self.auxiliary(tokens))
 
     def macs(self) -> int:
         """Multiply-accumulates of one image in matrix products; averaging and norms are not counted."""
         tokens = self.patches + self.prefix_tokens
         reduction = tokens * self.width * self.config.channels if self.config.reduce == "linear" else 0
-        extras = 0 if self.extras is None else self.extras.macs(tokens)
+        extras = 0 if self.auxiliary is None else self.auxiliary.macs(tokens)
         return reduction + extras + self.score_macs()
 
     @abstractmethod
@@ -169,7 +169,7 @@ def later_config(config: ScorerConfig) -> ScorerConfig:
 
     Only the transformer treats its tokens as a set; where a patch lies, the token itself knows from its position embedding.
     """
-    return replace(config, arch="transformer", spread=0.0, extras=tuple(name for name in config.extras if name != POSITION))
+    return replace(config, arch="transformer", checkerboard=0.0, auxiliary=tuple(name for name in config.auxiliary if name != POSITION))
 
 
 def _mlp(width: int, hidden: int) -> nn.Sequential:

@@ -20,7 +20,7 @@ def select(scores: Tensor, k: int) -> Tensor:
     return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def gather(tokens: Tensor, indices: Tensor, prefix_tokens: int, appended_tokens: int = 0) -> Tensor:
+def gather(tokens: Tensor, indices: Tensor, prefix_tokens: int, learnable_tokens: int = 0) -> Tensor:
     """Keeps the chosen patches and every prefix and appended token.
 
     Args:
@@ -30,7 +30,7 @@ def gather(tokens: Tensor, indices: Tensor, prefix_tokens: int, appended_tokens:
     Returns:
         (batch, prefix + k + appended, D), patches in the order of `indices`.
     """
-    end = tokens.shape[1] - appended_tokens
+    end = tokens.shape[1] - learnable_tokens
     patches = tokens[:, prefix_tokens:end]
     kept = torch.gather(patches, 1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
     return torch.cat((tokens[:, :prefix_tokens], kept, tokens[:, end:]), dim=1)
@@ -69,16 +69,17 @@ class PrunedEncoder(nn.Module):
         if len(scorers) != len(spec.locations):
             raise ConfigError(f"{len(scorers)} scorers for {len(spec.locations)} locations; give one scorer for each")
         found = (0, 1) if visual is None else (visual.count, visual.first)
-        if found != (spec.appended_tokens, spec.appended_from):
+        if found != (spec.learnable_tokens, spec.learnable_from_block):
             raise ConfigError(
-                f"{found[0]} learnable tokens from block {found[1]} on, but the spec says {spec.appended_tokens} from block {spec.appended_from} on"
+                f"{found[0]} learnable tokens from block {found[1]} on, but the spec says {spec.learnable_tokens} "
+                f"from block {spec.learnable_from_block} on"
             )
         self.tower = tower
         self.scorers = nn.ModuleList(scorers)
         self.spec = spec
         self.visual = visual
 
-    def enter(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def run_pre(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """PRE: tokens (batch, prefix + N + appended, D) that enter the first location, and scores (batch, N)."""
         return self.enter_embedded(self.tower.embed(pixels))
 
@@ -87,7 +88,7 @@ class PrunedEncoder(nn.Module):
         tokens = self.advance(self._arrive(embedded, 1), 1, self.spec.locations[0])
         return tokens, self._score(0, tokens)
 
-    def between(self, place: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def run_mid(self, place: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """MID: from one location to the next.
 
         Args:
@@ -100,7 +101,7 @@ class PrunedEncoder(nn.Module):
         tokens = self.advance(tokens, self.spec.locations[place - 1], self.spec.locations[place])
         return tokens, self._score(place, tokens)
 
-    def leave(self, tokens: Tensor) -> Tensor:
+    def run_post(self, tokens: Tensor) -> Tensor:
         """POST: (batch, tokens, D) selected at the last location -> embedding (batch, E), L2-normalised."""
         depth = self.tower.depth
         tokens = self.advance(tokens, self.spec.locations[-1], depth)
@@ -111,16 +112,16 @@ class PrunedEncoder(nn.Module):
         for place, k in enumerate(counts, start=1):
             tokens = self.choose(tokens, scores, k)
             if place < len(self.spec.locations):
-                tokens, scores = self.between(place, tokens)
-        return self.leave(tokens)
+                tokens, scores = self.run_mid(place, tokens)
+        return self.run_post(tokens)
 
     def forward(self, pixels: Tensor, keep: Keep) -> Tensor:
         """Embedding (batch, E), L2-normalised, with `keep` patches left behind the last location."""
-        return self.finish(*self.enter(pixels), self.spec.counts(keep))
+        return self.finish(*self.run_pre(pixels), self.spec.counts(keep))
 
     def choose(self, tokens: Tensor, scores: Tensor, k: int) -> Tensor:
         """The tokens with the `k` best patches, in falling order."""
-        return gather(tokens, select(scores, k), self.spec.prefix_tokens, self.spec.appended_tokens)
+        return gather(tokens, select(scores, k), self.spec.prefix_tokens, self.spec.learnable_tokens)
 
     def advance(self, tokens: Tensor, first: int, last: int) -> Tensor:
         """Tokens that enter block `first` -> tokens that enter block `last`; learnable ones come and are renewed on the way."""
@@ -132,7 +133,7 @@ class PrunedEncoder(nn.Module):
 
     def own(self, tokens: Tensor) -> Tensor:
         """The tokens of the image: (batch, length, D) without the appended ones."""
-        return tokens[:, : tokens.shape[1] - self.spec.appended_tokens] if self.spec.appended_tokens else tokens
+        return tokens[:, : tokens.shape[1] - self.spec.learnable_tokens] if self.spec.learnable_tokens else tokens
 
     def _arrive(self, tokens: Tensor, block: int) -> Tensor:
         return tokens if self.visual is None else cast(Tensor, self.visual(self.tower, tokens, block))

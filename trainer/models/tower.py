@@ -103,9 +103,9 @@ class VisionTower(nn.Module, ABC):
         """N, the number of patches."""
         return self.grid[0] * self.grid[1]
 
-    def prune_spec(self, locations: tuple[int, ...] = (4,), appended_tokens: int = 0) -> PruneSpec:
+    def prune_spec(self, locations: tuple[int, ...] = (4,), learnable_tokens: int = 0) -> PruneSpec:
         """The PruneSpec of this tower for the given 1-based locations."""
-        return PruneSpec(self.grid, self.depth, locations, self.prefix_tokens, appended_tokens)
+        return PruneSpec(self.grid, self.depth, locations, self.prefix_tokens, learnable_tokens)
 
     def run_blocks(self, tokens: Tensor, first: int, last: int) -> Tensor:
         """Runs blocks `first` to `last`, 1-based and inclusive; (batch, tokens, D) in and out."""
@@ -113,19 +113,19 @@ class VisionTower(nn.Module, ABC):
             tokens = block(tokens)
         return tokens
 
-    def enter(self, pixels: Tensor, location: int) -> Tensor:
+    def run_pre(self, pixels: Tensor, location: int) -> Tensor:
         """Tokens (batch, prefix + N, D) that enter the 1-based block `location`."""
         if not 1 <= location <= self.depth:
             raise ConfigError(f"location = {location}, but the encoder has blocks 1 to {self.depth}")
         return self.run_blocks(self.embed(pixels), 1, location - 1)
 
-    def leave(self, tokens: Tensor, location: int) -> Tensor:
+    def run_post(self, tokens: Tensor, location: int) -> Tensor:
         """Runs block `location` to the last and the head on any number of tokens: (batch, E), not normalised."""
         return self.head(self.run_blocks(tokens, location, self.depth))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """The unpruned embedding (batch, E), not normalised."""
-        return self.leave(self.embed(pixels), 1)
+        return self.run_post(self.embed(pixels), 1)
 
 
 def matrix_weights(module: nn.Module) -> int:

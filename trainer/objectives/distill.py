@@ -10,17 +10,17 @@ from torch.nn import functional
 
 from prtool.errors import ShapeError
 from prtool.trainer.features import Features
-from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.predictor import PatchScorer
 from prtool.trainer.models.pruned import gather, select
 from prtool.trainer.models.tower import VisionTower
-from prtool.trainer.settings import ChoiceConfig
+from prtool.trainer.settings import DistillConfig
 
 _JUDGE_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ChoiceImages:
+class DistillImages:
     """What a scorer's choice is held against.
 
     Attributes:
@@ -36,12 +36,12 @@ class ChoiceImages:
             raise ShapeError(f"tokens of {len(self.features)} images and {len(self.unpruned)} embeddings; give one for each image, at least one")
 
 
-class ChoiceLesson:
+class DistillObjective:
     """1 - cosine between the embedding of the chosen patches and the unpruned one, with gradients to the scores (ours, not the paper's).
 
-    The k best patches stand beside their nearest rivals in one sequence. A rival is hardly seen: its key's weight in every
+    The k best patches stand beside their nearest runner-ups in one sequence. A runner-up is hardly seen: its key's weight in every
     attention is `floor` of a kept patch's. Forward the gate is this hard step, backward the sigmoid of the distance to the
-    threshold (straight-through), so a rival that would bring the embedding nearer gains score, and a kept patch that does
+    threshold (straight-through), so a runner-up that would bring the embedding nearer gains score, and a kept patch that does
     not matter loses it, beside all the others that are kept. Dropping the rest keeps a step as short as a pruned sequence.
 
     Args:
@@ -49,14 +49,16 @@ class ChoiceLesson:
         location: 1-based block that the tokens enter.
         train, val: images to learn from and to choose the best epoch by.
         config: how.
-        spread: as the scorer's choice will be spread over the grid (see `SpreadScorer`); None for the scorer of a later
+        checkerboard: as the scorer's choice will be spread over the grid (see `CheckerboardScorer`); None for the scorer of a later
             location, which learns on random parts of the patches.
     """
 
-    def __init__(self, tower: VisionTower, location: int, train: ChoiceImages, val: ChoiceImages, config: ChoiceConfig, spread: float | None) -> None:
+    def __init__(
+        self, tower: VisionTower, location: int, train: DistillImages, val: DistillImages, config: DistillConfig, checkerboard: float | None
+    ) -> None:
         self._tower, self._location = tower, location
         self._train, self._val = train, val
-        self._config, self._spread, self._subsets = config, spread or 0.0, spread is None
+        self._config, self._checkerboard, self._subsets = config, checkerboard or 0.0, checkerboard is None
 
     def __len__(self) -> int:
         return len(self._train.unpruned)
@@ -65,7 +67,7 @@ class ChoiceLesson:
         """Every tensor that the result depends on."""
         for images in (self._train, self._val):
             yield from (*images.features.shards, images.unpruned)
-        yield torch.tensor([self._location, *dataclasses.astuple(self._config), self._spread, self._subsets], dtype=torch.float64)
+        yield torch.tensor([self._location, *dataclasses.astuple(self._config), self._checkerboard, self._subsets], dtype=torch.float64)
 
     def loss(self, scorer: PatchScorer, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """See `prtool.trainer.loop.Lesson.loss`."""
@@ -90,21 +92,21 @@ class ChoiceLesson:
             tokens = self._val.features.batch(part.tolist()).to(device)
             scores = self._chooser(scorer, tokens.shape[1] - scorer.prefix_tokens)(tokens)
             kept = gather(tokens, select(scores, max(1, round(share * scores.shape[1]))), scorer.prefix_tokens)
-            found = functional.normalize(self._tower.leave(kept, self._location), dim=-1)
+            found = functional.normalize(self._tower.run_post(kept, self._location), dim=-1)
             total += float((found.cpu() * self._val.unpruned[part]).sum())
         return total / len(self._val.unpruned)
 
-    def _chooser(self, scorer: PatchScorer, patches: int) -> SpreadScorer:
+    def _chooser(self, scorer: PatchScorer, patches: int) -> CheckerboardScorer:
         """The scorer as it will choose; a part of the patches has no grid left to spread over."""
-        spread = self._spread if patches == scorer.patches else 0.0
+        bonus = self._checkerboard if patches == scorer.patches else 0.0
         grid = self._tower.grid if patches == scorer.patches else (1, patches)
-        return SpreadScorer(scorer, grid, spread).to(next(scorer.parameters()).device)
+        return CheckerboardScorer(scorer, grid, bonus).to(next(scorer.parameters()).device)
 
     def _embedding(self, scorer: PatchScorer, tokens: Tensor, scores: Tensor, k: int) -> Tensor:
-        """(batch, E), L2-normalised, with the k best patches at gate 1 and their rivals at the floor."""
+        """(batch, E), L2-normalised, with the k best patches at gate 1 and their runner-ups at the floor."""
         config, prefix, patches = self._config, scorer.prefix_tokens, scores.shape[1]
         k = min(k, patches - 1)
-        considered = select(scores.detach(), min(patches, k + max(1, round(config.rivals * patches))))
+        considered = select(scores.detach(), min(patches, k + max(1, round(config.runner_ups * patches))))
         near = scores.gather(1, considered)
         threshold = near[:, k - 1 : k + 1].detach().mean(dim=1, keepdim=True)
         soft = torch.sigmoid((near - threshold) / config.temperature)
@@ -115,7 +117,7 @@ class ChoiceLesson:
         for block in range(self._location - 1, self._tower.depth):
             sequence = self._tower.run_masked(block, sequence, mask)
         if not self._tower.head_reads:
-            # A head that pools over all tokens has no mask: rivals, which stand behind the kept patches, must not reach it.
+            # A head that pools over all tokens has no mask: runner-ups, which stand behind the kept patches, must not reach it.
             sequence = sequence[:, : prefix + k]
         return functional.normalize(self._tower.head(sequence), dim=-1)
 

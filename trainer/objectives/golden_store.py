@@ -16,7 +16,7 @@ from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.settings import GoldenConfig
 from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
 
-SCHEMA = 2
+SCHEMA = 1
 SHARD_IMAGES = 64
 # 8 images in 2 x 2 groups are about 400 candidates: full batches, and a progress bar that moves every few seconds.
 _SEARCH_IMAGES = 8
@@ -101,7 +101,7 @@ def _rank(search: GoldenSearch, images: ImageSet, wanted: range, progress: Progr
     parts = []
     for chunk, pixels in pixel_batches(images, model.preprocess, wanted, _SEARCH_IMAGES):
         with torch.no_grad():
-            tokens = model.tower.enter(pixels.to(device), search.config.location)
+            tokens = model.tower.run_pre(pixels.to(device), search.config.location)
         ranking, scores = search.rank(tokens, torch.tensor([images.labels[i] for i in chunk]))
         parts.append((ranking.to("cpu", torch.int16), scores.cpu()))
         progress.advance(len(chunk))

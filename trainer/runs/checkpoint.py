@@ -16,7 +16,7 @@ from prtool.files import storage_errors, write_bytes
 from prtool.spec import PruneSpec
 from prtool.stored import write_sealed
 from prtool.trainer.config import to_plain
-from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.dual_encoder import DualEncoder, load_model
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.models.prompts import TextContext, VisualTokens
@@ -111,13 +111,13 @@ class Checkpoint(Record):
             raise CheckpointError(f"the predictor's tensors are not those of a {config.arch} scorer ({cause}); run 'prtool train' again") from cause
         return scorer.eval()
 
-    def chooser(self) -> SpreadScorer:
+    def chooser(self) -> CheckerboardScorer:
         """The first location's scorer as patches are chosen by it: its scores spread over the grid.
 
         Raises:
             CheckpointError: the tensors are not those of the record's scorer.
         """
-        return SpreadScorer(self.scorer(), self.prune.grid, self.scorer_config.spread).eval()
+        return CheckerboardScorer(self.scorer(), self.prune.grid, self.scorer_config.checkerboard).eval()
 
     def choosers(self) -> list[nn.Module]:
         """What chooses at each location: the first location's `chooser`, then scorers of their own or the order of the first.
@@ -219,7 +219,7 @@ def token_tensors(visual: VisualTokens | None, context: TextContext | None) -> d
 
 def untuned(prune: PruneSpec) -> PruneSpec:
     """The same pruning without learnable tokens."""
-    return dataclasses.replace(prune, appended_tokens=0, appended_from=1)
+    return dataclasses.replace(prune, learnable_tokens=0, learnable_from_block=1)
 
 
 def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu") -> DualEncoder:

@@ -12,7 +12,7 @@ from prtool.text_safety import printable
 from prtool.trainer.config import read_plain
 from prtool.trainer.settings import ScorerConfig
 
-SCHEMA = 3
+SCHEMA = 1
 RECORD_NAME = "checkpoint.json"
 
 

@@ -118,9 +118,9 @@ def _stop(untuned: PrunedEncoder, tokens: Tensor, entry: Entry) -> Tensor:
 def _behind(encoder: PrunedEncoder, tokens: Tensor, counts: tuple[int, ...]) -> Tensor:
     """Tokens chosen at the first location -> embedding."""
     for place in range(1, len(counts)):
-        tokens, scores = encoder.between(place, tokens)
+        tokens, scores = encoder.run_mid(place, tokens)
         tokens = encoder.choose(tokens, scores, counts[place])
-    return encoder.leave(tokens)
+    return encoder.run_post(tokens)
 
 
 def _stored(features: Features, entry: Entry) -> torch.dtype:

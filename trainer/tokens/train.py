@@ -146,7 +146,7 @@ def tuned_spec(spec: PruneSpec, config: TokensConfig) -> PruneSpec:
             f"give 1 to {spec.locations[0]}, or 0 for that block"
         )
     check_layers(spec.depth, _layers(spec, config), first)
-    return replace(spec, appended_tokens=config.visual, appended_from=first)
+    return replace(spec, learnable_tokens=config.visual, learnable_from_block=first)
 
 
 def _layers(spec: PruneSpec, config: TokensConfig) -> int:
@@ -166,7 +166,7 @@ def _make_loop(task: TuningTask, config: TokensConfig, progress: Progress) -> tu
         ids = context.prompt_ids(model, task.train.classnames, task.templates[0])
     # A clone: tensors made in inference mode take no part in a backward pass.
     zero_shot = model.class_embeddings(task.val.classnames, task.templates).clone() if config.label or task.labelled else None
-    entry = Entry(spec.appended_from if config.visual else 0, spec.counts(Keep.ratio(config.keep)), task.cache)
+    entry = Entry(spec.learnable_from_block if config.visual else 0, spec.counts(Keep.ratio(config.keep)), task.cache)
     train, val = (prepare_images(model, task.untuned, images, entry, progress) for images in (few, task.val))
     visual = None
     if config.visual:

@@ -69,9 +69,9 @@ def load_weights(path: Path = WEIGHTS) -> dict[str, NDArray[np.float32]]:
             schema = (stream.metadata() or {}).get("schema")
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - safe_open is no mapping
     except (OSError, SafetensorError) as cause:
-        raise ModelError(f"the demo weights {path} cannot be read ({cause}); make them anew with python examples/pretrain_demo.py") from cause
+        raise ModelError(f"the demo weights {path} cannot be read ({cause}); make them with examples/pretrain_demo.py") from cause
     if schema != SCHEMA:
-        raise ModelError(f"the demo weights {path} have schema {schema}, but this version reads {SCHEMA}; make them anew with the recipe")
+        raise ModelError(f"the demo weights {path} have schema {schema}, but this version reads {SCHEMA}; run examples/pretrain_demo.py")
     rows, ids = tensors.pop(_ROWS), tensors.pop(_IDS)
     table = np.zeros((_VOCABULARY, rows.shape[1]), dtype=np.float32)
     table[ids] = rows

@@ -48,7 +48,7 @@ def overhead(study: Study, folder: Path, engine: str, progress: Progress, measur
 def _macs(manifest: Manifest, keep: Keep) -> list[Entry]:
     """Multiply-accumulates, exactly."""
     cost, spec = manifest.cost, manifest.prune
-    whole, bare = cost.full_gmacs(spec), replace(spec, appended_tokens=0, appended_from=1)
+    whole, bare = cost.full_gmacs(spec), replace(spec, learnable_tokens=0, learnable_from_block=1)
     tokens = cost.pruned_gmacs(spec, keep) - cost.pruned_gmacs(bare, keep)
     return [
         Entry("predictor", "MACs", 100 * cost.scorer_macs / 1e9 / whole, None, 1, None),

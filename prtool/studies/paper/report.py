@@ -181,7 +181,7 @@ def _differs(table: Table, study: Study) -> list[str]:
     lines.append(f"predictor data: {config.train_images or 'all'} training images of each set; one predictor for all sets learns from them together")
     lines.append(f"{study.seeds} seed{'s' if study.seeds > 1 else ''}; methods without chance run once")
     lines.append(
-        "the predictor learns from its own choice unless target = 'ranking' was set; the paper's learns a golden ranking (--set target=ranking)"
+        "the predictor learns from its own choice unless objective = 'ranking' was set; the paper's learns a golden ranking (--set objective=ranking)"
     )
     note = published().get(table.name, {}).get("note")
     return [*lines, f"published: {note}"] if note else lines

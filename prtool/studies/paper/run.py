@@ -22,7 +22,7 @@ from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import RECORD_NAME
 from prtool.trainer.train import train
 
-SCHEMA = 2
+SCHEMA = 1
 _TUNED = "+tokens"
 _TOKENS = "tokens"
 _SUBSET_SEED = 0
@@ -123,8 +123,8 @@ def run_config(job: Job, study: Study) -> TrainConfig:
             "tokens.seed": job.seed,
         },
     )
-    # A predictor that learns a golden ranking, because the study sets target = "ranking", needs it first.
-    ranks = config.target == RANKING and "predictor" in config.phases and "rank" not in config.phases
+    # A predictor that learns a golden ranking, because the study sets objective = "ranking", needs it first.
+    ranks = config.objective == RANKING and "predictor" in config.phases and "rank" not in config.phases
     return replace(config, phases=("rank", *config.phases)) if ranks else config
 
 

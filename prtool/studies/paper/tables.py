@@ -10,10 +10,10 @@ from prtool.errors import ConfigError
 from prtool.spec import Keep
 from prtool.studies.paper.plan import Cell, DataSet, Job, Study, Table, accuracy, cosine, matching, unpruned
 from prtool.studies.paper.published import in_ablation, in_columns, published
-from prtool.trainer.config import RECIPES, TrainConfig
+from prtool.trainer.config import PRESETS, TrainConfig
 from prtool.trainer.evaluation.report import EvalReport
 from prtool.trainer.runs.record import Record
-from prtool.trainer.settings import EXTRAS, LOSS_NAMES, SCORES, FitConfig
+from prtool.trainer.settings import AUXILIARY, LOSS_NAMES, SCORES, FitConfig
 
 OURS, TUNED = "patch-ranking", "patch-ranking+tokens"
 _RIVALS = {"evit": "EViT", "a-vit": "A-ViT", "tome": "ToMe", "cls-attention": "CLS attention", "random": "random"}
@@ -26,12 +26,12 @@ _GENERAL = "Patch Ranking, one predictor for all sets"
 _PUBLISHED_AS = {_GENERAL: "Patch Ranking, one predictor trained on ImageNet"}
 _GENERAL_STEPS = 2
 """Of a predictor for all sets, in those of a set's own: it sees more kinds of images, and each set far fewer times."""
-_LEAVE_ONE_OUT = tuple((name, value) for name, value in RECIPES["leave-one-out"].items() if name != "phases")
+_LEAVE_ONE_OUT = tuple((name, value) for name, value in PRESETS["leave-one-out"].items() if name != "phases")
 _LESSONS: Mapping[str, tuple[tuple[str, object], ...]] = MappingProxyType(
     {
         "own choice (default)": (),
-        **{f"own choice, also sees {name}": (("scorer.extras", (name,)),) for name in EXTRAS},
-        "own choice, also sees all of these": (("scorer.extras", EXTRAS),),
+        **{f"own choice, also sees {name}": (("scorer.auxiliary", (name,)),) for name in AUXILIARY},
+        "own choice, also sees all of these": (("scorer.auxiliary", AUXILIARY),),
         "own choice, transformer": (("scorer.arch", "transformer"),),
         **{f"leave-one-out, score {score}": (*_LEAVE_ONE_OUT, ("golden.score", score)) for score in SCORES},
         **{f"leave-one-out, groups of {side} x {side}": (*_LEAVE_ONE_OUT, ("golden.group", side)) for side in (1, 3, 4)},
@@ -39,7 +39,7 @@ _LESSONS: Mapping[str, tuple[tuple[str, object], ...]] = MappingProxyType(
         **{f"leave-one-out, loss {loss}": (*_LEAVE_ONE_OUT, ("fit.loss", loss)) for loss in LOSS_NAMES if loss != FitConfig().loss},
     }
 )
-"""Ways to teach a predictor; those with a ranking say what they change in `--recipe leave-one-out` (score feature, groups of 2 x 2, ListMLE)."""
+"""Ways to teach a predictor; those with a ranking say what they change in `--preset leave-one-out` (score feature, groups of 2 x 2, ListMLE)."""
 _LOCATIONS = ((2, 3, 4, 5), (4, 5, 6, 7), (1, 3, 5, 7), (4, 6, 8, 10))
 
 
@@ -118,8 +118,8 @@ def _main_jobs(study: Study, data: DataSet, seed: int) -> _MainJobs:
     own = Job((data,), data, _WITH_TOKENS, (OURS, TUNED), study.keeps, seed)
     general = None
     if len(study.sets) > 1:
-        steps = _GENERAL_STEPS * TrainConfig.load(None, dict(study.settings)).choice.steps
-        settings = (*_WITH_TOKENS, ("tokens.label", 0.0), ("choice.steps", steps))
+        steps = _GENERAL_STEPS * TrainConfig.load(None, dict(study.settings)).distill.steps
+        settings = (*_WITH_TOKENS, ("tokens.label", 0.0), ("distill.steps", steps))
         general = Job(study.sets, data, settings, (OURS, TUNED), study.keeps, seed)
     # What has no predictor needs no training, so it does not wait for one.
     return _MainJobs(Job((data,), data, (("phases", ("none",)),), rivals, study.keeps, seed), own, general)
@@ -225,7 +225,7 @@ def _lessons(study: Study) -> Table:
                 cells.append(Cell(f"{title}: accuracy", data.column, job, accuracy(OURS, study.keep)))
                 cells.append(Cell(f"{title}: cosine x 100", data.column, job, cosine(OURS, study.keep)))
     differs = (
-        "a ranking is followed with scorer.spread = 2, an own choice with 1",
+        "a ranking is followed with scorer.checkerboard = 2, an own choice with 1",
         "the scores label and confidence need labels or class names, and the others neither",
     )
     return Table("lessons", f"Ways to teach the predictor: accuracy (%) and cosine at keep {study.keep}, without tuning", tuple(cells), differs)

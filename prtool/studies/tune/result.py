@@ -1,4 +1,4 @@
-"""Choice: what `prtool tune` chose for a run, a file beside its checkpoint that `prtool export` reads."""
+"""TuneResult: what `prtool tune` chose for a run, a file beside its checkpoint that `prtool export` reads."""
 
 import re
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from prtool.text_safety import printable
 from prtool.trainer.config import read_plain, to_plain
 from prtool.trainer.runs.record import RECORD_NAME
 
-SCHEMA = 2
-CHOICE_NAME = "choice.json"
+SCHEMA = 1
+RESULT_NAME = "tune.json"
 CHOICE = file_kind("a choice of 'prtool tune'", {".json": re.compile(rb'\{\n "schema": \d+,\n "checkpoint_sha256"')})
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class TuneResult:
     """Where and how much a run prunes, and why.
 
     Attributes:
@@ -76,23 +76,23 @@ def record_digest(run: Path) -> str:
         raise CheckpointError(f"{run} is no finished run: {RECORD_NAME} cannot be read ({cause}); make one with 'prtool train -o {run}'") from cause
 
 
-def write_choice(run: Path, choice: Choice) -> Path:
+def write_choice(run: Path, choice: TuneResult) -> Path:
     """Writes the choice into the run, atomically; returns the file.
 
     Raises:
         StorageError: it cannot be written; an earlier choice stands.
     """
-    write_sealed(run / CHOICE_NAME, to_plain(choice))
-    return run / CHOICE_NAME
+    write_sealed(run / RESULT_NAME, to_plain(choice))
+    return run / RESULT_NAME
 
 
-def read_choice(run: Path) -> Choice | None:
+def read_result(run: Path) -> TuneResult | None:
     """The choice of a run; None where `prtool tune` made none.
 
     Raises:
         CheckpointError: the file is damaged, was edited, or belongs to another checkpoint than the run's, as after another training.
     """
-    path = run / CHOICE_NAME
+    path = run / RESULT_NAME
     if not path.exists():
         return None
     choice = _read(path)
@@ -105,7 +105,7 @@ def read_choice(run: Path) -> Choice | None:
     return choice
 
 
-def _read(path: Path) -> Choice:
+def _read(path: Path) -> TuneResult:
     try:
         value = read_sealed(path)
     except (OSError, ValueError) as cause:
@@ -113,7 +113,7 @@ def _read(path: Path) -> Choice:
     if value.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} has schema {printable(value.get('schema'))}, but this prtool reads schema {SCHEMA}; {_again(path.parent)}")
     try:
-        choice: Choice = read_plain(Choice, value, "")
+        choice: TuneResult = read_plain(TuneResult, value, "")
     except ConfigError as cause:
         raise CheckpointError(f"{path} is damaged or was edited: {cause}; {_again(path.parent)}") from cause
     return choice

@@ -15,7 +15,7 @@ from prtool.spec import Keep
 from prtool.studies.tune.config import PICTURE_NAME, REPORT_NAME, TUNE_FOLDER, TuneConfig
 from prtool.studies.tune.front import Candidate, choose, nearest
 from prtool.studies.tune.report import TuneReport, plot_front
-from prtool.studies.tune.result import CHOICE, CHOICE_NAME, SCHEMA, Choice, record_digest, write_choice
+from prtool.studies.tune.result import CHOICE, RESULT_NAME, SCHEMA, TuneResult, record_digest, write_choice
 from prtool.studies.tune.steps import (
     Quality,
     QualityAsk,
@@ -50,7 +50,7 @@ class _Measured:
 
 
 def tune(run: Path, config: TuneConfig, data: Path | None = None, progress: Progress | None = None, tools: Tools | None = None) -> TuneReport:
-    """Measures every candidate, chooses, and writes RUN/choice.json, RUN/tune/tune.json and RUN/tune/pareto.png.
+    """Measures every candidate, chooses, and writes RUN/tune.json, RUN/tune/tune.json and RUN/tune/pareto.png.
 
     Locations that are not the run's need a predictor there: sibling runs with the run's settings are trained under
     RUN/tune. Runs, evaluations, bundles and benchmarks that are finished are kept, and reused while all that they depend on
@@ -94,7 +94,7 @@ def tune(run: Path, config: TuneConfig, data: Path | None = None, progress: Prog
 def _check_outputs(run: Path, folder: Path, sites: Sequence[Site]) -> None:
     check_output(folder / REPORT_NAME, _REPORT)
     check_output(folder / PICTURE_NAME, PICTURE)
-    check_output(run / CHOICE_NAME, CHOICE)
+    check_output(run / RESULT_NAME, CHOICE)
     for site in sites:
         check_output(site.folder / "bundle", BUNDLE)
 
@@ -244,11 +244,11 @@ def _out_of_reach(report: TuneReport, path: Path) -> str:
     )
 
 
-def _choice(run: Path, report: TuneReport, chosen: Candidate, sites: Sequence[Site]) -> Choice:
+def _choice(run: Path, report: TuneReport, chosen: Candidate, sites: Sequence[Site]) -> TuneResult:
     source = next((site.run for site in sites if site.spec.locations == chosen.locations), run)
     names = ("gmacs", "latency_ms", "images_per_s", "speedup", "cosine", "accuracy", "drop", "drop_error")
     figures = {name: getattr(chosen, name) for name in names}
-    return Choice(
+    return TuneResult(
         schema=SCHEMA,
         checkpoint_sha256=record_digest(run),
         run=source.relative_to(run).as_posix(),

@@ -31,7 +31,7 @@ from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.settings import TUNED
 from prtool.trainer.train import train
 
-SCHEMA = 2
+SCHEMA = 1
 PLAIN = "patch-ranking"
 # The default of a candidate's bundle has no effect: every measured call names its keep.
 _BUNDLE_KEEP = Keep.ratio(0.6)
@@ -161,16 +161,20 @@ def site_of(run: Path, checkpoint: Checkpoint, locations: tuple[int, ...]) -> Si
     if locations == own.locations:
         return Site(own, run, folder)
     # Checked as they stand first, so that the message is about them and not about the learnable tokens that follow them.
-    spec = replace(own, locations=locations, drops=(), appended_tokens=0, appended_from=1)
-    follows = own.appended_tokens and TrainConfig.from_json(checkpoint.config).tokens.first == 0
-    first = locations[0] if follows else own.appended_from
-    return Site(replace(spec, appended_tokens=own.appended_tokens, appended_from=first), folder / "run", folder)
+    spec = replace(own, locations=locations, drop_ratios=(), learnable_tokens=0, learnable_from_block=1)
+    follows = own.learnable_tokens and TrainConfig.from_json(checkpoint.config).tokens.first == 0
+    first = locations[0] if follows else own.learnable_from_block
+    return Site(replace(spec, learnable_tokens=own.learnable_tokens, learnable_from_block=first), folder / "run", folder)
 
 
 def sibling_config(checkpoint: Checkpoint, locations: tuple[int, ...]) -> TrainConfig:
     """The run's settings with other locations: equal numbers drop at each, and all that the run has is made, by whichever call it was."""
     config = TrainConfig.from_json(checkpoint.config)
-    made = {"rank": checkpoint.scorer_trained and config.target == RANKING, "predictor": checkpoint.scorer_trained, "tokens": has_tokens(checkpoint)}
+    made = {
+        "rank": checkpoint.scorer_trained and config.objective == RANKING,
+        "predictor": checkpoint.scorer_trained,
+        "tokens": has_tokens(checkpoint),
+    }
     phases = tuple(phase for phase, wanted in made.items() if wanted) or ("none",)
     return replace(
         config,

@@ -54,16 +54,16 @@ void check_locations(const PruneSpec& prune) {
         before = place;
     }
     if (!rising) reject_together("pruning locations " + listed(prune.locations) + " must rise, from 1 to " + std::to_string(prune.depth));
-    if (prune.appended_from > prune.locations.front()) {
-        reject_together("tokens are appended at block " + std::to_string(prune.appended_from) + ", behind the first location");
+    if (prune.learnable_from_block > prune.locations.front()) {
+        reject_together("tokens are appended at block " + std::to_string(prune.learnable_from_block) + ", behind the first location");
     }
-    if (!prune.drops.empty() && (prune.drops.size() != prune.locations.size() || prune.drops.back() < 1)) {
-        reject_together("drops " + listed(prune.drops) + " for locations " + listed(prune.locations));
+    if (!prune.drop_ratios.empty() && (prune.drop_ratios.size() != prune.locations.size() || prune.drop_ratios.back() < 1)) {
+        reject_together("drops " + listed(prune.drop_ratios) + " for locations " + listed(prune.locations));
     }
 }
 
 PruneSpec read_prune(const JsonReader& json) {
-    json.fields({"grid", "depth"}, {"locations", "prefix_tokens", "appended_tokens", "appended_from", "drops"});
+    json.fields({"grid", "depth"}, {"locations", "prefix_tokens", "learnable_tokens", "learnable_from_block", "drop_ratios"});
     const std::vector<JsonReader> grid = json.at("grid").items(2);
     PruneSpec prune;
     prune.rows = grid[0].whole(1, kMostGridSide);
@@ -72,9 +72,9 @@ PruneSpec read_prune(const JsonReader& json) {
     prune.locations = {4};
     if (const auto found = json.maybe("locations")) prune.locations = read_counts(*found, 1, kMostDepth, prune.depth);
     if (const auto found = json.maybe("prefix_tokens")) prune.prefix_tokens = found->whole(0, kMostExtraTokens);
-    if (const auto found = json.maybe("appended_tokens")) prune.appended_tokens = found->whole(0, kMostExtraTokens);
-    if (const auto found = json.maybe("appended_from")) prune.appended_from = found->whole(1, kMostDepth);
-    if (const auto found = json.maybe("drops")) prune.drops = read_counts(*found, 0, kMostPatches, prune.depth);
+    if (const auto found = json.maybe("learnable_tokens")) prune.learnable_tokens = found->whole(0, kMostExtraTokens);
+    if (const auto found = json.maybe("learnable_from_block")) prune.learnable_from_block = found->whole(1, kMostDepth);
+    if (const auto found = json.maybe("drop_ratios")) prune.drop_ratios = read_counts(*found, 0, kMostPatches, prune.depth);
     check_locations(prune);
     return prune;
 }
@@ -162,17 +162,17 @@ FileDigest read_digest(const JsonReader& json) {
 // Whether an image whose last block sees so many tokens costs anything.
 bool costs_something(const std::map<std::string, std::int64_t>& cost, std::int64_t last_tokens, bool scored) {
     const auto of = [&cost](const char* name) { return cost.count(name) != 0 ? cost.at(name) : 0; };
-    const bool answers = of("last_asking") > 0 && of("last_asking") < last_tokens;
+    const bool answers = of("last_block_queries") > 0 && of("last_block_queries") < last_tokens;
     return of("embed_macs") + of("head_macs") + of("head_token_macs") + of("token_macs") + of("attention_macs") > 0 ||
-           (answers && of("key_value_macs") > 0) || (scored && of("scorer_macs") > 0);
+           (answers && of("kv_token_macs") > 0) || (scored && of("scorer_macs") > 0);
 }
 
 void check_cost(const JsonReader& json, const Manifest& manifest) {
-    json.fields({"embed_macs", "token_macs", "attention_macs", "head_macs"}, {"head_token_macs", "scorer_macs", "last_asking", "key_value_macs"});
+    json.fields({"embed_macs", "token_macs", "attention_macs", "head_macs"}, {"head_token_macs", "scorer_macs", "last_block_queries", "kv_token_macs"});
     std::map<std::string, std::int64_t> cost;
     for (const auto& [name, value] : json.entries()) cost[name] = value.whole(0, kMostWhole);
     const PruneSpec& prune = manifest.prune;
-    const std::int64_t least = prune.prefix_tokens + manifest.least_keep + prune.appended_tokens;
+    const std::int64_t least = prune.prefix_tokens + manifest.least_keep + prune.learnable_tokens;
     if (!costs_something(cost, prune.prefix_tokens + prune.patches(), false) || !costs_something(cost, least, true)) {
         reject_together("an image costs nothing");
     }
@@ -198,7 +198,7 @@ void read_keeps(const JsonReader& json, Manifest& manifest) {
 
 Manifest read(const JsonReader& json) {
     json.fields({"schema", "model", "prune", "cost", "preprocess", "default_keep", "keep_range", "graphs", "parity", "versions", "seal"},
-                {"text", "classes", "files"});
+                {"text", "classes", "metadata", "files"});
     Manifest manifest;
     manifest.model = read_model(json.at("model"));
     manifest.prune = read_prune(json.at("prune"));
@@ -230,7 +230,7 @@ void check_range(const Manifest& manifest, std::int64_t k) {
 
 // Patches that stay at each location: they drop in proportion to `drops`, and the last location leaves k.
 std::vector<std::int64_t> spread(const PruneSpec& prune, std::int64_t k) {
-    const std::vector<std::int64_t> drops = prune.drops.empty() ? std::vector<std::int64_t>(prune.locations.size(), 1) : prune.drops;
+    const std::vector<std::int64_t> drops = prune.drop_ratios.empty() ? std::vector<std::int64_t>(prune.locations.size(), 1) : prune.drop_ratios;
     const std::int64_t all = std::accumulate(drops.begin(), drops.end(), std::int64_t{0});
     const std::int64_t patches = prune.patches();
     std::vector<std::int64_t> counts;

@@ -11,7 +11,7 @@
 
 namespace prtool {
 
-inline constexpr std::int64_t kSchema = 4;
+inline constexpr std::int64_t kSchema = 1;
 
 // One graph input or output: name, numpy's name of its dtype, and axes: a size, or the name of a free axis.
 struct TensorSpec {

@@ -69,7 +69,7 @@ private:
         for (std::size_t place = 0; place < call.counts.size(); ++place) {
             const std::int64_t k = call.counts[place];
             float* kept = room(work, place, kKept, batch * length(k) * width_);
-            work.keep_best(scores, tokens, {batch, patches, width_, prune_.prefix_tokens, prune_.appended_tokens}, k, kept);
+            work.keep_best(scores, tokens, {batch, patches, width_, prune_.prefix_tokens, prune_.learnable_tokens}, k, kept);
             patches = k;
             if (place < middle_.size()) {
                 tokens = room(work, place + 1, kTokens, batch * length(k) * width_);
@@ -86,7 +86,7 @@ private:
     static float* room(Work& work, std::size_t place, Room what, std::int64_t count) {
         return work.floats(place * kRooms + what, static_cast<std::size_t>(count));
     }
-    std::int64_t length(std::int64_t patches) const { return prune_.prefix_tokens + patches + prune_.appended_tokens; }
+    std::int64_t length(std::int64_t patches) const { return prune_.prefix_tokens + patches + prune_.learnable_tokens; }
     std::vector<std::int64_t> shape(std::int64_t batch, std::int64_t patches) const { return {batch, length(patches), width_}; }
 
     PruneSpec prune_;

@@ -15,7 +15,7 @@ Profile profile_of(const Manifest& manifest) {
     // With several locations a graph sees the counts of each, which fall towards the last.
     const std::vector<std::int64_t> widest = manifest.counts({manifest.most_keep});
     const ShapeRange counts{manifest.least_keep, usual, *std::max_element(widest.begin(), widest.end())};
-    const std::int64_t always = manifest.prune.prefix_tokens + manifest.prune.appended_tokens;
+    const std::int64_t always = manifest.prune.prefix_tokens + manifest.prune.learnable_tokens;
     return {{"batch", kBatch}, {"tokens", {always + counts.least, always + counts.usual, always + counts.most}}, {"k", counts}};
 }
 

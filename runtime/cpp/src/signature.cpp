@@ -38,7 +38,7 @@ Signatures signatures_of(const Manifest& manifest, std::int64_t width, bool with
     const std::string batch = "batch";
     const TensorSpec pixels{"pixels", "float32", {batch, std::int64_t{3}, std::int64_t{manifest.preprocess.height}, std::int64_t{manifest.preprocess.width}}};
     const TensorSpec embedding{"embedding", "float32", {batch, manifest.model.embed_dim}};
-    const TensorSpec entering{"tokens", "float32", {batch, prune.prefix_tokens + prune.appended_tokens + patches, width}};
+    const TensorSpec entering{"tokens", "float32", {batch, prune.prefix_tokens + prune.learnable_tokens + patches, width}};
     const TensorSpec staying{"tokens", "float32", {batch, std::string("tokens"), width}};
     const TensorSpec moved{"tokens_out", "float32", staying.shape};
     const TensorSpec counts{"k", "int64", {static_cast<std::int64_t>(prune.locations.size())}};

@@ -29,9 +29,9 @@ struct PruneSpec {
     std::int64_t depth = 0;
     std::vector<std::int64_t> locations;  // 1-based, rising
     std::int64_t prefix_tokens = 1;
-    std::int64_t appended_tokens = 0;
-    std::int64_t appended_from = 1;
-    std::vector<std::int64_t> drops;  // empty for equal numbers
+    std::int64_t learnable_tokens = 0;
+    std::int64_t learnable_from_block = 1;
+    std::vector<std::int64_t> drop_ratios;  // empty for equal numbers
 
     std::int64_t patches() const { return rows * columns; }
 };

@@ -39,9 +39,9 @@ json graphs() {
 
 json sample() {
     json value = json::parse(R"({
-        "schema": 4,
+        "schema": 1,
         "model": {"name": "m", "pretrained": "", "weights_sha256": "0", "embed_dim": 6, "logit_scale": 10, "logit_bias": -0.5, "scorer": "mlp", "scorer_trained": true},
-        "prune": {"grid": [14, 14], "depth": 12, "locations": [4, 6, 8], "prefix_tokens": 1, "appended_tokens": 0, "appended_from": 1, "drops": []},
+        "prune": {"grid": [14, 14], "depth": 12, "locations": [4, 6, 8], "prefix_tokens": 1, "learnable_tokens": 0, "learnable_from_block": 1, "drop_ratios": []},
         "cost": {"embed_macs": 1, "token_macs": 1, "attention_macs": 1, "head_macs": 1},
         "preprocess": {"size": [224, 224], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "resize_mode": "shortest", "fill": 0},
         "default_keep": 118, "keep_range": [1, 196],
@@ -110,7 +110,7 @@ TEST_CASE("damage is named") {
     CHECK(rejection_of([](json& v) { v["prune"]["locations"] = {6, 4}; }).find("must rise") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["prune"]["locations"] = json::array(); }).find("must rise") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["prune"]["locations"] = {4, 13}; }).find("from 1 to 12") != std::string::npos);
-    CHECK(rejection_of([](json& v) { v["prune"]["drops"] = {1, 1, 0}; }).find("drops [1, 1, 0]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["drop_ratios"] = {1, 1, 0}; }).find("drops [1, 1, 0]") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["prune"]["grid"] = {14, 1025}; }).find("manifest.prune.grid[1]") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["preprocess"]["std"] = {0.25, 0.0, 0.25}; }).find("above 0") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["preprocess"]["size"] = {224, 0}; }).find("manifest.preprocess.size[1]") != std::string::npos);
@@ -172,7 +172,7 @@ TEST_CASE("counts are the Python package's") {
     CHECK(manifest.counts({1e-9}) == std::vector<std::int64_t>{131, 66, 1});
     CHECK(manifest.counts({std::int64_t{49}}) == std::vector<std::int64_t>{147, 98, 49});
     CHECK(manifest.counts({std::vector<std::int64_t>{196, 50, 7}}) == std::vector<std::int64_t>{196, 50, 7});
-    manifest.prune.drops = {3, 0, 1};
+    manifest.prune.drop_ratios = {3, 0, 1};
     // 196 - floor(147 * 3/4), twice, then 49
     CHECK(manifest.counts({std::int64_t{49}}) == std::vector<std::int64_t>{86, 86, 49});
     for (const Keep& keep : {Keep{0.0}, Keep{-0.1}, Keep{1.01}, Keep{std::int64_t{0}}, Keep{std::int64_t{197}}, Keep{std::vector<std::int64_t>{50, 60, 7}},

@@ -16,7 +16,7 @@ from prtool.trainer.data.split_names import split_named
 
 SPLIT_FILE = "split_coop.json"
 
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 _LOOSE = "next to class folders, in none of them"
 _OUTSIDE = "outside of the folders of the splits"
 _NO_CLASS = "in folders that are no class of this set"
@@ -52,7 +52,7 @@ def read_split_file(root: Path, file: Path, images: str = "") -> Listing:
     """
     prefix = f"{images}/" if images else ""
     try:
-        parts = parse_json(read_regular(file, _MOST_BYTES).removeprefix(b"\xef\xbb\xbf"))
+        parts = parse_json(read_regular(file, _MAX_BYTES).removeprefix(b"\xef\xbb\xbf"))
         rows = {split: [_split_row(row) for row in parts[split]] for split in SPLITS if split in parts}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as cause:
         why = printable(repr(cause), 300)

@@ -18,7 +18,7 @@ from prtool.trainer.data.formats.text_files import read_lines
 from prtool.trainer.data.images import SPLITS
 from prtool.trainer.data.listing import Entry, Listing, hashed_split, joined
 
-_MOST_BYTES = 1 << 28
+_MAX_BYTES = 1 << 28
 _NOT_COOPS = "these are not CoOp's splits, so figures differ from published ones"
 _VAL_NOTE = f"train and val are 80/20 of the set's own trainval list, by a hash of each image's path; {_NOT_COOPS}, but test is the same"
 _OFFICIAL_NOTE = f"the set's own split lists; {_NOT_COOPS}"
@@ -97,7 +97,7 @@ def _food(home: Path, known: KnownSet) -> Listing:
     for split in ("train", "test"):
         file = home / "meta" / f"{split}.json"
         with _form(file, "{class: [class/number, ...]}"):
-            found[split] = {str(name): [str(path) for path in paths] for name, paths in parse_json(read_regular(file, _MOST_BYTES)).items()}
+            found[split] = {str(name): [str(path) for path in paths] for name, paths in parse_json(read_regular(file, _MAX_BYTES)).items()}
     classnames = tuple(sorted(found["train"]))
     label_of = {name: label for label, name in enumerate(classnames)}
     with _form(home / "meta" / "test.json", "the classes of train.json"):
@@ -140,8 +140,8 @@ def _flowers(home: Path, known: KnownSet) -> Listing:
     except ModuleNotFoundError as cause:
         raise DataError(f"{home / 'imagelabels.mat'} needs {cause.name} to be read; pip install {cause.name}, or use {known.split_file}") from cause
     with _form(home / "imagelabels.mat", "MATLAB files with labels, trnid, valid and tstid"):
-        labels = [int(label) - 1 for label in loadmat(io.BytesIO(read_regular(home / "imagelabels.mat", _MOST_BYTES)))["labels"].ravel()]
-        ids = loadmat(io.BytesIO(read_regular(home / "setid.mat", _MOST_BYTES)))
+        labels = [int(label) - 1 for label in loadmat(io.BytesIO(read_regular(home / "imagelabels.mat", _MAX_BYTES)))["labels"].ravel()]
+        ids = loadmat(io.BytesIO(read_regular(home / "setid.mat", _MAX_BYTES)))
         numbers = {split: [int(i) for i in ids[key].ravel()] for split, key in zip(SPLITS, ("trnid", "valid", "tstid"), strict=True)}
         splits = {split: [(f"{known.images}/image_{i:05d}.jpg", labels[i - 1]) for i in part] for split, part in numbers.items()}
     return Listing(home, tuple(Flowers102.classes), splits, _OFFICIAL_NOTE)

@@ -6,7 +6,7 @@ from pathlib import Path
 from prtool.errors import DataError
 from prtool.strict import read_regular
 
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 _WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -26,7 +26,7 @@ def read_text(file: Path) -> str:
         DataError: it cannot be read, is no regular file, or is no text.
     """
     try:
-        return decode_text(read_regular(file, _MOST_BYTES))
+        return decode_text(read_regular(file, _MAX_BYTES))
     except (OSError, ValueError) as cause:
         raise DataError(f"{file} cannot be read as UTF-8 text: {getattr(cause, 'strerror', None) or cause}") from cause
 

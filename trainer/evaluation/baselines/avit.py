@@ -17,7 +17,7 @@ EPSILON = 0.01
 GAMMA = 6.0
 """Slope of the halting score in standard deviations of the evidence, chosen with it on validation images (docs/method.md)."""
 _CLOSE = 0.002
-_MOST_TRIALS = 10
+_MAX_TRIALS = 10
 _BETAS = (-40.0, 20.0)
 _SMALLEST_DEVIATION = 1e-12
 
@@ -147,7 +147,7 @@ class AVit(AdaptiveMethod):
         least = image_gmacs(cost, [spec.prefix_tokens + spec.patches] + [spec.prefix_tokens + 1] * (spec.depth - 1), spec, self._width)
         if least > wanted:
             raise ConfigError(f"a-vit cannot spend as little as {wanted:.3f} GMAC an image: one block on all patches makes {least:.3f}; keep more")
-        for _ in range(_MOST_TRIALS):
+        for _ in range(_MAX_TRIALS):
             nearest = min(tried, key=lambda one: abs(one[1] - wanted), default=None)
             if nearest is not None and abs(nearest[1] / wanted - 1) < _CLOSE:
                 break

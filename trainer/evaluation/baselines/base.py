@@ -39,8 +39,8 @@ class Entered:
     _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.spec.appended_tokens:
-            raise ConfigError(f"the spec has {self.spec.appended_tokens} learnable tokens, but the frozen tower has none; give a spec without")
+        if self.spec.learnable_tokens:
+            raise ConfigError(f"the spec has {self.spec.learnable_tokens} learnable tokens, but the frozen tower has none; give a spec without")
 
     @classmethod
     def of(cls, tower: VisionTower, pixels: Tensor, indices: Sequence[int], spec: PruneSpec) -> "Entered":
@@ -51,7 +51,7 @@ class Entered:
     @property
     def unpruned(self) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of all tokens; computed once."""
-        return self.once(_UNPRUNED, lambda: functional.normalize(self.tower.leave(self.tokens, self.spec.locations[0]), dim=-1))
+        return self.once(_UNPRUNED, lambda: functional.normalize(self.tower.run_post(self.tokens, self.spec.locations[0]), dim=-1))
 
     def know_unpruned(self, embedding: Tensor) -> None:
         """Takes the unpruned embedding (batch, E) from an earlier evaluation, so that it is not computed again."""
@@ -91,7 +91,7 @@ class Entered:
             if place:
                 tokens = self.tower.run_blocks(tokens, locations[place - 1], location - 1)
             tokens = shorten(place, tokens)
-        return functional.normalize(self.tower.leave(tokens, locations[-1]), dim=-1)
+        return functional.normalize(self.tower.run_post(tokens, locations[-1]), dim=-1)
 
 
 class Method(Protocol):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from prtool.errors import ConfigError
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.evaluation.baselines.base import Counts, Entered, RankingMethod, encoder_gmacs
-from prtool.trainer.models.checkerboard import SpreadScorer
+from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.predictor import PatchScorer
 from prtool.trainer.models.pruned import PrunedEncoder
 
@@ -76,4 +76,4 @@ class TunedPatchRanking:
 
 def scorer_macs(scorers: Iterable[nn.Module]) -> int:
     """MACs of all scorers for one image; a later one counts as if no patch had dropped before it, and a kept order is free."""
-    return sum(scorer.macs() for scorer in scorers if isinstance(scorer, (PatchScorer, SpreadScorer)))
+    return sum(scorer.macs() for scorer in scorers if isinstance(scorer, (PatchScorer, CheckerboardScorer)))
