@@ -14,8 +14,8 @@ from prtool.files import OutputKind, sha256_file, write_bytes
 from prtool.graphs.graph_reader import check_graph
 from prtool.manifest import FileDigest, GraphSpec, Manifest
 from prtool.reading import FileIdentity, open_regular, read_bounded
-from prtool.sealed import seal as sealed
-from prtool.sealed import unseal
+from prtool.store import seal as sealed
+from prtool.store import unseal
 from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
 

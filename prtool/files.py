@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ from pathlib import Path
 from prtool.errors import ConfigError, PrtoolError, StorageError
 from prtool.exchange import claimed, put_folder, sweep
 
+_log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 4096
 _REASONS = {
@@ -144,6 +146,38 @@ def new_directory(path: Path, kind: OutputKind = NEW_FOLDER, inputs: Iterable[st
             yield temporary
             check_output(path, kind, inputs)
             put_folder(temporary, path)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str, option: str) -> Iterator[bool]:
+    """Holds a lock file among processes and threads; yields whether it is held.
+
+    Args:
+        path: the lock file, made with its folder; it stays.
+        busy: logged as a warning while another holder is waited for; "" does not wait but yields False.
+        option: the command-line option that names another folder, for the message.
+
+    Raises:
+        StorageError: the file cannot be made, or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout  # 0.15 s
+
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if busy:
+                _log.warning("%s", busy)
+                lock.acquire()
+    except (OSError, NotImplementedError) as cause:
+        raise StorageError(f"cannot lock {path} ({cause}); choose a folder on a local disk that you may write to, with {option}") from cause
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prtool.sealed import seal, unseal
+from prtool.store import seal, unseal
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -19,7 +19,7 @@ from support import edit_manifest
 from prtool import bundle as bundle_module
 from prtool.bundle import Bundle, seal
 from prtool.errors import BundleError, ConfigError
-from prtool.sealed import unseal
+from prtool.store import unseal
 
 Change = Callable[[dict[str, Any]], object]
 

@@ -11,7 +11,7 @@ from models import TinyModel, tiny_bundle
 from PIL import Image
 
 from prtool.spec import PruneSpec
-from prtool.stored import write_sealed
+from prtool.store import write_sealed
 from prtool.trainer.config import TrainConfig, to_plain
 from prtool.trainer.runs.record import RECORD_NAME, SCHEMA, Record
 from prtool.trainer.settings import ScorerConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prtool.sealed import seal, unseal
+from prtool.store import seal, unseal
 from prtool.strict import parse_json, parse_toml, read_regular
 
 LONG_NAMES = tuple(".".join("a" * count) + " = 1" for count in (33, 32_000, 100_000))

@@ -22,7 +22,7 @@ from prtool.errors import CheckpointError, ConfigError, DataError, EngineUnavail
 from prtool.progress import SilentProgress
 from prtool.runtime.bench import BenchConfig, bench
 from prtool.spec import Keep
-from prtool.stored import read_sealed, write_sealed
+from prtool.store import read_sealed, write_sealed
 from prtool.studies.tune.front import Candidate, Limits, choose, nearest, pareto_front
 from prtool.studies.tune.quality import evaluate_quality
 from prtool.studies.tune.result import RESULT_NAME, read_result, record_digest

@@ -28,7 +28,7 @@ from prtool.trainer.evaluation.report import EvalReport, EvalRow
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
 from prtool.trainer.models.prompts import VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
-from prtool.trainer.stored_tensors import keep_tensors
+from prtool.trainer.store import TensorStore
 
 IMAGES, LOCATIONS = 10, (2, 3)
 KEEPS = (Keep.ratio(1.0), Keep.count(8), Keep.count(5))
@@ -214,7 +214,7 @@ def test_unpruned_embeddings_are_shared_by_evaluations(model: DualEncoder, image
     monkeypatch.setattr(Entered, "unpruned", property(lambda entered: unpruned.append(entered._known["unpruned"]) or unpruned[-1]))
     assert evaluate(model, pruner, images, classes, config).rows == first.rows
     stored, key = load_file(path), json.loads(safe_open(path, "pt").metadata()["prtool"])["key"]
-    keep_tensors(path, key, {**stored, "unpruned": -stored["unpruned"]})
+    TensorStore(path.parent, key).write_tensors(path.name, {**stored, "unpruned": -stored["unpruned"]})
     turned = evaluate(model, pruner, images, classes, config)
     assert [row.cosine for row in turned.rows[1:]] == pytest.approx([-(row.cosine or 0) for row in first.rows[1:]])
 

@@ -14,7 +14,7 @@ from prtool.errors import CheckpointError
 from prtool.exchange import alone
 from prtool.files import storage_errors, write_bytes
 from prtool.spec import PruneSpec
-from prtool.stored import write_sealed
+from prtool.store import write_sealed
 from prtool.trainer.config import to_plain
 from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.dual_encoder import DualEncoder, load_model

@@ -2,15 +2,12 @@
 
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from prtool.errors import CheckpointError, ConfigError, StorageError
-from prtool.files import storage_errors
+from prtool.errors import CheckpointError, ConfigError
+from prtool.files import locked
 from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
 from prtool.trainer.runs.checkpoint import Checkpoint, untuned
@@ -19,7 +16,6 @@ from prtool.trainer.runs.record import RECORD_NAME, SCHEMA
 
 _LOCK_NAME = ".lock"
 _SHOWN, _VALUE = 3, 60
-_log = logging.getLogger(__name__)
 
 
 def earlier(run: Path, blank: Checkpoint, *, overwrite: bool) -> Checkpoint | None:
@@ -63,21 +59,8 @@ def only_trainer(run: Path) -> Iterator[None]:
     """
     if str(run) != str(run).encode("utf-8", "replace").decode():
         raise ConfigError(f"the run folder {printable(run)} is not valid UTF-8, which the library of its files does not read; give another with -o")
-    with storage_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / _LOCK_NAME)
-    try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            _log.warning("another process works in %s; waiting for it", run)
-            lock.acquire()
-    except (OSError, NotImplementedError) as cause:
-        raise StorageError(f"cannot lock {run / _LOCK_NAME} ({cause}); choose a folder on a local disk that you may write to, with -o") from cause
-    try:
+    with locked(run / _LOCK_NAME, f"another process works in {run}; waiting for it", "-o"):
         yield
-    finally:
-        lock.release()
 
 
 def _choices() -> str:

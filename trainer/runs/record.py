@@ -7,7 +7,7 @@ from typing import Any
 from prtool.errors import CheckpointError, ConfigError
 from prtool.manifest import FileDigest
 from prtool.spec import PruneSpec
-from prtool.stored import read_sealed
+from prtool.store import read_sealed
 from prtool.text_safety import printable
 from prtool.trainer.config import read_plain
 from prtool.trainer.settings import ScorerConfig
