@@ -198,7 +198,7 @@ def test_tokens_that_cannot_be_tuned_take_no_untuned_figure_with_them(study, tmp
     found = run_cells(make_table("main", study).cells, study, tmp_path, SilentProgress(), FewImages().verbs())
     assert [line for line in found.missing if "dtd10" in line and "fewer than 16 shots" in line]
     assert not any("\n" in line for line in found.missing)
-    assert any(line.startswith("patch-ranking+tokens on dtd10 ") for line in found.missing)
+    assert any(line.startswith("patch-ranking-tokens on dtd10 ") for line in found.missing)
     assert ("Patch Ranking, tuned tokens", "DTD") not in found.values
     assert len(found.values["Patch Ranking", "DTD"]) == study.seeds
     assert len(found.values["Patch Ranking, tuned tokens", "mine"]) == study.seeds

@@ -15,9 +15,9 @@ REDUCTIONS = ("linear", "average")
 AUXILIARY = ("position", "norm", "cls")
 """Names that `scorer.auxiliary` takes."""
 LOSS_NAMES = ("kl", "margin", "listmle", "regression")
-TUNED = "patch-ranking+tokens"
+TUNED = "patch-ranking-tokens"
 """Patch Ranking with the run's learnable tokens; a run without has none."""
-METHOD_NAMES = ("patch-ranking", TUNED, "cls-attention", "evit", "a-vit", "tome", "random")
+METHOD_NAMES = ("patch-ranking", TUNED, "cls-attention", "evit", "avit", "tome", "random")
 """Names of the methods that `eval` compares, but for the oracle."""
 GOLDEN = "golden"
 """The oracle: it needs a ranking of the very images, which the evaluation computes for it."""

@@ -92,7 +92,7 @@ def train(config_file: Path | None, preset: str | None, settings: tuple[str, ...
     type=Names(),
     default="patch-ranking,cls-attention,random",
     show_default=True,
-    help="Also: patch-ranking+tokens, evit, a-vit, tome, golden (slow).",
+    help="Also: patch-ranking-tokens, evit, avit, tome, golden (slow).",
 )
 @click.option("--images", type=int, default=0, help="At most this many images; 0 takes all.  [default: 0]")
 @click.option("-o", "--output", type=FileName(".png"), help="Picture of accuracy against keep.  [default: RUN/eval-SPLIT.png]")

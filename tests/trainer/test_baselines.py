@@ -250,7 +250,7 @@ def real_tower() -> VisionTower:
 @pytest.mark.parametrize("locations", [(4,), (4, 6, 8, 10), (1,)])
 @pytest.mark.parametrize("keep", [1.0, 0.8, 0.6, 0.5])
 def test_equal_macs(locations: tuple[int, ...], keep: float) -> None:
-    """Every method costs what random costs, within 1 %, and its own scoring; a-vit's budget is tested where it runs."""
+    """Every method costs what random costs, within 1 %, and its own scoring; avit's budget is tested where it runs."""
     tower = real_tower()
     spec, cost = tower.prune_spec(locations), tower.cost()
     counts = spec.counts(Keep.ratio(keep))
@@ -268,11 +268,11 @@ def test_the_registry_makes_methods_under_their_names() -> None:
     encoder = PrunedEncoder(tower, [scorer_of(tower)], tower.prune_spec((LOCATION,)))
     given = Ingredients(tower, (scorer_of(tower),), 0, encoder)
     assert {name: make(given).name for name, make in METHODS.items()} == {name: name for name in METHODS}
-    assert list(METHODS) == ["patch-ranking", "patch-ranking+tokens", "cls-attention", "evit", "a-vit", "tome", "random"]
+    assert list(METHODS) == ["patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "avit", "tome", "random"]
     with pytest.raises(ConfigError, match="needs a predictor"):
         METHODS["patch-ranking"](Ingredients(tower, (), seed=0))
     with pytest.raises(ConfigError, match="needs learnable tokens"):
-        METHODS["patch-ranking+tokens"](Ingredients(tower, (scorer_of(tower),), seed=0))
+        METHODS["patch-ranking-tokens"](Ingredients(tower, (scorer_of(tower),), seed=0))
 
 
 def test_a_spec_with_learnable_tokens_is_refused() -> None:

@@ -153,7 +153,7 @@ def test_avit_says_what_it_lacks() -> None:
         method.encode(entered, (6,))
     with pytest.raises(ConfigError, match="redundancy, stillness, faintness"):
         AVit(entered.tower, "boredom")
-    with torch.no_grad(), pytest.raises(ConfigError, match=r"a-vit cannot spend as little as"):
+    with torch.no_grad(), pytest.raises(ConfigError, match=r"avit cannot spend as little as"):
         method.calibrate(entered_by("cls", (1,)), [(1,)])
 
 

@@ -188,13 +188,13 @@ def test_only_the_kept_patches_are_computed(
     model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sequences are physically shorter, and a keep of 1.0 costs no pass of its own."""
-    lengths, leave = [], type(model.tower).leave
+    lengths, finish = [], type(model.tower).run_post
 
     def spy(tower: VisionTower, tokens: Tensor, location: int) -> Tensor:
         lengths.append(tokens.shape[1])
-        return leave(tower, tokens, location)
+        return finish(tower, tokens, location)
 
-    monkeypatch.setattr(type(model.tower), "leave", spy)
+    monkeypatch.setattr(type(model.tower), "run_post", spy)
     evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=KEEPS, methods=("patch-ranking", "random")))
     assert lengths == [17, 9, 4, 9, 4]
 
@@ -303,7 +303,7 @@ def test_a_run_without_data_asks_for_it(untrained: TrainConfig, tmp_path: Path) 
 
 
 BAD: list[tuple[Callable[[], EvalConfig], str]] = [
-    (lambda: EvalConfig(methods=("evit-2",)), "must be one of patch-ranking, .*evit, a-vit, tome, random, golden"),
+    (lambda: EvalConfig(methods=("evit-2",)), "must be one of patch-ranking, .*evit, avit, tome, random, golden"),
     (lambda: EvalConfig(methods=("random", "random")), "each once"),
     (lambda: EvalConfig(methods=()), "at least one"),
     (lambda: EvalConfig(keeps=()), "at least one keep"),

@@ -32,7 +32,7 @@ from prtool.trainer.store import TensorStore
 
 IMAGES, LOCATIONS = 10, (2, 3)
 KEEPS = (Keep.ratio(1.0), Keep.count(8), Keep.count(5))
-EVERY = ("patch-ranking", "patch-ranking+tokens", "cls-attention", "evit", "a-vit", "tome", "random")
+EVERY = ("patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "avit", "tome", "random")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_every_method_at_two_locations(model: DualEncoder, images: ImageSet, tmp
     pruner, classes = pruner_of(model), class_embeddings(model)
     report = evaluate(model, pruner, images, classes, EvalConfig(keeps=KEEPS, methods=EVERY, batch=4))
     assert report.locations == LOCATIONS and report.methods == EVERY
-    for row, keep in zip(report.of("patch-ranking+tokens"), KEEPS, strict=True):
+    for row, keep in zip(report.of("patch-ranking-tokens"), KEEPS, strict=True):
         found = [pruner.tuned(pixels_of(model, images, index), keep) for index in range(IMAGES)]
         right = [int((embedding @ pruner.tuned_classes.T).argmax()) == label for embedding, label in zip(found, images.labels, strict=True)]
         assert row.accuracy == pytest.approx(100 * sum(right) / IMAGES)
@@ -85,7 +85,7 @@ def test_every_method_at_two_locations(model: DualEncoder, images: ImageSet, tmp
         assert (row.lost, row.won) == (pairs.count((True, False)), pairs.count((False, True)))
         lengths = [17, 1 + counts[0], 1 + counts[1], 1 + counts[1]]
         assert row.gmacs == model.tower.cost().gmacs(lengths)
-    for name in ("patch-ranking", "cls-attention", "evit", "a-vit", "tome", "random"):
+    for name in ("patch-ranking", "cls-attention", "evit", "avit", "tome", "random"):
         first = report.of(name)[0]
         assert (first.accuracy, first.lost, first.won) == (report.unpruned.accuracy, 0, 0) and first.cosine == pytest.approx(1.0)
     plot_accuracy(report, tmp_path / "accuracy.png")
@@ -104,16 +104,16 @@ def random_one(model: DualEncoder, images: ImageSet, index: int, counts: tuple[i
 
 @torch.no_grad()
 def test_avit_reports_what_the_images_cost(model: DualEncoder, images: ImageSet) -> None:
-    report = evaluate(model, pruner_of(model), images, class_embeddings(model), EvalConfig(keeps=KEEPS, methods=("a-vit", "random"), batch=3))
+    report = evaluate(model, pruner_of(model), images, class_embeddings(model), EvalConfig(keeps=KEEPS, methods=("avit", "random"), batch=3))
     method, spec = AVit(model.tower), model.tower.prune_spec(LOCATIONS)
     pixels = torch.cat([pixels_of(model, images, index) for index in range(IMAGES)])
     entered = Entered.of(model.tower, pixels, range(IMAGES), spec)
     method.calibrate(entered, [(12, 8), (11, 5)])
     wanted = [float(method.spent(entered, counts).mean()) for counts in ((12, 8), (11, 5))]
-    assert [row.gmacs for row in report.of("a-vit")[1:]] == pytest.approx(wanted)
+    assert [row.gmacs for row in report.of("avit")[1:]] == pytest.approx(wanted)
     # 10 images of 16 patches: one patch in one block is 0.15 % of the mean.
     assert wanted == pytest.approx([row.gmacs for row in report.of("random")[1:]], rel=0.02)
-    assert any("a-vit keeps another number" in note for note in report.notes)
+    assert any("avit keeps another number" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (3, 1), (1, 4), (20, 0)])

@@ -303,10 +303,10 @@ def _notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: Eva
             f"golden is an oracle: it tried each image without each patch (score {how.score}, groups of {how.group} x {how.group}, {steps}); "
             "that search is not part of its GMACs"
         )
-    if "a-vit" in config.methods:
+    if "avit" in config.methods:
         count = min(CALIBRATION_IMAGES, unpruned.images)
         notes.append(
-            f"a-vit keeps another number of patches of each image; its threshold is fitted to the budget on {count} of these images, without labels"
+            f"avit keeps another number of patches of each image; its threshold is fitted to the budget on {count} of these images, without labels"
         )
     if TUNED in config.methods:
         notes.append(f"{TUNED} keeps its learnable tokens on top of the patches; its drop is against the unpruned encoder without tuning")

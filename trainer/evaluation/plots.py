@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 # The Okabe-Ito colours, which stay apart for colour-blind readers, and a marker each for print without colour.
 _STYLES = {
     "patch-ranking": ("#D55E00", "o"),
-    "patch-ranking+tokens": ("#CC79A7", "P"),
+    "patch-ranking-tokens": ("#CC79A7", "P"),
     "golden": ("#E69F00", "*"),
     "cls-attention": ("#0072B2", "s"),
     "evit": ("#56B4E9", "D"),
-    "a-vit": ("#009E73", "^"),
+    "avit": ("#009E73", "^"),
     "tome": ("#000000", "X"),
     "random": ("#777777", "v"),
 }

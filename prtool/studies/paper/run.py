@@ -23,7 +23,7 @@ from prtool.trainer.runs.record import RECORD_NAME
 from prtool.trainer.train import train
 
 SCHEMA = 1
-_TUNED = "+tokens"
+_TUNED = "-tokens"
 _TOKENS = "tokens"
 _SUBSET_SEED = 0
 """Of a part of the test images: every row and seed of a table is measured on the same."""

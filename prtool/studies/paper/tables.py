@@ -15,8 +15,8 @@ from prtool.trainer.evaluation.report import EvalReport
 from prtool.trainer.runs.record import Record
 from prtool.trainer.settings import AUXILIARY, LOSS_NAMES, SCORES, FitConfig
 
-OURS, TUNED = "patch-ranking", "patch-ranking+tokens"
-_RIVALS = {"evit": "EViT", "a-vit": "A-ViT", "tome": "ToMe", "cls-attention": "CLS attention", "random": "random"}
+OURS, TUNED = "patch-ranking", "patch-ranking-tokens"
+_RIVALS = {"evit": "EViT", "avit": "A-ViT", "tome": "ToMe", "cls-attention": "CLS attention", "random": "random"}
 _SEEDED = ("random",)
 _SCORED = (("phases", ("predictor",)),)
 _RANKED = (("phases", ("rank", "predictor")),)

@@ -67,14 +67,14 @@ class AVit(AdaptiveMethod):
 
     def __init__(self, tower: VisionTower, evidence: str = "redundancy") -> None:
         if evidence not in EVIDENCE:
-            raise ConfigError(f"a-vit evidence = {evidence!r}, but it must be one of {', '.join(EVIDENCE)}")
+            raise ConfigError(f"avit evidence = {evidence!r}, but it must be one of {', '.join(EVIDENCE)}")
         self._width = tower.width
         self._evidence = EVIDENCE[evidence]
         self._fitted: dict[Counts, tuple[float, float]] = {}
 
     @property
     def name(self) -> str:  # noqa: D102 - as declared
-        return "a-vit"
+        return "avit"
 
     def calibrate(self, sample: Entered, budgets: Sequence[Counts]) -> None:
         """Fits beta for each budget on the images of `sample`; no labels are used.
@@ -131,9 +131,7 @@ class AVit(AdaptiveMethod):
 
     def _fit_of(self, counts: Counts) -> tuple[float, float]:
         if counts not in self._fitted:
-            raise ConfigError(
-                f"method 'a-vit' was calibrated for the counts {sorted(self._fitted)}, not for {counts}; calibrate it for those as well"
-            )
+            raise ConfigError(f"method 'avit' was calibrated for the counts {sorted(self._fitted)}, not for {counts}; calibrate it for those as well")
         return self._fitted[counts]
 
     def _fit(self, sample: Entered, standard: Tensor, counts: Counts, tried: list[tuple[float, float]]) -> tuple[float, float]:
@@ -146,7 +144,7 @@ class AVit(AdaptiveMethod):
         wanted = encoder_gmacs(cost, spec, counts)
         least = image_gmacs(cost, [spec.prefix_tokens + spec.patches] + [spec.prefix_tokens + 1] * (spec.depth - 1), spec, self._width)
         if least > wanted:
-            raise ConfigError(f"a-vit cannot spend as little as {wanted:.3f} GMAC an image: one block on all patches makes {least:.3f}; keep more")
+            raise ConfigError(f"avit cannot spend as little as {wanted:.3f} GMAC an image: one block on all patches makes {least:.3f}; keep more")
         for _ in range(_MAX_TRIALS):
             nearest = min(tried, key=lambda one: abs(one[1] - wanted), default=None)
             if nearest is not None and abs(nearest[1] / wanted - 1) < _CLOSE:

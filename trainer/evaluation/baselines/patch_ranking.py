@@ -58,7 +58,7 @@ class TunedPatchRanking:
     @property
     def name(self) -> str:
         """The name in options, reports and figures."""
-        return "patch-ranking+tokens"
+        return "patch-ranking-tokens"
 
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of the best patches and the learnable tokens."""

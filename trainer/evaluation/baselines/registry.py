@@ -54,7 +54,7 @@ METHODS: Mapping[str, Callable[[Ingredients], Method | AdaptiveMethod]] = {
     TUNED: _tuned,
     "cls-attention": lambda given: ClsAttention(given.tower),
     "evit": lambda given: EVit(given.tower),
-    "a-vit": lambda given: AVit(given.tower),
+    "avit": lambda given: AVit(given.tower),
     "tome": lambda given: ToMe(given.tower),
     "random": lambda given: Random(given.seed),
 }
