@@ -11,7 +11,7 @@ from prtool import Encoder
 def main(bundle: str, prompt: str, photos: list[str]) -> None:
     """Prints the photographs, those nearest to the prompt first."""
     with Encoder.load(bundle) as encoder:
-        similarity = encoder.encode_images(photos) @ encoder.encode_prompts([prompt])[0]
+        similarity = encoder.encode_images(photos) @ encoder.encode_text([prompt])[0]
     for score, photo in sorted(zip(similarity, photos, strict=True), reverse=True):
         print(f"{score:.3f}  {photo}")
 

@@ -22,9 +22,9 @@ _HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One class for one image: label index, class name, and probability (0 to 1)."""
+    """One class for one image: its label (place among the bundle's classes, from 0), name, and probability (0 to 1)."""
 
-    index: int
+    label: int
     name: str
     probability: float
 
@@ -77,11 +77,14 @@ class ClassTable:
             (batch, classes) float64; each row sums to 1.
 
         Raises:
-            ShapeError: the width is not E.
+            ShapeError: the width is not E, or an embedding is not finite.
             BundleError: the bundle's scale and bias give logits that are not finite.
         """
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embeddings.shape[1]:
             raise ShapeError(f"embeddings have shape {embeddings.shape}, but the classes take (batch, {self.embeddings.shape[1]})")
+        unhealthy = ~np.isfinite(embeddings).all(axis=1)
+        if unhealthy.any():
+            raise ShapeError(f"embedding {int(unhealthy.argmax())} is not finite, so it has no class")
         cosines = embeddings.astype(np.float64) @ self.embeddings.T.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             logits = self.logit_scale * cosines + self.logit_bias
@@ -100,7 +103,7 @@ class ClassTable:
 
         Raises:
             ConfigError: top is below 1.
-            ShapeError: the width is not E.
+            ShapeError: the width is not E, or an embedding is not finite.
         """
         wanted = plain_number(top)
         if not isinstance(wanted, int) or wanted < 1:
@@ -108,8 +111,8 @@ class ClassTable:
         probabilities = self.probabilities(embeddings)
         best = select(probabilities, min(wanted, len(self.names)))
         return [
-            [Prediction(int(index), self.names[index], float(row[index])) for index in indices]
-            for row, indices in zip(probabilities, best, strict=True)
+            [Prediction(int(label), self.names[label], float(row[label])) for label in labels]
+            for row, labels in zip(probabilities, best, strict=True)
         ]
 
 

@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +18,12 @@ from prtool import files
 from prtool.errors import ConfigError, DataError, ImageError
 from prtool.extras import install_hint
 from prtool.files import OutputKind, new_file
-from prtool.manifest import Manifest
 from prtool.progress import Progress, SilentProgress, stage
+from prtool.runtime.encoder import Encoder, KeepLike
 from prtool.runtime.images.decode import expand_images
 from prtool.runtime.images.preprocess import Pixels, prepare
 from prtool.runtime.machine import this_machine
-from prtool.spec import Keep, Preprocess
+from prtool.spec import Preprocess
 from prtool.text_safety import printable
 
 OUTPUT_SUFFIXES = (".npz", ".parquet")
@@ -32,30 +31,17 @@ _MAX_WORKERS = 16
 _REASONS_SHOWN = 3
 
 
-class PixelEncoder(Protocol):
-    """What this module needs of an encoder."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """Says how pixels are made and how many patches may be kept."""
-        ...
-
-    def encode_pixels(self, pixels: Pixels, keep: Keep | None = None) -> Pixels:
-        """(batch, 3, height, width) float32 to (batch, E) float32."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class EmbedOptions:
     """How a collection is embedded.
 
     Attributes:
-        keep: patches kept of each image; None takes the bundle's default.
-        batch_size: images in one call of the encoder.
+        keep: patches kept of each image, as `Encoder` takes them; None takes the bundle's default.
+        batch_size: images per call of the encoder.
         workers: threads that decode; 0 takes one for each core of this process, at most 16.
     """
 
-    keep: Keep | None = None
+    keep: KeepLike = None
     batch_size: int = 32
     workers: int = 0
 
@@ -93,7 +79,7 @@ class EmbedResult:
 
 
 def embed_folder(
-    encoder: PixelEncoder,
+    encoder: Encoder,
     paths: Sequence[str | Path],
     options: EmbedOptions | None = None,
     progress: Progress | None = None,
@@ -112,7 +98,7 @@ def embed_folder(
         KeepError: the encoder does not allow this many patches.
     """
     options = options or EmbedOptions()
-    keep = encoder.manifest.resolve(options.keep)
+    counts = encoder.counts(options.keep)
     files, left_out = expand_images(paths)
     if not files:
         where = printable(", ".join(map(str, paths)) or "an empty list of paths", 300)
@@ -125,15 +111,14 @@ def embed_folder(
             readable = [(path, pixels) for path, pixels in batch if not isinstance(pixels, ImageError)]
             collected.skipped += [(str(path), str(reason)) for path, reason in batch if isinstance(reason, ImageError)]
             if readable:
-                # The number of patches is named in every call, so that what the result records is what ran.
-                embeddings = encoder.encode_pixels(np.stack([pixels for _, pixels in readable]), keep=Keep.count(keep))
+                embeddings = encoder.encode_pixels(np.stack([pixels for _, pixels in readable]), counts)
                 collected.add([str(path) for path, _ in readable], embeddings)
             progress.advance(len(batch))
     if collected.embeddings is None:
         reasons = "; ".join(reason for _, reason in collected.skipped[:_REASONS_SHOWN])
         raise DataError(f"none of {len(files)} images can be read: {reasons}{'; ...' if len(files) > _REASONS_SHOWN else ''}")
     rows = collected.embeddings[: len(collected.paths)]
-    return EmbedResult(collected.paths, rows, keep, collected.skipped, time.perf_counter() - started, left_out.note())
+    return EmbedResult(collected.paths, rows, counts[-1], collected.skipped, time.perf_counter() - started, left_out.note())
 
 
 def check_output(out: str | Path) -> None:

@@ -9,6 +9,7 @@
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -18,48 +19,88 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, ArrayLibrary, DeviceArray, EngineInfo, EngineOptions
-from prtool.errors import ConfigError, EngineError, InputWarning, KeepError, ShapeError
+from prtool.engines.base import Array, ArrayLibrary, BuildOptions, DeviceArray, EngineInfo, EngineOptions, ShapeRange
+from prtool.errors import BundleError, ConfigError, EngineError, InputWarning, KeepError, ShapeError
 from prtool.manifest import Manifest
 from prtool.runtime.classes import DEFAULT_TOP, ClassTable, Prediction
 from prtool.runtime.images.decode import ImageSource
 from prtool.runtime.images.preprocess import image_list, largest_value, prepare_batch
-from prtool.runtime.parts import LoadArguments, Parts, pipeline_kind
-from prtool.runtime.pipeline import Stage
+from prtool.runtime.pipeline import Graphs, Pipeline, Stage, mode_named
+from prtool.runtime.text.encode import TextEncoder
 from prtool.spec import Keep
 from prtool.text_safety import printable
 
 KeepLike = Keep | float | int | tuple[int, ...] | list[int] | npt.NDArray[np.integer[Any]] | None
 Embeddings = npt.NDArray[np.float32]
+# Prompts come in other numbers than images, so no profile of the images fits them.
+_TEXT_BUILD = BuildOptions(batch=ShapeRange(1, 64, 1024))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How an encoder was loaded; it can be pickled.
+
+    Attributes:
+        path: the bundle's directory, absolute.
+        manifest: the bundle's; a bundle that lies at `path` later must have the same.
+        engine, mode, precision, options, verify: as `Encoder.load` takes them.
+    """
+
+    path: Path
+    manifest: Manifest
+    engine: str
+    mode: str
+    precision: str
+    options: EngineOptions
+    verify: bool
+
+    def open(self) -> Bundle:
+        """Opens the bundle again.
+
+        Raises:
+            BundleError: it is not the bundle that it was.
+        """
+        bundle = Bundle.open(self.path, verify=self.verify)
+        if bundle.manifest != self.manifest:
+            raise BundleError(f"{self.path} is no longer the bundle that this encoder was loaded from; load the encoder again")
+        return bundle
+
+
+class _Loaded:
+    """A bundle's graphs on one engine: those of the mode at once, all others on first use."""
+
+    def __init__(self, bundle: Bundle, how: LoadOptions) -> None:
+        self.bundle = bundle
+        self.pipeline = Pipeline(Graphs(bundle, how.engine, how.precision, how.options), how.mode)
+        self._text_graphs = Graphs(bundle, how.engine, "fp32", replace(how.options, streams=1, build=_TEXT_BUILD))
+        self.text = TextEncoder(self._text_graphs)
+
+    def close(self) -> None:
+        self.pipeline.close()
+        self._text_graphs.close()
 
 
 class Encoder:
-    """Encodes images, and prompts where the bundle has a text side.
+    """Encodes images, and texts where the bundle has a text side; `Encoder.load` makes one.
 
-    Every method may be called from many threads at once; results belong to the caller. `keep`, per call,
-    is a ratio (0.6), a count (118), a `Keep`, a tuple with a count for each location, or None for the bundle's default.
+    Every method may be called from many threads at once; results belong to the caller. `keep`, per call, is a ratio (0.6),
+    a count (118), a `Keep`, a sequence with one count per pruning location, or None for the bundle's default.
 
-    A process that is forked cannot use its parent's encoder: calls raise an EngineError. A pickled encoder (multiprocessing
-    with "spawn", DataLoader, joblib) loads itself again from the same bundle when the other process first uses it.
+    A forked process cannot use its parent's encoder: calls raise an EngineError. A pickled encoder (multiprocessing with
+    "spawn", DataLoader, joblib) loads itself again from the same bundle when the other process first uses it.
     """
 
-    def __init__(self, arguments: LoadArguments, parts: Parts | None = None) -> None:
-        """`Encoder.load` is the way in.
-
-        Args:
-            arguments: how it is loaded.
-            parts: what they gave; None loads it when it is first needed, as an encoder does that was pickled.
-        """
-        self._arguments = arguments
-        self._loaded = parts
+    def __init__(self, how: LoadOptions, loaded: _Loaded | None = None) -> None:
+        """Takes what `Encoder.load` opened, or opens it on first use, as after unpickling."""
+        self._how = how
+        self._opened = loaded
         self._classes: ClassTable | None = None
         self._closed = False
         self._warned = False
         self._lock = threading.RLock()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[LoadArguments]]:
-        """Pickled, an encoder is how it was loaded; the other process loads it again from the same place, when it first uses it."""
-        return type(self), (self._arguments,)
+    def __reduce__(self) -> tuple[type[Self], tuple[LoadOptions]]:
+        return type(self), (self._how,)
 
     @classmethod
     def load(
@@ -80,7 +121,7 @@ class Encoder:
             mode: "fused" (one graph), "split" (selection between two graphs, on the engine's device where it keeps arrays
                 there) or "full" (unpruned, the baseline).
             precision: "fp32", or another that the bundle holds.
-            options: threads and spinning; None takes `EngineOptions()`.
+            options: threads, streams, device and so on; None takes `EngineOptions()`.
             verify: check the SHA-256 of every file of the directory.
 
         Raises:
@@ -89,30 +130,30 @@ class Encoder:
             EngineUnavailable: the engine's library is not installed, or finds no device.
             EngineError: the engine cannot load a graph.
         """
-        pipeline_kind(mode)
+        mode_named(mode)
         chosen = EngineOptions() if options is None else options
         if not isinstance(chosen, EngineOptions):
             raise ConfigError(f"options = {printable(repr(options))}, but it must be an EngineOptions")
         if not isinstance(bundle, (Bundle, str, PathLike)):
             raise ConfigError(f"bundle = {printable(repr(bundle))}, but it must be a bundle's folder or an opened bundle")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
-        arguments = LoadArguments(opened.path.absolute(), opened.manifest, engine, mode, precision, chosen, verify)
-        return cls(arguments, Parts.load(opened, arguments))
+        how = LoadOptions(opened.path.absolute(), opened.manifest, engine, mode, precision, chosen, verify)
+        return cls(how, _Loaded(opened, how))
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle says about itself."""
-        return self._arguments.manifest
+        """The bundle's manifest."""
+        return self._how.manifest
 
     @property
     def info(self) -> EngineInfo:
-        """The engine that really runs, its version and device."""
-        return self._parts().info
+        """The engine that runs, its version and its device."""
+        return self._loaded().pipeline.info
 
     @property
     def arrays(self) -> ArrayLibrary | None:
-        """How arrays on the engine's device are made and read, for `encode_device`; None where the engine keeps none there."""
-        return self._parts().arrays
+        """Makes and reads arrays on the engine's device, for `encode_device`; None where the engine keeps no arrays there."""
+        return self._loaded().pipeline.arrays
 
     @property
     def classes(self) -> ClassTable:
@@ -121,11 +162,19 @@ class Encoder:
         Raises:
             BundleError: the bundle has no classes, or their file does not fit the manifest.
         """
-        parts = self._parts()
+        loaded = self._loaded()
         with self._lock:
             if self._classes is None:
-                self._classes = ClassTable.of(parts.bundle)
+                self._classes = ClassTable.of(loaded.bundle)
             return self._classes
+
+    def counts(self, keep: KeepLike = None) -> tuple[int, ...]:
+        """The patches that a call keeps at each pruning location; all of them in mode "full".
+
+        Raises:
+            KeepError: keep is out of the bundle's range, or drops patches in mode "full".
+        """
+        return mode_counts(self.manifest, self._how.mode, keep)
 
     def encode_pixels(self, pixels: Array, keep: KeepLike = None) -> Embeddings:
         """Encodes one batch of prepared pixels.
@@ -142,10 +191,10 @@ class Encoder:
             KeepError: keep is out of the bundle's range.
             EngineError: the encoder is closed, the engine failed, or an embedding is not finite.
         """
-        counts = self._mode_counts(keep)
+        counts = self.counts(keep)
         given = _array(pixels)
         self._warn_of_range(given)
-        return _finite(self._parts().embed(given, counts))
+        return _finite(self._loaded().pipeline.embed(given, counts))
 
     def encode_device(self, pixels: DeviceArray, keep: KeepLike = None) -> DeviceArray:
         """Encodes one batch that lies on the engine's device, with no copy to the host, and returns without waiting for it.
@@ -153,90 +202,108 @@ class Encoder:
         On a CUDA device the second call with a batch size and keep records the whole chain as a CUDA graph; later calls replay it.
 
         Args:
-            pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says: a torch tensor, a CuPy array, or
-                anything with DLPack or the CUDA array interface; one that lies elsewhere is copied to the device.
+            pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says: a torch tensor, or any array
+                with DLPack or the CUDA array interface; one that lies elsewhere is copied to the device.
             keep: patches to keep; in mode "full" only None or all of them.
 
         Returns:
-            (batch, E) float32, L2-normalised, an array of the engine's library (torch or CuPy) that belongs to the caller,
-            ready for more work on the calling thread's current stream. Whether it is finite is not checked.
+            (batch, E) float32, L2-normalised, an array of the engine's library that belongs to the caller, ready for more
+            work on the calling thread's current stream. Whether it is finite is not checked.
 
         Raises:
             ShapeError: shape or dtype differ from the manifest's.
             KeepError: keep is out of the bundle's range.
-            EngineError: the engine has no arrays on a device, the encoder is closed, or the engine failed.
+            EngineError: the engine keeps no arrays on a device, the encoder is closed, or the engine failed.
         """
-        counts = self._mode_counts(keep)
-        parts = self._parts()
-        if parts.device is None:
-            raise EngineError(f"engine {parts.info.name} keeps no arrays on a device; use encode_pixels, or load engine torch or another on a GPU")
-        return parts.device.embed_device(pixels, counts)
+        counts = self.counts(keep)
+        return self._loaded().pipeline.embed_device(pixels, counts)
 
     def encode_images(self, images: ImageSource | Iterable[ImageSource], keep: KeepLike = None) -> Embeddings:
-        """Prepares and encodes images as one batch; see `encode_pixels`.
+        """Prepares and encodes images as one batch.
 
         Args:
             images: paths, files' bytes, files opened with 'rb', PIL images or (height, width, 3) uint8 arrays, in any iterable, or a
                 single one; all are held in memory at once.
-            keep: patches to keep.
+            keep: patches to keep; in mode "full" only None or all of them.
+
+        Returns:
+            (batch, E) float32, L2-normalised.
 
         Raises:
             ImageError: an image cannot be decoded.
-            ConfigError: there is no image, or something is none.
+            ConfigError: there are no images, or an item is not an image.
+            KeepError, EngineError: as `encode_pixels`.
         """
-        counts = self._mode_counts(keep)
-        parts = self._parts()
-        return _finite(parts.embed(prepare_batch(image_list(images), self.manifest.preprocess), counts))
+        counts = self.counts(keep)
+        loaded = self._loaded()
+        return _finite(loaded.pipeline.embed(prepare_batch(image_list(images), self.manifest.preprocess), counts))
 
-    def classify(self, images: ImageSource | Iterable[ImageSource], keep: KeepLike = None, top: int = DEFAULT_TOP) -> list[list[Prediction]]:
-        """The most probable classes of each image, best first; see `ClassTable.predict`.
+    def encode_text(self, texts: str | Iterable[str] | npt.NDArray[np.int64]) -> Embeddings:
+        """Encodes texts in fp32, whatever the precision of the images.
+
+        Args:
+            texts: strings in any iterable, or a single string, for the bundle's tokenizer; or (batch, context) int64 token ids.
+
+        Returns:
+            (batch, E) float32, L2-normalised.
+
+        Raises:
+            ConfigError: there is no text, an item is not a string, or has more tokens than the context; or a token id is
+                outside the vocabulary.
+            ShapeError: the token ids' shape or dtype differ from the manifest's.
+            BundleError: the bundle has no text side, or no tokenizer for strings.
+            EngineUnavailable: the tokenizers library is not installed.
+        """
+        return _finite(self._loaded().text.encode(texts))
+
+    def classify(
+        self, images: ImageSource | Iterable[ImageSource] | Embeddings, keep: KeepLike = None, top: int = DEFAULT_TOP
+    ) -> list[list[Prediction]]:
+        """The most probable classes of each image, best first.
+
+        Args:
+            images: as `encode_images` takes them; or their embeddings, (batch, E) float32, L2-normalised.
+            keep: patches to keep; embeddings take none.
+            top: classes per image; all of them where the bundle has fewer.
 
         Raises:
             BundleError: the bundle has no classes.
+            ConfigError: top is below 1, or keep is given with embeddings.
+            ShapeError: the embeddings' width is not E, or they are not finite.
+            ImageError, KeepError, EngineError: as `encode_images`.
         """
         table = self.classes
-        return table.predict(self.encode_images(images, keep), top)
-
-    def encode_text(self, token_ids: Array) -> Embeddings:
-        """(batch, context) int64 token ids -> (batch, E) float32, L2-normalised, in fp32 whatever the images' precision.
-
-        Raises:
-            BundleError: the bundle has no text side.
-            ShapeError: shape or dtype differ from the manifest's.
-        """
-        return _finite(self._parts().text.encode(token_ids))
-
-    def encode_prompts(self, prompts: str | Iterable[str]) -> Embeddings:
-        """Encodes prompts with the bundle's tokenizer; (prompts, E) float32, L2-normalised.
-
-        Raises:
-            ConfigError: there is no prompt, or one is not a string, or longer than the text tower reads.
-            BundleError: the bundle has no text side or no tokenizer.
-            EngineUnavailable: the tokenizers library is not installed.
-        """
-        return self.encode_text(self._parts().text.token_ids(prompts))
+        if not (isinstance(images, np.ndarray) and images.ndim == 2 and np.issubdtype(images.dtype, np.floating)):
+            return table.predict(self.encode_images(cast(ImageSource, images), keep), top)
+        if keep is not None:
+            raise ConfigError(f"keep = {printable(keep)}, but embeddings have been pruned already; leave keep out, or give images")
+        return table.predict(images, top)
 
     def scores(self, pixels: Array) -> npt.NDArray[np.float32]:
         """The patch scores at the first location, (batch, patches) float32, high = keep; PRE is opened on first use."""
-        return self._parts().split.scores(_array(pixels)).astype(np.float32, copy=False)
+        return self._loaded().pipeline.scores(_array(pixels)).astype(np.float32, copy=False)
 
-    def kept(self, pixels: Array, keep: KeepLike = None) -> npt.NDArray[np.int64]:
-        """The patches that survive every location, (batch, k) int64, by falling score; the split graphs are opened on first use."""
-        return self.survivors(pixels, keep)[-1]
+    def kept(self, pixels: Array, keep: KeepLike = None) -> tuple[npt.NDArray[np.int64], ...]:
+        """The patches that stay at each pruning location, whatever the mode; the split graphs are opened on first use.
 
-    def survivors(self, pixels: Array, keep: KeepLike = None) -> tuple[npt.NDArray[np.int64], ...]:
-        """The patches that survive each location, one (batch, k) int64 a location, by falling score there; POST does not run."""
-        return self._parts().split.survivors(_array(pixels), self._counts(keep))
+        Args:
+            pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says.
+            keep: patches to keep.
+
+        Returns:
+            One (batch, k) int64 per location, by falling score there; patch 0 is top left, 1 right of it.
+        """
+        return self._loaded().pipeline.kept(_array(pixels), self.manifest.counts(_chosen(keep)))
 
     def stages(self, pixels: Array, keep: KeepLike = None) -> Iterator[Stage]:
-        """Runs the split mode one stage for each `next`, so that a caller may time each; see `SplitPipeline.stages`."""
-        return self._parts().split.stages(_array(pixels), self._counts(keep))
+        """Runs the split graphs, whatever the mode, one finished stage for each `next`, so that a caller can time them."""
+        return self._loaded().pipeline.stages(_array(pixels), self.manifest.counts(_chosen(keep)))
 
     def close(self) -> None:
-        """Frees every graph; methods that run one fail afterwards. A second call does nothing."""
+        """Frees every graph; methods that run one raise an EngineError afterwards. A second call does nothing."""
         self._closed = True
-        if self._loaded is not None:
-            self._loaded.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -244,50 +311,43 @@ class Encoder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _parts(self) -> Parts:
-        parts = self._loaded
-        if parts is None:
-            with self._lock:
-                if self._closed:
-                    raise EngineError(f"the encoder of {self._arguments.path} is closed; load it again to use it")
-                if self._loaded is None:
-                    self._loaded = self._arguments.reload()
-                return self._loaded
-        return parts
+    def _loaded(self) -> _Loaded:
+        if self._opened is not None:
+            return self._opened
+        with self._lock:
+            if self._closed:
+                raise EngineError(f"the encoder of {self._how.path} is closed; load it again to use it")
+            if self._opened is None:
+                self._opened = _Loaded(self._how.open(), self._how)
+            return self._opened
 
     def _warn_of_range(self, pixels: Array) -> None:
-        """Says once that pixels look like 0 to 255; what is no array of numbers is left to the engine's checks."""
+        """Warns once of pixels that look like 0 to 255; arrays of other dtypes are left to the engine's checks."""
         if self._warned or pixels.dtype != np.float32 or pixels.size == 0:
             return
         high, most = float(pixels.max()), largest_value(self.manifest.preprocess)
         if high > most:
             self._warned = True
             warnings.warn(
-                f"pixels range from {pixels.min():g} to {high:g}, but normalised ones stay within about {most / 4:.3g}; give values / 255, less the "
-                "manifest's mean, divided by its std, or call encode_images",
+                f"pixels range from {pixels.min():g} to {high:g}, but normalised ones stay within about {most / 4:.3g}; divide by 255, subtract "
+                "the manifest's mean and divide by its std, or call encode_images",
                 InputWarning,
                 stacklevel=3,
             )
-
-    def _counts(self, keep: KeepLike) -> tuple[int, ...]:
-        return self.manifest.counts(_chosen(keep))
-
-    def _mode_counts(self, keep: KeepLike) -> tuple[int, ...]:
-        return mode_counts(self.manifest, self._arguments.mode, keep)
 
 
 def mode_counts(manifest: Manifest, mode: str, keep: KeepLike) -> tuple[int, ...]:
     """Patches kept at each location for one call in a mode.
 
     Raises:
-        KeepError: the bundle does not allow them, or the mode is "full" and they are not all.
+        KeepError: the bundle does not allow them, or the mode drops nothing and they are not all.
     """
     chosen = _chosen(keep)
-    if mode != "full":
+    if mode_named(mode).prunes:
         return manifest.counts(chosen)
     everything = manifest.prune.counts(Keep.count(manifest.prune.patches))
     if chosen is not None and manifest.counts(chosen) != everything:
-        raise KeepError(f"keep = {printable(keep)}, but mode 'full' drops nothing; keep 1.0, or take mode 'fused' or 'split'")
+        raise KeepError(f"keep = {printable(keep)}, but mode {mode!r} drops nothing; keep 1.0, or take mode 'fused' or 'split'")
     return everything
 
 

@@ -1,11 +1,11 @@
-"""From pixels to embeddings: through one fused graph, through split graphs with selection between them, or unpruned."""
+"""From pixels to embeddings: a bundle's graphs, and the modes that run them on numpy arrays or on a device's."""
 
+import difflib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,15 @@ from prtool.engines.base import Array, DeviceArray, DeviceEngine, Engine, Engine
 from prtool.engines.forks import check_process
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import graph_precision, open_engine
-from prtool.errors import EngineError
+from prtool.errors import ConfigError, EngineError
 from prtool.graphs.signature import roles_after_selection
+from prtool.runtime.recorder import Recorder
 from prtool.runtime.select import gather, select
 from prtool.spec import PruneSpec
+from prtool.text_safety import printable
+
+Tensors = Mapping[str, DeviceArray]
+Steps = Iterator[tuple[str, Tensors]]
 
 
 class Graphs:
@@ -30,11 +35,11 @@ class Graphs:
         Args:
             bundle: an opened bundle.
             engine: a name of the engine registry.
-            precision: the arithmetic asked for: "fp32", or another that the engine has and the bundle holds graphs for.
+            precision: "fp32", or another that the engine supports and the bundle has graphs for.
             options: how each engine runs.
 
         Raises:
-            ConfigError: no engine has that name, or it cannot compute so.
+            ConfigError: the engine is unknown or does not support the precision.
         """
         self.bundle = bundle
         self._engine = engine
@@ -45,11 +50,16 @@ class Graphs:
         self._pid = os.getpid()
         self._lock = threading.Lock()
 
+    @property
+    def forked(self) -> bool:
+        """Whether this process is a fork of the one that opened the graphs, which can neither run nor free them."""
+        return os.getpid() != self._pid
+
     def engine(self, role: str) -> Engine:
         """The engine of one role of the manifest ("pre", "fused", ...).
 
         Raises:
-            ConfigError: the bundle has no such precision or role, or there is no such engine.
+            ConfigError: the bundle has no such precision or role.
             EngineUnavailable: the engine's library is not installed.
             BundleError: the bundle changed since it was opened.
             EngineError: the graph cannot be loaded, `close` was called, or this process was forked since.
@@ -59,7 +69,7 @@ class Graphs:
         return opened if opened is not None else self._open(role)
 
     def run(self, role: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the graph of one role; what it gives has the declared names, dtypes and shapes.
+        """Runs the graph of one role; the outputs have the declared names, dtypes and shapes.
 
         Raises:
             ShapeError, EngineError: as `engine`, `Engine.run` and `check_outputs`.
@@ -68,19 +78,22 @@ class Graphs:
         check_outputs(self.bundle.graph(role, self._precision), inputs, outputs)
         return outputs
 
-    def run_device(self, role: str, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
-        """The same on the engine's device, without waiting for it.
+    def run_device(self, role: str, inputs: Tensors) -> dict[str, DeviceArray]:
+        """`run` on the engine's device, without waiting for it.
 
         Raises:
-            ShapeError, EngineError: as `engine`, `DeviceEngine.run_device` and `check_outputs`; the engine keeps no arrays on a device.
+            ShapeError, EngineError: as `run`; or the engine keeps no arrays on a device.
         """
-        outputs = device_engine(self.engine(role)).run_device(inputs)
+        engine = self.engine(role)
+        if not isinstance(engine, DeviceEngine):
+            raise _no_device(engine.info.name)
+        outputs = engine.run_device(inputs)
         check_outputs(self.bundle.graph(role, self._precision), inputs, outputs)
         return outputs
 
     def close(self) -> None:
         """Closes every engine; `engine` and `run` fail afterwards. A second call does nothing, nor does one in a forked child."""
-        if os.getpid() != self._pid:
+        if self.forked:
             return
         with self._lock:
             self._closed = True
@@ -95,23 +108,8 @@ class Graphs:
             if role not in self._opened:
                 graph = self.bundle.graph(role, self._precision)
                 with self.bundle.unchanged(graph.file) as path:
-                    engine = open_engine(self._engine, path, graph.inputs, self._options)
-                self._opened[role] = engine
+                    self._opened[role] = open_engine(self._engine, path, graph.inputs, self._options)
             return self._opened[role]
-
-
-def device_engine(engine: Engine) -> DeviceEngine:
-    """The engine as one that keeps arrays on its device.
-
-    Raises:
-        EngineError: it takes and gives arrays of the host only.
-    """
-    if not isinstance(engine, DeviceEngine):
-        raise EngineError(
-            f"engine {engine.info.name} keeps no arrays on a device; use encode_pixels, or load engine torch, trt or another that `prtool doctor` "
-            "shows on a GPU"
-        )
-    return engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,156 +118,195 @@ class Stage:
 
     Attributes:
         name: "pre", "select_1", "mid_1", "select_2", ..., "post".
-        tensors: what the step gave: a graph's outputs, or "tokens" and "indices" of a selection. What lies on a device is
-            copied to the host when it is looked at.
+        tensors: a graph's outputs, or "tokens" and "indices" of a selection. Arrays on a device are copied to the host when
+            they are read.
     """
 
     name: str
     tensors: Mapping[str, Array]
 
 
-class Steps(Protocol):
-    """What the split mode is made of, on the host or on a device."""
+class Pipeline:
+    """One mode over a bundle's graphs; safe from many threads.
 
-    def run(self, role: str, inputs: Mapping[str, DeviceArray]) -> Mapping[str, DeviceArray]:
-        """Runs the graph of one role."""
-        ...
+    Arrays stay on the engine's device between two graphs where the engine can keep them there, else they are numpy's.
 
-    def select(self, scores: DeviceArray, k: int) -> DeviceArray:
-        """See `prtool.runtime.select.select`."""
-        ...
+    Attributes:
+        prune: where the encoder drops patches.
+        info: the engine that takes the pixels.
+        arrays: the array library of its device; None where it keeps no arrays there.
+    """
 
-    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, learnable_tokens: int) -> DeviceArray:
-        """See `prtool.runtime.select.gather`."""
-        ...
+    def __init__(self, graphs: Graphs, mode: str) -> None:
+        """Opens every graph of the mode.
 
-
-class HostSteps:
-    """Steps on numpy arrays."""
-
-    def __init__(self, graphs: Graphs) -> None:
-        self.run = graphs.run
-        self.select = select
-        self.gather = gather
-
-
-def split_steps(steps: Steps, prune: PruneSpec, pixels: DeviceArray, counts: tuple[int, ...]) -> Iterator[tuple[str, Mapping[str, DeviceArray]]]:
-    """PRE, then for each location a selection and the graph behind it; (stage name, what it gave), one step for each `next`."""
-    outputs, carried = steps.run("pre", {"pixels": pixels}), "tokens"
-    yield "pre", outputs
-    for place, (role, k) in enumerate(zip(roles_after_selection(prune), counts, strict=True), start=1):
-        indices = steps.select(outputs["scores"], k)
-        tokens = steps.gather(outputs[carried], indices, prune.prefix_tokens, prune.learnable_tokens)
-        yield f"select_{place}", {"tokens": tokens, "indices": indices}
-        # A graph cannot give a tensor of the name it takes: a middle graph turns "tokens" into "tokens_out".
-        outputs, carried = steps.run(role, {"tokens": tokens}), "tokens_out"
-        yield role, outputs
-
-
-class Pipeline(Protocol):
-    """One way from pixels to embeddings; `embed` may be called from many threads at once."""
-
-    def open(self) -> Engine:
-        """Loads every graph now, rather than in the first call; returns the engine that takes the pixels."""
-        ...
+        Raises:
+            ConfigError: the mode is unknown, or the bundle lacks one of its graphs.
+            EngineUnavailable, BundleError, EngineError: as `Graphs.engine`.
+        """
+        self._graphs, self._mode, self.prune = graphs, mode_named(mode), graphs.bundle.manifest.prune
+        roles = self._mode.roles(self.prune)
+        first, *_ = [graphs.engine(role) for role in roles]
+        self.info, self._first_role = first.info, roles[0]
+        self.arrays = first.arrays if isinstance(first, DeviceEngine) else None
+        self.run: Callable[[str, Tensors], Tensors] = graphs.run if self.arrays is None else graphs.run_device
+        self.select: Callable[[DeviceArray, int], DeviceArray] = select if self.arrays is None else self.arrays.select
+        self.gather: Callable[[DeviceArray, DeviceArray, int, int], DeviceArray] = gather if self.arrays is None else self.arrays.gather
+        self._recorder = None if self.arrays is None else Recorder(self.arrays, self._embedding)
 
     def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:
         """Encodes one batch.
 
         Args:
             pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says.
-            counts: patches kept at each location, falling.
+            counts: patches kept at each location.
 
         Returns:
             (batch, E) embeddings, L2-normalised, in the graph's dtype.
         """
-        ...
+        if self.arrays is None:
+            return self._embedding(pixels, counts)
+        return self.arrays.to_host(self.embed_device(pixels, counts))
 
+    def embed_device(self, pixels: object, counts: tuple[int, ...]) -> DeviceArray:
+        """Encodes one batch on the device, and returns without waiting for it.
 
-class FusedPipeline:
-    """One graph that selects inside; the counts are its input `k`."""
+        Args:
+            pixels: (batch, 3, height, width) float32, an array of the engine's library, or anything with DLPack or the
+                CUDA array interface.
+            counts: patches kept at each location.
 
-    def __init__(self, graphs: Graphs) -> None:
-        self._graphs = graphs
+        Returns:
+            (batch, E) float32 on the device, L2-normalised; it belongs to the caller, and is ready for more work on the
+            calling thread's current stream. Whether it is finite is not checked.
 
-    def open(self) -> Engine:
-        """Loads the fused graph; see `Pipeline.open`."""
-        return self._graphs.engine("fused")
-
-    def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:
-        """Encodes one batch; see `Pipeline.embed`."""
-        return self._graphs.run("fused", {"pixels": pixels, "k": np.array(counts, np.int64)})["embedding"]
-
-
-class FullPipeline:
-    """The unpruned graph, the baseline of every speed-up; the counts play no part."""
-
-    def __init__(self, graphs: Graphs) -> None:
-        self._graphs = graphs
-
-    def open(self) -> Engine:
-        """Loads the unpruned graph; see `Pipeline.open`."""
-        return self._graphs.engine("full")
-
-    def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:  # noqa: ARG002 - nothing is dropped
-        """Encodes one batch; see `Pipeline.embed`."""
-        return self._graphs.run("full", {"pixels": pixels})["embedding"]
-
-
-class SplitPipeline:
-    """PRE, then for each location a selection on the host and the graph behind it; the last graph is POST."""
-
-    def __init__(self, graphs: Graphs) -> None:
-        self._graphs = graphs
-        self._prune = graphs.bundle.manifest.prune
-
-    def open(self) -> Engine:
-        """Loads every graph of the chain; see `Pipeline.open`."""
-        for role in roles_after_selection(self._prune):
-            self._graphs.engine(role)
-        return self._graphs.engine("pre")
-
-    def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:
-        """Encodes one batch; see `Pipeline.embed`."""
-        *_, last = self.stages(pixels, counts)
-        return last.tensors["embedding"]
+        Raises:
+            EngineError: the engine keeps no arrays on a device, `close` was called, or the engine failed.
+        """
+        if self.arrays is None or self._recorder is None:
+            raise _no_device(self.info.name)
+        # In each call, because a recording would still run after the graphs are closed.
+        self._graphs.engine(self._first_role)
+        return self._recorder(self.arrays.to_device(pixels), counts)
 
     def stages(self, pixels: Array, counts: tuple[int, ...]) -> Iterator[Stage]:
-        """Runs one step each time the next stage is asked for, so that a caller may time or stop between them.
+        """Runs the split mode, whatever the pipeline's own, one finished step for each `next`; the first includes the copy to the device.
 
         Args:
             pixels: (batch, 3, height, width) float32.
             counts: patches kept at each location.
         """
-        for name, tensors in split_steps(HostSteps(self._graphs), self._prune, pixels, counts):
-            yield Stage(name, tensors)
+        arrays = self.arrays
+        for name, tensors in _split(self, pixels if arrays is None else arrays.to_device(pixels), counts):
+            if arrays is not None:
+                arrays.synchronise()
+            yield Stage(name, tensors if arrays is None else _OnHost(arrays.to_host, tensors))
 
     def scores(self, pixels: Array) -> Array:
         """(batch, patches) float32 scores at the first location, high = keep; only PRE runs."""
-        return next(self.stages(pixels, self._prune_nothing())).tensors["scores"]
+        return next(self.stages(pixels, (self.prune.patches,) * len(self.prune.locations))).tensors["scores"]
 
-    def survivors(self, pixels: Array, counts: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
-        """The patches that survive each location: one (batch, k) int64 a location, by falling score there; POST does not run."""
-        patches: npt.NDArray[np.int64] = np.arange(self._prune.patches)[None].repeat(len(pixels), axis=0)
-        survivors: list[npt.NDArray[np.int64]] = []
+    def kept(self, pixels: Array, counts: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
+        """The patches that stay at each location: one (batch, k) int64 a location, by falling score there; POST does not run."""
+        kept: list[npt.NDArray[np.int64]] = []
         for stage in self.stages(pixels, counts):
             if "indices" in stage.tensors:
-                patches = np.take_along_axis(patches, stage.tensors["indices"], axis=1)
-                survivors.append(patches)
-            if len(survivors) == len(counts):
+                indices = stage.tensors["indices"]
+                kept.append(np.take_along_axis(kept[-1], indices, axis=1) if kept else indices)
+            if len(kept) == len(counts):
                 break
-        return tuple(survivors)
+        return tuple(kept)
 
-    def _prune_nothing(self) -> tuple[int, ...]:
-        return (self._prune.patches,) * len(self._prune.locations)
+    def close(self) -> None:
+        """Frees every recording once the device has finished with it, then the graphs. A second call does nothing, nor one in a forked child."""
+        if self._recorder is not None and not self._graphs.forked:
+            self._recorder.clear()
+        self._graphs.close()
+
+    def _embedding(self, pixels: DeviceArray, counts: tuple[int, ...]) -> DeviceArray:
+        tensors: Tensors = {}
+        for _, tensors in self._mode.steps(self, pixels, counts):  # noqa: B007 - only the last one counts
+            pass
+        return tensors["embedding"]
 
 
-class PipelineKind(Protocol):
-    """Makes a pipeline over one bundle's graphs."""
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way from pixels to embeddings; a row of `MODES`.
 
-    def __call__(self, graphs: Graphs) -> Pipeline:
-        """Opens nothing yet."""
-        ...
+    Attributes:
+        roles: the graphs that it runs; the first takes the pixels.
+        steps: runs them, one step for each `next`: its name and what it gave; the last gives "embedding".
+        prunes: whether it drops patches.
+    """
+
+    roles: Callable[[PruneSpec], tuple[str, ...]]
+    steps: Callable[[Pipeline, DeviceArray, tuple[int, ...]], Steps]
+    prunes: bool = True
 
 
-MODES: Mapping[str, PipelineKind] = MappingProxyType({"fused": FusedPipeline, "split": SplitPipeline, "full": FullPipeline})
+def _fused(pipeline: Pipeline, pixels: DeviceArray, counts: tuple[int, ...]) -> Steps:
+    yield "fused", pipeline.run("fused", {"pixels": pixels, "k": np.array(counts, np.int64)})
+
+
+def _split(pipeline: Pipeline, pixels: DeviceArray, counts: tuple[int, ...]) -> Steps:
+    prune = pipeline.prune
+    outputs, carried = pipeline.run("pre", {"pixels": pixels}), "tokens"
+    yield "pre", outputs
+    for place, (role, k) in enumerate(zip(roles_after_selection(prune), counts, strict=True), start=1):
+        indices = pipeline.select(outputs["scores"], k)
+        tokens = pipeline.gather(outputs[carried], indices, prune.prefix_tokens, prune.learnable_tokens)
+        yield f"select_{place}", {"tokens": tokens, "indices": indices}
+        # A graph cannot have an output named like its input: a middle graph turns "tokens" into "tokens_out".
+        outputs, carried = pipeline.run(role, {"tokens": tokens}), "tokens_out"
+        yield role, outputs
+
+
+def _full(pipeline: Pipeline, pixels: DeviceArray, counts: tuple[int, ...]) -> Steps:  # noqa: ARG001 - nothing is dropped
+    yield "full", pipeline.run("full", {"pixels": pixels})
+
+
+MODES: Mapping[str, Mode] = MappingProxyType(
+    {
+        "fused": Mode(lambda _: ("fused",), _fused),
+        "split": Mode(lambda prune: ("pre", *roles_after_selection(prune)), _split),
+        "full": Mode(lambda _: ("full",), _full, prunes=False),
+    }
+)
+
+
+def mode_named(name: str) -> Mode:
+    """The mode of that name.
+
+    Raises:
+        ConfigError: there is none; the message lists those that exist.
+    """
+    mode = MODES.get(name) if isinstance(name, str) else None
+    if mode is None:
+        near = difflib.get_close_matches(name, MODES, n=1) if isinstance(name, str) else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"mode = {printable(repr(name))}, but it must be one of {', '.join(MODES)}{hint}")
+    return mode
+
+
+class _OnHost(Mapping[str, Array]):
+    """Arrays on a device that are copied to the host when they are read."""
+
+    def __init__(self, to_host: Callable[[DeviceArray], Array], tensors: Tensors) -> None:
+        self._to_host = to_host
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Array:
+        return self._to_host(self._tensors[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _no_device(engine: str) -> EngineError:
+    return EngineError(
+        f"engine {engine} keeps no arrays on a device; use encode_pixels, or load engine torch, trt or another that `prtool doctor` shows on a GPU"
+    )

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,24 +14,12 @@ from PIL.PngImagePlugin import PngInfo
 from prtool.errors import ConfigError
 from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
 from prtool.manifest import Manifest
+from prtool.runtime.encoder import Encoder
 from prtool.runtime.images.decode import ImageSource
-from prtool.runtime.images.preprocess import Pixels, prepare_batch, view
+from prtool.runtime.images.preprocess import prepare_batch, view
 from prtool.spec import Keep
 
 Colour = tuple[int, int, int]
-
-
-class PatchSelector(Protocol):
-    """What this module needs of an encoder."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """Says how pixels are made and how the patches lie."""
-        ...
-
-    def survivors(self, pixels: Pixels, keep: Keep) -> Sequence[npt.NDArray[np.int64]]:
-        """(batch, 3, height, width) float32 to the (batch, k) patches left behind each location, in any order; patch 0 is top left, 1 right of it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +50,7 @@ class Style:
     border_opacity: float = 0.85
 
 
-def show(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[Keep], out: str | Path) -> None:
+def show(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep], out: str | Path) -> None:
     """Draws one row an image: what the encoder sees, then the same at each keep rate with dropped patches darkened, the earlier the more.
 
     Args:
@@ -89,7 +76,7 @@ def show(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[
         picture.save(temporary, format="PNG", pnginfo=words)
 
 
-def draw(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[Keep], style: Style | None = None) -> Image.Image:
+def draw(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep], style: Style | None = None) -> Image.Image:
     """The picture that `show` writes.
 
     Returns:
@@ -104,16 +91,16 @@ def draw(encoder: PatchSelector, images: Sequence[ImageSource], keeps: Sequence[
         raise ConfigError(f"{len(images)} images and {len(keeps)} keep rates make no picture; give at least one of each")
     style = style or Style()
     manifest = encoder.manifest
-    counts = [manifest.resolve(keep) for keep in keeps]
+    counts = [manifest.counts(keep) for keep in keeps]
     views = [view(image, manifest.preprocess) for image in images]
     pixels = prepare_batch(views, manifest.preprocess)
-    veils = [[_veil(left, manifest.prune.grid, style) for left in zip(*encoder.survivors(pixels, keep), strict=True)] for keep in keeps]
+    veils = [[_veil(kept, manifest.prune.grid, style) for kept in zip(*encoder.kept(pixels, each), strict=True)] for each in counts]
     rows = []
     for seen, of_image in zip(views, zip(*veils, strict=True), strict=True):
         large = _enlarge(seen, style)
         rows.append([large, *(_cell(large, patches, manifest.preprocess.size, style) for patches in of_image)])
     titles = [("what the encoder sees", f"{manifest.prune.patches} patches")]
-    titles += [_title(keep, count, manifest) for keep, count in zip(keeps, counts, strict=True)]
+    titles += [_title(keep, each[-1], manifest) for keep, each in zip(keeps, counts, strict=True)]
     return _sheet(rows, titles, [_name(image) for image in images], style)
 
 
@@ -126,12 +113,12 @@ def _name(image: ImageSource) -> str:
     return Path(image).name if isinstance(image, (str, os.PathLike)) else ""
 
 
-def _veil(survivors: Sequence[npt.NDArray[np.int64]], grid: tuple[int, int], style: Style) -> npt.NDArray[np.float32]:
-    """Opacity of the veil over each patch, (rows, columns); 0 where it stays. `survivors` of one image, one (k,) a location."""
+def _veil(kept: Sequence[npt.NDArray[np.int64]], grid: tuple[int, int], style: Style) -> npt.NDArray[np.float32]:
+    """Opacity of the veil over each patch of one image, (rows, columns), from the patches (k,) kept at each location; 0 where it stays."""
     opacity = np.zeros(grid[0] * grid[1], np.float32)
-    steps = np.linspace(style.veil_opacity, style.late_veil_opacity, len(survivors)) if len(survivors) > 1 else [style.veil_opacity]
+    steps = np.linspace(style.veil_opacity, style.late_veil_opacity, len(kept)) if len(kept) > 1 else [style.veil_opacity]
     left = np.ones(len(opacity), np.bool_)
-    for indices, veil in zip(survivors, steps, strict=True):
+    for indices, veil in zip(kept, steps, strict=True):
         stays = np.isin(np.arange(len(opacity)), indices)
         opacity[left & ~stays] = veil
         left = stays

@@ -31,13 +31,17 @@ class FakeEncoder:
         self.manifest = manifest or fake_manifest()
         self.batches: list[int] = []
 
-    def encode_pixels(self, pixels: npt.NDArray[np.float32], keep: Keep | None = None) -> npt.NDArray[np.float32]:
+    def counts(self, keep: Keep | None = None) -> tuple[int, ...]:
+        """Patches kept at each location."""
+        return self.manifest.counts(keep)
+
+    def encode_pixels(self, pixels: npt.NDArray[np.float32], keep: Keep | tuple[int, ...] | None = None) -> npt.NDArray[np.float32]:
         """(batch, 3, height, width) -> (batch, 4)."""
         assert pixels.dtype == np.float32 and pixels.flags["C_CONTIGUOUS"]
         self.batches.append(len(pixels))
-        return np.stack([np.array([*(channel.mean() for channel in image), self.manifest.resolve(keep)], np.float32) for image in pixels])
+        return np.stack([np.array([*(channel.mean() for channel in image), self.manifest.counts(keep)[-1]], np.float32) for image in pixels])
 
-    def survivors(self, pixels: npt.NDArray[np.float32], keep: Keep) -> tuple[npt.NDArray[np.int64], ...]:
+    def kept(self, pixels: npt.NDArray[np.float32], keep: Keep | tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
         """(batch, k) indices for each location, by falling brightness."""
         rows, columns = self.manifest.prune.grid
         height, width = pixels.shape[2] // rows, pixels.shape[3] // columns

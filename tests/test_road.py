@@ -69,7 +69,7 @@ def test_golden_ranking_and_predictor_prefer_the_object(project: Path) -> None:
     with Encoder.load("bundle") as encoder:
         manifest = encoder.manifest
         coverage = np.stack([patch_coverage(read_mask(file), manifest.prune.grid) for file in files])
-        kept = encoder.kept(prepare_batch(files, manifest.preprocess), keep=0.5)
+        kept = encoder.kept(prepare_batch(files, manifest.preprocess), keep=0.5)[-1]
     golden = rank_images(load_model(f"local-dir:{project / 'model'}"), images, GoldenConfig(location=3), None)
     half = np.asarray(golden.ranking)[:, : manifest.prune.patches // 2].astype(np.int64)
     for chosen in (half, kept):

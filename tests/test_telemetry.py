@@ -18,7 +18,7 @@ import numpy as np
 from prtool.runtime.encoder import Encoder
 with Encoder.load({bundle!r}, engine={engine!r}) as encoder:
     encoder.encode_pixels(np.zeros((1, 3, {side}, {side}), np.float32))
-    encoder.encode_prompts(["a photo of a cat"])
+    encoder.encode_text(["a photo of a cat"])
 time.sleep(1)  # reports are sent by threads
 """
 COMMAND = "from prtool.cli.main import main\nmain({arguments!r})"

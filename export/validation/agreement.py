@@ -135,7 +135,7 @@ def _compare(encoder: Encoder, source: ExportSource, pixels: Tensor, counts: Seq
     compared: dict[int, _Compared] = {}
     for k in counts:
         keep = Keep.count(k)
-        path, chosen = reference.path(source.spec.counts(keep)), torch.from_numpy(encoder.kept(array, keep))
+        path, chosen = reference.path(source.spec.counts(keep)), torch.from_numpy(encoder.kept(array, keep)[-1])
         found, wanted = torch.from_numpy(encoder.encode_pixels(array, keep)), path.embedding
         shared = torch.tensor([overlap(a[None], b[None]) for a, b in zip(path.patches, chosen, strict=True)])
         first = None if classes is None else source.model.logits(found, classes).argmax(1) == source.model.logits(wanted, classes).argmax(1)

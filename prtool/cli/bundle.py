@@ -108,7 +108,7 @@ def embed(images: tuple[Path, ...], bundle: Path, choice: EngineChoice, keep: Ke
     check_images(images)
     check_output(output)
     opened = choice.open(bundle)
-    options = EmbedOptions(keep=choice.kept(opened, keep), batch_size=batch)
+    options = EmbedOptions(keep=choice.counts(opened, keep), batch_size=batch)
     files, left_out = expand_images(images)
     check_names(output, files)
     with choice.load(opened) as encoder:
@@ -136,10 +136,10 @@ def classify(images: tuple[Path, ...], bundle: Path, choice: EngineChoice, keep:
 
     check_images(images, folders=False)
     opened = choice.open(bundle)
-    kept = choice.kept(opened, keep)
+    counts = choice.counts(opened, keep)
     ClassTable.of(opened)
     with choice.load(opened) as encoder:
-        predictions = [encoder.classify([image], keep=kept, top=top)[0] for image in images]
+        predictions = [encoder.classify([image], keep=counts, top=top)[0] for image in images]
     if as_json:
         found = [[{"name": c.name, "probability": c.probability} for c in row] for row in predictions]
         result_json({"results": [{"path": str(path), "classes": row} for path, row in zip(images, found, strict=True)]})
@@ -162,7 +162,7 @@ def show(images: tuple[Path, ...], bundle: Path, choice: EngineChoice, keeps: tu
     check_images(images, folders=False)
     opened = choice.open(bundle)
     for keep in keeps:
-        choice.kept(opened, keep)
+        choice.counts(opened, keep)
     with choice.load(opened) as encoder:
         draw(encoder, images, list(keeps), output)
     message(f"wrote {output}")

@@ -147,15 +147,15 @@ class EngineChoice:
         opened.graph("full", precision)
         return opened
 
-    def kept(self, bundle: "Bundle", keep: Keep | None) -> Keep:
-        """What a call keeps behind the last location: `keep`, or what bundle and mode keep by default.
+    def counts(self, bundle: "Bundle", keep: Keep | None) -> tuple[int, ...]:
+        """The patches that a call keeps at each location: those of `keep`, or what bundle and mode keep by default.
 
         Raises:
             KeepError: the bundle does not allow it, or the mode drops nothing.
         """
         from prtool.runtime.encoder import mode_counts
 
-        return Keep.count(mode_counts(bundle.manifest, self.mode, keep)[-1])
+        return mode_counts(bundle.manifest, self.mode, keep)
 
     def load(self, bundle: "Bundle") -> "Encoder":
         """The bundle's encoder; raises what `Encoder.load` raises."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
 from prtool.errors import ConfigError
 from prtool.runtime.bench.timing import Plan
+from prtool.runtime.pipeline import MODES
 from prtool.spec import Keep
 
 ENCODER, END_TO_END = "encoder", "end-to-end"
 SCOPES = (ENCODER, END_TO_END)
 BASELINE_MODE = "full"
-PRUNED_MODES = ("fused", "split")
+PRUNED_MODES = tuple(name for name, mode in MODES.items() if mode.prunes)
 SLOWEST = "slowest"
 MAX_BATCH, MAX_ROUNDS, MAX_IMAGES = 1024, 10_000, 256
 SETTLE_S = 0.03

@@ -17,11 +17,11 @@ from prtool.runtime.bench.gpu import cuda_events, on_gpu
 from prtool.runtime.bench.inputs import Inputs, make_inputs
 from prtool.runtime.bench.offers import Offer, Refusal, asked_offers, check_any, check_memory
 from prtool.runtime.bench.timing import Case, Group, Mark
-from prtool.runtime.device import MAX_RECORDINGS
 from prtool.runtime.encoder import Encoder, KeepLike
 from prtool.runtime.images.decode import open_image
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.pipeline import Stage
+from prtool.runtime.recorder import MAX_RECORDINGS
 from prtool.spec import Keep
 
 

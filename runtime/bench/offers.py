@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from prtool.bundle import Bundle
 from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import ConfigError, PrtoolError
-from prtool.graphs.signature import roles_after_selection
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
 from prtool.runtime.machine import available_memory_mib
-
-_ROLES = {"full": ("full",), "fused": ("fused",)}
+from prtool.runtime.pipeline import MODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +101,7 @@ def _check(bundle: Bundle, config: BenchConfig, offer: Offer) -> None:
 
 
 def _roles(bundle: Bundle, config: BenchConfig) -> list[str]:
-    split = ("pre", *roles_after_selection(bundle.manifest.prune))
-    return [role for mode in (BASELINE_MODE, *config.modes) for role in _ROLES.get(mode, split)]
+    return [role for mode in (BASELINE_MODE, *config.modes) for role in MODES[mode].roles(bundle.manifest.prune)]
 
 
 def _files(bundle: Bundle, config: BenchConfig, offer: Offer) -> list[str]:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from prtool.engines.cuda import cuda_arrays  # noqa: E402
 from prtool.engines.pytorch.arrays import CudaTorchArrays, TorchArrays, torch_arrays  # noqa: E402
 from prtool.errors import EngineError, EngineUnavailable, KeepError, ShapeError  # noqa: E402
-from prtool.runtime.device import RecordingArrays  # noqa: E402
+from prtool.runtime.recorder import RecordingArrays  # noqa: E402
 from prtool.runtime.select import gather, select  # noqa: E402
 
 CPU = torch_arrays("cpu")

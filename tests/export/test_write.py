@@ -96,7 +96,7 @@ def test_users_get_what_torch_gives(source: ExportSource, bundle: Bundle) -> Non
     with Encoder.load(bundle) as encoder:
         prompts = ["a photo of a cat.", "Two DOGS, and a bicycle; it's late"]
         expected = source.model.text(source.model.tokenizer(prompts)).numpy()
-        np.testing.assert_allclose(encoder.encode_prompts(prompts), expected, atol=2e-6)
+        np.testing.assert_allclose(encoder.encode_text(prompts), expected, atol=2e-6)
         classes = source.model.class_embeddings(source.classnames, source.templates).numpy()
         np.testing.assert_array_equal(encoder.classes.embeddings, classes)
         assert encoder.classes.names == ("cat", "hot_dog", "car")

@@ -48,10 +48,10 @@ def steps(root: Path, engine: str) -> Iterator[tuple[str, Callable[[], Any]]]:
             if mode == "fused":
                 yield "keep", lambda encoder=encoder: encoder.encode_pixels(pixels[:1], 5)
                 yield "scores", lambda encoder=encoder: encoder.scores(pixels)
-                yield "kept", lambda encoder=encoder: encoder.kept(pixels)
-                yield "classes", lambda encoder=encoder: [[(p.index, p.probability) for p in row] for row in encoder.classify([image], top=2)]
+                yield "kept", lambda encoder=encoder: encoder.kept(pixels)[-1]
+                yield "classes", lambda encoder=encoder: [[(p.label, p.probability) for p in row] for row in encoder.classify([image], top=2)]
                 yield "text", lambda encoder=encoder: encoder.encode_text(tokens)
-                yield "prompts", lambda encoder=encoder: encoder.encode_prompts(["a photo of a cat", "dog " * 3])
+                yield "prompts", lambda encoder=encoder: encoder.encode_text(["a photo of a cat", "dog " * 3])
     yield "verify", lambda: verify(opened, engine, options).cosine
 
 

@@ -205,7 +205,7 @@ def test_json_names_are_stable(bundle: Bundle) -> None:
     report = bench(bundle, BenchConfig(min_rounds=5, max_rounds=5), instruments=FakeLab().instruments())
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert list(value) == REPORT_NAMES and all(list(row) == ROW_NAMES for row in value["rows"])
-    assert value["schema"] == 2 and value["engines"] == {"ort": "thin air"} and value["device"] == this_machine().cpu
+    assert value["schema"] == 1 and value["engines"] == {"ort": "thin air"} and value["device"] == this_machine().cpu
     assert {"prtool", "python", "numpy", "pillow", "ort"} <= set(value["versions"]) and value["versions"]["ort"] == "9.9"
     assert list(value["machine"]) == ["cpu", "cores", "threads_granted", "system", "load_average"]
     assert value["rows"][0]["joules_per_image"] is None and "RAPL" in value["energy_reason"]

@@ -95,7 +95,7 @@ def test_classes_are_pythons(bundle: Bundle, photographs: list[Path]) -> None:
     with Encoder.load(bundle) as encoder:
         wanted = [prediction for predictions in encoder.classify(readable, top=3) for prediction in predictions]
     assert [(row["path"], row["rank"]) for row in rows] == [(str(path), str(rank)) for path in readable for rank in (1, 2, 3)]
-    assert [(int(row["label"]), row["class"]) for row in rows] == [(prediction.index, prediction.name) for prediction in wanted]
+    assert [(int(row["label"]), row["class"]) for row in rows] == [(prediction.label, prediction.name) for prediction in wanted]
     np.testing.assert_allclose([float(row["probability"]) for row in rows], [prediction.probability for prediction in wanted], rtol=1e-4)
 
 

@@ -16,8 +16,8 @@ from prtool.bundle import Bundle  # noqa: E402
 from prtool.engines.base import EngineOptions  # noqa: E402
 from prtool.engines.registry import ENGINES  # noqa: E402
 from prtool.errors import EngineError, KeepError, ShapeError  # noqa: E402
-from prtool.runtime.device import MAX_RECORDINGS, Recorder  # noqa: E402
 from prtool.runtime.encoder import Encoder  # noqa: E402
+from prtool.runtime.recorder import MAX_RECORDINGS, Recorder  # noqa: E402
 from prtool.runtime.select import select  # noqa: E402
 from prtool.spec import Keep  # noqa: E402
 
@@ -144,7 +144,7 @@ def test_stages_wait_for_the_device_and_give_numpy(bundles: dict[str, Bundle], a
         assert [stage.name for stage in encoder.stages(pixels, 4)] == ["pre", "select_1", "mid_1", "select_2", "mid_2", "select_3", "post"]
         np.testing.assert_allclose(encoder.scores(pixels), model.scores(pixels), atol=1e-5)
         np.testing.assert_array_equal(next(encoder.stages(pixels, 4)).tensors["scores"].argmax(axis=1), select(encoder.scores(pixels), 1)[:, 0])
-        assert encoder.kept(pixels, 4).tolist() == [model.kept(image.astype(np.float64), model.spec.counts(Keep.count(4))) for image in pixels]
+        assert encoder.kept(pixels, 4)[-1].tolist() == [model.kept(image.astype(np.float64), model.spec.counts(Keep.count(4))) for image in pixels]
 
 
 @pytest.mark.parametrize("engine", ["torch", "fake-gpu"])

@@ -132,7 +132,7 @@ def test_decoding_stays_within_two_batches_of_the_encoder(tmp_path: Path, monkey
         return prepare(path, spec)
 
     class Slow(FakeEncoder):
-        def encode_pixels(self, pixels: npt.NDArray[np.float32], keep: Keep | None = None) -> npt.NDArray[np.float32]:
+        def encode_pixels(self, pixels: npt.NDArray[np.float32], keep: tuple[int, ...] | None = None) -> npt.NDArray[np.float32]:
             encoded = sum(self.batches) + len(pixels)
             assert prepared <= encoded + 2 * 3 + 2
             return super().encode_pixels(pixels, keep)
@@ -192,7 +192,7 @@ def test_a_path_that_is_not_unicode_is_found_before_the_work(tmp_path: Path, mon
     (tmp_path / "photos" / "000.png").rename(tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
     loaded: list[object] = []
     monkeypatch.setattr(EngineChoice, "open", lambda *_: None)
-    monkeypatch.setattr(EngineChoice, "kept", lambda *_: None)
+    monkeypatch.setattr(EngineChoice, "counts", lambda *_: None)
     monkeypatch.setattr(EngineChoice, "load", lambda _, bundle: loaded.append(bundle))
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["embed", "photos", "-o", "out.parquet"])

@@ -103,7 +103,7 @@ def test_scores_and_kept_equal_numpy(bundles: dict[str, Bundle], name: str, keep
     counts = model.spec.counts(Keep.of(keep))
     with Encoder.load(bundles[name]) as encoder:
         np.testing.assert_allclose(encoder.scores(pixels), model.scores(pixels), atol=1e-5)
-        assert encoder.kept(pixels, keep).tolist() == [model.kept(image.astype(np.float64), counts) for image in pixels]
+        assert encoder.kept(pixels, keep)[-1].tolist() == [model.kept(image.astype(np.float64), counts) for image in pixels]
 
 
 @pytest.mark.parametrize("counts", [(16, 9, 2), (5, 5, 5), (13, 4, 3)])
@@ -113,10 +113,10 @@ def test_a_count_for_each_location(bundles: dict[str, Bundle], counts: tuple[int
         with Encoder.load(bundles["three locations"], mode=mode) as encoder:
             np.testing.assert_allclose(encoder.encode_pixels(pixels, counts), model.embed(pixels, counts), atol=1e-5)
     with Encoder.load(bundles["three locations"]) as encoder:
-        survivors = encoder.survivors(pixels, counts)
-        assert tuple(left.shape[1] for left in survivors) == counts
-        assert all(set(after) <= set(before) for before, after in zip(survivors[0].tolist(), survivors[1].tolist(), strict=True))
-        assert survivors[2].tolist() == [model.kept(image.astype(np.float64), counts) for image in pixels]
+        kept = encoder.kept(pixels, counts)
+        assert tuple(patches.shape[1] for patches in kept) == counts
+        assert all(set(after) <= set(before) for before, after in zip(kept[0].tolist(), kept[1].tolist(), strict=True))
+        assert kept[2].tolist() == [model.kept(image.astype(np.float64), counts) for image in pixels]
 
 
 @pytest.mark.parametrize("counts", [(), (9,), (9, 8, 7, 6), (9, 10, 4), (17, 9, 4), (9, 8, 1), (9, 8, 0), (9, 8.0, 4), (True, True, True)])
@@ -156,7 +156,7 @@ def test_classify_equals_softmax(encoder: Encoder, images: list[np.ndarray]) -> 
         logits = [LOGIT_SCALE * float(embedding @ row) + LOGIT_BIAS for row in table]
         weights = [np.exp(logit) for logit in logits]
         expected = sorted(((w / sum(weights), i) for i, w in enumerate(weights)), key=lambda pair: -pair[0])
-        assert [item.index for item in predictions] == [i for _, i in expected]
+        assert [item.label for item in predictions] == [i for _, i in expected]
         assert [item.name for item in predictions] == [("cat", "dog", "car")[i] for _, i in expected]
         np.testing.assert_allclose([item.probability for item in predictions], [p for p, _ in expected], atol=1e-6)
     assert [len(row) for row in encoder.classify(images, top=2)] == [2, 2, 2]
@@ -164,12 +164,24 @@ def test_classify_equals_softmax(encoder: Encoder, images: list[np.ndarray]) -> 
         encoder.classify(images, top=0)
 
 
+def test_classify_takes_embeddings(encoder: Encoder, images: list[np.ndarray]) -> None:
+    embeddings = encoder.encode_images(images, 0.5)
+    assert encoder.classify(embeddings, top=2) == encoder.classify(images, 0.5, top=2)
+    with pytest.raises(ConfigError, match="embeddings"):
+        encoder.classify(embeddings, 0.5)
+    with pytest.raises(ShapeError, match=str(EMBED)):
+        encoder.classify(embeddings[:, 1:])
+    embeddings[1, 2] = np.nan
+    with pytest.raises(ShapeError, match="embedding 1"):
+        encoder.classify(embeddings)
+
+
 def test_text_equals_numpy(encoder: Encoder) -> None:
     ids = np.array([[2, 3, 4, 2, 5, 0, 0], [6, 1, 0, 0, 0, 0, 0], [2, 2, 2, 2, 2, 2, 2]], np.int64)
     prompts = ["A photo of a cat", "dog zebra", "a " * 7]
     expected = MODELS["one location"].embed_text(ids)
     np.testing.assert_allclose(encoder.encode_text(ids), expected, atol=1e-5)
-    np.testing.assert_allclose(encoder.encode_prompts(prompts), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_text(prompts), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -178,25 +190,26 @@ def test_text_equals_numpy(encoder: Encoder) -> None:
     ids=["str", "tuple", "array", "0-d", "generator"],
 )
 def test_prompts_in_any_form(encoder: Encoder, prompts: Any) -> None:
-    np.testing.assert_array_equal(encoder.encode_prompts(prompts), encoder.encode_prompts(["a cat"]))
+    np.testing.assert_array_equal(encoder.encode_text(prompts), encoder.encode_text(["a cat"]))
 
 
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ([], "nothing"),
+        ([], "no texts"),
         (None, "NoneType"),
         (5, "int"),
         (b"a cat", "bytes"),
-        (["a cat", None], "prompt 1 is None"),
-        ([b"a"], "prompt 0"),
+        (["a cat", None], "text 1 is None"),
+        ([b"a"], "text 0"),
+        ([[1] * 7], "int64"),
         (["\ud800"], "valid Unicode"),
         (["a cat", "a " * 8], "8 tokens, but the text tower reads 7"),
     ],
 )
 def test_prompts_that_are_rejected(encoder: Encoder, prompts: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        encoder.encode_prompts(prompts)
+        encoder.encode_text(prompts)
 
 
 @pytest.mark.parametrize("engine", ["ort", "openvino", "torch"])
@@ -211,7 +224,7 @@ def test_token_ids_outside_the_vocabulary(bundle: Bundle, engine: str, bad: int)
 def test_missing_tokenizers_names_the_pip_line(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with Encoder.load(bundle) as encoder, pytest.raises(EngineUnavailable, match=r"pip install '\.\[text\]'"):
-        encoder.encode_prompts(["a cat"])
+        encoder.encode_text(["a cat"])
 
 
 @pytest.mark.parametrize("mode", ["fused", "split", "full"])
@@ -226,7 +239,7 @@ def test_wrong_pixels(bundle: Bundle, mode: str) -> None:
             encoder.encode_pixels(np.full((1, 3, SIDE, SIDE), np.nan, np.float32))
 
 
-@pytest.mark.parametrize("ids", [[[1] * 7], np.zeros((1, 6), np.int64), np.zeros((1, 7), np.int32)])
+@pytest.mark.parametrize("ids", [np.zeros((1, 6), np.int64), np.zeros((1, 7), np.int32)])
 def test_wrong_token_ids(encoder: Encoder, ids: np.ndarray) -> None:
     with pytest.raises(ShapeError, match="token"):
         encoder.encode_text(ids)
@@ -373,7 +386,7 @@ def test_a_bundle_without_text_classes_or_a_graph(tmp_path: Path, images: list[n
         with pytest.raises(BundleError, match="has no classes"):
             encoder.classify(images)
         with pytest.raises(BundleError, match="has no text side"):
-            encoder.encode_prompts(["a cat"])
+            encoder.encode_text(["a cat"])
         with pytest.raises(BundleError, match="has no text side"):
             encoder.encode_text(np.zeros((1, 7), np.int64))
     graphs = {role: graph for role, graph in bare.manifest.graphs["fp32"].items() if role != "fused"}
@@ -384,7 +397,7 @@ def test_a_bundle_without_text_classes_or_a_graph(tmp_path: Path, images: list[n
 def test_a_bundle_without_a_tokenizer(bundle: Bundle) -> None:
     silent = replace(bundle, manifest=replace(bundle.manifest, text=TextInfo(7, VOCABULARY, "")))
     with Encoder.load(silent) as encoder, pytest.raises(BundleError, match="has no tokenizer"):
-        encoder.encode_prompts(["a cat"])
+        encoder.encode_text(["a cat"])
 
 
 @pytest.mark.parametrize(
@@ -413,7 +426,7 @@ def test_damaged_tokenizer(tmp_path: Path, content: str) -> None:
     (made.path / "tokenizer.json").write_text(content)
     seal(made.path, made.manifest)
     with Encoder.load(made.path) as encoder, pytest.raises(BundleError, match=r"tokenizer\.json is not a readable tokenizer"):
-        encoder.encode_prompts(["a cat"])
+        encoder.encode_text(["a cat"])
 
 
 def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
@@ -423,7 +436,7 @@ def test_a_tokenizer_of_another_vocabulary(tmp_path: Path) -> None:
     (made.path / "tokenizer.json").write_text(json.dumps(content))
     seal(made.path, made.manifest)
     with Encoder.load(made.path) as encoder, pytest.raises(BundleError, match=f"token id {VOCABULARY}"):
-        encoder.encode_prompts(["a zebra"])
+        encoder.encode_text(["a zebra"])
 
 
 def test_damaged_bundles(tmp_path: Path) -> None:
@@ -447,7 +460,7 @@ def test_many_threads_give_what_one_gives(bundle: Bundle, mode: str) -> None:
     with Encoder.load(bundle, mode=mode) as encoder, ThreadPoolExecutor(8) as pool:
         serial = [encoder.encode_pixels(*call) for call in calls]
         # Scores open PRE lazily, so the eight first calls meet there.
-        kept = [result.tolist() for result in pool.map(lambda _: encoder.kept(*calls[0]), range(8))]
+        kept = [[array.tolist() for array in result] for result in pool.map(lambda _: encoder.kept(*calls[0]), range(8))]
         assert kept == [kept[0]] * 8
         for results in pool.map(lambda _: [encoder.encode_pixels(*call) for call in calls], range(8)):
             for parallel, alone in zip(results, serial, strict=True):
@@ -460,7 +473,7 @@ def test_a_closed_encoder_fails_and_closes_twice(bundle: Bundle, mode: str) -> N
     encoder.close()
     encoder.close()
     pixels = MODELS["one location"].pixels(1)
-    for call in (lambda: encoder.encode_pixels(pixels), lambda: encoder.scores(pixels), lambda: encoder.encode_prompts(["a cat"])):
+    for call in (lambda: encoder.encode_pixels(pixels), lambda: encoder.scores(pixels), lambda: encoder.encode_text(["a cat"])):
         with pytest.raises(EngineError, match="closed"):
             call()
 

@@ -29,7 +29,7 @@ LATER: dict[str, Callable[[Encoder], object]] = {
     "classes": lambda encoder: encoder.classes,
     "classify": lambda encoder: encoder.classify([np.zeros((8, 8, 3), np.uint8)]),
     "text graph": lambda encoder: encoder.encode_text(np.zeros((1, CONTEXT), np.int64)),
-    "tokenizer": lambda encoder: encoder.encode_prompts(["a cat"]),
+    "tokenizer": lambda encoder: encoder.encode_text(["a cat"]),
     "split graphs": lambda encoder: encoder.scores(OLD.pixels(1)),
 }
 
@@ -49,9 +49,9 @@ def test_later_parts_are_never_of_another_bundle(tmp_path: Path, part: str) -> N
 def test_what_was_read_before_stays(tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "b", OLD)
     with Encoder.load(tmp_path / "b") as encoder:
-        before = encoder.encode_prompts(["a photo of a cat"]), encoder.classes.names
+        before = encoder.encode_text(["a photo of a cat"]), encoder.classes.names
         replace(tmp_path / "b")
-        np.testing.assert_array_equal(encoder.encode_prompts(["a photo of a cat"]), before[0])
+        np.testing.assert_array_equal(encoder.encode_text(["a photo of a cat"]), before[0])
         assert encoder.classes.names == before[1]
 
 

@@ -41,7 +41,7 @@ def test_kept_patches_are_unchanged_and_dropped_ones_veiled(size: tuple[int, int
         assert np.array_equal(cell(picture, row, 0, size, 0), seen)
         for column, keep in enumerate(keeps[:2], start=1):
             shown = cell(picture, row, column, size, 0)
-            kept = set(encoder.survivors(prepare_batch([image], encoder.manifest.preprocess), keep)[-1][0].tolist())
+            kept = set(encoder.kept(prepare_batch([image], encoder.manifest.preprocess), keep)[-1][0].tolist())
             for patch in range(grid[0] * grid[1]):
                 y, x = patch // grid[1] * high, patch % grid[1] * wide
                 inside = np.s_[y + 1 : y + high, x + 1 : x + wide]  # without the lines
@@ -58,10 +58,10 @@ def test_a_later_location_veils_less() -> None:
     style, image = replace(STYLE, veil_opacity=0.9, late_veil_opacity=0.3), noise()
     picture = draw(encoder, [image], [Keep.count(4)], style)
     seen, shown = (cell(picture, 0, column, (32, 32), 0).astype(np.float64) for column in (0, 1))
-    survivors = encoder.survivors(prepare_batch([image], encoder.manifest.preprocess), Keep.count(4))
-    assert [left.shape[1] for left in survivors] == [12, 8, 4]
+    kept = encoder.kept(prepare_batch([image], encoder.manifest.preprocess), Keep.count(4))
+    assert [left.shape[1] for left in kept] == [12, 8, 4]
     veils = {patch: 0.9 for patch in range(16)}
-    for left, veil in zip(survivors, (0.6, 0.3, 0.0), strict=True):
+    for left, veil in zip(kept, (0.6, 0.3, 0.0), strict=True):
         veils |= {int(patch): veil for patch in left[0]}
     for patch, veil in veils.items():
         inside = np.s_[patch // 4 * 8 + 1 : patch // 4 * 8 + 8, patch % 4 * 8 + 1 : patch % 4 * 8 + 8]

@@ -1,0 +1,115 @@
+"""Work on a device, recorded once per shape and replayed: one CUDA graph holds every graph of a bundle and the selections between."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from prtool.engines.base import ArrayLibrary, DeviceArray, Recording
+from prtool.engines.forks import track
+
+# A recording holds the activations of its largest graph; at batch 256 of ViT-L/14 that is gigabytes.
+MAX_RECORDINGS = 8
+_Key = tuple[tuple[int, ...], str, tuple[int, ...]]
+
+
+@runtime_checkable
+class RecordingArrays(ArrayLibrary, Protocol):
+    """Arrays whose `capture` records, so that a replay costs one launch; CUDA's have all of this."""
+
+    def copy(self, array: DeviceArray) -> DeviceArray:
+        """A new array of the same content."""
+        ...
+
+    def fence(self) -> Callable[[], None]:
+        """Marks the end of the work on the current stream so far; calling the result makes the caller's stream wait for it."""
+        ...
+
+
+class Recorder:
+    """Runs one kind of work on a device; the second call with the same shapes records it, and later ones replay the recording.
+
+    Safe from many threads and streams: a recording is used by one call at a time, and its memory is not written to before
+    the call before has read its result.
+    """
+
+    def __init__(self, arrays: ArrayLibrary, work: Callable[[DeviceArray, tuple[int, ...]], DeviceArray], most: int = MAX_RECORDINGS) -> None:
+        """Records nothing yet.
+
+        Args:
+            arrays: the device's arrays; those that cannot record run the work in each call.
+            work: pixels and counts to an array that belongs to the caller.
+            most: recordings that are kept; the least recently used one goes first.
+        """
+        self._arrays = arrays if isinstance(arrays, RecordingArrays) else None
+        self._work = work
+        self._most = most
+        self._slots: OrderedDict[_Key, _Slot] = OrderedDict()
+        self._lock = threading.Lock()
+        track(self)
+
+    def __call__(self, pixels: DeviceArray, counts: tuple[int, ...]) -> DeviceArray:
+        """The work's result for these pixels; it belongs to the caller."""
+        arrays = self._arrays
+        if arrays is None:
+            return self._work(pixels, counts)
+        key = (tuple(pixels.shape), str(pixels.dtype), counts)
+        with self._lock:
+            slot = self._slots.get(key)
+            if slot is not None:
+                self._slots.move_to_end(key)
+        if slot is None:
+            # The first call also shows whether the shapes are allowed, and lets engines set themselves up for them.
+            result = self._work(pixels, counts)
+            self._remember(key, arrays, counts)
+            return result
+        return slot.run(pixels)
+
+    def clear(self) -> None:
+        """Frees every recording, once the device has finished with it."""
+        with self._lock:
+            dropped, self._slots = list(self._slots.values()), OrderedDict()
+        for slot in dropped:
+            slot.free()
+
+    def _remember(self, key: _Key, arrays: RecordingArrays, counts: tuple[int, ...]) -> None:
+        dropped = []
+        with self._lock:
+            self._slots.setdefault(key, _Slot(arrays, lambda static: self._work(static, counts)))
+            while len(self._slots) > self._most:
+                dropped.append(self._slots.popitem(last=False)[1])
+        for slot in dropped:
+            slot.free()
+
+
+class _Slot:
+    """One recording with the memory that it reads; made by the first call that uses it."""
+
+    def __init__(self, arrays: RecordingArrays, work: Callable[[DeviceArray], DeviceArray]) -> None:
+        self._arrays = arrays
+        self._work = work
+        self._recorded: tuple[DeviceArray, Recording] | None = None
+        self._read: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+
+    def run(self, pixels: DeviceArray) -> DeviceArray:
+        with self._lock:
+            if self._read is not None:
+                self._read()
+            static, recording = self._recorded or self._record(pixels)
+            static[...] = pixels
+            result = self._arrays.copy(recording.replay())
+            self._read = self._arrays.fence()
+            return result
+
+    def free(self) -> None:
+        with self._lock:
+            if self._recorded is not None:
+                # Its memory may be given to others as soon as it is dropped, so nothing may still use it.
+                self._arrays.synchronise()
+                self._recorded = self._read = None
+
+    def _record(self, pixels: DeviceArray) -> tuple[DeviceArray, Recording]:
+        static = self._arrays.copy(pixels)
+        self._recorded = (static, self._arrays.capture(lambda: self._work(static)))
+        return self._recorded
