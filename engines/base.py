@@ -15,7 +15,7 @@ from prtool.text_safety import printable
 
 Array = npt.NDArray[Any]
 DeviceArray = Any
-"""An array on an engine's device: a torch tensor or a CuPy array, as its `ArrayLibrary` makes them."""
+"""An array on an engine's device: a torch tensor, as its `ArrayLibrary` makes them."""
 
 
 @dataclass(frozen=True, slots=True)

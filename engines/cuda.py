@@ -1,49 +1,82 @@
-"""Arrays on a CUDA device for engines that bring none of their own: PyTorch's, else CuPy's."""
+"""Tensors on a CUDA device, for the engines that bring none of their own: PyTorch's, and what a native library must know of one."""
 
-from prtool.engines.base import ArrayLibrary
-from prtool.errors import EngineUnavailable
+from typing import Any, Protocol
+
+import numpy as np
+
+from prtool.engines.base import Array, ArrayLibrary, DeviceArray
+from prtool.errors import EngineUnavailable, ShapeError
 
 
-def cuda_arrays(device: int) -> ArrayLibrary:
-    """The array library of one CUDA device; the same object in each call.
+class StreamArrays(ArrayLibrary, Protocol):
+    """Arrays on one GPU, with what a native library needs to know about them."""
 
-    PyTorch's is taken where PyTorch finds the device, else CuPy's.
+    @property
+    def stream(self) -> int:
+        """The handle of the calling thread's current CUDA stream; 0 is the default stream."""
+        ...
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """A contiguous array on the device whose content is not set; its memory is that of the current stream.
+
+        Raises:
+            RuntimeError: no memory is left, as the library reports it.
+        """
+        ...
+
+
+def cuda_arrays(device: int) -> StreamArrays:
+    """PyTorch's arrays on one CUDA device; the same object in each call.
 
     Args:
         device: number of the GPU, from 0.
 
     Raises:
-        EngineUnavailable: neither library can be imported and finds the device; the message has both reasons and both pip lines.
+        EngineUnavailable: PyTorch cannot be imported, or does not find the device.
     """
-    reasons = []
-    for attempt in (_torch, _cupy):
-        found = attempt(device)
-        if not isinstance(found, str):
-            return found
-        reasons.append(found)
-    raise EngineUnavailable(
-        f"arrays on cuda:{device} need PyTorch or CuPy, but {reasons[0]}, and {reasons[1]}; pip install torch, or pip install cupy-cuda13x "
-        "(cupy-cuda12x for a driver of CUDA 12)"
-    )
-
-
-def _torch(device: int) -> ArrayLibrary | str:
-    """PyTorch's arrays, or why there are none."""
     try:
         import torch
 
-        from prtool.engines.pytorch.arrays import torch_arrays
+        from prtool.engines.pytorch.arrays import CudaTorchArrays, torch_arrays
     except ImportError as cause:
-        return f"torch cannot be imported ({cause})"
+        raise EngineUnavailable(f"arrays on cuda:{device} are PyTorch's, but torch cannot be imported ({cause}); pip install torch") from cause
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return torch_arrays(f"cuda:{device}") if device < count else f"torch {torch.__version__} finds {count} CUDA devices"
+    arrays = torch_arrays(f"cuda:{device}")
+    if device >= count or not isinstance(arrays, CudaTorchArrays):
+        raise EngineUnavailable(
+            f"arrays on cuda:{device} are PyTorch's, but torch {torch.__version__} finds {count} CUDA devices; "
+            "pip install a torch that is built for CUDA, and check the driver with nvidia-smi"
+        )
+    return arrays
 
 
-def _cupy(device: int) -> ArrayLibrary | str:
-    """CuPy's arrays, or why there are none."""
+def address(array: DeviceArray) -> int:
+    """The address of a tensor's memory."""
+    return int(array.data_ptr())
+
+
+def described(name: str, array: DeviceArray) -> Array:
+    """A host array of a tensor's shape and dtype, without memory of its own, to be checked in the tensor's place.
+
+    Args:
+        name: of the input, for messages.
+        array: a torch tensor on the device; a numpy array of integers, as a shape input is, is returned as it is.
+
+    Raises:
+        ShapeError: the array is no tensor, not contiguous, or of a dtype that no graph takes.
+    """
+    if not hasattr(array, "data_ptr"):
+        if isinstance(array, np.ndarray) and array.dtype.kind == "i":
+            return array
+        raise ShapeError(f"{name} is a {type(array).__name__}, but run_device takes torch tensors; convert it with `arrays.to_device`")
+    if not array.is_contiguous():
+        raise ShapeError(f"{name} is not contiguous in memory; use .contiguous() or `arrays.to_device`")
+    return np.broadcast_to(np.zeros((), _dtype(name, array)), tuple(array.shape))
+
+
+def _dtype(name: str, array: DeviceArray) -> np.dtype[Any]:
+    """numpy's dtype; PyTorch has the same names behind "torch."."""
     try:
-        from prtool.engines.cupy_arrays import cupy_arrays, device_count
-    except ImportError as cause:
-        return f"cupy cannot be imported ({cause})"
-    count = device_count()
-    return cupy_arrays(device) if device < count else f"cupy finds {count} CUDA devices"
+        return np.dtype(str(array.dtype).removeprefix("torch."))
+    except TypeError as cause:
+        raise ShapeError(f"{name} has dtype {array.dtype}, which no graph takes in any precision; give float32 or int64") from cause

@@ -92,9 +92,6 @@ ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
         "ort": EngineEntry("prtool.engines.ort.cpu", "pip install onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
         # No bf16: the CUDA provider has no bfloat16 convolution before operator set 22, and the graphs are of set 20.
         "ort-cuda": EngineEntry("prtool.engines.ort.cuda", INSTALL_GPU, "ONNX Runtime with CUDA", {"fp32": "fp32", "fp16": "fp16"}),
-        "ort-tensorrt": EngineEntry(
-            "prtool.engines.ort_tensorrt", INSTALL_GPU, "ONNX Runtime with TensorRT engines inside", {"fp32": "fp32", "fp16": "fp16"}
-        ),
         "openvino": EngineEntry(
             "prtool.engines.ov.engine",
             install_hint("openvino"),

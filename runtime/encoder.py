@@ -207,7 +207,7 @@ class Encoder:
             keep: patches to keep; in mode "full" only None or all of them.
 
         Returns:
-            (batch, E) float32, L2-normalised, an array of the engine's library that belongs to the caller, ready for more
+            (batch, E) float32, L2-normalised, a torch tensor that belongs to the caller, ready for more
             work on the calling thread's current stream. Whether it is finite is not checked.
 
         Raises:

@@ -24,8 +24,6 @@ FAILURES: tuple[type[Exception], ...] = (
     ValueError,
     MemoryError,
 )
-Provider = str | tuple[str, dict[str, str]]
-"""An execution provider of ONNX Runtime: its name, or its name and options."""
 
 
 class OrtEngine:
@@ -109,7 +107,7 @@ def session_settings(threads: int, spinning: bool) -> Any:  # noqa: ANN401 - onn
     return settings
 
 
-def open_session(model_path: Path, settings: Any, providers: Sequence[Provider]) -> Any:  # noqa: ANN401 - onnxruntime has no types
+def open_session(model_path: Path, settings: Any, providers: Sequence[str | tuple[str, dict[str, str]]]) -> Any:  # noqa: ANN401 - onnxruntime has no types
     """Loads a graph; ONNX Runtime may not exchange a provider that fails for another.
 
     Raises:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from prtool.cpus import granted_cpus
 from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, GraphOptions, check_inputs, reason
+from prtool.engines.cuda import described
 from prtool.engines.pytorch.arrays import TorchArrays, torch_arrays
 from prtool.engines.pytorch.graph import TorchGraph, load_graph
-from prtool.errors import EngineError, EngineUnavailable, ShapeError
+from prtool.errors import EngineError, EngineUnavailable
 from prtool.manifest import TensorSpec
 
 Prepare = Callable[[TorchGraph, torch.device], Callable[..., tuple[Tensor, ...]]]
@@ -91,7 +92,7 @@ class TorchEngine:
             EngineError: the engine is closed, PyTorch failed, or the device has too little memory; the message has the reason.
         """
         graph = self._opened()
-        check_inputs(self._specs, {name: _outline(name, array) for name, array in inputs.items()}, self._file.name)
+        check_inputs(self._specs, {name: described(name, array) for name, array in inputs.items()}, self._file.name)
         try:
             return self._run(graph, inputs)
         except torch.OutOfMemoryError as cause:
@@ -222,20 +223,6 @@ def _check_float32(device: torch.device) -> None:
             f"torch.get_float32_matmul_precision() is {torch.get_float32_matmul_precision()!r}, so float32 products would be TF32; "
             "call torch.set_float32_matmul_precision('highest'), or ask for precision fp16 or bf16"
         )
-
-
-def _outline(name: str, array: DeviceArray) -> Array:
-    """An array of numpy with the dtype and shape of a tensor, and no memory."""
-    if isinstance(array, np.ndarray):
-        return array
-    if not isinstance(array, Tensor):
-        raise ShapeError(f"{name} is a {type(array).__name__}, but run_device takes torch tensors; use `arrays.to_device`")
-    if not array.is_contiguous():
-        raise ShapeError(f"{name} is not contiguous in memory; use `arrays.to_device`")
-    dtype = str(array.dtype).removeprefix("torch.")
-    if dtype == "bfloat16":
-        raise ShapeError(f"{name} has dtype bfloat16, but graphs take float32 in every precision; use .float()")
-    return np.broadcast_to(np.empty((), dtype), tuple(array.shape))
 
 
 def _in_words(device: torch.device, threads: int) -> str:

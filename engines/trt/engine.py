@@ -1,7 +1,6 @@
 """From an ONNX file to a running TensorRT engine: the key, the cache, the build, the load. Shared by `trt` and `trt-rtx`."""
 
 import dataclasses
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any, cast
 from prtool.engines.base import BuildOptions, EngineInfo, GraphOptions, Profile
 from prtool.engines.cache.key import NO_DEVICE, EngineKey, onnx_digest
 from prtool.engines.cache.store import CachedEngine, EngineCache
+from prtool.engines.cuda import cuda_arrays
 from prtool.engines.nvidia import DeviceScope, Gpu, gpu
 from prtool.engines.trt.build import TrtLibrary, build_plan, check_options
-from prtool.engines.trt.run import StreamArrays, TrtContext, TrtEngine, TrtPlan
+from prtool.engines.trt.run import TrtContext, TrtEngine, TrtPlan
 from prtool.engines.trt.shapes import graph_profiles, parse_profiles, profiles_text
 from prtool.errors import EngineError, EngineUnavailable
 from prtool.manifest import TensorSpec
@@ -40,7 +40,7 @@ def probe(library: TrtLibrary) -> EngineInfo:
         EngineUnavailable: there is no driver or GPU, or no library for arrays on it; building may still be possible.
     """
     found = gpu(0)
-    _arrays(0)
+    cuda_arrays(0)
     return EngineInfo(library.engine, library.version, str(found))
 
 
@@ -84,7 +84,7 @@ def open_engine(library: TrtLibrary, graph: TrtGraph) -> TrtEngine:
         ConfigError, EngineError, StorageError: as `build`; and EngineError where the library does not take the file.
     """
     found = gpu(graph.options.device)
-    arrays = _arrays(graph.options.device)
+    arrays = cuda_arrays(graph.options.device)
     wanted = _as_built_last(library, graph)
     built = build(library, wanted)
     scope = DeviceScope(graph.options.device)
@@ -215,11 +215,6 @@ def _outputs(library: TrtLibrary, engine: Any) -> dict[str, str]:  # noqa: ANN40
 def _context(library: TrtLibrary, engine: Any) -> TrtContext | None:  # noqa: ANN401
     strategy = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
     return cast("TrtContext | None", engine.create_execution_context(strategy))
-
-
-def _arrays(device: int) -> StreamArrays:
-    cuda = importlib.import_module("prtool.engines.cuda")
-    return cast(StreamArrays, cuda.cuda_arrays(device))
 
 
 def _plain(name: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from prtool.engines.base import Array, ArrayLibrary, DeviceArray, EngineInfo, Profile, check_inputs, reason
-from prtool.engines.device_memory import address, outline
+from prtool.engines.cuda import StreamArrays, address, described
 from prtool.engines.nvidia import free_memory, is_capturing
 from prtool.engines.trt.shapes import Sizes, call_sizes, choose_profile, is_shape_input
 from prtool.errors import EngineError
@@ -22,23 +22,6 @@ from prtool.manifest import TensorSpec
 # Each holds scratch memory for its shapes. The first call of a new set of shapes is slow, so the ones used last are kept.
 CONTEXTS_KEPT = 16
 _MIB = 1 << 20
-
-
-class StreamArrays(ArrayLibrary, Protocol):
-    """Arrays on one GPU, with what TensorRT needs to know about them."""
-
-    @property
-    def stream(self) -> int:
-        """The handle of the calling thread's current CUDA stream."""
-        ...
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """A contiguous array on the device whose content is not set; its memory is that of the current stream.
-
-        Raises:
-            RuntimeError, EngineError: no memory is left, as the library reports it.
-        """
-        ...
 
 
 class TrtContext(Protocol):
@@ -161,7 +144,7 @@ class TrtEngine:
                 then says which batch should fit.
         """
         plan = self._opened()
-        check_inputs(plan.inputs, {name: outline(name, array) for name, array in inputs.items()}, plan.graph)
+        check_inputs(plan.inputs, {name: described(name, array) for name, array in inputs.items()}, plan.graph)
         call = _call(plan, inputs)
         with plan.on_device, self._lock:
             self._opened()  # another thread may have closed it while this one waited

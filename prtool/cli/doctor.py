@@ -12,7 +12,7 @@ from prtool.errors import PrtoolError
 
 _LIBRARIES = (
     *("torch", "torchvision", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime"),
-    *("openvino", "nncf", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "cupy-cuda13x"),
+    *("openvino", "nncf", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu"),
     *("tokenizers", "pyarrow", "matplotlib", "pillow", "numpy"),
 )
 _NOTABLE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")

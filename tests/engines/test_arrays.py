@@ -1,8 +1,6 @@
 """Arrays on a device against selection on the host: ties, infinities, every size; and how arrays come and go."""
 
 import builtins
-import importlib
-import sys
 from typing import Any
 
 import numpy as np
@@ -150,18 +148,18 @@ def test_engines_of_a_device_share_its_arrays() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
-def test_without_a_gpu_both_libraries_and_their_pip_lines_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EngineUnavailable, match=r"torch .* finds 0 CUDA devices, and cupy .*pip install torch, or pip install cupy-cuda13x"):
+def test_without_a_gpu_or_torch_the_reason_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineUnavailable, match=r"cuda:0 .* finds 0 CUDA devices"):
         cuda_arrays(0)
     importing = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
-        if name.split(".", maxsplit=1)[0] in ("torch", "cupy"):
+        if name.split(".", maxsplit=1)[0] == "torch":
             raise ImportError(f"No module named {name!r}")
         return importing(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(EngineUnavailable, match=r"torch cannot be imported .*, and cupy cannot be imported"):
+    with pytest.raises(EngineUnavailable, match="torch cannot be imported"):
         cuda_arrays(0)
 
 
@@ -182,45 +180,3 @@ def test_a_cuda_graph_replays_and_a_fence_orders_streams() -> None:
         assert float(source.sum()) == 512 * 512 * 3.0
     with pytest.raises(EngineError, match="cannot be recorded"):
         arrays.capture(lambda: torch.full((2,), float(source.sum())))
-
-
-class NumpyCupy:
-    """CuPy's interface as far as cupy_arrays uses it, on NumPy; it cannot show what only a GPU does (streams, graphs)."""
-
-    class cuda:
-        class Device:
-            def __init__(self, number: int) -> None:
-                self.number = number
-
-            def __enter__(self) -> None: ...
-
-            def __exit__(self, *error: object) -> None: ...
-
-        class runtime:
-            @staticmethod
-            def getDeviceCount() -> int:
-                return 1
-
-            @staticmethod
-            def deviceSynchronize() -> None: ...
-
-    arange, argsort, asarray, asnumpy = np.arange, np.argsort, np.asarray, np.asarray
-    ascontiguousarray, broadcast_to, concatenate, take = np.ascontiguousarray, np.broadcast_to, np.concatenate, np.take
-    from_dlpack = np.from_dlpack
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_selection_with_cupy_equals_the_host(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The arithmetic of cupy_arrays, with NumPy in CuPy's place: no GPU was at hand to run CuPy itself."""
-    monkeypatch.setitem(sys.modules, "cupy", NumpyCupy)  # type: ignore[arg-type]
-    monkeypatch.delitem(sys.modules, "prtool.engines.cupy_arrays", raising=False)
-    module = importlib.import_module("prtool.engines.cupy_arrays")
-    arrays = module.cupy_arrays(0)
-    check_selection(arrays, dtype)
-    assert arrays.device == "cuda:0"
-    assert module.device_count() == 1
-    with pytest.raises(KeepError, match="k = 9"):
-        arrays.select(np.zeros((2, 5)), 9)
-    with pytest.raises(ShapeError, match="do not fit"):
-        arrays.gather(np.zeros((2, 7, 3)), np.zeros((1, 2), np.int64), 1, 1)
-    sys.modules.pop("prtool.engines.cupy_arrays", None)

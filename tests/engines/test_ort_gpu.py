@@ -1,32 +1,27 @@
-"""ONNX Runtime's GPU providers: options, bindings and refusals, with a session of the CPU that stands in for the GPU's.
+"""ONNX Runtime's CUDA provider: options, bindings and errors, with a session of the CPU that stands in for the GPU's.
 
 The stand-in takes "device" arrays by their address, as the real one does; what the GPU computes is tested where one is.
 """
 
 import ctypes
-import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-from models import PIXELS, TinyModel, tiny_bundle
+from models import TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.engines import ort_tensorrt
-from prtool.engines.base import BuildOptions, DeviceEngine, GraphOptions, ShapeRange
+from prtool.engines.base import DeviceEngine, GraphOptions
 from prtool.engines.nvidia import Gpu
-from prtool.engines.ort import gpu as ort_gpu
-from prtool.engines.profiles import profiles
+from prtool.engines.ort import cuda as ort_cuda
 from prtool.engines.registry import available, open_engine
-from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
-from prtool.manifest import TensorSpec
+from prtool.errors import EngineError, EngineUnavailable, ShapeError
 from prtool.runtime.select import select
 
 MODEL = TinyModel()
-GPU_PROVIDERS = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+GPU_PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 RealSession = onnxruntime.InferenceSession
 
 
@@ -132,6 +127,17 @@ class Session:
         return getattr(self.real, name)
 
 
+def give(monkeypatch: pytest.MonkeyPatch, arrays: Arrays | None) -> None:
+    """These device arrays to every engine that is opened; None says that PyTorch finds no GPU."""
+
+    def cuda_arrays(device: int) -> Arrays:
+        if arrays is None:
+            raise EngineUnavailable(f"torch finds no CUDA device {device}")
+        return arrays
+
+    monkeypatch.setattr(ort_cuda, "cuda_arrays", cuda_arrays)
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Session]]:
     """An ONNX Runtime that says it has GPU providers; without device arrays until a test gives some."""
@@ -139,38 +145,34 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Session]]:
     monkeypatch.setattr(Session, "broken", frozenset())
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: GPU_PROVIDERS)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: None)
-    for module in (ort_gpu, ort_tensorrt):
-        monkeypatch.setattr(module, "gpu", lambda number: Gpu(f"GPU of number {number}", "9.0", "580.1"))
+    give(monkeypatch, None)
+    monkeypatch.setattr(ort_cuda, "gpu", lambda number: Gpu(f"GPU of number {number}", "9.0", "580.1"))
     yield Session
     Session.opened = []
 
 
-def open_role(bundle: Bundle, role: str, engine: str = "ort-cuda", **options: Any) -> Any:
+def open_role(bundle: Bundle, role: str, **options: Any) -> Any:
     graph = bundle.graph(role)
-    return open_engine(engine, bundle.file(graph.file), graph.inputs, GraphOptions(**options))
+    return open_engine("ort-cuda", bundle.file(graph.file), graph.inputs, GraphOptions(**options))
 
 
 def counted(k: int) -> np.ndarray:
     return np.array([k], np.int64)
 
 
-@pytest.mark.parametrize("engine", ["ort-cuda", "ort-tensorrt"])
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="the GPU package is installed")
-def test_the_package_of_the_cpu_is_named_and_what_to_install(bundle: Bundle, engine: str, tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailable, match=r"has only .*CPUExecutionProvider.*pip install .*onnxruntime-gpu"):
-        open_role(bundle, "full", engine, cache=tmp_path)
-    status = next(item for item in available() if item.name == engine)
+def test_the_package_of_the_cpu_is_named_and_what_to_install(bundle: Bundle) -> None:
+    with pytest.raises(EngineUnavailable, match=r"CPUExecutionProvider.*onnxruntime-gpu"):
+        open_role(bundle, "full")
+    status = next(item for item in available() if item.name == "ort-cuda")
     assert status.info is None
     assert "CPUExecutionProvider" in status.reason
 
 
-@pytest.mark.parametrize(("engine", "asked"), [("ort-cuda", "CUDAExecutionProvider"), ("ort-tensorrt", "TensorrtExecutionProvider")])
-def test_a_provider_that_did_not_start_is_refused(bundle: Bundle, gpu: type[Session], tmp_path: Path, engine: str, asked: str) -> None:
-    gpu.broken = frozenset({asked})
-    started = "CUDAExecutionProvider, CPUExecutionProvider" if engine == "ort-tensorrt" else "CPUExecutionProvider"
-    with pytest.raises(EngineUnavailable, match=f"asked for {asked}, but ONNX Runtime .* started {started}; install the CUDA"):
-        open_role(bundle, "full", engine, cache=tmp_path)
+def test_a_provider_that_did_not_start_is_rejected(bundle: Bundle, gpu: type[Session]) -> None:
+    gpu.broken = frozenset({"CUDAExecutionProvider"})
+    with pytest.raises(EngineUnavailable, match=r"CUDAExecutionProvider.* started CPUExecutionProvider"):
+        open_role(bundle, "full")
 
 
 @pytest.mark.usefixtures("gpu")
@@ -178,7 +180,7 @@ def test_a_device_that_is_not_there_is_named(bundle: Bundle, monkeypatch: pytest
     def no_device(number: int) -> Gpu:
         raise EngineUnavailable(f"device = {number}, but the NVIDIA driver lists 0")
 
-    monkeypatch.setattr(ort_gpu, "gpu", no_device)
+    monkeypatch.setattr(ort_cuda, "gpu", no_device)
     status = next(item for item in available() if item.name == "ort-cuda")
     assert (status.info, status.reason) == (None, "device = 0, but the NVIDIA driver lists 0")
     with pytest.raises(EngineUnavailable, match="device = 3, but"):
@@ -186,13 +188,13 @@ def test_a_device_that_is_not_there_is_named(bundle: Bundle, monkeypatch: pytest
 
 
 def test_options_of_cuda(bundle: Bundle, gpu: type[Session], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: Arrays(stream=4660))
+    give(monkeypatch, Arrays(stream=4660))
     open_role(bundle, "full", device=0)
     ((name, options),) = gpu.opened[-1].providers
     assert name == "CUDAExecutionProvider"
     assert options == {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC", "user_compute_stream": "4660"}
     assert not gpu.opened[-1].fallback
-    monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: None)
+    give(monkeypatch, None)
     open_role(bundle, "full", device=1)
     ((_, options),) = gpu.opened[-1].providers
     assert options["device_id"] == "1"
@@ -212,7 +214,7 @@ def test_host_arrays_pass_through(bundle: Bundle, gpu: type[Session]) -> None:
 
 def test_device_arrays_go_by_address_and_come_from_the_device(bundle: Bundle, gpu: type[Session], monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = Arrays(stream=77)
-    monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: arrays)
+    give(monkeypatch, arrays)
     engine, pixels = open_role(bundle, "fused"), MODEL.pixels(2)
     assert isinstance(engine, DeviceEngine)
     outputs = engine.run_device({"pixels": arrays.to_device(pixels), "k": counted(5)})
@@ -226,7 +228,7 @@ def test_device_arrays_go_by_address_and_come_from_the_device(bundle: Bundle, gp
 @pytest.mark.parametrize(("opened_on", "run_on"), [(77, 88), (0, 0)])
 def test_another_stream_waits_on_both_sides(bundle: Bundle, gpu: type[Session], monkeypatch: pytest.MonkeyPatch, opened_on: int, run_on: int) -> None:
     arrays = Arrays(stream=opened_on)
-    monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: arrays)
+    give(monkeypatch, arrays)
     engine = open_role(bundle, "full")
     arrays.stream = run_on
     engine.run_device({"pixels": arrays.to_device(MODEL.pixels(1))})
@@ -236,7 +238,7 @@ def test_another_stream_waits_on_both_sides(bundle: Bundle, gpu: type[Session], 
 
 
 def test_nothing_is_recorded(bundle: Bundle, gpu: type[Session], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: Arrays(stream=1))
+    give(monkeypatch, Arrays(stream=1))
     engine, results = open_role(bundle, "full"), iter("ab")
     recording = engine.arrays.capture(lambda: next(results))
     assert [recording.replay(), recording.replay()] == ["a", "b"]
@@ -247,14 +249,14 @@ def test_nothing_is_recorded(bundle: Bundle, gpu: type[Session], monkeypatch: py
     ("tensor", "message"),
     [
         (DeviceTensor(MODEL.pixels(1).astype(np.float64)), "float64"),
-        (DeviceTensor(MODEL.pixels(1), dtype="torch.bfloat16"), "has dtype bfloat16, "),
+        (DeviceTensor(MODEL.pixels(1), dtype="torch.bfloat16"), "bfloat16"),
         (DeviceTensor(MODEL.pixels(1)[:, :, :, :7].copy()), r"\(1, 3, 8, 7\)"),
-        (DeviceTensor(MODEL.pixels(2).transpose(0, 1, 3, 2)), "pixels is not contiguous on the device"),
+        (DeviceTensor(MODEL.pixels(2).transpose(0, 1, 3, 2)), "pixels is not contiguous"),
     ],
 )
 @pytest.mark.usefixtures("gpu")
 def test_wrong_device_arrays_are_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tensor: DeviceTensor, message: str) -> None:
-    monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: Arrays(stream=1))
+    give(monkeypatch, Arrays(stream=1))
     with pytest.raises(ShapeError, match=message):
         open_role(bundle, "full").run_device({"pixels": tensor})
 
@@ -262,96 +264,18 @@ def test_wrong_device_arrays_are_refused(bundle: Bundle, monkeypatch: pytest.Mon
 @pytest.mark.usefixtures("gpu")
 def test_a_failure_on_the_device_is_mapped(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = Arrays(stream=1)
-    monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: arrays)
+    give(monkeypatch, arrays)
     with pytest.raises(EngineError, match=r"failed in .*fused\.onnx on pixels \(1, 3, 8, 8\), k \(1,\): ") as caught:
         open_role(bundle, "fused").run_device({"pixels": arrays.to_device(MODEL.pixels(1)), "k": counted(17)})
     assert caught.value.__cause__ is not None
 
 
-def test_options_of_tensorrt(bundle: Bundle, gpu: type[Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_gpu, "device_arrays", lambda _: Arrays(stream=9))
-    build = BuildOptions(batch=ShapeRange(1, 4, 8), keeps=(5, 9), level=4, workspace_mib=512)
-    built = profiles(bundle.manifest, build)
-    open_role(bundle, "fused", "ort-tensorrt", cache=tmp_path, build=build, profiles=built, precision="fp16")
-    (first, options), (second, cuda) = gpu.opened[-1].providers
-    assert (first, second) == ("TensorrtExecutionProvider", "CUDAExecutionProvider")
-    assert options["trt_profile_min_shapes"] == "pixels:1x3x8x8,k:5,pixels:1x3x8x8,k:9"
-    assert options["trt_profile_opt_shapes"] == "pixels:4x3x8x8,k:5,pixels:4x3x8x8,k:9"
-    assert options["trt_profile_max_shapes"] == "pixels:8x3x8x8,k:5,pixels:8x3x8x8,k:9"
-    assert options["trt_builder_optimization_level"] == "4"
-    assert options["trt_max_workspace_size"] == str(512 * 2**20)
-    assert options["user_compute_stream"] == cuda["user_compute_stream"] == "9"
-    assert Path(options["trt_engine_cache_path"]).parent == tmp_path / "ort-tensorrt"
-    # A flag would let TensorRT choose; without one the types of the graph hold.
-    assert not any("fp16" in name or "bf16" in name or "int8" in name for name in options)
-
-
-def test_a_graph_uses_the_axes_it_has(bundle: Bundle, gpu: type[Session], tmp_path: Path) -> None:
-    built = profiles(bundle.manifest, BuildOptions(keeps=(5, 9)))
-    for role, shapes in (("pre", "pixels:1x3x8x8"), ("post", "tokens:1x6x12,tokens:1x10x12")):
-        open_role(bundle, role, "ort-tensorrt", cache=tmp_path, profiles=built)
-        assert gpu.opened[-1].providers[0][1]["trt_profile_min_shapes"] == shapes
-    with pytest.raises(ConfigError, match="axis tokens has no range to build for, only batch have"):
-        open_role(bundle, "post", "ort-tensorrt", cache=tmp_path, profiles=({"batch": ShapeRange(1, 1, 1)},))
-
-
-@pytest.mark.usefixtures("gpu")
-def test_engines_of_other_graphs_shapes_devices_and_options_lie_apart(bundle: Bundle, tmp_path: Path) -> None:
-    inputs = (PIXELS, TensorSpec("k", "int64", (1,)))
-    wide, narrow = profiles(bundle.manifest, BuildOptions()), profiles(bundle.manifest, BuildOptions(keeps=(5,)))
-    variants = [
-        GraphOptions(cache=tmp_path),
-        GraphOptions(cache=tmp_path, profiles=wide),
-        GraphOptions(cache=tmp_path, profiles=narrow),
-        GraphOptions(cache=tmp_path, precision="fp16"),
-        GraphOptions(cache=tmp_path, device=1),
-        GraphOptions(cache=tmp_path, build=BuildOptions(level=5)),
-    ]
-    folders = [ort_tensorrt.engine_folder(bundle.file("fused.onnx"), inputs, options) for options in variants]
-    folders.append(ort_tensorrt.engine_folder(bundle.file("full.onnx"), inputs, variants[0]))
-    assert len(set(folders)) == len(folders)
-    assert folders[0] == ort_tensorrt.engine_folder(bundle.file("fused.onnx"), inputs, variants[0])
-
-
-def test_engines_that_were_not_built_here_are_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "engines"
-    with ort_tensorrt.built_here(folder):
-        (folder / "graph_sm90.engine").write_bytes(b"built")
-        (folder / "timing.cache").write_bytes(b"times")
-    with ort_tensorrt.built_here(folder):
-        (folder / "timing.cache").write_bytes(b"other times")
-    with ort_tensorrt.built_here(folder):
-        pass
-    (folder / "graph_sm90.engine").write_bytes(b"built elsewhere")
-    with (
-        pytest.raises(EngineError, match=r"graph_sm90\.engine is not what was built here, so it is not loaded; delete the folder"),
-        ort_tensorrt.built_here(folder),
-    ):
-        pass
-    (folder / "graph_sm90.engine").write_bytes(b"built")
-    (folder / "files.json").write_text("{")
-    with pytest.raises(EngineError, match=r"files\.json is damaged"), ort_tensorrt.built_here(folder):
-        pass
-
-
-def test_a_build_that_fails_leaves_nothing_to_trust(tmp_path: Path) -> None:
-    folder = tmp_path / "engines"
-    with pytest.raises(RuntimeError, match="out of memory"), ort_tensorrt.built_here(folder):
-        (folder / "half.engine").write_bytes(b"half")
-        raise RuntimeError("out of memory")
-    with pytest.raises(EngineError, match=r"half\.engine is not what was built here"), ort_tensorrt.built_here(folder):
-        pass
-    assert not (folder / "files.json").exists()
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize("engine", ["ort-cuda", "ort-tensorrt"])
-def test_ties_and_device_arrays_on_the_gpu(bundle: Bundle, tmp_path: Path, engine: str) -> None:
+def test_ties_and_device_arrays_on_the_gpu(bundle: Bundle) -> None:
     reasons = {status.name: status.reason for status in available()}
-    if reasons[engine]:
-        pytest.skip(reasons[engine])
-    built = profiles(bundle.manifest, BuildOptions(batch=ShapeRange(1, 2, 4)))
-    opened = open_role(bundle, "fused", engine, cache=tmp_path, profiles=built)
+    if reasons["ort-cuda"]:
+        pytest.skip(reasons["ort-cuda"])
+    opened = open_role(bundle, "fused")
     # Equal patches have equal scores.
     same = np.ones_like(MODEL.pixels(2))
     for pixels in (MODEL.pixels(2), same):
@@ -359,4 +283,3 @@ def test_ties_and_device_arrays_on_the_gpu(bundle: Bundle, tmp_path: Path, engin
         if isinstance(opened, DeviceEngine):
             outputs = opened.run_device({"pixels": opened.arrays.to_device(pixels), "k": counted(5)})
             np.testing.assert_allclose(opened.arrays.to_host(outputs["embedding"]), MODEL.embed(pixels, (5,)), atol=1e-4)
-    assert json.loads(next(tmp_path.rglob("files.json")).read_text()) if engine == "ort-tensorrt" else True

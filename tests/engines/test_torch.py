@@ -357,7 +357,7 @@ def test_wrong_arrays_on_the_device_are_refused(engine: Any) -> None:
         (pixels[:, :, :4], r"not contiguous|shape"),
         (pixels[:, :2].contiguous(), r"\(2, 2, 8, 8\)"),
         (pixels.permute(0, 1, 3, 2), "not contiguous"),
-        (pixels.numpy()[0], "shape"),
+        (pixels.numpy()[0], "ndarray"),
         ([1.0], "list"),
     ):
         with pytest.raises(ShapeError, match=message):

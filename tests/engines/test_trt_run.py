@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pytest
@@ -205,7 +204,7 @@ def test_a_device_array_must_be_contiguous(make: Maker) -> None:
     setup = make("full")
     pixels = setup.arrays.to_device(np.asfortranarray(MODEL.pixels(2)).transpose(0, 1, 2, 3))
     flipped = np.moveaxis(np.moveaxis(pixels, 1, 3).copy(), 3, 1)
-    with pytest.raises(ShapeError, match="pixels is not contiguous on the device"):
+    with pytest.raises(ShapeError, match="pixels is not contiguous"):
         setup.engine.run_device({"pixels": flipped})
     host = np.asarray(flipped)
     np.testing.assert_allclose(setup.engine.run({"pixels": host})["embedding"], MODEL.embed(host, (16,)), atol=1e-5)
@@ -218,19 +217,11 @@ def test_an_array_of_a_dtype_without_a_name_is_refused(make: Maker) -> None:
         def is_contiguous(self) -> bool:
             return True
 
-    with pytest.raises(ShapeError, match=r"pixels has dtype torch\.float4_odd, which no graph takes"):
+        def data_ptr(self) -> int:
+            return 0
+
+    with pytest.raises(ShapeError, match=r"pixels has dtype torch\.float4_odd"):
         make("full").engine.run_device({"pixels": Strange()})
-
-
-def test_addresses_by_the_cuda_array_interface(make: Maker) -> None:
-    class Cupy(np.ndarray):
-        @property
-        def __cuda_array_interface__(self) -> dict[str, Any]:
-            return {"data": (self.ctypes.data, False), "shape": self.shape, "strides": None}
-
-    setup = make("full")
-    outputs = setup.engine.run_device({"pixels": MODEL.pixels(2).view(Cupy)})
-    np.testing.assert_allclose(outputs["embedding"], MODEL.embed(MODEL.pixels(2), (16,)), atol=1e-5)
 
 
 @pytest.mark.parametrize("call", ["new_context", "set_optimization_profile_async", "set_input_shape", "set_tensor_address", "execute_async_v3"])

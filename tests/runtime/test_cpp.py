@@ -238,7 +238,7 @@ def test_keep_and_engine_out_of_range(tmp_path: Path, photographs: list[Path]) -
     assert "has no classes" in found.stderr
 
 
-@pytest.mark.parametrize("engine", ["ort-cuda", "ort-tensorrt", "trt", "trt-rtx", "openvino"])
+@pytest.mark.parametrize("engine", ["ort-cuda", "trt", "trt-rtx", "openvino"])
 def test_an_engine_that_cannot_run_says_what_is_missing(bundle: Bundle, photographs: list[Path], engine: str) -> None:
     found = run(built_file("programs/prtool-run"), "embed", bundle.path, photographs[0], "--engine", engine)
     if found.returncode == 0:

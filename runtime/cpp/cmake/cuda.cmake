@@ -15,7 +15,7 @@ target_sources(prtool_core PRIVATE src/cuda/cuda.cpp src/cuda/gpu_device.cpp src
 set(PRTOOL_GPU_LIBRARIES CUDA::cudart_static ${CMAKE_DL_LIBS})
 target_link_libraries(prtool_core PUBLIC ${PRTOOL_GPU_LIBRARIES})
 if(PRTOOL_CUDA)
-  target_sources(prtool_core PRIVATE src/engines/ort_gpu.cpp src/engines/ort_tensorrt_cache.cpp)
+  target_sources(prtool_core PRIVATE src/engines/ort_gpu.cpp)
   target_compile_definitions(prtool_core PRIVATE PRTOOL_WITH_CUDA)
 endif()
 

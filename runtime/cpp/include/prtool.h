@@ -66,7 +66,7 @@ PRTOOL_API const char* prtool_engines(void);
 
 /* How a bundle is run. Set to zero, then set what should differ: {0} is the default of every field. */
 typedef struct prtool_options {
-    const char* engine;    /* "ort" (default), "ort-cuda", "ort-tensorrt", "openvino", "trt", "trt-rtx" */
+    const char* engine;    /* "ort" (default), "ort-cuda", "openvino", "trt", "trt-rtx" */
     const char* mode;      /* "fused" (default: one graph), "split" (selection between two), "full" (unpruned, the baseline) */
     const char* precision; /* "fp32" (default), or another that the bundle holds */
     int threads;           /* CPU threads of a call; 0 takes what the machine grants this process */
@@ -125,7 +125,7 @@ PRTOOL_API prtool_keep prtool_keep_counts(const int64_t* counts, int64_t length)
  * embeddings: (batch, embed_dim). */
 PRTOOL_API prtool_status prtool_encode_pixels(prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings);
 
-/* The same from and to the memory of the GPU of engines ort-cuda, ort-tensorrt, trt and trt-rtx. The work is put behind what is on
+/* The same from and to the memory of the GPU of engines ort-cuda, trt and trt-rtx. The work is put behind what is on
  * `stream`, a cudaStream_t of that GPU (NULL: the default stream), and before what is put there later; the call may return before
  * it is done. So embeddings are not checked: a score that is not a number ranks last. Other engines return PRTOOL_CONFIG. */
 PRTOOL_API prtool_status prtool_encode_device_pixels(

@@ -34,7 +34,7 @@ public:
     }
 
     void run_on_device(const Call&, const float*, float*, void*, const Steps&) override {
-        throw Error(Status::config, std::string("engine ") + engine_ + " works in host memory; give it host memory, or open ort-cuda, ort-tensorrt, trt or trt-rtx");
+        throw Error(Status::config, std::string("engine ") + engine_ + " works in host memory; give it host memory, or open ort-cuda, trt or trt-rtx");
     }
 
 private:

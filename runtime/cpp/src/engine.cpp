@@ -31,9 +31,9 @@ constexpr Make kOpenVino = make_openvino;
 constexpr Make kOpenVino = nullptr;
 #endif
 #if defined(PRTOOL_WITH_CUDA)
-constexpr Make kOrtCuda = make_ort_cuda, kOrtTensorRt = make_ort_tensorrt;
+constexpr Make kOrtCuda = make_ort_cuda;
 #else
-constexpr Make kOrtCuda = nullptr, kOrtTensorRt = nullptr;
+constexpr Make kOrtCuda = nullptr;
 #endif
 #if defined(PRTOOL_WITH_TENSORRT)
 constexpr Make kTrt = make_trt;
@@ -50,7 +50,6 @@ const std::vector<Entry>& entries() {
     static const std::vector<Entry> known = {
         {"ort", {"fp32", "int8"}, make_ort, "PRTOOL_ONNXRUNTIME_ROOT=<its folder>"},
         {"ort-cuda", {"fp32", "fp16"}, kOrtCuda, "PRTOOL_CUDA=ON"},
-        {"ort-tensorrt", {"fp32", "fp16"}, kOrtTensorRt, "PRTOOL_CUDA=ON"},
         {"openvino", {"fp32", "bf16", "int8"}, kOpenVino, "PRTOOL_OPENVINO=ON"},
         {"trt", {"fp32", "fp16", "bf16"}, kTrt, "PRTOOL_TENSORRT_INCLUDE=<folder of its headers>", true},
         {"trt-rtx", {"fp32", "fp16", "bf16"}, kTrtRtx, "PRTOOL_TENSORRT_RTX_INCLUDE=<folder of its headers>", true},

@@ -85,7 +85,6 @@ int granted_cpus();
 // Each is defined where this library was built with it.
 std::unique_ptr<Engine> make_ort(const EngineSettings& settings);
 std::unique_ptr<Engine> make_ort_cuda(const EngineSettings& settings);
-std::unique_ptr<Engine> make_ort_tensorrt(const EngineSettings& settings);
 std::unique_ptr<Engine> make_openvino(const EngineSettings& settings);
 std::unique_ptr<Engine> make_trt(const EngineSettings& settings);
 std::unique_ptr<Engine> make_trt_rtx(const EngineSettings& settings);
