@@ -61,12 +61,12 @@ class Bound:
                 missing -= len(part)
 
     def _forwards(self, search: GoldenSearch) -> dict[str, Forward]:
-        tower, config, device = search.model.tower, search.config, self.device.type
+        tower, device = search.model.tower, self.device.type
 
         @torch.no_grad()
         def autocast(tokens: Tensor) -> Tensor:
             with torch.autocast(device, torch.bfloat16):
-                through = tower.run_blocks(tokens, config.location, tower.depth)
+                through = tower.run_blocks(tokens, search.location, tower.depth)
             return functional.normalize(tower.head(through.float()), dim=-1)
 
         own: dict[str, Forward] = {"tail": search.tail.embed}
@@ -102,16 +102,16 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def measure(model: DualEncoder, images: ImageSet, config: GoldenConfig, rounds: int, progress: Progress) -> dict[str, Any]:
+def measure(model: DualEncoder, images: ImageSet, location: int, config: GoldenConfig, rounds: int, progress: Progress) -> dict[str, Any]:
     """Interleaved rounds of the whole ranking, the search alone and the plain forward; figures are medians."""
-    search = GoldenSearch(model, config)
+    search = GoldenSearch(model, location, config)
     device = search.tail.device
     with torch.no_grad():
         pixels = next(pixel_batches(images, model.preprocess, range(len(images)), len(images)))[1]
-        tokens = model.tower.run_pre(pixels.to(device), config.location)
+        tokens = model.tower.run_pre(pixels.to(device), location)
     bound = Bound(search, tokens)
     works: dict[str, Callable[[], object]] = {
-        "ranking": lambda: rank_images(model, images, config, None),
+        "ranking": lambda: rank_images(search, images, None),
         "search": lambda: search.rank(tokens),
         "bound": lambda: bound.run(len(images)),
     }
@@ -162,16 +162,18 @@ def _run(options: dict[str, object]) -> None:
     if threads := int(str(options["threads"])):
         torch.set_num_threads(threads)
     machine = this_machine()
-    config = GoldenConfig(location=int(str(options["location"])), group=int(str(options["group"])), precision=str(options["precision"]))
+    config = GoldenConfig(group=int(str(options["group"])), precision=str(options["precision"]))
     images = load_split(str(options["data"]), "train").take(int(str(options["count"])))
     model = load_model(str(options["model"]), str(options["pretrained"]), str(options["device"]))
-    found = measure(model, images, config, int(str(options["rounds"])), BarProgress())
+    location = int(str(options["location"]))
+    found = measure(model, images, location, config, int(str(options["rounds"])), BarProgress())
     device = torch.cuda.get_device_name() if options["device"] == "cuda" else f"{machine.cpu}, {torch.get_num_threads()} threads"
     report = {
         "model": Path(model.name).name,
         "device": device,
         "machine": asdict(machine),
         "versions": {**library_versions(), "torch": torch.__version__},
+        "location": location,
         "config": asdict(config),
         "images": len(images),
         **found,
@@ -179,7 +181,7 @@ def _run(options: dict[str, object]) -> None:
     file = publish_json(named(options["output"], "golden", report["model"], options["device"], report["precision"]), report)
     rows = [[row["what"], f"{row['images_per_s']:.2f}", f"{row['sequences_per_s']:.1f}", f"{row['share_of_bound']:.3f}"] for row in found["rows"]]
     plain = found["plain_forward"]
-    title = f"{report['model']} in {report['precision']}, {config.group} x {config.group} groups on entry to block {config.location}, on {device}"
+    title = f"{report['model']} in {report['precision']}, {config.group} x {config.group} groups on entry to block {location}, on {device}"
     notes = [f"bound = plain forward ({plain['kind']}, {plain['batch']} sequences a batch); ranking = search + decoding and the blocks before"]
     if machine.load_average and machine.load_average > 1.0:
         notes.append(f"the load was {machine.load_average} before the measurement: other jobs ran, and the rates are lower than the machine's")

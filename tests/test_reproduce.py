@@ -256,7 +256,7 @@ def test_settings_reach_the_run(study):
     table = make_table("locations", replace(study, settings={"fit.loss": "kl"}))
     job = next(cell.job for cell in table.cells if cell.row == "4, 6, 8, 10" and cell.job.seed == 1)
     config = run_config(job, replace(study, settings={"fit.loss": "kl"}))
-    assert (config.golden.location, config.prune.then, config.fit.loss) == (4, (6, 8, 10), "kl")
+    assert (config.prune.locations, config.fit.loss) == ((4, 6, 8, 10), "kl")
     assert (config.seed, config.fit.seed, config.tokens.seed, config.tokens.shots) == (1, 1, 1, 2)
     assert config.templates == ("a photo of a {}.",)
 
@@ -396,7 +396,7 @@ def test_bad_requests_are_refused(study):
     with pytest.raises(ConfigError, match="give --seeds instead"):
         replace(study, settings={"seed": 1})
     with pytest.raises(ConfigError, match="varies it itself"):
-        make_table("layers", replace(study, settings={"golden.location": 2}))
+        make_table("layers", replace(study, settings={"prune.locations": [2]}))
     with pytest.raises(ConfigError, match="only the table main takes several keeps"):
         make_table("layers", replace(study, keeps=(Keep.ratio(0.6), Keep.ratio(0.5))))
     with pytest.raises(ConfigError, match="no row of the table main is called so; it has: unpruned; EViT;"):
@@ -412,7 +412,7 @@ def test_bad_requests_are_refused(study):
 def tiny(folder, tmp_path):
     """A study whose runs take seconds."""
     small = {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
-    small |= {"golden.location": 2, "distill.steps": 3, "distill.batch": 4, "tokens.visual": 1, "tokens.epochs": 1, "tokens.batch": 4}
+    small |= {"prune.locations": [2], "distill.steps": 3, "distill.batch": 4, "tokens.visual": 1, "tokens.epochs": 1, "tokens.batch": 4}
     return Study(data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model"), keeps=(Keep.ratio(0.5),), shots=2, settings=small)
 
 

@@ -30,7 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("project")
     write_dataset(root / "data", SceneCounts(train=2, val=1, test=1), seed=0)
     write_model(root / "model")
-    settings = f'model = "local-dir:{root / "model"}"\ndata = "{root / "data"}"\n[golden]\nlocation = 3\n[fit]\nepochs = 8\n'
+    settings = f'model = "local-dir:{root / "model"}"\ndata = "{root / "data"}"\n[prune]\nlocations = [3]\n[fit]\nepochs = 8\n'
     (root / "prtool.toml").write_text(settings)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -61,7 +61,7 @@ def test_golden_ranking_and_predictor_prefer_the_object(project: Path) -> None:
     from prtool.runtime.images.preprocess import prepare_batch
     from prtool.trainer.data.load import load_split
     from prtool.trainer.models.dual_encoder import load_model
-    from prtool.trainer.objectives.golden import GoldenConfig
+    from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
     from prtool.trainer.objectives.golden_store import rank_images
 
     images = load_split(project / "data", "test")
@@ -70,7 +70,7 @@ def test_golden_ranking_and_predictor_prefer_the_object(project: Path) -> None:
         manifest = encoder.manifest
         coverage = np.stack([patch_coverage(read_mask(file), manifest.prune.grid) for file in files])
         kept = encoder.kept(prepare_batch(files, manifest.preprocess), keep=0.5)[-1]
-    golden = rank_images(load_model(f"local-dir:{project / 'model'}"), images, GoldenConfig(location=3), None)
+    golden = rank_images(GoldenSearch(load_model(f"local-dir:{project / 'model'}"), 3, GoldenConfig()), images, None)
     half = np.asarray(golden.ranking)[:, : manifest.prune.patches // 2].astype(np.int64)
     for chosen in (half, kept):
         share = np.take_along_axis(coverage, chosen, axis=1).sum() / coverage.sum()

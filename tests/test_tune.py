@@ -168,7 +168,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set and an untrained run; the tests work on copies of the run's two files."""
     root = tmp_path_factory.mktemp("tune")
     data = write_images(root / "data", {"train": 2, "val": 2})
-    settings = {"model": write_model(root / "model"), "data": str(data), "golden.location": LOCATION, "device": "cpu", "phases": ("none",)}
+    settings = {"model": write_model(root / "model"), "data": str(data), "prune.locations": [LOCATION], "device": "cpu", "phases": ("none",)}
     train(TrainConfig.load(None, settings), root / "run")
     return root
 
@@ -213,7 +213,7 @@ class Script:
             lost = round(drop * IMAGES / 100)
             return EvalRow(method, k / PATCHES, 80.0 - drop, IMAGES, 1.0 + k / 10, None, 1.0 - drop / 100, lost + self.flips, self.flips)
 
-        rows = (row(UNPRUNED, PATCHES, 0.0), *(row(config.methods[0], k, self.drop_ratios[where][k]) for k in counts))
+        rows = (row(UNPRUNED, PATCHES, 0.0), *(row(config.methods[0], k, self.drops[where][k]) for k in counts))
         return EvalReport(rows, "tiny", "", "0" * 64, str(data), config.split, 0, where, PATCHES, True, ())
 
     def export(self, _run: Path, out: Path, *_: object) -> Any:
@@ -268,9 +268,9 @@ def test_other_locations_are_sibling_runs(run: Path) -> None:
     report = tune(run, config(Limits(max_drop=1.0), locations=((2,), (3,), (2, 3))), tools=told.tools())
     assert report.choice is not None
     assert (report.choice.locations, report.choice.k) == ((2, 3), 8)
-    assert [(folder.relative_to(run).as_posix(), made.golden.location, made.prune.then) for folder, made in told.trained] == [
-        ("tune/at-3/run", 3, ()),
-        ("tune/at-2-3/run", 2, (3,)),
+    assert [(folder.relative_to(run).as_posix(), made.prune.locations) for folder, made in told.trained] == [
+        ("tune/at-3/run", (3,)),
+        ("tune/at-2-3/run", (2, 3)),
     ]
     found = read_result(run)
     assert found is not None

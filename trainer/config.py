@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,8 +45,7 @@ NOTES: dict[str, str] = {
     "phases": "rank (golden ranking), predictor (train the scorer), tokens (tune learnable tokens), none (an untrained scorer, for speed work)",
     "objective": "distill (the scorer learns from its own choice, by the cosine to the unpruned embedding) or ranking (golden ranking, the paper's)",
     "golden.score": "feature (the paper's choice), confidence or label",
-    "golden.location": "block that tokens drop on entry to, counted from 1",
-    "prune.then": "further blocks on entry to which patches drop, rising, for progressive pruning; equal numbers drop at each",
+    "prune.locations": "blocks (1-based, increasing) on entry to which patches drop; several prune progressively, by equal numbers at each",
     "prune.counts": "patches that stay at each location, in place of equal drops, such as [157, 137, 127, 118]; [] for equal drops",
     "prune.rescore": "train a scorer for each further location; false keeps the order of the first",
     "golden.group": "side of the square of neighbouring patches removed together; 1 = single patches",
@@ -103,22 +103,25 @@ NOTES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class PruneConfig:
-    """Pruning behind the first location, which is `golden.location`; `NOTES` says what each setting means."""
+    """Where patches drop; `NOTES` says what each setting means."""
 
-    then: tuple[int, ...] = ()
+    locations: tuple[int, ...] = (4,)
     counts: tuple[int, ...] = ()
     rescore: bool = False
 
     def __post_init__(self) -> None:
-        if self.counts and len(self.counts) != len(self.then) + 1:
-            raise ConfigError(f"prune counts = {list(self.counts)}, but there are {len(self.then) + 1} locations; give one count for each")
-        if self.rescore and not self.then:
-            raise ConfigError("prune rescore = true, but there is one location; give further ones with prune.then, such as [6, 8, 10]")
+        places = list(self.locations)
+        if not places or min(places) < 1 or any(later <= place for place, later in itertools.pairwise(places)):
+            raise ConfigError(f"prune.locations = {printable(places)}, but they must be blocks from 1 on that increase, such as [4, 6, 8, 10]")
+        if self.counts and len(self.counts) != len(places):
+            raise ConfigError(f"prune.counts = {list(self.counts)}, but prune.locations has {len(places)} blocks; give one count for each")
+        if self.rescore and len(places) == 1:
+            raise ConfigError(f"prune.rescore = true, but prune.locations = {places} is one block; give several, such as [4, 6, 8, 10]")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Everything a run depends on; `NOTES` says what each setting means. The location stands once, in `golden.location`."""
+    """Everything a run depends on; `NOTES` says what each setting means."""
 
     model: str = "ViT-B-16"
     pretrained: str = ""
@@ -158,7 +161,7 @@ class TrainConfig:
 
         Args:
             path: the file, or None for the defaults.
-            overrides: dotted name -> value, such as {"golden.location": 4}; they win over the file.
+            overrides: dotted name -> value, such as {"prune.locations": [4]}; they win over the file.
 
         Raises:
             ConfigError: the file is missing or no TOML, a setting is unknown, or a value has the wrong type or range.

@@ -30,7 +30,6 @@ class GoldenConfig:
     Attributes:
         score: "feature" (cosine to the unpruned embedding), "label" (probability of the true class) or "confidence"
             (highest class probability), each computed without the candidate; high = prune first.
-        location: 1-based block on entry to which candidates are left out.
         group: b; squares of b x b neighbouring patches are left out together (smaller at the right and lower edge
             where b does not divide the grid).
         step: groups dropped in a greedy step, after which those that remain are scored again; 0 = score once.
@@ -40,7 +39,6 @@ class GoldenConfig:
     """
 
     score: str = "feature"
-    location: int = 4
     group: int = 2
     step: int = 0
     floor: int = 0
@@ -52,7 +50,7 @@ class GoldenConfig:
             raise ConfigError(f"golden score = {self.score!r}, but it must be one of {', '.join(SCORES)}")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"golden precision = {self.precision!r}, but it must be one of {', '.join(PRECISIONS)}")
-        for name, least in (("location", 1), ("group", 1), ("step", 0), ("floor", 0), ("memory_mb", 1)):
+        for name, least in (("group", 1), ("step", 0), ("floor", 0), ("memory_mb", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"golden {name} = {getattr(self, name)}, but it must be at least {least}")
         if self.floor and not self.step:

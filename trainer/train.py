@@ -27,6 +27,7 @@ from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.loading.source import canonical_name, canonical_pretrained
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.objectives.distill import DistillImages, DistillObjective
+from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import GoldenRanking, rank_images
 from prtool.trainer.objectives.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors, untuned
@@ -224,9 +225,9 @@ def _rank(run: _Run) -> list[tuple[GoldenRanking, GoldenRanking]]:
         classes = run.model.class_embeddings(run.images.train.classnames, templates_of(run.config))
     cache, found = run.folder / "golden", []
     for location in _scored_locations(run.config):
-        golden = replace(run.config.golden, location=location)
-        learned = rank_images(run.model, run.images.train, golden, cache / "train", classes, run.progress)
-        judged = rank_images(run.model, run.images.val, golden, cache / "val", classes, run.progress)
+        search = GoldenSearch(run.model, location, run.config.golden, classes)
+        learned = rank_images(search, run.images.train, cache / "train", run.progress)
+        judged = rank_images(search, run.images.val, cache / "val", run.progress)
         found.append((learned, judged))
     keep_json(marker, key, "ranked")
     return found
@@ -234,7 +235,7 @@ def _rank(run: _Run) -> list[tuple[GoldenRanking, GoldenRanking]]:
 
 def _scored_locations(config: TrainConfig) -> tuple[int, ...]:
     """The locations that have a scorer of their own."""
-    return (config.golden.location, *config.prune.then) if config.prune.rescore else (config.golden.location,)
+    return config.prune.locations if config.prune.rescore else config.prune.locations[:1]
 
 
 _Rankings = tuple[GoldenRanking, GoldenRanking]
@@ -319,7 +320,7 @@ def _with_tokens(run: _Run, scored: Checkpoint) -> Checkpoint:
 
 def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) -> Checkpoint:
     """The checkpoint of these settings with a freshly initialised scorer."""
-    prune = model.tower.prune_spec((config.golden.location, *config.prune.then))
+    prune = model.tower.prune_spec(config.prune.locations)
     if config.prune.counts:
         prune = prune.with_counts(config.prune.counts)
     kinds = [config.scorer, *[later_config(config.scorer)] * (len(_scored_locations(config)) - 1)]

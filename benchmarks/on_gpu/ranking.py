@@ -31,7 +31,7 @@ def ranking(model: str, precision: str, clock: Clock, images: int) -> dict[str, 
     """Times of ranking `images` images, and of the plain forward at the batch size that is fastest here."""
     encoder = make_encoder(model, "fp32", clock.device)
     # The search needs the tower alone, unless it scores by class.
-    search = GoldenSearch(cast(DualEncoder, SimpleNamespace(tower=encoder.tower)), GoldenConfig(location=LOCATION, precision=precision))
+    search = GoldenSearch(cast(DualEncoder, SimpleNamespace(tower=encoder.tower)), LOCATION, GoldenConfig(precision=precision))
     tokens = encoder.tower.run_pre(pixels_for(encoder, images, clock.device), LOCATION)
     whole = tokens.shape[1]
     lengths = Counter([whole, *(whole - size for size in search.members.sum(1).tolist())])

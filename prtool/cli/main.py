@@ -45,7 +45,7 @@ def app() -> None:
 @click.option("--pretrained", help="open_clip tag or checkpoint file; none gives random weights.")
 @click.option("--data", help="FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas; see docs/data.md.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/MODEL-DATA-HASH, the hash of all settings]")
-@click.option("--location", "locations", type=Counts(), help="Blocks (1-based) on entry to which patches are dropped, e.g. 4,6,8,10.  [default: 4]")
+@click.option("--location", "locations", type=Counts(), help="Blocks (1-based) on entry to which patches drop, e.g. 4,6,8,10.  [default: 4]")
 @click.option("--phase", "phases", type=Names("rank", "predictor", "tokens", "none"), help="Phases to run.  [default: predictor]")
 @click.option("--preset", type=click.Choice(["default", "leave-one-out", "paper"]), help="Settings by name; options and --set win over them.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any other setting of --show-config, e.g. --set golden.group=1.")
@@ -62,7 +62,7 @@ def train(config_file: Path | None, preset: str | None, settings: tuple[str, ...
     output: Path | None = flags.pop("output")
     given = {name: value for name, value in flags.items() if value is not None}
     if "locations" in given:
-        given["golden.location"], *given["prune.then"] = given.pop("locations")
+        given["prune.locations"] = given.pop("locations")
     in_folder = Path("prtool.toml") if Path("prtool.toml").is_file() else None
     config = TrainConfig.load(config_file or in_folder, {**(PRESETS[preset] if preset else {}), **given, **settings_of(settings)})
     if show_config:

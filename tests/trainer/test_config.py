@@ -20,10 +20,10 @@ def test_defaults():
 
 
 def test_a_file_and_overrides(tmp_path):
-    path = write(tmp_path, 'model = "ViT-B-32"\ntemplates = ["{} texture."]\n[golden]\nlocation = 3\n[fit]\nlr = 1\nepochs = 4\n')
-    config = TrainConfig.load(path, {"golden.location": 5, "fit.loss": "kl", "phases": ["rank"], "data": "pets"})
+    path = write(tmp_path, 'model = "ViT-B-32"\ntemplates = ["{} texture."]\n[prune]\nlocations = [3]\n[fit]\nlr = 1\nepochs = 4\n')
+    config = TrainConfig.load(path, {"prune.locations": [5], "fit.loss": "kl", "phases": ["rank"], "data": "pets"})
     assert (config.model, config.templates, config.data, config.phases) == ("ViT-B-32", ("{} texture.",), "pets", ("rank",))
-    assert (config.golden.location, config.fit.lr, config.fit.epochs, config.fit.loss) == (5, 1.0, 4, "kl")
+    assert (config.prune.locations, config.fit.lr, config.fit.epochs, config.fit.loss) == ((5,), 1.0, 4, "kl")
 
 
 def test_json_and_back():
@@ -62,14 +62,16 @@ def test_every_setting_is_explained():
         ("templates = ['photo']", "exactly once"),
         ("fit = 3", "fit = 3, but it must be a section"),
         ("phases = ['none', 'tokens']", "none alone"),
-        ("[prune]\nrescore = true", "give further ones with prune.then"),
-        ("[prune]\nthen = [6]\ncounts = [118]", "there are 2 locations"),
+        ("[prune]\nrescore = true", r"prune.locations = \[4\]"),
+        ("[prune]\nlocations = []", r"prune.locations = \[\]"),
+        ("[prune]\nlocations = [0]", r"prune.locations = \[0\]"),
+        ("[prune]\nlocations = [6, 4]", r"prune.locations = \[6, 4\]"),
+        ("[prune]\nlocations = [4, 6]\ncounts = [118]", r"prune.counts = \[118\]"),
         ("phases = ['learn']", "must be one of rank, predictor, tokens, none"),
         ("phases = ['none', 'rank']", "none alone"),
         ("phases = []", "give some of rank, predictor and tokens"),
         ("device = 'tpu'", "must be one of auto, cpu, cuda"),
         ("train_images = -1", "train_images = -1"),
-        ("[golden]\nlocation = 0", "location = 0"),
         ("[scorer]\narch = 'cnn'", "must be one of mix-mlp"),
         ("model = ", "cannot be read as TOML"),
         ("x = " + "[" * 100_000, "cannot be read as TOML"),

@@ -20,7 +20,7 @@ from prtool.trainer.data.address import folder_of, parse_data, split_data
 from prtool.trainer.data.few_shot import few_shot
 from prtool.trainer.data.load import ImageSet, available_splits, data_exists, load_split, pixel_batches, templates_for
 from prtool.trainer.data.merge import merge
-from prtool.trainer.objectives.golden import GoldenConfig
+from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images
 from prtool.trainer.train import RunImages
 
@@ -130,7 +130,7 @@ def test_a_score_that_needs_labels(tmp_path: Path) -> None:
     images = replace(noise_images(tmp_path, 2), labels=(-1, -1))
     model = tiny_encoder()
     with pytest.raises(DataError, match="the golden score 'label' needs labels, but 2 of 2 images"):
-        rank_images(model, images, GoldenConfig(score="label", location=2), None, class_embeddings(model))
+        rank_images(GoldenSearch(model, 2, GoldenConfig(score="label"), class_embeddings(model)), images, None)
 
 
 def test_a_run_records_what_loads_its_data_again(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from towers import open_clip_visual, timm_visual
 from prtool.errors import ConfigError, KeepError, ShapeError, StorageError
 from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep, Preprocess
-from prtool.trainer.config import TrainConfig
+from prtool.trainer.config import PruneConfig, TrainConfig
 from prtool.trainer.data.load import ImageSet, load_split
 from prtool.trainer.evaluation import evaluate as module
 from prtool.trainer.evaluation.baselines.random_ import Random
@@ -109,7 +109,7 @@ def classes(model: DualEncoder, images: ImageSet, object_first: np.ndarray) -> T
 
 
 def pruner_of(scorer: PatchScorer | None, model: DualEncoder, trained: bool = True) -> Pruner:
-    return Pruner(model.tower.prune_spec((LOCATION,)), () if scorer is None else (scorer,), trained, GoldenConfig(location=LOCATION))
+    return Pruner(model.tower.prune_spec((LOCATION,)), () if scorer is None else (scorer,), trained, GoldenConfig())
 
 
 @torch.no_grad()
@@ -272,7 +272,9 @@ def untrained(tmp_path: Path) -> TrainConfig:
     save_file({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, tmp_path / "model" / "open_clip_model.safetensors")
     settings = {"model_cfg": {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (tmp_path / "model" / "open_clip_config.json").write_text(json.dumps(settings))
-    return TrainConfig(model=f"local-dir:{tmp_path / 'model'}", phases=("none",), device="cpu", golden=GoldenConfig(location=LOCATION, group=2))
+    return TrainConfig(
+        model=f"local-dir:{tmp_path / 'model'}", phases=("none",), device="cpu", golden=GoldenConfig(group=2), prune=PruneConfig((LOCATION,))
+    )
 
 
 def test_a_run_is_evaluated_as_it_was_trained(untrained: TrainConfig, images: ImageSet, tmp_path: Path) -> None:
@@ -285,9 +287,7 @@ def test_a_run_is_evaluated_as_it_was_trained(untrained: TrainConfig, images: Im
     model = checkpoint.load_model()
     test = load_split(images.root, "test")
     classes = model.class_embeddings(images.classnames, checkpoint.templates)
-    expected = evaluate(
-        model, Pruner(checkpoint.prune, (checkpoint.chooser(),), False, GoldenConfig(location=LOCATION, group=2)), test, classes, config
-    )
+    expected = evaluate(model, Pruner(checkpoint.prune, (checkpoint.chooser(),), False, GoldenConfig(group=2)), test, classes, config)
     assert report.rows == expected.rows
     assert report.locations == (LOCATION,)
     assert report.unpruned.images == 6
@@ -336,8 +336,6 @@ def test_what_does_not_fit_is_refused_before_any_work(
         evaluate(model, ready, images, classes[:2], EvalConfig())
     with pytest.raises(ConfigError, match="needs a predictor"):
         evaluate(model, pruner_of(None, model), images, classes, EvalConfig(methods=("golden", "patch-ranking")))
-    with pytest.raises(ConfigError, match=r"golden\.location = 4, but tokens drop at 2"):
-        evaluate(model, Pruner(ready.spec, (scorer,)), images, classes, EvalConfig(methods=("golden",)))
     siglip = model_of(tower_of(timm_visual("siglip")))
     with pytest.raises(ConfigError, match="class token"):
         evaluate(siglip, pruner_of(scorer, siglip), images, torch.zeros(3, 64), EvalConfig(methods=("golden", "cls-attention")))

@@ -16,10 +16,11 @@ from tiny_encoder import class_embeddings, noise_images, tiny_encoder
 
 from prtool.errors import ConfigError, DataError, ImageError, StorageError
 from prtool.trainer.data.load import ImageSet
-from prtool.trainer.objectives.golden import GoldenConfig, rank_tokens
+from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
 from prtool.trainer.objectives.golden_store import SHARD_IMAGES, GoldenRanking, rank_images
 
-CONFIG = GoldenConfig(location=3, group=2, precision="fp32")
+LOCATION = 3
+CONFIG = GoldenConfig(group=2, precision="fp32")
 IMAGES = 2 * SHARD_IMAGES + 5
 
 # One thread, so that there is no pool of threads that a fork would lose; each child is then a fresh process without
@@ -29,7 +30,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import torch
 from prtool.progress import SilentProgress
-from prtool.trainer.objectives.golden import GoldenConfig
+from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images
 from tiny_encoder import noise_images, tiny_encoder
 
@@ -42,7 +43,7 @@ class Tell(SilentProgress):
         os.write(writer, b"." * count)
 
 def rank(cache):
-    rank_images(model, found, GoldenConfig(location=3, group=2, precision="fp32"), cache, progress=Tell())
+    rank_images(GoldenSearch(model, 3, GoldenConfig(group=2, precision="fp32")), found, cache, progress=Tell())
     os._exit(0)
 
 def child(cache):
@@ -88,7 +89,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 @pytest.fixture(scope="module")
 def cached(images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, GoldenRanking]:
     cache = tmp_path_factory.mktemp("cache")
-    return cache, rank_images(tiny_encoder(), images, CONFIG, cache)
+    return cache, rank_images(GoldenSearch(tiny_encoder(), LOCATION, CONFIG), images, cache)
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_one_image_is_ranked_as_by_itself(images: ImageSet, cached: tuple[Path, 
     pixels = torch.from_numpy(prepare(images.file(70), model.preprocess))[None]
     with torch.no_grad():
         tokens = model.tower.run_pre(pixels, 3)
-    torch.testing.assert_close(cached[1].scores[70], rank_tokens(model, tokens, CONFIG)[1][0], atol=2e-6, rtol=0)
+    torch.testing.assert_close(cached[1].scores[70], GoldenSearch(model, LOCATION, CONFIG).rank(tokens)[1][0], atol=2e-6, rtol=0)
 
 
 def test_a_finished_cache_is_read_and_not_made_again(images: ImageSet, cached: tuple[Path, GoldenRanking], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,13 +156,13 @@ def test_a_finished_cache_is_read_and_not_made_again(images: ImageSet, cached: t
     before = digests(cache)
     monkeypatch.setattr("prtool.trainer.objectives.golden_store._rank", None)
     counter = Counter()
-    assert same(rank_images(tiny_encoder(), images, CONFIG, cache, progress=counter), found)
+    assert same(rank_images(GoldenSearch(tiny_encoder(), LOCATION, CONFIG), images, cache, progress=counter), found)
     assert counter.told == ["ranking patches (images)", IMAGES, 64, 64, 5, "finish"]
     assert digests(cache) == before
 
 
 def test_without_a_cache_the_ranking_is_the_same(images: ImageSet, cached: tuple[Path, GoldenRanking]) -> None:
-    assert same(rank_images(tiny_encoder(), images, CONFIG, None), cached[1])
+    assert same(rank_images(GoldenSearch(tiny_encoder(), LOCATION, CONFIG), images, None), cached[1])
 
 
 def test_killed_at_any_moment_the_files_come_out_identical(tmp_path: Path) -> None:
@@ -179,19 +180,20 @@ def test_other_settings_model_data_or_classes_lie_side_by_side(images: ImageSet,
     model, few = tiny_encoder(), images.take(3)
     labelled = replace(CONFIG, score="label")
     variants = [
-        (model, few, CONFIG, None),
-        (model, few, replace(CONFIG, group=1), None),
-        (model, images.take(3, seed=1), CONFIG, None),
-        (tiny_encoder("average"), few, CONFIG, None),
-        (tiny_encoder("siglip"), few, CONFIG, None),
-        (model, few, labelled, class_embeddings(model)),
-        (model, few, labelled, class_embeddings(model, 6)),
-        (replace(model, logit_scale=9.0), few, labelled, class_embeddings(model)),
+        (model, few, LOCATION, CONFIG, None),
+        (model, few, 2, CONFIG, None),
+        (model, few, LOCATION, replace(CONFIG, group=1), None),
+        (model, images.take(3, seed=1), LOCATION, CONFIG, None),
+        (tiny_encoder("average"), few, LOCATION, CONFIG, None),
+        (tiny_encoder("siglip"), few, LOCATION, CONFIG, None),
+        (model, few, LOCATION, labelled, class_embeddings(model)),
+        (model, few, LOCATION, labelled, class_embeddings(model, 6)),
+        (replace(model, logit_scale=9.0), few, LOCATION, labelled, class_embeddings(model)),
     ]
-    for encoder, some, config, classes in variants:
-        rank_images(encoder, some, config, tmp_path, classes)
+    for encoder, some, location, config, classes in variants:
+        rank_images(GoldenSearch(encoder, location, config, classes), some, tmp_path)
     assert len(list(tmp_path.iterdir())) == len(variants)
-    rank_images(model, few, CONFIG, tmp_path, class_embeddings(model))
+    rank_images(GoldenSearch(model, LOCATION, CONFIG, class_embeddings(model)), few, tmp_path)
     assert len(list(tmp_path.iterdir())) == len(variants), "what the ranking does not depend on must not rank again"
 
 
@@ -199,15 +201,18 @@ def test_labels_reach_the_score(images: ImageSet) -> None:
     model, few = tiny_encoder(), images.take(9)
     other = replace(few, labels=tuple((label + 1) % 5 for label in few.labels))
     config = replace(CONFIG, score="label")
-    assert not same(*(rank_images(model, some, config, None, class_embeddings(model)) for some in (few, other)))
+    assert not same(*(rank_images(GoldenSearch(model, LOCATION, config, class_embeddings(model)), some, None) for some in (few, other)))
     with pytest.raises(ConfigError, match="needs class embeddings"):
-        rank_images(model, few, config, None)
+        rank_images(GoldenSearch(model, LOCATION, config), few, None)
     with pytest.raises(DataError, match="there are 2 class embeddings"):
-        rank_images(model, few, config, None, class_embeddings(model, 2))
+        rank_images(GoldenSearch(model, LOCATION, config, class_embeddings(model, 2)), few, None)
 
 
 def test_auto_is_recorded_as_what_it_became(images: ImageSet) -> None:
-    assert rank_images(tiny_encoder(), images.take(2), replace(CONFIG, precision="auto"), None).config.precision in ("fp32", "bf16")
+    assert rank_images(GoldenSearch(tiny_encoder(), LOCATION, replace(CONFIG, precision="auto")), images.take(2), None).config.precision in (
+        "fp32",
+        "bf16",
+    )
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped bit", "empty", "header", "swapped"])
@@ -227,7 +232,7 @@ def test_a_damaged_shard_is_ranked_again_with_a_note(
     else:
         content = bytearray(first.read_bytes())
     second.write_bytes(content)
-    assert same(rank_images(tiny_encoder(), images, CONFIG, copied), cached[1])
+    assert same(rank_images(GoldenSearch(tiny_encoder(), LOCATION, CONFIG), images, copied), cached[1])
     assert digests(copied) == digests(cached[0])
     # A shard of another place is whole, and belongs to another key.
     assert [str(second) in record.getMessage() for record in caplog.records] == [True] * (damage != "swapped")
@@ -235,7 +240,7 @@ def test_a_damaged_shard_is_ranked_again_with_a_note(
 
 def test_a_deleted_shard_is_made_again_to_the_same_bits(images: ImageSet, copied: Path, cached: tuple[Path, GoldenRanking]) -> None:
     shards(copied)[1].unlink()
-    assert same(rank_images(tiny_encoder(), images, CONFIG, copied), cached[1])
+    assert same(rank_images(GoldenSearch(tiny_encoder(), LOCATION, CONFIG), images, copied), cached[1])
     assert digests(copied) == digests(cached[0])
 
 
@@ -243,7 +248,7 @@ def test_an_unreadable_image_stops_the_work_and_finished_shards_stay(images: Ima
     spoiled = noise_images(tmp_path / "images", SHARD_IMAGES + 9)
     spoiled.file(SHARD_IMAGES + 3).write_bytes(b"no image")
     with pytest.raises(ImageError, match=f"{SHARD_IMAGES + 3:04d}.png"):
-        rank_images(tiny_encoder(), spoiled, CONFIG, tmp_path / "cache")
+        rank_images(GoldenSearch(tiny_encoder(), LOCATION, CONFIG), spoiled, tmp_path / "cache")
     assert [shard.name for shard in shards(tmp_path / "cache")] == ["00000.safetensors"]
 
 
@@ -260,11 +265,11 @@ def test_a_full_disk_is_reported_and_finished_shards_stay(
 
     with monkeypatch.context() as patched, pytest.raises(StorageError, match="no space left on the disk"):
         patched.setattr(Path, "write_bytes", full)
-        rank_images(tiny_encoder(), images, CONFIG, tmp_path)
+        rank_images(GoldenSearch(tiny_encoder(), LOCATION, CONFIG), images, tmp_path)
     assert [file.name for file in sorted(tmp_path.rglob("*.*")) if file.is_file()] == ["00000.safetensors"]
-    assert same(rank_images(tiny_encoder(), images, CONFIG, tmp_path), cached[1])
+    assert same(rank_images(GoldenSearch(tiny_encoder(), LOCATION, CONFIG), images, tmp_path), cached[1])
 
 
 def test_an_empty_set_is_refused(images: ImageSet) -> None:
     with pytest.raises(DataError, match="is empty"):
-        rank_images(tiny_encoder(), replace(images, paths=(), labels=()), CONFIG, None)
+        rank_images(GoldenSearch(tiny_encoder(), LOCATION, CONFIG), replace(images, paths=(), labels=()), None)

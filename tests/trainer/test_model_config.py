@@ -64,7 +64,7 @@ def test_no_code_of_a_model_folder_runs(hostile, tmp_path, monkeypatch, way):
     monkeypatch.chdir(tmp_path)
     name, images = write_model(tmp_path / "model"), write_images(tmp_path / "data", {"train": 2, "val": 1, "test": 1})
     if way in ("export RUN", "eval RUN"):
-        train(TrainConfig.load(None, {"model": name, "phases": ["none"], "golden.location": 2}), tmp_path / "run")
+        train(TrainConfig.load(None, {"model": name, "phases": ["none"], "prune.locations": [2]}), tmp_path / "run")
     ran = hostile(name)
     if way == "prtool.toml":
         (tmp_path / "prtool.toml").write_text(f'model = "{name}"\nphases = ["none"]\n')

@@ -18,16 +18,17 @@ from prtool.errors import ConfigError, DataError, ModelError
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
 from prtool.trainer import train as module
-from prtool.trainer.config import TrainConfig
+from prtool.trainer.config import PruneConfig, TrainConfig
 from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
+from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images
 from prtool.trainer.objectives.matching import constant_ranking, matching_rate
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import RECORD_NAME
 from prtool.trainer.train import point_latest, run_images, train
 
-SETTINGS = {"golden.location": 2, "golden.group": 1, "golden.precision": "fp32", "device": "cpu"}
+SETTINGS = {"prune.locations": [2], "golden.group": 1, "golden.precision": "fp32", "device": "cpu"}
 SETTINGS |= {"fit.epochs": 3, "fit.batch": 4, "fit.save_every": 1}
 SETTINGS |= {"objective": "ranking", "phases": ["rank", "predictor"]}
 SETTINGS |= {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
@@ -96,7 +97,7 @@ def test_what_a_run_records(config, whole):
 def test_the_matching_rates_are_those_of_the_golden_ranking(config, whole):
     found = Checkpoint.load(whole)
     model, images = found.load_model(), run_images(config)
-    learned, judged = (rank_images(model, part, config.golden, None) for part in (images.train, images.val))
+    learned, judged = (rank_images(GoldenSearch(model, 2, config.golden), part, None) for part in (images.train, images.val))
     from prtool.trainer.data.load import pixel_batches
 
     ((_, pixels),) = pixel_batches(images.val, model.preprocess, range(6), 6)
@@ -133,7 +134,7 @@ import sys, torch
 from pathlib import Path
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
-from prtool.trainer.config import TrainConfig
+from prtool.trainer.config import PruneConfig, TrainConfig
 from prtool.trainer.train import train
 class Wait(SilentProgress):
     def start(self, what, total):
@@ -276,7 +277,7 @@ def test_what_is_refused(config, tmp_path):
     with pytest.raises(ModelError, match="near names"):
         train(replace(config, model="ViT-B-61"), tmp_path)
     with pytest.raises(ConfigError, match="location"):
-        train(replace(config, golden=replace(config.golden, location=9)), tmp_path)
+        train(replace(config, prune=PruneConfig((9,))), tmp_path)
     with pytest.raises(DataError, match="one training image"):
         train(replace(config, data=str(write_images(tmp_path / "data", {"train": 1})), train_images=1), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -341,9 +342,16 @@ def test_a_scorer_that_learns_from_its_choice_needs_no_ranking(config, tmp_path)
 
 @pytest.mark.parametrize("target", ["ranking", "distill"])
 def test_later_locations_learn_scorers_of_their_own(config, tmp_path, target):
-    settings = {"objective": target, "phases": ["rank", "predictor"], "prune.then": [3], "prune.rescore": True, "fit.epochs": 2, "distill.steps": 6}
+    settings = {
+        "objective": target,
+        "phases": ["rank", "predictor"],
+        "prune.locations": [2, 3],
+        "prune.rescore": True,
+        "fit.epochs": 2,
+        "distill.steps": 6,
+    }
     found = train(choosing(config, settings), tmp_path)
-    assert found.prune.locations == (config.golden.location, 3)
+    assert found.prune.locations == (2, 3)
     blank = train(choosing(config, {**settings, "phases": ["none"]}), tmp_path / "blank")
     assert {name.split(".")[0] for name in found.tensors} == {"0", "1"}
     moved = {name.split(".")[0] for name in found.tensors if not torch.equal(found.tensors[name], blank.tensors[name])}

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prtool.errors import ConfigError, ShapeError
+from prtool.errors import ShapeError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
 from prtool.text_safety import printable
@@ -23,6 +23,7 @@ from prtool.trainer.evaluation.ledger import Ledger
 from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
 from prtool.trainer.models.pruned import PrunedEncoder
+from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images
 from prtool.trainer.objectives.matching import matching_rate
 from prtool.trainer.runs.checkpoint import Checkpoint, untuned
@@ -46,7 +47,7 @@ class Pruner:
         spec: where tokens drop, without learnable tokens.
         scorers: the predictors, one for each location, on the model's device; () where only other methods are compared.
         trained: False for a freshly initialised predictor, whose choice of patches means nothing.
-        golden: how the oracle searches; its location must be the spec's first.
+        golden: how the oracle searches, at the spec's first location.
         cache: folder of golden rankings, or None to keep none.
         tuned: the encoder with learnable tokens, or None.
         tuned_classes: (classes, E) float32, L2-normalised class embeddings with the learned context, or None.
@@ -63,7 +64,7 @@ class Pruner:
     @classmethod
     def of_run(cls, checkpoint: Checkpoint, run: Path, split: str, device: torch.device) -> "Pruner":
         """The predictors and golden search of a run; rankings of images lie in the run's folder, beside those it trained on."""
-        settings = replace(TrainConfig.from_json(checkpoint.config).golden, location=checkpoint.prune.locations[0])
+        settings = TrainConfig.from_json(checkpoint.config).golden
         scorers = tuple(scorer.to(device).eval() for scorer in checkpoint.choosers())
         return cls(untuned(checkpoint.prune), scorers, checkpoint.scorer_trained, settings, run / "golden" / split)
 
@@ -286,9 +287,7 @@ def _rows(task: _Task, keeps: Sequence[Keep], ledger: Ledger) -> tuple[EvalRow, 
 
 def _rank(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tensor, progress: Progress) -> Tensor:
     """The golden ranking (images, N) int64 on the CPU."""
-    if pruner.golden.location != pruner.spec.locations[0]:
-        raise ConfigError(f"golden.location = {pruner.golden.location}, but tokens drop at {pruner.spec.locations[0]}; give both the same")
-    return rank_images(model, images, pruner.golden, pruner.cache, classes, progress).ranking.long()
+    return rank_images(GoldenSearch(model, pruner.spec.locations[0], pruner.golden, classes), images, pruner.cache, progress).ranking.long()
 
 
 def _notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: EvalRow) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class FirstOrder(nn.Module):
 class PrunedEncoder(nn.Module):
     """A frozen tower that drops its least important patches: sequences become physically shorter.
 
-    It runs in stages: `enter` (PRE), `between` (MID) for each further location, `leave` (POST), with a selection before each
+    It runs in stages: `run_pre` (PRE), `run_mid` (MID) for each further location, `run_post` (POST), with a selection before each
     but the first.
 
     Args:
@@ -84,7 +84,7 @@ class PrunedEncoder(nn.Module):
         return self.enter_embedded(self.tower.embed(pixels))
 
     def enter_embedded(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """`enter` from the tokens (batch, prefix + N, D) that the tower's `embed` gives."""
+        """`run_pre` from the tokens (batch, prefix + N, D) that the tower's `embed` gives."""
         tokens = self.advance(self._arrive(embedded, 1), 1, self.spec.locations[0])
         return tokens, self._score(0, tokens)
 
@@ -108,7 +108,7 @@ class PrunedEncoder(nn.Module):
         return functional.normalize(self.tower.head(self.own(self.tower.run_blocks(tokens, depth, depth))), dim=-1)
 
     def finish(self, tokens: Tensor, scores: Tensor, counts: Sequence[int]) -> Tensor:
-        """Everything behind `enter`, with `counts` patches kept at each location: embedding (batch, E), L2-normalised."""
+        """Everything behind `run_pre`, with `counts` patches kept at each location: embedding (batch, E), L2-normalised."""
         for place, k in enumerate(counts, start=1):
             tokens = self.choose(tokens, scores, k)
             if place < len(self.spec.locations):

@@ -24,6 +24,7 @@ class GoldenSearch:
 
     Args:
         model: the frozen encoder.
+        location: 1-based block on entry to which candidates are left out.
         config: how to rank.
         classes: (classes, E) float32, L2-normalised; needed by the scores "label" and "confidence".
 
@@ -34,7 +35,7 @@ class GoldenSearch:
         ConfigError: the location, group or floor does not fit the encoder, or classes are missing.
     """
 
-    def __init__(self, model: DualEncoder, config: GoldenConfig, classes: Tensor | None = None) -> None:
+    def __init__(self, model: DualEncoder, location: int, config: GoldenConfig, classes: Tensor | None = None) -> None:
         tower = model.tower
         if config.score != "feature" and classes is None:
             raise ConfigError(f"golden score {config.score!r} needs class embeddings; give classes, or choose the score 'feature'")
@@ -43,8 +44,9 @@ class GoldenSearch:
         if config.floor >= tower.patches:
             raise ConfigError(f"golden floor = {config.floor}, but the encoder has {tower.patches} patches; give fewer")
         self.model = model
+        self.location = location
         self.config = config
-        self.tail = Tail(tower, config.location, config.precision)
+        self.tail = Tail(tower, location, config.precision)
         self.classes = None if classes is None else classes.to(self.tail.device, torch.float32)
         self.members = _members(tower.grid, config.group).to(self.tail.device)
 
@@ -70,7 +72,7 @@ class GoldenSearch:
         tower = self.model.tower
         least = tower.prefix_tokens + tower.patches
         if tokens.dim() != 3 or tokens.shape[1] < least or tokens.shape[2] != tower.width:
-            raise ShapeError(f"tokens have the shape {tuple(tokens.shape)}, but this encoder's are (batch, {least}, {tower.width}); use tower.enter")
+            raise ShapeError(f"tokens have the shape {tuple(tokens.shape)}, but this encoder's are (batch, {least}, {tower.width}); use run_pre")
         state = _State.start(len(tokens), self.members)
         score = self._score_of(tokens, labels)
         # A last group alone is not scored again: there is nothing to compare it with, and no patch would be left.
@@ -127,13 +129,6 @@ class GoldenSearch:
             mebibytes = math.ceil(needed / (1 << 20))
             raise ConfigError(f"golden memory_mb = {self.config.memory_mb}, but a sequence of {tokens} tokens needs about {mebibytes} MiB; give more")
         return max(1, min(affordable, _CPU_BATCH_TOKENS // tokens)) if self.tail.device.type == "cpu" else affordable
-
-
-def rank_tokens(
-    model: DualEncoder, tokens: Tensor, config: GoldenConfig, classes: Tensor | None = None, labels: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Ranks the patches of a few images at once; see `GoldenSearch`, which takes the arguments apart for many."""
-    return GoldenSearch(model, config, classes).rank(tokens, labels)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from prtool.errors import DataError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.data.load import ImageSet, pixel_batches
-from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
+from prtool.trainer.models.dual_encoder import content_digest
 from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.settings import GoldenConfig
 from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
@@ -30,6 +30,7 @@ class GoldenRanking:
         ranking: (images, N) int16, patch numbers, most to least important.
         scores: (images, N) float32, the last score of each patch; high = prune first.
         paths: (images,), as in the image set.
+        location: 1-based block on entry to which patches were left out.
         config: how it was made, with the precision that "auto" became.
         model_sha256: digest of the image tower.
         data_sha256: digest of the image set.
@@ -38,6 +39,7 @@ class GoldenRanking:
     ranking: Tensor
     scores: Tensor
     paths: tuple[str, ...]
+    location: int
     config: GoldenConfig
     model_sha256: str
     data_sha256: str
@@ -46,39 +48,29 @@ class GoldenRanking:
         return len(self.paths)
 
 
-def rank_images(
-    model: DualEncoder,
-    images: ImageSet,
-    config: GoldenConfig,
-    cache: Path | None,
-    classes: Tensor | None = None,
-    progress: Progress | None = None,
-) -> GoldenRanking:
+def rank_images(search: GoldenSearch, images: ImageSet, cache: Path | None, progress: Progress | None = None) -> GoldenRanking:
     """Ranks the patches of every image; a call that was stopped goes on where it stood, to the same bits.
 
     Args:
-        model: the frozen encoder.
+        search: the encoder, the location and how to rank.
         images: what to rank; the labels are used by the score "label" only.
-        config: how to rank.
         cache: folder in which shards of 64 images are kept, in a sub-folder named after everything the ranking
             depends on, so that none is taken for another's; a damaged one is ranked again, with a note. None keeps nothing.
-        classes: (classes, E) float32, L2-normalised; needed by the scores "label" and "confidence".
-        progress: hears about images.
+        progress: advanced once per image.
 
     Raises:
-        ConfigError: the configuration does not fit the encoder, or classes are missing.
         DataError: the set is empty, a label has no class, or the score "label" finds an image without one.
         ImageError: an image cannot be decoded; finished shards stay.
         StorageError: a shard cannot be written; finished shards stay.
     """
     if not len(images):
         raise DataError(f"the image set of {images.root} is empty; give at least one image to rank")
-    if config.score == "label":
+    model = search.model
+    if search.config.score == "label":
         images.require_labels("the golden score 'label'")
-    search = GoldenSearch(model, config, classes)
-    made = replace(config, precision=search.tail.precision)
+    made = replace(search.config, precision=search.tail.precision)
     data_sha256 = images.digest()
-    store = None if cache is None else _Store.of(cache, _depends(model, data_sha256, made, None if config.score == "feature" else classes))
+    store = None if cache is None else _Store.of(cache, _depends(search, data_sha256, made))
     parts: list[tuple[Tensor, Tensor]] = []
     with stage(progress := progress or SilentProgress(), "ranking patches (images)", len(images)):
         for number, start in enumerate(range(0, len(images), SHARD_IMAGES)):
@@ -92,7 +84,7 @@ def rank_images(
                 progress.advance(len(wanted))
             parts.append(part)
     ranking, scores = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return GoldenRanking(ranking, scores, images.paths, made, model.weights_sha256, data_sha256)
+    return GoldenRanking(ranking, scores, images.paths, search.location, made, model.weights_sha256, data_sha256)
 
 
 def _rank(search: GoldenSearch, images: ImageSet, wanted: range, progress: Progress) -> tuple[Tensor, Tensor]:
@@ -101,7 +93,7 @@ def _rank(search: GoldenSearch, images: ImageSet, wanted: range, progress: Progr
     parts = []
     for chunk, pixels in pixel_batches(images, model.preprocess, wanted, _SEARCH_IMAGES):
         with torch.no_grad():
-            tokens = model.tower.run_pre(pixels.to(device), search.config.location)
+            tokens = model.tower.run_pre(pixels.to(device), search.location)
         ranking, scores = search.rank(tokens, torch.tensor([images.labels[i] for i in chunk]))
         parts.append((ranking.to("cpu", torch.int16), scores.cpu()))
         progress.advance(len(chunk))
@@ -109,10 +101,12 @@ def _rank(search: GoldenSearch, images: ImageSet, wanted: range, progress: Progr
     return torch.cat(rankings), torch.cat(all_scores)
 
 
-def _depends(model: DualEncoder, data_sha256: str, config: GoldenConfig, classes: Tensor | None) -> dict[str, object]:
+def _depends(search: GoldenSearch, data_sha256: str, config: GoldenConfig) -> dict[str, object]:
     """Everything that a ranking depends on."""
+    model, classes = search.model, None if config.score == "feature" else search.classes
     return {
         "schema": SCHEMA,
+        "location": search.location,
         "config": asdict(config),
         # ViT-B-16 and ViT-B-16-quickgelu may hold the same weights and are told apart by name alone.
         "model": model.name,

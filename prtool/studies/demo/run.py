@@ -101,7 +101,7 @@ def _prepare(paths: DemoPaths) -> TrainConfig:
         write_dataset(paths.data, SceneCounts(train=12, val=3, test=4), seed=0)
     if not paths.model.exists():
         write_model(paths.model)
-    return TrainConfig.load(None, {"model": f"local-dir:{paths.model.resolve()}", "data": str(paths.data.resolve()), "golden.location": 3})
+    return TrainConfig.load(None, {"model": f"local-dir:{paths.model.resolve()}", "data": str(paths.data.resolve()), "prune.locations": (3,)})
 
 
 def _world_table(accuracy: EvalReport, speed: BenchReport) -> Table:

@@ -152,7 +152,7 @@ def _refuse(study: Study, table: str, *names: str) -> None:
 
 
 def _locations(study: Study) -> Table:
-    _refuse(study, "locations", "golden.location", "prune.then", "prune.counts")
+    _refuse(study, "locations", "prune.locations", "prune.counts")
     if study.keep.is_count:
         raise ConfigError(f"keep = {study.keep}, but the table locations takes a ratio such as 0.6, for locations at equal multiply-accumulates")
     cells = []
@@ -165,7 +165,7 @@ def _locations(study: Study) -> Table:
             ]
             for places in _LOCATIONS:
                 name = ", ".join(map(str, places))
-                settings = (*_WITH_TOKENS, ("golden.location", places[0]), ("prune.then", places[1:]))
+                settings = (*_WITH_TOKENS, ("prune.locations", places))
                 job = Job((data,), data, settings, (OURS, TUNED), (study.keep,), seed)
                 cells.append(Cell(name, data.column, job, accuracy(TUNED, study.keep), _paper(study.keep, "locations", name, data.column)))
                 cells.append(Cell(f"{name}, untuned", data.column, job, accuracy(OURS, study.keep)))
@@ -187,15 +187,15 @@ def _at_equal_macs(_: Record, report: EvalReport) -> float:
 
 
 def _cls_attention(study: Study) -> Table:
-    _refuse(study, "cls-attention", "golden.location")
+    _refuse(study, "cls-attention", "prune.locations")
     keeps = tuple(Keep.ratio(value) for value in (0.9, 0.8, 0.7, 0.6, 0.5))
     cells = []
     for data in study.sets:
         for seed in range(study.seeds):
-            ours = Job((data,), data, (*_SCORED, ("golden.location", 1)), (OURS,), keeps, seed)
+            ours = Job((data,), data, (*_SCORED, ("prune.locations", (1,))), (OURS,), keeps, seed)
             # What draws nothing is the same for every seed, and what has no predictor waits for none to be trained.
             rivals = ("cls-attention", "random") if seed == 0 else _SEEDED
-            others = Job((data,), data, (("phases", ("none",)), ("golden.location", 1)), rivals, keeps, seed)
+            others = Job((data,), data, (("phases", ("none",)), ("prune.locations", (1,))), rivals, keeps, seed)
             cells += [Cell("unpruned", data.column, others, unpruned)] if seed == 0 else []
             cells += [Cell(f"Patch Ranking, keep {keep}", data.column, ours, accuracy(OURS, keep)) for keep in keeps]
             cells += [Cell(f"{_RIVALS[name]}, keep {keep}", data.column, others, accuracy(name, keep)) for name in rivals for keep in keeps]
@@ -203,12 +203,12 @@ def _cls_attention(study: Study) -> Table:
 
 
 def _layers(study: Study) -> Table:
-    _refuse(study, "layers", "golden.location")
+    _refuse(study, "layers", "prune.locations")
     cells = []
     for data in study.sets:
         for place in (1, 4, 7, 11):
             for seed in range(study.seeds):
-                job = Job((data,), data, (*_RANKED, ("golden.location", place)), (OURS,), (study.keep,), seed)
+                job = Job((data,), data, (*_RANKED, ("prune.locations", (place,))), (OURS,), (study.keep,), seed)
                 cells.append(Cell(f"location {place}, matching @100", data.column, job, matching))
                 cells.append(Cell(f"location {place}, accuracy", data.column, job, accuracy(OURS, study.keep)))
     differs = ("the same keep at a later location costs more multiply-accumulates",)

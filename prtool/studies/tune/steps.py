@@ -182,8 +182,7 @@ def sibling_config(checkpoint: Checkpoint, locations: tuple[int, ...]) -> TrainC
         pretrained=checkpoint.pretrained,
         data=checkpoint.data.root or config.data,
         phases=phases,
-        golden=replace(config.golden, location=locations[0]),
-        prune=PruneConfig(then=locations[1:], rescore=config.prune.rescore and len(locations) > 1),
+        prune=PruneConfig(locations, rescore=config.prune.rescore and len(locations) > 1),
     )
 
 
