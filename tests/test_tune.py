@@ -413,7 +413,7 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
         (lambda run: (run / RESULT_NAME).write_text("[" * 100_000), "damaged"),
         (edit(lambda value: value.update(schema=99)), "schema 99"),
         (edit(lambda value: value.update(keep="x")), "keep = 'x'"),
-        (lambda run: (run / RESULT_NAME).write_bytes((run / RESULT_NAME).read_bytes().replace(b"0.5", b"0.6")), "was changed"),
+        (lambda run: (run / RESULT_NAME).write_bytes((run / RESULT_NAME).read_bytes().replace(b"0.5", b"0.6")), "checksum mismatch"),
         (lambda run: train(replace(TrainConfig.from_json(Checkpoint.load(run).config), seed=5), run), "another checkpoint"),
     ],
 )
