@@ -12,7 +12,7 @@ ort=$here/third_party/onnxruntime
 as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 
 install_packages() {
-    local packages=(cmake ninja-build pkg-config g++ clang nlohmann-json3-dev zlib1g-dev libssl-dev doctest-dev)
+    local packages=(cmake ninja-build pkg-config g++ clang nlohmann-json3-dev libspng-dev zlib1g-dev libssl-dev doctest-dev)
     if grep -qi '^ID=ubuntu' /etc/os-release; then packages+=(libjpeg-turbo8-dev); else packages+=(libjpeg62-turbo-dev); fi
     local missing=() package
     for package in "${packages[@]}"; do dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package"); done

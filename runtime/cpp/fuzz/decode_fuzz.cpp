@@ -1,6 +1,6 @@
 // Decodes and prepares any bytes: there must be an image or an error, and nothing else. From runtime/cpp:
 //   clang++ -std=c++17 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Isrc \
-//       fuzz/decode_fuzz.cpp src/image/*.cpp -ljpeg -lz -o decode_fuzz
+//       fuzz/decode_fuzz.cpp src/image/*.cpp -ljpeg -lspng -lz -o decode_fuzz
 //   mkdir -p found && ./decode_fuzz -dict=fuzz/decode.dict -max_len=4096 -timeout=20 found fuzz/corpus
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +11,7 @@
 #include <zlib.h>
 
 #include "errors.hpp"
-#include "image/bytes.hpp"
+#include "image/decoding.hpp"
 #include "image/decode.hpp"
 #include "image/prepare.hpp"
 

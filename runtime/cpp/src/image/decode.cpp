@@ -12,10 +12,7 @@
 #include <utility>
 
 #include "errors.hpp"
-#include "image/formats.hpp"
-#include "image/memory.hpp"
-#include "image/refusal.hpp"
-#include "image/turn.hpp"
+#include "image/decoding.hpp"
 
 namespace prtool {
 
@@ -33,7 +30,7 @@ std::string_view text_of(const std::uint8_t* bytes, std::size_t size) {
 bool is_known(std::string_view file) { return is_jpeg(file) || is_png(file); }
 
 Rgb decode(std::string_view file) {
-    if (!is_known(file)) throw Refusal(Status::image, "is not an image of a known format (JPEG, PNG)");
+    if (!is_known(file)) throw DecodeError(Status::image, "is not an image of a known format (JPEG, PNG)");
     Decoded decoded = is_jpeg(file) ? decode_jpeg(file) : decode_png(file);
     return upright(std::move(decoded.image), decoded.orientation);
 }
@@ -117,8 +114,8 @@ Rgb decode_image(const std::uint8_t* bytes, std::size_t size, const std::string&
     if (size == 0) throw Error(Status::image, name + " is empty (0 bytes)");
     try {
         return decode(text_of(bytes, size));
-    } catch (const Refusal& refusal) {
-        throw Error(refusal.status(), name + " " + refusal.what());
+    } catch (const DecodeError& error) {
+        throw Error(error.status(), name + " " + error.what());
     } catch (const std::bad_alloc&) {
         throw Error(Status::memory, name + " cannot be decoded: the memory does not suffice");
     }

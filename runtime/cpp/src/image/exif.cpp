@@ -1,11 +1,10 @@
-#include "image/exif.hpp"
+#include "image/decoding.hpp"
 
 #include <array>
 #include <cstdint>
 #include <set>
 #include <string_view>
 
-#include "image/bytes.hpp"
 
 namespace prtool {
 

@@ -10,11 +10,8 @@
 #include <jerror.h>
 #include <jpeglib.h>
 
-#include "image/bytes.hpp"
-#include "image/formats.hpp"
+#include "image/decoding.hpp"
 #include "image/jpeg_segments.hpp"
-#include "image/memory.hpp"
-#include "image/refusal.hpp"
 
 namespace prtool {
 
@@ -80,7 +77,7 @@ private:
     // Runs libjpeg, whose errors jump here. `step` may not hold anything with a destructor: it would not run.
     template <class Step>
     bool guarded(Step step) {
-        if (setjmp(errors_.jump) != 0) throw refusal();
+        if (setjmp(errors_.jump) != 0) throw error();
         return step();
     }
 
@@ -90,7 +87,7 @@ private:
         while (!guarded(step)) show_more();
     }
 
-    Refusal refusal() const {
+    DecodeError error() const {
         if (errors_.base.msg_code == JERR_OUT_OF_MEMORY) return too_little_memory(info_.image_width, info_.image_height);
         return damaged(errors_.message);
     }
@@ -171,9 +168,9 @@ void Decompressor::read_inks(Rgb& image) {
 
 // In several scans, libjpeg holds all coefficients, of 2 bytes.
 Held Decompressor::held(const JpegFacts& facts) {
-    const int beside = jpeg_has_multiple_scans(&info_) != FALSE ? 2 * facts.components : 0;
-    if (facts.components == 1) return {"L", 1, beside};
-    return {facts.components == 4 ? "CMYK" : "RGB", 4, beside};
+    const int coefficients = jpeg_has_multiple_scans(&info_) != FALSE ? 2 * facts.components : 0;
+    if (facts.components == 1) return {"L", 1, coefficients};
+    return {facts.components == 4 ? "CMYK" : "RGB", 4, coefficients};
 }
 
 Rgb Decompressor::decode(const JpegFacts& facts) {

@@ -2,8 +2,7 @@
 
 #include <string>
 
-#include "image/bytes.hpp"
-#include "image/refusal.hpp"
+#include "image/decoding.hpp"
 
 namespace prtool {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "image/exif.hpp"
+#include "image/decoding.hpp"
 
 namespace prtool {
 
@@ -15,8 +15,8 @@ struct JpegFacts {
     OrientationSources sources;
 };
 
-// Reads up to the first scan. libjpeg reads the same segments again, but accepts some files that Pillow refuses, and
-// says nothing of EXIF. Throws Refusal.
+// Reads up to the first scan. libjpeg reads the same segments again, but accepts some files that Pillow rejects, and
+// says nothing of EXIF. Throws DecodeError.
 JpegFacts read_jpeg_segments(std::string_view file);
 
 }  // namespace prtool

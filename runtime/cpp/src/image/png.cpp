@@ -1,164 +1,93 @@
-#include <algorithm>
-#include <optional>
+// PNG, decoded by libspng.
+#include <spng.h>
+
+#include <memory>
+#include <new>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
-#include "image/bytes.hpp"
-#include "image/formats.hpp"
-#include "image/inflate.hpp"
-#include "image/memory.hpp"
-#include "image/png_facts.hpp"
-#include "image/png_pixels.hpp"
-#include "image/refusal.hpp"
+#include "image/decoding.hpp"
 
 namespace prtool {
 
 namespace {
 
-constexpr std::string_view kMagic = "\x89PNG\r\n\x1A\n";
+// Most bytes of texts and profiles of one file, unpacked: small files can hold gigabytes.
+constexpr std::size_t kMaxTextBytes = std::size_t{64} << 20;
 
-// Pillow hands image data to zlib in pieces of this size. Where a file is damaged behind its last pixel, it depends on
-// them whether that is seen.
-constexpr std::size_t kPieceBytes = 65'536;
-
-struct Chunk {
-    std::string_view name;
-    std::size_t size = 0;
-};
-
-bool is_name(std::string_view text) {
-    constexpr std::string_view letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_";
-    return text.find_first_not_of(letters) == text.npos;
-}
-
-Held held(const PngLayout& layout) {
-    switch (layout.colour) {
-        case PngColour::rgb: return {"RGB", 4};
-        case PngColour::rgb_alpha: return {"RGBA", 4};
-        case PngColour::grey_alpha: return {"LA", 4};
-        case PngColour::palette: return {"P", 1};
-        case PngColour::grey: break;
-    }
-    if (layout.depth == 16) return {"I;16", 2};
-    return {layout.depth == 1 ? "1" : "L", 1};
-}
-
-// Walks once through a file. Only checksums before the image data are checked, as in Pillow.
-class PngReader {
+class PngDecoder {
 public:
-    explicit PngReader(std::string_view file) : rest_(file.substr(kMagic.size())) {}
+    explicit PngDecoder(std::string_view file) : context_(spng_ctx_new(0), spng_ctx_free) {
+        if (context_ == nullptr) throw std::bad_alloc();
+        require(spng_set_chunk_limits(context_.get(), kMaxTextBytes, kMaxTextBytes));
+        require(spng_set_png_buffer(context_.get(), file.data(), file.size()));
+        require(spng_get_ihdr(context_.get(), &header_));
+    }
 
     Decoded decode();
 
 private:
-    std::optional<Chunk> next_chunk();
-    std::string_view take(std::size_t size);
-    void skip(std::size_t size);
-    void check_sum(std::string_view name, std::string_view data);
-    void read_header();
-    void begin_image_data(const Chunk& chunk);
-    std::string_view next_piece();
-    void read_trailer();
+    void require(int status) const {
+        if (status == SPNG_EMEM) throw too_little_memory(header_.width, header_.height);
+        if (status != SPNG_OK) throw damaged(spng_strerror(status));
+    }
+    Held held() const;
+    OrientationSources orientation_sources() const;
 
-    std::string_view rest_;
-    PngFacts facts_;
-    std::size_t image_bytes_ = 0;  // that the current chunk of image data still has
-    bool several_frames_ = false;
+    std::unique_ptr<spng_ctx, void (*)(spng_ctx*)> context_;
+    spng_ihdr header_{};
 };
 
-// None where the file ends, or is no sequence of chunks any more.
-std::optional<Chunk> PngReader::next_chunk() {
-    if (rest_.size() < 8 || !is_name(rest_.substr(4, 4))) return std::nullopt;
-    const Chunk chunk{rest_.substr(4, 4), number(rest_.substr(0, 4))};
-    skip(8);
-    return chunk;
-}
-
-std::string_view PngReader::take(std::size_t size) {
-    if (size > rest_.size()) throw damaged("Truncated File Read");
-    const std::string_view data = rest_.substr(0, size);
-    skip(size);
-    return data;
-}
-
-void PngReader::skip(std::size_t size) { rest_.remove_prefix(std::min(size, rest_.size())); }
-
-void PngReader::check_sum(std::string_view name, std::string_view data) {
-    const auto bytes = [](std::string_view text) { return reinterpret_cast<const Bytef*>(text.data()); };
-    const uLong sum = crc32_z(crc32_z(0, bytes(name), name.size()), bytes(data), data.size());
-    if (number(take(4)) != sum) throw damaged("broken PNG file (bad header checksum in " + std::string(name) + ")");
-}
-
-// Reads up to the first image data.
-void PngReader::read_header() {
-    for (;;) {
-        const std::optional<Chunk> chunk = next_chunk();
-        if (!chunk) throw damaged("broken PNG file");
-        if (chunk->name == "IEND") throw damaged("it has no image data");
-        if (facts_.layout && (chunk->name == "IDAT" || chunk->name == "fdAT")) {
-            const bool has_another = facts_.frame_count && !facts_.frame;  // one that is no part of the animation
-            several_frames_ = facts_.frame_count.value_or(1) + (has_another ? 1 : 0) > 1;
-            return begin_image_data(*chunk);
-        }
-        const std::string_view data = take(chunk->size);
-        facts_.take(chunk->name, data);
-        check_sum(chunk->name, data);
+// The mode in which Pillow holds the image.
+Held PngDecoder::held() const {
+    switch (header_.color_type) {
+        case SPNG_COLOR_TYPE_TRUECOLOR: return {"RGB", 4};
+        case SPNG_COLOR_TYPE_TRUECOLOR_ALPHA: return {"RGBA", 4};
+        case SPNG_COLOR_TYPE_GRAYSCALE_ALPHA: return {"LA", 4};
+        case SPNG_COLOR_TYPE_INDEXED: return {"P", 1};
+        default: break;
     }
+    if (header_.bit_depth == 16) return {"I;16", 2};
+    return {header_.bit_depth == 1 ? "1" : "L", 1};
 }
 
-void PngReader::begin_image_data(const Chunk& chunk) {
-    image_bytes_ = chunk.size;
-    if (chunk.name != "fdAT") return;
-    const std::string_view sequence_number = take(std::min<std::size_t>(chunk.size, 4));
-    facts_.take(chunk.name, sequence_number);
-    image_bytes_ -= sequence_number.size();
-}
-
-std::string_view PngReader::next_piece() {
-    while (image_bytes_ == 0) {
-        skip(4);
-        const std::optional<Chunk> chunk = next_chunk();
-        if (!chunk || (chunk->name != "IDAT" && chunk->name != "DDAT" && chunk->name != "fdAT")) throw truncated();
-        begin_image_data(*chunk);
+// From the chunks that have been read so far.
+OrientationSources PngDecoder::orientation_sources() const {
+    OrientationSources sources;
+    spng_exif exif{};
+    if (spng_get_exif(context_.get(), &exif) == SPNG_OK) sources.exif = std::string(exif.data, exif.length);
+    std::uint32_t count = 0;
+    if (spng_get_text(context_.get(), nullptr, &count) != SPNG_OK) return sources;
+    std::vector<spng_text> texts(count);
+    require(spng_get_text(context_.get(), texts.data(), &count));
+    for (const spng_text& text : texts) {
+        const std::string_view key = text.keyword;
+        if (key == "Raw profile type exif") sources.profile = std::string(text.text, text.length);
+        if (key == "XML:com.adobe.xmp") sources.xmp = std::string(text.text, text.length);
     }
-    if (rest_.empty()) throw truncated();
-    const std::string_view piece = rest_.substr(0, std::min(kPieceBytes, image_bytes_));
-    skip(piece.size());
-    image_bytes_ -= piece.size();
-    return piece;
+    return sources;
 }
 
-// Reads what stands behind the image data; the file may also just end there.
-void PngReader::read_trailer() {
-    skip(image_bytes_);
-    for (;;) {
-        skip(4);
-        const std::optional<Chunk> chunk = next_chunk();
-        if (!chunk || chunk->name == "IEND") return;
-        if (chunk->name == "fcTL" && several_frames_) return;
-        facts_.take(chunk->name, take(chunk->size));
-    }
-}
-
-Decoded PngReader::decode() {
-    read_header();
-    check_size(facts_.width, facts_.height);
-    check_memory(facts_.width, facts_.height, held(*facts_.layout), false);
-    Rgb image = allocate(facts_.width, facts_.height);
-    PngPixels pixels(facts_, image);
-    while (!pixels.take(next_piece())) continue;
-    read_trailer();
-    // Where it is turned may stand behind the pixels.
-    const int turned = orientation(facts_.sources);
-    if (turned != 1) check_memory(facts_.width, facts_.height, held(*facts_.layout), true);
+Decoded PngDecoder::decode() {
+    const std::int64_t width = header_.width, height = header_.height;
+    check_size(width, height);
+    check_memory(width, height, held(), false);
+    OrientationSources sources = orientation_sources();
+    Rgb image = allocate(width, height);
+    require(spng_decode_image(context_.get(), image.pixels.data(), image.pixels.size(), SPNG_FMT_RGB8, 0));
+    // Once all pixels are there, a damaged or missing end is ignored, as Pillow does; the orientation may be stored behind them.
+    if (spng_decode_chunks(context_.get()) == SPNG_OK) sources = orientation_sources();
+    const int turned = orientation(sources);
+    if (turned != 1) check_memory(width, height, held(), true);
     return {std::move(image), turned};
 }
 
 }  // namespace
 
-bool is_png(std::string_view file) { return starts_with(file, kMagic); }
+bool is_png(std::string_view file) { return starts_with(file, "\x89PNG\r\n\x1A\n"); }
 
-Decoded decode_png(std::string_view file) { return PngReader(file).decode(); }
+Decoded decode_png(std::string_view file) { return PngDecoder(file).decode(); }
 
 }  // namespace prtool

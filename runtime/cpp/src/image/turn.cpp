@@ -1,10 +1,9 @@
-#include "image/turn.hpp"
+#include "image/decoding.hpp"
 
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
-#include "image/refusal.hpp"
 
 namespace prtool {
 

@@ -109,7 +109,7 @@ Rgb decoded(const std::string& file) {
     return decode_image(reinterpret_cast<const std::uint8_t*>(file.data()), file.size(), "photo");
 }
 
-std::string refusal(const std::string& file, Status* status) {
+std::string error_of(const std::string& file, Status* status) {
     try {
         decoded(file);
         return "";

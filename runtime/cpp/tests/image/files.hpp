@@ -41,7 +41,7 @@ std::string jpeg(const Bytes& pixels, unsigned width, unsigned height, int compo
 
 Rgb decoded(const std::string& file);
 
-// The message that the file is refused with; "" where it is read. `status` receives the error's status.
-std::string refusal(const std::string& file, Status* status = nullptr);
+// The message that the file is rejected with; "" where it is read. `status` receives the error's status.
+std::string error_of(const std::string& file, Status* status = nullptr);
 
 }  // namespace prtool::test

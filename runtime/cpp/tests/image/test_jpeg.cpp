@@ -59,31 +59,31 @@ TEST_CASE("EXIF turns a JPEG, in both byte orders") {
     CHECK(decoded(jpeg(pixels, kWidth, kHeight, 3, xmp)).width == kHeight);
 }
 
-TEST_CASE("a truncated JPEG is refused, and one that goes on behind its pixels is not") {
+TEST_CASE("a truncated JPEG is rejected, and one that goes on behind its pixels is not") {
     const std::string file = jpeg(noise(3 * kWidth * kHeight), kWidth, kHeight, 3);
-    CHECK(refusal(file.substr(0, file.size() - 2) + std::string(20, '\0')).empty());
+    CHECK(error_of(file.substr(0, file.size() - 2) + std::string(20, '\0')).empty());
     for (std::size_t size = 3; size + 40 < file.size(); size += 7) {
-        CHECK(refusal(file.substr(0, size)).substr(0, 43) == "photo is damaged, truncated or unsupported:");
+        CHECK(error_of(file.substr(0, size)).substr(0, 43) == "photo is damaged, truncated or unsupported:");
     }
-    CHECK(refusal(file + std::string(200'000, 'x')).empty());
+    CHECK(error_of(file + std::string(200'000, 'x')).empty());
 }
 
-TEST_CASE("headers that Pillow refuses are refused") {
+TEST_CASE("headers that Pillow rejects are rejected") {
     const std::string file = jpeg(flat(3, {1, 2, 3}), kWidth, kHeight, 3);
-    REQUIRE(refusal(file).empty());
-    CHECK(refusal(with(file, segment(0xFE, "a comment"))).empty());
-    CHECK(refusal(with(file, "\xFF\xFF")).empty());
-    CHECK(refusal(with(file, "\xFF\x02")).find("no marker found") != std::string::npos);
-    CHECK(refusal(with(file, segment(0xEE, "Adobe"))).find("cut off") != std::string::npos);
-    CHECK(refusal(with(file, segment(0xDB, std::string(10, '\0')))).find("quantization") != std::string::npos);
-    CHECK(refusal(with(file, segment(0xC0, std::string("\x0C\0\x10\0\x18\x03", 6)))).find("12-bit") != std::string::npos);
-    CHECK(refusal(with(file, segment(0xC0, std::string("\x08\0\x10\0\x18\x02", 6)))).find("2-layer") != std::string::npos);
-    CHECK(refusal(with(file, segment(0xC0, std::string("\x08\0\x10\0\x18\x01\x01\x11\0", 9)))) != "");
+    REQUIRE(error_of(file).empty());
+    CHECK(error_of(with(file, segment(0xFE, "a comment"))).empty());
+    CHECK(error_of(with(file, "\xFF\xFF")).empty());
+    CHECK(error_of(with(file, "\xFF\x02")).find("no marker found") != std::string::npos);
+    CHECK(error_of(with(file, segment(0xEE, "Adobe"))).find("cut off") != std::string::npos);
+    CHECK(error_of(with(file, segment(0xDB, std::string(10, '\0')))).find("quantization") != std::string::npos);
+    CHECK(error_of(with(file, segment(0xC0, std::string("\x0C\0\x10\0\x18\x03", 6)))).find("12-bit") != std::string::npos);
+    CHECK(error_of(with(file, segment(0xC0, std::string("\x08\0\x10\0\x18\x02", 6)))).find("2-layer") != std::string::npos);
+    CHECK(error_of(with(file, segment(0xC0, std::string("\x08\0\x10\0\x18\x01\x01\x11\0", 9)))) != "");
 }
 
-TEST_CASE("a JPEG that declares too many pixels is refused before they take memory") {
+TEST_CASE("a JPEG that declares too many pixels is rejected before they take memory") {
     std::string file = jpeg(flat(1, {9}), kWidth, kHeight, 1);
     const std::size_t frame = file.find("\xFF\xC0");
     file.replace(frame + 5, 4, big16(65'000) + big16(65'000));
-    CHECK(refusal(file) == "photo has 65000 x 65000 pixels, but at most 256,000,000 are decoded; make it smaller first");
+    CHECK(error_of(file) == "photo has 65000 x 65000 pixels, but at most 256,000,000 are decoded; make it smaller first");
 }

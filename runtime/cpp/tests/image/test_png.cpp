@@ -43,7 +43,9 @@ TEST_CASE("a palette gives its colours, and black beyond its end") {
     png.before += chunk("tRNS", std::string("\0\xFF", 2));
     CHECK(read(png) == Bytes{'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 0, 0, 0});
     png.before = chunk("PLTE", std::string(3 * 257, 'x'));
-    CHECK(refusal(encoded(png)) == "photo is damaged, truncated or unsupported: invalid palette size");
+    CHECK(error_of(encoded(png)) != "");
+    png.before = "";
+    CHECK(error_of(encoded(png)) != "");
 }
 
 TEST_CASE("filters are undone") {
@@ -63,7 +65,7 @@ TEST_CASE("filters are undone") {
     CHECK(second_row(3) == Bytes{6, 12, 18, 29, 41, 52, 67, 83, 98});
     // Paeth of the first row is "left": 10 20 30, 50 70 90, 120 150 180.
     CHECK(second_row(4) == Bytes{11, 22, 33, 54, 75, 96, 127, 158, 189});
-    CHECK(refusal(encoded([&] {
+    CHECK(error_of(encoded([&] {
               Png png{3, 1, 8, 2, first};
               png.filter = 5;
               return png;
@@ -98,33 +100,31 @@ TEST_CASE("of an animation the first frame is read") {
     png.before = chunk("acTL", big32(2) + big32(0)) + chunk("fcTL", big32(0) + frame);
     png.after = chunk("fcTL", big32(1) + frame) + chunk("fdAT", big32(2) + "anything");
     CHECK(read(png) == grey({5, 6}));
-    png.before = chunk("acTL", big32(2) + big32(0)) + chunk("fcTL", big32(1) + frame);
-    CHECK(refusal(encoded(png)).find("sequence") != std::string::npos);
 }
 
-TEST_CASE("a damaged PNG is refused") {
+TEST_CASE("a damaged PNG is rejected") {
     const std::string file = encoded({40, 40, 8, 2, noise(4800)});
     const std::string reason = "photo is damaged, truncated or unsupported:";
-    for (std::size_t size = 8; size + 17 < file.size(); size += 31) CHECK(refusal(file.substr(0, size)).substr(0, 43) == reason);
-    CHECK(refusal(file.substr(0, file.size() - 12)).empty());  // Pillow does not miss the last chunk either
-    std::string changed = file;
-    changed[20] = 1;  // the width, which the checksum covers
-    CHECK(refusal(changed) == reason + " broken PNG file (bad header checksum in IHDR)");
-    changed = file;
-    changed[900] = static_cast<char>(changed[900] ^ 0x55);
-    CHECK(refusal(changed).substr(0, 43) == reason);
+    for (std::size_t size = 8; size + 17 < file.size(); size += 31) CHECK(error_of(file.substr(0, size)).substr(0, 43) == reason);
+    CHECK(error_of(file.substr(0, file.size() - 12)).empty());  // Pillow does not miss the last chunk either
+    for (const std::size_t place : {19, 900}) {  // the width; a pixel: checksums cover both
+        std::string changed = file;
+        changed[place] = static_cast<char>(changed[place] ^ 0x55);
+        CHECK(error_of(changed).substr(0, 43) == reason);
+    }
 }
 
-TEST_CASE("texts that unpack to more than Pillow takes are refused") {
+TEST_CASE("texts and profiles are unpacked within bounds") {
     Png png{1, 1, 8, 0, {5}};
-    png.after = chunk("tEXt", "key") + chunk("zTXt", "key") + chunk("iTXt", "key");
-    CHECK(read(png) == grey({5}));
-    png.before = chunk("zTXt", std::string("key\0\1x", 6));
-    CHECK(refusal(encoded(png)).find("compression method") != std::string::npos);
-    png.before = chunk("iCCP", std::string("key\0\1x", 6));
-    CHECK(refusal(encoded(png)).find("compression method") != std::string::npos);
-    png.before = chunk("zTXt", std::string("key\0\0", 5) + packed(std::string((1 << 20) + 1, 'x')));
-    CHECK(refusal(encoded(png)).find("larger than 1 MiB") != std::string::npos);
-    png.before = chunk("zTXt", std::string("key\0\0", 5) + packed(std::string(1 << 20, 'x')));
-    CHECK(read(png) == grey({5}));
+    for (const char* name : {"zTXt", "iCCP"}) {
+        png.before = chunk(name, std::string("key\0\1x", 6));  // an unknown compression: passed over
+        CHECK(read(png) == grey({5}));
+        png.before = chunk(name, std::string("key\0\0", 5) + packed(std::string(1 << 20, 'x')));
+        CHECK(read(png) == grey({5}));
+        png.before = chunk(name, std::string("key\0\0", 5) + packed(std::string(100 << 20, 'x')));
+        CHECK(error_of(encoded(png)) != "");
+    }
+    png.before.clear();
+    for (int copy = 0; copy < 3; ++copy) png.before += chunk("zTXt", std::string("key\0\0", 5) + packed(std::string(30 << 20, 'x')));
+    CHECK(error_of(encoded(png)) != "");  // together they are too large
 }

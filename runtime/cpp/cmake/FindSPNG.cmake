@@ -1,0 +1,10 @@
+# Finds libspng and defines SPNG::SPNG: its package has no CMake files.
+find_path(SPNG_INCLUDE_DIR spng.h)
+find_library(SPNG_LIBRARY NAMES spng spng_static)
+include(FindPackageHandleStandardArgs)
+find_package_handle_standard_args(SPNG REQUIRED_VARS SPNG_LIBRARY SPNG_INCLUDE_DIR REASON_FAILURE_MESSAGE "run setup.sh or install libspng-dev")
+if(SPNG_FOUND AND NOT TARGET SPNG::SPNG)
+  add_library(SPNG::SPNG UNKNOWN IMPORTED)
+  set_target_properties(SPNG::SPNG PROPERTIES IMPORTED_LOCATION "${SPNG_LIBRARY}" INTERFACE_INCLUDE_DIRECTORIES "${SPNG_INCLUDE_DIR}")
+endif()
+mark_as_advanced(SPNG_INCLUDE_DIR SPNG_LIBRARY)
