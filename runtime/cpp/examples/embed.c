@@ -17,7 +17,7 @@ int main(int count, char** words) {
         fprintf(stderr, "%s\n", prtool_last_error());
         return 1;
     }
-    info = prtool_info_of(encoder);
+    info = prtool_get_info(encoder);
     embeddings = malloc(sizeof(float) * (size_t)info->embed_dim * (size_t)(count - 2));
     if (embeddings == NULL || prtool_encode_files(encoder, (const char* const*)words + 2, count - 2, prtool_keep_ratio(0.6), embeddings) != PRTOOL_OK) {
         fprintf(stderr, "%s\n", prtool_last_error());

@@ -42,7 +42,7 @@ private:
 
 std::string answer(const prtool::Encoder& encoder, const std::string& path) {
     try {
-        const auto best = encoder.classify(encoder.encode_files({path}), 1)[0][0];
+        const auto best = encoder.classify_files({path}, {}, 1)[0][0];
         return path + "\t" + best.name + "\t" + std::to_string(best.probability);
     } catch (const prtool::Failure& failure) {
         return path + "\terror\t" + failure.what();
@@ -53,10 +53,10 @@ std::string answer(const prtool::Encoder& encoder, const std::string& path) {
 
 int main(int count, char** words) try {
     if (count < 2) throw std::invalid_argument("usage: server BUNDLE [THREADS] < paths");
-    // Many requests at once: one CPU thread for each, and none that waits actively.
-    prtool_options options{};
+    // Many requests at once: one CPU thread for each, and none that spins.
+    prtool_options options = prtool_options_default();
     options.threads = 1;
-    options.no_spinning = 1;
+    options.spinning = 0;
     const prtool::Encoder encoder(words[1], options);
     Queue queue;
     std::mutex output;

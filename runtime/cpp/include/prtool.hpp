@@ -2,7 +2,7 @@
 //
 //     prtool::Encoder encoder("bundle");
 //     std::vector<float> embeddings = encoder.encode_files({"cat.jpg", "dog.jpg"}, prtool::Keep::ratio(0.6));
-//     for (const auto& found : encoder.classify(embeddings, 3)) std::cout << found.front().name << "\n";
+//     for (const auto& best : encoder.classify(embeddings)) std::cout << best.front().name << "\n";
 //
 // Threads and numbers are as prtool.h says. Every function throws prtool::Failure where the C API returns a status.
 #ifndef PRTOOL_HPP
@@ -62,23 +62,20 @@ struct Prediction {
 
 class Encoder {
 public:
-    explicit Encoder(const std::string& bundle, const prtool_options& options = prtool_options{}) {
+    explicit Encoder(const std::string& bundle, const prtool_options& options = prtool_options_default()) {
         prtool_encoder* made = nullptr;
         check(prtool_open(bundle.c_str(), &options, &made));
         handle_.reset(made);
     }
 
-    const prtool_info& info() const { return *prtool_info_of(handle_.get()); }
+    const prtool_info& info() const { return *prtool_get_info(handle_.get()); }
     prtool_encoder* handle() const { return handle_.get(); }
-    void close() { prtool_close(handle_.get()); }
 
     // pixels: (batch, 3, image_height, image_width). Returns (batch, embed_dim), as every method here does.
     std::vector<float> encode_pixels(const std::vector<float>& pixels, const Keep& keep = {}) const {
         const std::size_t each = std::size_t{3} * static_cast<std::size_t>(info().image_height) * static_cast<std::size_t>(info().image_width);
         if (pixels.size() % each != 0) throw std::invalid_argument("pixels hold no whole number of images");
-        std::vector<float> found = room(pixels.size() / each);
-        check(prtool_encode_pixels(handle_.get(), pixels.data(), static_cast<std::int64_t>(pixels.size() / each), keep.get(), found.data()));
-        return found;
+        return encoded(prtool_encode_pixels, pixels.data(), pixels.size() / each, keep);
     }
 
     // From and to the memory of the engine's GPU, in the order of a cudaStream_t; see prtool.h.
@@ -89,21 +86,15 @@ public:
     std::vector<float> encode_files(const std::vector<std::string>& paths, const Keep& keep = {}) const {
         std::vector<const char*> names;
         for (const std::string& path : paths) names.push_back(path.c_str());
-        std::vector<float> found = room(paths.size());
-        check(prtool_encode_files(handle_.get(), names.data(), static_cast<std::int64_t>(names.size()), keep.get(), found.data()));
-        return found;
+        return encoded(prtool_encode_files, names.data(), names.size(), keep);
     }
 
     std::vector<float> encode_rgb(const std::vector<prtool_rgb>& images, const Keep& keep = {}) const {
-        std::vector<float> found = room(images.size());
-        check(prtool_encode_rgb(handle_.get(), images.data(), static_cast<std::int64_t>(images.size()), keep.get(), found.data()));
-        return found;
+        return encoded(prtool_encode_rgb, images.data(), images.size(), keep);
     }
 
     std::vector<float> encode_bytes(const std::vector<prtool_bytes>& images, const Keep& keep = {}) const {
-        std::vector<float> found = room(images.size());
-        check(prtool_encode_bytes(handle_.get(), images.data(), static_cast<std::int64_t>(images.size()), keep.get(), found.data()));
-        return found;
+        return encoded(prtool_encode_bytes, images.data(), images.size(), keep);
     }
 
     // The `top` most probable classes of each embedding, best first; all of them where the bundle has fewer.
@@ -121,12 +112,28 @@ public:
         return found;
     }
 
+    // The same of images.
+    std::vector<std::vector<Prediction>> classify_files(const std::vector<std::string>& paths, const Keep& keep = {}, std::int64_t top = 5) const {
+        return classify(encode_files(paths, keep), top);
+    }
+    std::vector<std::vector<Prediction>> classify_rgb(const std::vector<prtool_rgb>& images, const Keep& keep = {}, std::int64_t top = 5) const {
+        return classify(encode_rgb(images, keep), top);
+    }
+    std::vector<std::vector<Prediction>> classify_bytes(const std::vector<prtool_bytes>& images, const Keep& keep = {}, std::int64_t top = 5) const {
+        return classify(encode_bytes(images, keep), top);
+    }
+
 private:
     struct Free {
         void operator()(prtool_encoder* encoder) const { prtool_free(encoder); }
     };
 
-    std::vector<float> room(std::size_t images) const { return std::vector<float>(images * static_cast<std::size_t>(info().embed_dim)); }
+    template <typename Function, typename Images>
+    std::vector<float> encoded(const Function& encode, const Images* images, std::size_t count, const Keep& keep) const {
+        std::vector<float> embeddings(count * static_cast<std::size_t>(info().embed_dim));
+        check(encode(handle_.get(), images, static_cast<std::int64_t>(count), keep.get(), embeddings.data()));
+        return embeddings;
+    }
 
     std::unique_ptr<prtool_encoder, Free> handle_;
 };

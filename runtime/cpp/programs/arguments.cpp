@@ -8,7 +8,7 @@
 
 const char* const kUsage =
     "usage: prtool-run embed BUNDLE PATH... [-o embeddings.npy|embeddings.csv] [options]\n"
-    "       prtool-run classify BUNDLE PATH... [--top 1] [-o classes.csv] [options]\n"
+    "       prtool-run classify BUNDLE PATH... [--top 5] [-o classes.csv] [options]\n"
     "\n"
     "PATH is a JPEG or PNG file, or a folder, which is searched. Results go to stdout as CSV without -o.\n"
     "\n"
@@ -21,7 +21,7 @@ const char* const kUsage =
     "  --device N      number of the GPU                                                                  [0]\n"
     "  --cuda-graphs   trt and trt-rtx replay calls of sizes that came before as one CUDA graph\n"
     "  --engine-cache FOLDER  where built engines are kept                                                [in the user's cache folder]\n"
-    "  --top N         classes an image                                                                   [1]\n"
+    "  --top N         classes per image                                                                  [5]\n"
     "  --help, --version\n";
 
 namespace {

@@ -24,7 +24,7 @@ struct Arguments {
     std::string output;  // .npy or .csv; empty: CSV on stdout
     long batch = 8;
     long threads = 0;
-    long top = 1;
+    long top = 5;
     long device = 0;
     bool cuda_graphs = false;
     std::string cache;  // folder of built engines; empty: the user's

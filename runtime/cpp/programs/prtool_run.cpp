@@ -20,7 +20,7 @@
 namespace {
 
 prtool_options options_of(const Arguments& arguments) {
-    prtool_options options{};
+    prtool_options options = prtool_options_default();
     options.engine = arguments.engine.c_str();
     options.mode = arguments.mode.c_str();
     options.precision = arguments.precision.c_str();

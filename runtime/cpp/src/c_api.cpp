@@ -1,5 +1,6 @@
 // The C API over the encoder: every exception becomes a status and a message of the calling thread.
 #include <algorithm>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <new>
@@ -11,8 +12,6 @@
 #include "errors.hpp"
 #include "image/decode.hpp"
 #include "prtool.h"
-#include "select.hpp"
-#include "text.hpp"
 
 struct prtool_encoder {
     prtool_encoder(const std::string& bundle, const prtool::EncoderOptions& options) : inner(bundle, options) {}
@@ -83,20 +82,33 @@ Keep keep_of(const prtool_keep& keep) {
     return {Keep::Default{}};
 }
 
-prtool::EncoderOptions options_of(const prtool_options* given) {
-    prtool::EncoderOptions options;
+// The caller's fields over the defaults, as far as its header knew them. Every version has whole groups of 8 bytes.
+prtool_options complete(const prtool_options* given) {
+    prtool_options options = prtool_options_default();
     if (given == nullptr) return options;
-    if (given->engine != nullptr) options.engine = given->engine;
-    if (given->mode != nullptr) options.mode = given->mode;
-    if (given->precision != nullptr) options.settings.precision = given->precision;
-    if (given->threads < 0) throw Error(Status::config, "threads = " + std::to_string(given->threads) + ", but it must be 0 (all) or more");
-    if (given->device < 0) throw Error(Status::config, "device = " + std::to_string(given->device) + ", but GPUs are counted from 0");
-    options.settings.threads = given->threads;
-    options.settings.spinning = given->no_spinning == 0;
-    options.settings.device = given->device;
-    options.settings.cuda_graphs = given->cuda_graphs != 0;
-    if (given->cache != nullptr) options.settings.cache = given->cache;
-    options.verify = given->trust_files == 0;
+    const std::size_t size = given->struct_size;
+    if (size < sizeof(options.struct_size) || size > sizeof(options) || size % alignof(prtool_options) != 0) {
+        throw Error(Status::config, "options.struct_size = " + std::to_string(size) + ", but this library knows up to " + std::to_string(sizeof(options)) +
+                                        " bytes; start from prtool_options_default()");
+    }
+    std::memcpy(&options, given, size);
+    return options;
+}
+
+prtool::EncoderOptions options_of(const prtool_options* given) {
+    const prtool_options all = complete(given);
+    if (all.threads < 0) throw Error(Status::config, "threads = " + std::to_string(all.threads) + ", but it must be 0 (all) or more");
+    if (all.device < 0) throw Error(Status::config, "device = " + std::to_string(all.device) + ", but GPUs are counted from 0");
+    prtool::EncoderOptions options;
+    if (all.engine != nullptr) options.engine = all.engine;
+    if (all.mode != nullptr) options.mode = all.mode;
+    if (all.precision != nullptr) options.settings.precision = all.precision;
+    if (all.cache != nullptr) options.settings.cache = all.cache;
+    options.settings.threads = all.threads;
+    options.settings.spinning = all.spinning != 0;
+    options.settings.device = all.device;
+    options.settings.cuda_graphs = all.cuda_graphs != 0;
+    options.verify = all.verify != 0;
     return options;
 }
 
@@ -108,8 +120,8 @@ prtool_info info_of(const prtool::Encoder& encoder) {
     info.image_width = manifest.preprocess.width;
     info.patches = manifest.prune.patches();
     info.default_keep = manifest.default_keep;
-    info.least_keep = manifest.least_keep;
-    info.most_keep = manifest.most_keep;
+    info.min_keep = manifest.min_keep;
+    info.max_keep = manifest.max_keep;
     info.locations = static_cast<std::int64_t>(manifest.prune.locations.size());
     info.classes = manifest.classes ? static_cast<std::int64_t>(manifest.classes->names.size()) : 0;
     info.model = manifest.model.name.c_str();
@@ -136,23 +148,95 @@ void prepare_rgb(const prtool::Rgb& image, const prtool::Preprocess& spec, float
     prtool::prepare({image.pixels.data(), image.width, image.height, 3 * image.width}, spec, out);
 }
 
-// Prepares images with `prepare(number, out)` and encodes them, part after part.
-template <typename Prepare>
-void encode_images(const prtool::Encoder& encoder, std::int64_t count, const prtool_keep& keep, float* embeddings, const Prepare& prepare) {
-    require(embeddings, "embeddings");
+// One image as the caller holds it, to pixels; `place` is its number in the call.
+void prepare(const char* path, std::int64_t, const prtool::Preprocess& spec, float* out) {
+    require(path, "a path");
+    prepare_rgb(prtool::decode_file(path), spec, out);
+}
+
+void prepare(const prtool_bytes& image, std::int64_t place, const prtool::Preprocess& spec, float* out) {
+    const std::string name = "image " + std::to_string(place) + " of " + std::to_string(image.size) + " bytes";
+    prepare_rgb(prtool::decode_image(image.bytes, image.size, name), spec, out);
+}
+
+void prepare(const prtool_rgb& image, std::int64_t, const prtool::Preprocess& spec, float* out) {
+    prtool::prepare(view_of(image), spec, out);
+}
+
+// Prepares and encodes images, part after part; the embeddings are (count, embed_dim).
+template <typename Image>
+std::vector<float> encode_images(const prtool_encoder* encoder, const Image* images, std::int64_t count, const prtool_keep& keep) {
+    require(encoder, "encoder");
+    require(images, "images");
     require_count(count);
-    const Keep asked = keep_of(keep);
-    const std::int64_t width = encoder.bundle().manifest().model.embed_dim;
-    const std::size_t each = encoder.pixels_per_image();
+    const Keep wanted = keep_of(keep);
+    const prtool::Encoder& inner = encoder->inner;
+    const std::size_t each = inner.pixels_per_image();
     std::vector<float> pixels(each * static_cast<std::size_t>(std::min(count, kImagesAtOnce)));
-    std::vector<float> found(static_cast<std::size_t>(count) * static_cast<std::size_t>(width));
+    std::vector<float> found(static_cast<std::size_t>(count * encoder->info.embed_dim));
     for (std::int64_t start = 0; start < count; start += kImagesAtOnce) {
         const std::int64_t part = std::min(kImagesAtOnce, count - start);
-        for (std::int64_t place = 0; place < part; ++place) prepare(start + place, pixels.data() + static_cast<std::size_t>(place) * each);
-        encoder.encode_pixels(pixels.data(), part, asked, found.data() + start * width);
+        for (std::int64_t place = 0; place < part; ++place) {
+            prepare(images[start + place], start + place, inner.bundle().manifest().preprocess, pixels.data() + static_cast<std::size_t>(place) * each);
+        }
+        inner.encode_pixels(pixels.data(), part, wanted, found.data() + start * encoder->info.embed_dim);
     }
-    std::copy(found.begin(), found.end(), embeddings);
+    return found;
 }
+
+template <typename Image>
+prtool_status encode(const prtool_encoder* encoder, const Image* images, std::int64_t count, const prtool_keep& keep, float* embeddings) {
+    return guarded([&] {
+        require(embeddings, "embeddings");
+        const std::vector<float> found = encode_images(encoder, images, count, keep);
+        std::copy(found.begin(), found.end(), embeddings);
+    });
+}
+
+template <typename Image>
+prtool_status prepare_one(const prtool_encoder* encoder, const Image& image, float* pixels) {
+    return guarded([&] {
+        require(encoder, "encoder");
+        require(pixels, "pixels");
+        prepare(image, 0, encoder->inner.bundle().manifest().preprocess, pixels);
+    });
+}
+
+// `embeddings()` are (count, embed_dim), computed once the other arguments are known to be right.
+template <typename Embeddings>
+prtool_status classify(const prtool_encoder* encoder, const Embeddings& embeddings, std::int64_t count, std::int64_t top, std::int64_t* labels, float* probabilities) {
+    return guarded([&] {
+        require(encoder, "encoder");
+        require(labels, "labels");
+        require(probabilities, "probabilities");
+        require_count(count);
+        const prtool::ClassTable& classes = encoder->inner.classes();
+        const auto& rows = embeddings();
+        classes.classify(&rows[0], count, top, labels, probabilities);
+    });
+}
+
+template <typename Image>
+prtool_status classify_images(
+    const prtool_encoder* encoder, const Image* images, std::int64_t count, const prtool_keep& keep, std::int64_t top, std::int64_t* labels, float* probabilities) {
+    return classify(encoder, [&] { return encode_images(encoder, images, count, keep); }, count, top, labels, probabilities);
+}
+
+// Checks what encoding pixels needs, and encodes them with `call(encoder, keep)`.
+template <typename Call>
+prtool_status encode_tensor(
+    prtool_encoder* encoder, const float* pixels, std::int64_t batch, const prtool_keep& keep, const float* embeddings, const Call& call) {
+    return guarded([&] {
+        require(encoder, "encoder");
+        require(pixels, "pixels");
+        require(embeddings, "embeddings");
+        require_count(batch);
+        call(encoder->inner, keep_of(keep));
+    });
+}
+
+#define PRTOOL_TEXT(number) PRTOOL_TEXT_OF(number)
+#define PRTOOL_TEXT_OF(number) #number
 
 }  // namespace
 
@@ -160,8 +244,16 @@ const char* prtool_last_error(void) {
     return last_error.c_str();
 }
 
+const char* prtool_status_string(prtool_status status) {
+    static const char* const kTexts[] = {"success",           "invalid option or argument", "keep out of range",  "wrong shape or NaN score",
+                                         "unreadable folder", "undecodable image",          "invalid bundle",     "engine failed",
+                                         "engine unavailable", "file not written",          "out of memory",      "internal error"};
+    const auto number = static_cast<std::size_t>(status);
+    return number < std::size(kTexts) ? kTexts[number] : "unknown status";
+}
+
 const char* prtool_version(void) {
-    return PRTOOL_VERSION;
+    return PRTOOL_TEXT(PRTOOL_VERSION_MAJOR) "." PRTOOL_TEXT(PRTOOL_VERSION_MINOR) "." PRTOOL_TEXT(PRTOOL_VERSION_PATCH);
 }
 
 const char* prtool_engines(void) {
@@ -183,15 +275,11 @@ prtool_status prtool_open(const char* bundle, const prtool_options* options, prt
     });
 }
 
-void prtool_close(prtool_encoder* encoder) {
-    if (encoder != nullptr) encoder->inner.close();
-}
-
 void prtool_free(prtool_encoder* encoder) {
     delete encoder;
 }
 
-const prtool_info* prtool_info_of(const prtool_encoder* encoder) {
+const prtool_info* prtool_get_info(const prtool_encoder* encoder) {
     return encoder == nullptr ? nullptr : &encoder->info;
 }
 
@@ -200,7 +288,7 @@ prtool_keep prtool_keep_default(void) {
 }
 
 prtool_keep prtool_keep_ratio(double ratio) {
-    // Zero stands for "no ratio"; a caller that asks for it gets the error of a ratio out of range.
+    // Zero stands for "no ratio"; a caller that passes it gets the error of a ratio out of range.
     return {ratio == 0.0 ? -1.0 : ratio, 0, nullptr, 0};
 }
 
@@ -213,109 +301,63 @@ prtool_keep prtool_keep_counts(const int64_t* counts, int64_t length) {
 }
 
 prtool_status prtool_encode_pixels(prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings) {
-    return guarded([&] {
-        require(encoder, "encoder");
-        require(pixels, "pixels");
-        require(embeddings, "embeddings");
-        require_count(batch);
-        encoder->inner.encode_pixels(pixels, batch, keep_of(keep), embeddings);
-    });
+    return encode_tensor(encoder, pixels, batch, keep, embeddings,
+                         [&](const prtool::Encoder& inner, const Keep& wanted) { inner.encode_pixels(pixels, batch, wanted, embeddings); });
 }
 
 prtool_status prtool_encode_device_pixels(prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings, void* stream) {
-    return guarded([&] {
-        require(encoder, "encoder");
-        require(pixels, "pixels");
-        require(embeddings, "embeddings");
-        require_count(batch);
-        encoder->inner.encode_device_pixels(pixels, batch, keep_of(keep), embeddings, stream);
-    });
+    return encode_tensor(encoder, pixels, batch, keep, embeddings,
+                         [&](const prtool::Encoder& inner, const Keep& wanted) { inner.encode_device_pixels(pixels, batch, wanted, embeddings, stream); });
 }
 
 prtool_status prtool_encode_rgb(prtool_encoder* encoder, const prtool_rgb* images, int64_t count, prtool_keep keep, float* embeddings) {
-    return guarded([&] {
-        require(encoder, "encoder");
-        require(images, "images");
-        const prtool::Preprocess& spec = encoder->inner.bundle().manifest().preprocess;
-        encode_images(encoder->inner, count, keep, embeddings, [&](std::int64_t number, float* out) { prtool::prepare(view_of(images[number]), spec, out); });
-    });
+    return encode(encoder, images, count, keep, embeddings);
 }
 
 prtool_status prtool_encode_files(prtool_encoder* encoder, const char* const* paths, int64_t count, prtool_keep keep, float* embeddings) {
-    return guarded([&] {
-        require(encoder, "encoder");
-        require(paths, "paths");
-        const prtool::Preprocess& spec = encoder->inner.bundle().manifest().preprocess;
-        encode_images(encoder->inner, count, keep, embeddings, [&](std::int64_t number, float* out) {
-            require(paths[number], "a path");
-            prepare_rgb(prtool::decode_file(paths[number]), spec, out);
-        });
-    });
+    return encode(encoder, paths, count, keep, embeddings);
 }
 
 prtool_status prtool_encode_bytes(prtool_encoder* encoder, const prtool_bytes* images, int64_t count, prtool_keep keep, float* embeddings) {
-    return guarded([&] {
-        require(encoder, "encoder");
-        require(images, "images");
-        const prtool::Preprocess& spec = encoder->inner.bundle().manifest().preprocess;
-        encode_images(encoder->inner, count, keep, embeddings, [&](std::int64_t number, float* out) {
-            const std::string name = "image " + std::to_string(number) + " of " + std::to_string(images[number].size) + " bytes";
-            prepare_rgb(prtool::decode_image(images[number].bytes, images[number].size, name), spec, out);
-        });
-    });
+    return encode(encoder, images, count, keep, embeddings);
 }
 
 prtool_status prtool_prepare_file(const prtool_encoder* encoder, const char* path, float* pixels) {
-    return guarded([&] {
-        require(encoder, "encoder");
-        require(path, "path");
-        require(pixels, "pixels");
-        prepare_rgb(prtool::decode_file(path), encoder->inner.bundle().manifest().preprocess, pixels);
-    });
+    return prepare_one(encoder, path, pixels);
 }
 
 prtool_status prtool_prepare_bytes(const prtool_encoder* encoder, prtool_bytes image, float* pixels) {
-    return guarded([&] {
-        require(encoder, "encoder");
-        require(pixels, "pixels");
-        const std::string name = "image of " + std::to_string(image.size) + " bytes";
-        prepare_rgb(prtool::decode_image(image.bytes, image.size, name), encoder->inner.bundle().manifest().preprocess, pixels);
-    });
+    return prepare_one(encoder, image, pixels);
 }
 
 prtool_status prtool_prepare_rgb(const prtool_encoder* encoder, prtool_rgb image, float* pixels) {
-    return guarded([&] {
-        require(encoder, "encoder");
-        require(pixels, "pixels");
-        prtool::prepare(view_of(image), encoder->inner.bundle().manifest().preprocess, pixels);
-    });
+    return prepare_one(encoder, image, pixels);
 }
 
 prtool_status prtool_classify(prtool_encoder* encoder, const float* embeddings, int64_t count, int64_t top, int64_t* labels, float* probabilities) {
-    return guarded([&] {
-        require(encoder, "encoder");
+    const auto given = [embeddings]() -> const float* {
         require(embeddings, "embeddings");
-        require(labels, "labels");
-        require(probabilities, "probabilities");
-        require_count(count);
-        encoder->inner.classes().classify(embeddings, count, top, labels, probabilities);
-    });
+        return embeddings;
+    };
+    return classify(encoder, given, count, top, labels, probabilities);
+}
+
+prtool_status prtool_classify_files(
+    prtool_encoder* encoder, const char* const* paths, int64_t count, prtool_keep keep, int64_t top, int64_t* labels, float* probabilities) {
+    return classify_images(encoder, paths, count, keep, top, labels, probabilities);
+}
+
+prtool_status prtool_classify_bytes(
+    prtool_encoder* encoder, const prtool_bytes* images, int64_t count, prtool_keep keep, int64_t top, int64_t* labels, float* probabilities) {
+    return classify_images(encoder, images, count, keep, top, labels, probabilities);
+}
+
+prtool_status prtool_classify_rgb(
+    prtool_encoder* encoder, const prtool_rgb* images, int64_t count, prtool_keep keep, int64_t top, int64_t* labels, float* probabilities) {
+    return classify_images(encoder, images, count, keep, top, labels, probabilities);
 }
 
 const char* prtool_class_name(const prtool_encoder* encoder, int64_t label) {
     if (encoder == nullptr || label < 0 || label >= encoder->info.classes) return nullptr;
     return encoder->inner.bundle().manifest().classes->names[static_cast<std::size_t>(label)].c_str();
-}
-
-prtool_status prtool_select(const float* scores, int64_t batch, int64_t patches, int64_t k, int64_t* indices) {
-    return guarded([&] {
-        require(scores, "scores");
-        require(indices, "indices");
-        require_count(batch);
-        if (patches < 1 || patches > kMostImages) {
-            throw Error(Status::shape, "patches = " + std::to_string(patches) + ", but an image has 1 to " + std::to_string(kMostImages));
-        }
-        const std::vector<std::int64_t> chosen = prtool::select(scores, batch, patches, k);
-        std::copy(chosen.begin(), chosen.end(), indices);
-    });
 }

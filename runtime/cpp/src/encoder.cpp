@@ -15,7 +15,7 @@ void check_finite(const float* embeddings, std::int64_t batch, std::int64_t widt
     std::int64_t bad = 0;
     std::int64_t first = -1;
     for (std::int64_t image = 0; image < batch; ++image) {
-        // A sum is finite only where every value is: length 1 leaves no room for overflow.
+        // A sum is finite only where every value is: length 1 excludes overflow.
         float sum = 0.0F;
         for (std::int64_t axis = 0; axis < width; ++axis) sum += embeddings[image * width + axis];
         if (std::isfinite(sum)) continue;
@@ -48,34 +48,19 @@ void Encoder::encode_pixels(const float* pixels, std::int64_t batch, const Keep&
     const std::int64_t width = bundle_.manifest().model.embed_dim;
     // The graph writes here, so that the caller's memory stays as it was when something fails.
     std::vector<float> found(static_cast<std::size_t>(batch) * static_cast<std::size_t>(width));
-    opened()->embed(pixels, batch, counts, found.data());
+    pipeline_->embed(pixels, batch, counts, found.data());
     check_finite(found.data(), batch, width);
     std::copy(found.begin(), found.end(), embeddings);
 }
 
 void Encoder::encode_device_pixels(const float* pixels, std::int64_t batch, const Keep& keep, float* embeddings, void* stream) const {
-    opened()->embed_on_device(pixels, batch, counts_of(keep), embeddings, stream);
+    pipeline_->embed_on_device(pixels, batch, counts_of(keep), embeddings, stream);
 }
 
 const ClassTable& Encoder::classes() const {
     const std::lock_guard<std::mutex> hold(lock_);
     if (classes_ == nullptr) classes_ = std::make_unique<ClassTable>(ClassTable::of(bundle_));
     return *classes_;
-}
-
-void Encoder::close() {
-    std::shared_ptr<Pipeline> last;
-    {
-        const std::lock_guard<std::mutex> hold(lock_);
-        last.swap(pipeline_);
-    }
-    // Freed outside the lock, by this thread or by the last call that still runs.
-}
-
-std::shared_ptr<Pipeline> Encoder::opened() const {
-    const std::lock_guard<std::mutex> hold(lock_);
-    if (pipeline_ == nullptr) throw Error(Status::engine, "the encoder of " + bundle_.path() + " is closed; open it again to use it");
-    return pipeline_;
 }
 
 std::vector<std::int64_t> Encoder::counts_of(const Keep& keep) const {

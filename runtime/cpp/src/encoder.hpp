@@ -35,26 +35,22 @@ public:
     // Throws Error(Status::keep | engine); an embedding that is not finite is an engine's error.
     void encode_pixels(const float* pixels, std::int64_t batch, const Keep& keep, float* embeddings) const;
 
-    // The same from and to the memory of the engine's GPU, behind what is on the cudaStream_t `stream`; may return before it is
-    // done, so embeddings are not looked at. Throws Error(Status::config): the engine works in host memory.
+    // The same from and to the memory of the engine's GPU, in the order of the cudaStream_t `stream`; may return before it is
+    // done, so embeddings are not checked. Throws Error(Status::config): the engine works in host memory.
     void encode_device_pixels(const float* pixels, std::int64_t batch, const Keep& keep, float* embeddings, void* stream) const;
 
     // Throws Error(Status::bundle): the bundle has no classes, or their file does not fit.
     const ClassTable& classes() const;
 
-    // Frees the graphs; calls in other threads end as usual, later ones throw Error(Status::engine).
-    void close();
-
 private:
     Encoder(const std::string& bundle, const EncoderOptions& options, std::unique_ptr<Engine> engine);
-    std::shared_ptr<Pipeline> opened() const;
     std::vector<std::int64_t> counts_of(const Keep& keep) const;
 
     Bundle bundle_;
     std::string mode_;
     EngineInfo info_;
+    std::unique_ptr<Pipeline> pipeline_;
     mutable std::mutex lock_;
-    std::shared_ptr<Pipeline> pipeline_;
     mutable std::unique_ptr<ClassTable> classes_;
 };
 

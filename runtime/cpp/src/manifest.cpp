@@ -172,7 +172,7 @@ void check_cost(const JsonReader& json, const Manifest& manifest) {
     std::map<std::string, std::int64_t> cost;
     for (const auto& [name, value] : json.entries()) cost[name] = value.whole(0, kMostWhole);
     const PruneSpec& prune = manifest.prune;
-    const std::int64_t least = prune.prefix_tokens + manifest.least_keep + prune.learnable_tokens;
+    const std::int64_t least = prune.prefix_tokens + manifest.min_keep + prune.learnable_tokens;
     if (!costs_something(cost, prune.prefix_tokens + prune.patches(), false) || !costs_something(cost, least, true)) {
         reject_together("an image costs nothing");
     }
@@ -191,9 +191,9 @@ TextInfo read_text_side(const JsonReader& json) {
 
 void read_keeps(const JsonReader& json, Manifest& manifest) {
     const std::vector<JsonReader> range = json.at("keep_range").items(2);
-    manifest.least_keep = range[0].whole(1, manifest.prune.patches());
-    manifest.most_keep = range[1].whole(manifest.least_keep, manifest.prune.patches());
-    manifest.default_keep = json.at("default_keep").whole(manifest.least_keep, manifest.most_keep);
+    manifest.min_keep = range[0].whole(1, manifest.prune.patches());
+    manifest.max_keep = range[1].whole(manifest.min_keep, manifest.prune.patches());
+    manifest.default_keep = json.at("default_keep").whole(manifest.min_keep, manifest.max_keep);
 }
 
 Manifest read(const JsonReader& json) {
@@ -219,11 +219,11 @@ Manifest read(const JsonReader& json) {
 }
 
 std::string range_text(const Manifest& manifest) {
-    return std::to_string(manifest.least_keep) + " to " + std::to_string(manifest.most_keep);
+    return std::to_string(manifest.min_keep) + " to " + std::to_string(manifest.max_keep);
 }
 
 void check_range(const Manifest& manifest, std::int64_t k) {
-    if (k < manifest.least_keep || k > manifest.most_keep) {
+    if (k < manifest.min_keep || k > manifest.max_keep) {
         throw Error(Status::keep, "k = " + std::to_string(k) + " patches, but this bundle allows " + range_text(manifest) + "; export it again for other counts");
     }
 }

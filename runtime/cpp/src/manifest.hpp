@@ -64,8 +64,8 @@ struct Manifest {
     PruneSpec prune;
     Preprocess preprocess;
     std::int64_t default_keep = 0;
-    std::int64_t least_keep = 0;
-    std::int64_t most_keep = 0;
+    std::int64_t min_keep = 0;
+    std::int64_t max_keep = 0;
     std::map<std::string, std::map<std::string, GraphSpec>> graphs;  // precision -> role -> graph
     std::optional<TextInfo> text;
     std::optional<ClassInfo> classes;

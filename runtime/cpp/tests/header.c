@@ -11,21 +11,21 @@
     }
 
 int main(void) {
-    const float scores[] = {1.0f, 3.0f, 3.0f, 2.0f};
-    int64_t indices[3] = {-1, -1, -1};
     prtool_encoder* encoder = NULL;
-    prtool_options options = {0};
+    prtool_options options = prtool_options_default(), zero = {0};
+    char version[32];
 
-    EXPECT(prtool_select(scores, 1, 4, 3, indices) == PRTOOL_OK && indices[0] == 1 && indices[1] == 2 && indices[2] == 3)
-    EXPECT(prtool_select(scores, 1, 4, 5, indices) == PRTOOL_KEEP && strstr(prtool_last_error(), "k = 5") != NULL && indices[0] == 1)
-    EXPECT(prtool_select(NULL, 1, 4, 3, indices) == PRTOOL_CONFIG)
-    EXPECT(prtool_select(scores, INT64_MAX, INT64_MAX, 3, indices) == PRTOOL_SHAPE)
+    EXPECT(prtool_open("/nowhere", &zero, &encoder) == PRTOOL_CONFIG && strstr(prtool_last_error(), "struct_size = 0") != NULL)
+    EXPECT(prtool_open("/nowhere", &options, &encoder) == PRTOOL_BUNDLE)
     EXPECT(prtool_open("/nowhere", NULL, &encoder) == PRTOOL_BUNDLE && encoder == NULL && strstr(prtool_last_error(), "is not a bundle") != NULL)
     EXPECT(prtool_open(NULL, NULL, &encoder) == PRTOOL_CONFIG)
     EXPECT(prtool_open("/nowhere", &options, NULL) == PRTOOL_CONFIG)
-    EXPECT(prtool_info_of(NULL) == NULL && prtool_class_name(NULL, 0) == NULL)
+    EXPECT(prtool_get_info(NULL) == NULL && prtool_class_name(NULL, 0) == NULL)
     EXPECT(strlen(prtool_version()) > 0 && strstr(prtool_engines(), "ort") != NULL)
-    prtool_close(NULL);
+    snprintf(version, sizeof(version), "%d.%d.%d", PRTOOL_VERSION_MAJOR, PRTOOL_VERSION_MINOR, PRTOOL_VERSION_PATCH);
+    EXPECT(strcmp(version, prtool_version()) == 0)
+    EXPECT(strcmp(prtool_status_string(PRTOOL_BUNDLE), "invalid bundle") == 0)
+    EXPECT(strcmp(prtool_status_string((prtool_status)99), "unknown status") == 0)
     prtool_free(NULL);
     return 0;
 }

@@ -59,9 +59,9 @@ int main(int count, char** words) {
         std::fputs("usage: prtool-soak BUNDLE THREADS SECONDS\n", stderr);
         return 2;
     }
-    prtool_options options{};
+    prtool_options options = prtool_options_default();
     options.threads = 1;
-    options.no_spinning = 1;
+    options.spinning = 0;
     const prtool::Encoder encoder(words[1], options);
     const std::vector<Case> cases = cases_of(encoder);
     const auto workers = static_cast<unsigned>(std::atoi(words[2]));

@@ -1,4 +1,4 @@
-// The public headers on a bundle: what they give, and what they refuse.
+// The public headers on a bundle: what they give, and what they reject.
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -19,9 +19,9 @@ using prtool::Failure;
 using prtool::Keep;
 
 prtool_options options_of(const char* mode) {
-    prtool_options options{};
+    prtool_options options = prtool_options_default();
     options.mode = mode;
-    options.no_spinning = 1;
+    options.spinning = 0;
     return options;
 }
 
@@ -57,7 +57,7 @@ TEST_CASE("fused and split agree, and rows have length 1") {
     const prtool_info& info = fused.info();
     for (const std::int64_t batch : {1, 3}) {
         const std::vector<float> pixels = noise(info, batch, 5);
-        for (const Keep& keep : {Keep(), Keep::ratio(1.0), Keep::ratio(0.5), Keep::count(info.least_keep), Keep::count(info.most_keep)}) {
+        for (const Keep& keep : {Keep(), Keep::ratio(1.0), Keep::ratio(0.5), Keep::count(info.min_keep), Keep::count(info.max_keep)}) {
             const std::vector<float> found = fused.encode_pixels(pixels, keep);
             CHECK(largest_difference(found, split.encode_pixels(pixels, keep)) < 2e-6F);
             for (auto row = found.begin(); row != found.end(); row += info.embed_dim) {
@@ -139,7 +139,7 @@ TEST_CASE("mode full drops nothing") {
     const Encoder encoder(bundle_path(), options_of("full"));
     const std::vector<float> pixels = noise(encoder.info(), 2, 3);
     CHECK(encoder.encode_pixels(pixels) == encoder.encode_pixels(pixels, Keep::ratio(1.0)));
-    CHECK(status_of([&] { encoder.encode_pixels(pixels, Keep::count(encoder.info().least_keep)); }) == PRTOOL_KEEP);
+    CHECK(status_of([&] { encoder.encode_pixels(pixels, Keep::count(encoder.info().min_keep)); }) == PRTOOL_KEEP);
 }
 
 TEST_CASE("classes, where the bundle has some") {
@@ -168,6 +168,18 @@ TEST_CASE("classes, where the bundle has some") {
         for (std::size_t place = 0; place < all[image].size(); ++place) CHECK(more[image][place].label == all[image][place].label);
     }
     CHECK(status_of([&] { encoder.classify(found, -1); }) == PRTOOL_CONFIG);
+    std::vector<std::uint8_t> rgb(3 * 40 * 30, 77);
+    const std::vector<prtool_rgb> images(2, {rgb.data(), 40, 30, 0});
+    const auto direct = encoder.classify_rgb(images, Keep::ratio(0.5), 2), indirect = encoder.classify(encoder.encode_rgb(images, Keep::ratio(0.5)), 2);
+    REQUIRE(direct.size() == 2);
+    CHECK(direct[1][1].label == indirect[1][1].label);
+    std::int64_t labels[4];
+    float shares[4];
+    REQUIRE(prtool_classify_rgb(encoder.handle(), images.data(), 2, prtool_keep_ratio(0.5), 2, labels, shares) == PRTOOL_OK);
+    CHECK((labels[3] == direct[1][1].label && shares[3] == direct[1][1].probability));
+    const char* missing[] = {"/nowhere.jpg"};
+    CHECK(prtool_classify_files(encoder.handle(), missing, 1, prtool_keep_default(), 1, labels, shares) == PRTOOL_IMAGE);
+    CHECK(prtool_classify_bytes(encoder.handle(), nullptr, 1, prtool_keep_default(), 1, labels, shares) == PRTOOL_CONFIG);
     CHECK(prtool_class_name(encoder.handle(), -1) == nullptr);
     CHECK(prtool_class_name(encoder.handle(), encoder.info().classes) == nullptr);
 }
@@ -224,12 +236,14 @@ TEST_CASE("out of memory is a status, and the encoder serves on") {
 }
 #endif
 
-TEST_CASE("a closed encoder says so") {
-    Encoder encoder(bundle_path(), options_of("fused"));
-    const std::vector<float> pixels = noise(encoder.info(), 1, 3);
-    encoder.encode_pixels(pixels);
-    encoder.close();
-    encoder.close();
-    CHECK(status_of([&] { encoder.encode_pixels(pixels); }) == PRTOOL_ENGINE);
-    CHECK(std::string(prtool_last_error()).find("is closed") != std::string::npos);
+TEST_CASE("options of another version") {
+    prtool_options options = options_of("fused");
+    options.verify = 0;
+    options.struct_size = offsetof(prtool_options, cache);  // as an older header had them
+    CHECK(status_of([&] { Encoder(bundle_path(), options); }) == PRTOOL_OK);
+    for (const std::size_t size : {std::size_t{0}, std::size_t{4}, std::size_t{12}, sizeof(prtool_options) + 8}) {
+        options.struct_size = static_cast<std::uint32_t>(size);
+        CHECK(status_of([&] { Encoder(bundle_path(), options); }) == PRTOOL_CONFIG);
+        CHECK(std::string(prtool_last_error()).find(std::to_string(size)) != std::string::npos);
+    }
 }

@@ -46,7 +46,7 @@ TEST_CASE("a tensor is read") {
     CHECK(tensor.values == std::vector<float>{1, 2, 3, 4});
 }
 
-TEST_CASE("lies are refused") {
+TEST_CASE("lies are rejected") {
     const std::vector<float> values{1, 2, 3, 4};
     for (const auto& [dtype, shape, offsets] : std::vector<std::tuple<std::string, std::string, std::string>>{
              {"F64", "[2]", "[0, 16]"},

@@ -46,7 +46,7 @@ TEST_CASE("the k best by falling score, ties to the lower index") {
     }
 }
 
-TEST_CASE("NaN and a count out of range are refused") {
+TEST_CASE("NaN and a count out of range are rejected") {
     std::vector<float> scores{1.0F, 2.0F, std::nanf("")};
     CHECK_THROWS_WITH_AS(prtool::select(scores.data(), 1, 3, 2), doctest::Contains("image 0, patch 2 is NaN"), prtool::Error);
     CHECK_THROWS_WITH_AS(prtool::select(scores.data(), 1, 2, 0), doctest::Contains("k = 0"), prtool::Error);

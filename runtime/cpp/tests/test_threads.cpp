@@ -1,4 +1,4 @@
-// Many threads on one encoder, with other batches and keeps in every call, and one that closes it meanwhile.
+// Many threads on one encoder, with other batches and keeps in every call.
 #include <doctest/doctest.h>
 
 #include <atomic>
@@ -30,7 +30,7 @@ std::vector<Case> cases_of(const prtool::Encoder& encoder) {
 
 TEST_CASE("results do not depend on other threads") {
     for (const char* mode : {"fused", "split"}) {
-        prtool_options options{};
+        prtool_options options = prtool_options_default();
         options.mode = mode;
         options.threads = 1;
         const prtool::Encoder encoder(bundle_path(), options);
@@ -48,31 +48,6 @@ TEST_CASE("results do not depend on other threads") {
                 }
             });
         }
-        for (std::thread& thread : threads) thread.join();
-        CHECK(wrong == 0);
-    }
-}
-
-TEST_CASE("closing lets running calls end") {
-    prtool_options options{};
-    options.threads = 1;
-    for (int round = 0; round < 5; ++round) {
-        prtool::Encoder encoder(bundle_path(), options);
-        const std::vector<Case> cases = cases_of(encoder);
-        std::atomic<int> wrong{0};
-        std::vector<std::thread> threads;
-        for (unsigned thread = 0; thread < 3; ++thread) {
-            threads.emplace_back([&] {
-                std::vector<float> out(cases.back().expected.size());
-                for (;;) {
-                    const prtool_status status = prtool_encode_pixels(encoder.handle(), cases.back().pixels.data(), 5, cases.back().keep.get(), out.data());
-                    if (status == PRTOOL_OK && out == cases.back().expected) continue;
-                    if (status != PRTOOL_ENGINE) ++wrong;
-                    return;
-                }
-            });
-        }
-        encoder.close();
         for (std::thread& thread : threads) thread.join();
         CHECK(wrong == 0);
     }
