@@ -25,6 +25,9 @@ constexpr std::int64_t kMostWidth = 65536;
 constexpr std::int64_t kMostContext = 65536;
 constexpr std::int64_t kMostVocabulary = (std::int64_t{1} << 31) - 1;
 constexpr std::size_t kMostFiles = 10'000;
+constexpr std::size_t kMostMetadata = 1000;
+constexpr std::size_t kMostMetadataKey = 255;
+constexpr std::size_t kMostMetadataValue = 65'536;
 constexpr std::size_t kMostClasses = 1'000'000;
 constexpr std::int64_t kMostPatches = kMostGridSide * kMostGridSide;
 
@@ -182,6 +185,13 @@ void check_cost(const JsonReader& json, const Manifest& manifest) {
 void check_unused(const JsonReader& json) {
     for (const auto& [name, value] : json.at("parity").entries()) value.number();
     for (const auto& [name, value] : json.at("versions").entries()) value.text();
+    const std::optional<JsonReader> metadata = json.maybe("metadata");
+    if (!metadata) return;
+    metadata->at_most(kMostMetadata);
+    for (const auto& [name, value] : metadata->entries()) {
+        if (name.empty() || name.size() > kMostMetadataKey) metadata->reject("an object with keys of 1 to " + std::to_string(kMostMetadataKey) + " bytes");
+        if (value.text().size() > kMostMetadataValue) value.reject("a text of at most " + std::to_string(kMostMetadataValue) + " bytes");
+    }
 }
 
 TextInfo read_text_side(const JsonReader& json) {

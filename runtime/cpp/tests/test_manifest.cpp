@@ -99,7 +99,11 @@ TEST_CASE("damage is named") {
     CHECK(rejection(sealed(std::string("{\"schema\": 9007199254740993"))).find("9007199254740993") != std::string::npos);
     CHECK(rejection(sealed(std::string("{\"schema\": 4, \"schema\": 4"))).find("'schema' twice") != std::string::npos);
     CHECK(rejection(sealed(std::string("{\"\xff\": 4"))).find("not JSON") != std::string::npos);
-    CHECK(rejection_of([](json& v) { v["schema"] = 2; }).find("has schema 2, but this library reads schema 4") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["schema"] = 2; }).find("has schema 2, but this library reads schema 1") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["metadata"] = {{"author", "somebody"}}; }).empty());
+    CHECK(rejection_of([](json& v) { v["metadata"] = {{"author", 5}}; }).find("metadata.author") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["metadata"] = {{"", "x"}}; }).find("1 to 255 bytes") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["metadata"] = {{"long", std::string(65'537, 'x')}}; }).find("65536 bytes") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["schema"] = "4"; }).find("schema") != std::string::npos);
     CHECK(rejection_of([](json& v) { v.erase("model"); }).find("with the field model") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["new"] = 1; }).find("without the field new") != std::string::npos);
