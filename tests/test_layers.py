@@ -38,7 +38,7 @@ def sources() -> Iterator[Path]:
     """Every Python file of the package; links in prtool/ are the other folders again."""
     for folder in FOLDERS:
         for path in sorted((REPO / folder).rglob("*.py")):
-            if not any(part.is_symlink() for part in path.parents) and "cpp" not in path.parts:
+            if not any(part.is_symlink() for part in path.parents) and "cpp" not in path.relative_to(REPO).parts:
                 yield path
 
 
