@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: what its rows of the contract do not ask."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_a_provider_that_fails_is_not_exchanged(bundle: Bundle, monkeypatch: pyt
 
     calls: list[object] = []
     monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", refuse)
-    with pytest.raises(EngineError, match=r"cannot load .*full\.onnx: the provider cannot start"):
+    with pytest.raises(EngineError, match=r"full\.onnx.*the provider cannot start"):
         open_engine("ort", bundle.file("full.onnx"), (PIXELS,), GraphOptions())
     assert calls == [["CPUExecutionProvider"]]
     assert capfd.readouterr() == ("", "")
@@ -47,7 +48,7 @@ def test_a_provider_that_fails_is_not_exchanged(bundle: Bundle, monkeypatch: pyt
 
 def test_precisions_of_the_cpu() -> None:
     assert graph_precision("ort", "int8") == "int8"
-    with pytest.raises(ConfigError, match=r"precision = 'bf16', but engine ort computes in fp32, int8.*openvino.* can"):
+    with pytest.raises(ConfigError, match=r"precision = 'bf16'.*ort.*fp32, int8.*openvino"):
         graph_precision("ort", "bf16")
 
 
@@ -58,5 +59,5 @@ def test_threads_that_were_asked_for_are_named(bundle: Bundle) -> None:
 
 
 def test_a_folder_in_place_of_a_file_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="is missing"):
+    with pytest.raises(EngineError, match=re.escape(str(tmp_path))):
         open_engine("ort", tmp_path, (PIXELS,), GraphOptions())

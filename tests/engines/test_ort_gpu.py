@@ -183,7 +183,7 @@ def test_a_device_that_is_not_there_is_named(bundle: Bundle, monkeypatch: pytest
     monkeypatch.setattr(ort_cuda, "gpu", no_device)
     status = next(item for item in available() if item.name == "ort-cuda")
     assert (status.info, status.reason) == (None, "device = 0, but the NVIDIA driver lists 0")
-    with pytest.raises(EngineUnavailable, match="device = 3, but"):
+    with pytest.raises(EngineUnavailable, match="device = 3"):
         open_role(bundle, "full", device=3)
 
 
@@ -265,7 +265,7 @@ def test_wrong_device_arrays_are_refused(bundle: Bundle, monkeypatch: pytest.Mon
 def test_a_failure_on_the_device_is_mapped(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = Arrays(stream=1)
     give(monkeypatch, arrays)
-    with pytest.raises(EngineError, match=r"failed in .*fused\.onnx on pixels \(1, 3, 8, 8\), k \(1,\): ") as caught:
+    with pytest.raises(EngineError, match=r"fused\.onnx.*pixels \(1, 3, 8, 8\), k \(1,\)") as caught:
         open_role(bundle, "fused").run_device({"pixels": arrays.to_device(MODEL.pixels(1)), "k": counted(17)})
     assert caught.value.__cause__ is not None
 

@@ -108,13 +108,13 @@ def test_streams_from_many_threads(opener: Opener) -> None:
 def test_a_part_that_fails_is_mapped_and_the_engine_goes_on(opener: Opener) -> None:
     engine, pixels = opener("fused", threads=2, streams=2), MODEL.pixels(4)
     for _ in range(3):
-        with pytest.raises(EngineError, match=r"failed in .*fused\.onnx on pixels \(4, 3, 8, 8\), k \(1,\): .*17"):
+        with pytest.raises(EngineError, match=r"fused\.onnx.*pixels \(4, 3, 8, 8\), k \(1,\).*17"):
             engine.run({"pixels": pixels, "k": np.array([17])})
         np.testing.assert_allclose(engine.run({"pixels": pixels, "k": np.array([5])})["embedding"], MODEL.embed(pixels, (5,)), atol=1e-5)
 
 
 def test_more_streams_than_threads_are_refused(opener: Opener) -> None:
-    with pytest.raises(ConfigError, match="streams = 3, but each needs a thread and there are 2"):
+    with pytest.raises(ConfigError, match=r"streams = 3.* 2"):
         opener("full", threads=2, streams=3)
 
 
@@ -135,9 +135,9 @@ def test_counts_that_are_compiled_in_run_and_others_are_refused(opener: Opener, 
             best = select(halves["scores"], k)[:, :, None] + 1
             tokens = np.concatenate([halves["tokens"][:, :1], np.take_along_axis(halves["tokens"], best, axis=1)], axis=1)
             np.testing.assert_allclose(post.run({"tokens": tokens})["embedding"], wanted, atol=1e-5)
-    with pytest.raises(ShapeError, match=r"fused\.onnx is compiled for k = 5 or k = 9, but it was given k = 6; build for these sizes too"):
+    with pytest.raises(ShapeError, match=r"fused\.onnx.*k = 5.*k = 9.*k = 6"):
         fused.run({"pixels": MODEL.pixels(1), "k": np.array([6])})
-    with pytest.raises(ShapeError, match=r"post\.onnx is compiled for tokens = 6 or tokens = 10, but it was given tokens = 17"):
+    with pytest.raises(ShapeError, match=r"post\.onnx.*tokens = 6.*tokens = 10.*tokens = 17"):
         post.run({"tokens": np.zeros((1, 17, WIDTH), np.float32)})
 
 
@@ -146,7 +146,7 @@ def test_a_fixed_batch_is_compiled_in_and_cut(opener: Opener, streams: int) -> N
     engine = opener("full", threads=streams, streams=streams, profiles=({"batch": ShapeRange(3, 3, 3)},))
     pixels = MODEL.pixels(3)
     np.testing.assert_allclose(engine.run({"pixels": pixels})["embedding"], MODEL.embed(pixels, (16,)), atol=1e-5)
-    with pytest.raises(ShapeError, match="compiled for batch = 3, but it was given batch = 2"):
+    with pytest.raises(ShapeError, match=r"batch = 3.*batch = 2"):
         engine.run({"pixels": MODEL.pixels(2)})
 
 
@@ -157,7 +157,7 @@ def test_wide_profiles_leave_every_size_open(opener: Opener, bundle: Bundle) -> 
 
 
 def test_a_count_that_the_graph_lacks_is_refused_when_it_is_compiled_in(opener: Opener) -> None:
-    with pytest.raises(KeepError, match="k = 17, but the graph chooses among 16 patches"):
+    with pytest.raises(KeepError, match=r"k = 17.* 16"):
         opener("fused", profiles=({"k": ShapeRange(17, 17, 17)},))
 
 
@@ -165,7 +165,7 @@ def test_sizes_that_do_not_fit_the_graph_fail_while_it_is_compiled(tmp_path: Pat
     inputs = (TensorSpec("tokens", "float32", ("batch", "tokens", "width")),)
     maker = GraphMaker(MODEL)
     maker.save(tmp_path / "post.onnx", inputs, {maker.block("tokens", 1): TensorSpec("out", "float32", ("batch", "tokens", WIDTH))})
-    with pytest.raises(EngineError, match=r"cannot compile .*post\.onnx for width = 7: .*[Ii]ncompatible") as caught:
+    with pytest.raises(EngineError, match=r"post\.onnx.*width = 7.*[Ii]ncompatible") as caught:
         open_engine("openvino", tmp_path / "post.onnx", inputs, GraphOptions(threads=1, profiles=({"width": ShapeRange(7, 7, 7)},)))
     assert caught.value.__cause__ is not None
 
@@ -193,12 +193,12 @@ def test_bf16_on_a_processor_without_it_is_refused(opener: Opener, monkeypatch: 
             return {"OPTIMIZATION_CAPABILITIES": ["FP32", "INT8"], "FULL_DEVICE_NAME": "Old CPU "}[name]
 
     monkeypatch.setattr("prtool.engines.ov.engine.core", OldProcessor)
-    with pytest.raises(EngineUnavailable, match="precision = bf16, but Old CPU computes in FP32, INT8 only"):
+    with pytest.raises(EngineUnavailable, match=r"precision = bf16.*Old CPU.*FP32, INT8"):
         opener("full", precision="bf16")
 
 
 def test_a_precision_that_only_others_have_is_refused(opener: Opener) -> None:
-    with pytest.raises(ConfigError, match="precision = 'fp16', but OpenVINO on a CPU computes in fp32, bf16, int8"):
+    with pytest.raises(ConfigError, match=r"precision = 'fp16'.*fp32, bf16, int8"):
         opener("full", precision="fp16")
 
 
@@ -250,7 +250,7 @@ def test_an_operator_that_openvino_lacks_is_named(tmp_path: Path) -> None:
     model.graph.node[0].op_type, model.graph.node[0].domain = "Nonsense", "test.domain"
     model.opset_import.append(helper.make_opsetid("test.domain", 1))
     (tmp_path / "strange.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(EngineError, match=r"strange\.onnx: .*Nonsense"):
+    with pytest.raises(EngineError, match=r"strange\.onnx.*Nonsense"):
         open_engine("openvino", tmp_path / "strange.onnx", inputs, GraphOptions(threads=1))
 
 

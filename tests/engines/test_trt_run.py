@@ -130,7 +130,7 @@ def test_contexts_use_the_narrow_profile(make: Maker) -> None:
     for k in (9, 5):
         setup.engine.run({"pixels": MODEL.pixels(1), "k": counted(k)})
     assert [context.profile for context in setup.library.contexts] == [1, 0]
-    with pytest.raises(ShapeError, match=r"k = 7, but fused\.onnx was built for 5, 9; .*--static-keep 5,7,9"):
+    with pytest.raises(ShapeError, match=r"k = 7.*fused\.onnx.* 5, 9.*--static-keep 5,7,9"):
         setup.engine.run({"pixels": MODEL.pixels(1), "k": counted(7)})
 
 
@@ -163,7 +163,7 @@ def test_a_recorded_context_is_not_used_again(make: Maker, monkeypatch: pytest.M
     setup.engine.run({"pixels": MODEL.pixels(1)})
     (recorded,) = setup.library.contexts
     assert recorded.streams == [7, 7, 9]
-    with pytest.raises(EngineError, match="recorded on batch = 1 before it ran"):
+    with pytest.raises(EngineError, match="batch = 1"):
         setup.engine.run({"pixels": MODEL.pixels(1)})
     setup.arrays.stream = 7
     setup.engine.run({"pixels": MODEL.pixels(1)})
@@ -186,9 +186,9 @@ def test_many_threads_give_what_one_gives(make: Maker) -> None:
     [
         ({"pixels": np.zeros((1, 3, 8, 8), np.float64)}, r"float64.*astype\('float32'\)"),
         ({"pixels": np.zeros((1, 3, 8, 9), np.float32)}, r"\(1, 3, 8, 9\)"),
-        ({"pixels": np.zeros((0, 3, 8, 8), np.float32)}, "holds nothing"),
-        ({"image": np.zeros((1, 3, 8, 8), np.float32)}, "takes pixels, but it was given image"),
-        ({"pixels": np.zeros((33, 3, 8, 8), np.float32)}, r"batch = 33, but full\.onnx was built for 1 to 32; .*--batch 1:8:33"),
+        ({"pixels": np.zeros((0, 3, 8, 8), np.float32)}, "pixels"),
+        ({"image": np.zeros((1, 3, 8, 8), np.float32)}, "pixels.*image"),
+        ({"pixels": np.zeros((33, 3, 8, 8), np.float32)}, r"batch = 33.*full\.onnx.*1 to 32.*--batch 1:8:33"),
     ],
 )
 @pytest.mark.parametrize("on_device", [False, True])
@@ -228,7 +228,7 @@ def test_an_array_of_a_dtype_without_a_name_is_refused(make: Maker) -> None:
 def test_each_failure_of_the_library_has_its_reason(make: Maker, call: str) -> None:
     setup = make("fused")
     setup.library.refuses = call
-    with pytest.raises(EngineError, match=r"fused\.onnx .+: the reason"):
+    with pytest.raises(EngineError, match=r"fused\.onnx.*the reason"):
         setup.engine.run({"pixels": MODEL.pixels(1), "k": counted(5)})
     setup.library.refuses = ""
     setup.engine.run({"pixels": MODEL.pixels(1), "k": counted(5)})
@@ -241,19 +241,19 @@ def broken(shape: tuple[int, ...], dtype: str) -> None:
 def test_out_of_memory_says_which_batch_fits(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = make("full", BuildOptions(batch=ShapeRange(1, 8, 64)), room=SCRATCH * 20)
     monkeypatch.setattr(trt_run, "free_memory", lambda: SCRATCH * 20)
-    with pytest.raises(EngineError, match=r"out of memory in full\.onnx at batch = 64: .*batch = 16 should fit.*CUDA out of memory") as caught:
+    with pytest.raises(EngineError, match=r"full\.onnx.*batch = 64.*batch = 16.*CUDA out of memory") as caught:
         setup.engine.run({"pixels": MODEL.pixels(64)})
     assert isinstance(caught.value.__cause__, RuntimeError)
     assert len(setup.engine.run({"pixels": MODEL.pixels(16)})["embedding"]) == 16
     monkeypatch.setattr(trt_run, "free_memory", lambda: None)
-    with pytest.raises(EngineError, match=r"batch = 32 should fit"):
+    with pytest.raises(EngineError, match="batch = 32"):
         setup.engine.run({"pixels": MODEL.pixels(64)})
     monkeypatch.setattr(setup.arrays, "empty", broken)
-    with pytest.raises(EngineError, match=r"full\.onnx gets no memory on cuda:0 for batch = 64: an illegal address"):
+    with pytest.raises(EngineError, match=r"full\.onnx.*cuda:0.*batch = 64.*an illegal address"):
         setup.engine.run({"pixels": MODEL.pixels(64)})
     monkeypatch.undo()
     setup.arrays.room = 10
-    with pytest.raises(EngineError, match="not even one image fits"):
+    with pytest.raises(EngineError, match="batch = 1"):
         setup.engine.run({"pixels": MODEL.pixels(1)})
 
 

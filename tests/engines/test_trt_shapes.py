@@ -41,7 +41,7 @@ def test_profiles_that_differ_elsewhere_are_built_once() -> None:
 
 def test_without_profiles_only_the_batch_may_vary() -> None:
     assert graph_profiles([PIXELS], (), BUILD) == ({"batch": BUILD.batch},)
-    with pytest.raises(ConfigError, match=r"no range is given for tokens, .*\(batch, tokens\)"):
+    with pytest.raises(ConfigError, match=r"tokens.*\(batch, tokens\)"):
         graph_profiles([TOKENS], (), BUILD)
     assert graph_profiles([EMBEDDING], (), BUILD) == ({"batch": BUILD.batch},)
 
@@ -86,14 +86,14 @@ def test_every_value_of_a_shape_input_must_fit() -> None:
         (
             [profile()],
             {"batch": (64,)},
-            r"batch = 64, but g\.onnx was built for 1 to 32; build it again with 'prtool build --engine trt --batch 1:8:64'",
+            r"batch = 64.*g\.onnx.*1 to 32.*prtool build --engine trt --batch 1:8:64",
         ),
-        ([profile(batch=(4, 8, 8))], {"batch": (2,)}, r"batch = 2, .* 4 to 8; .*--batch 2:8:8"),
-        ([profile()], {"k": (17,)}, r"k = 17, but g\.onnx was built for 2 to 16; the bundle allows no other"),
-        ([profile()], {"k": (16, 1)}, r"k = 1, "),
-        ([profile(k=(5, 5, 5)), profile(k=(9, 9, 9))], {"k": (7,)}, r"k = 7, but g\.onnx was built for 5, 9; .*--static-keep 5,7,9'"),
-        ([profile(k=(5, 5, 5))], {"tokens": (9,)}, r"tokens = 9, .* 6; .*--static-keep"),
-        ([profile(), profile(batch=(64, 64, 64), k=(5, 5, 5))], {"batch": (64,), "k": (6,)}, "no single profile of these holds batch = 64, k = 6"),
+        ([profile(batch=(4, 8, 8))], {"batch": (2,)}, "batch = 2.* 4 to 8.*--batch 2:8:8"),
+        ([profile()], {"k": (17,)}, r"k = 17.*g\.onnx.*2 to 16"),
+        ([profile()], {"k": (16, 1)}, r"k = 1\b"),
+        ([profile(k=(5, 5, 5)), profile(k=(9, 9, 9))], {"k": (7,)}, r"k = 7.*g\.onnx.* 5, 9.*--static-keep 5,7,9'"),
+        ([profile(k=(5, 5, 5))], {"tokens": (9,)}, "tokens = 9.* 6.*--static-keep"),
+        ([profile(), profile(batch=(64, 64, 64), k=(5, 5, 5))], {"batch": (64,), "k": (6,)}, "batch = 64, k = 6"),
     ],
 )
 def test_a_call_outside_names_value_range_and_command(profiles: list[Profile], sizes: dict[str, tuple[int, ...]], message: str) -> None:
