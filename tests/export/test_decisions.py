@@ -96,9 +96,9 @@ def test_meaningless_classes_reject_nothing() -> None:
     reported = row(0.992, 0.84, 0.95)
     for decided in (NEIGHBOURS, COSINE):
         check_agreement([reported], ask, Decisions(decided, "chance"))
-    with pytest.raises(ParityError, match=r"84\.0% of images keep their first class \(gate 95%; good classes\)"):
+    with pytest.raises(ParityError, match=r"84\.0%.* 95%"):
         check_agreement([reported], ask, Decisions(TOP1, "good classes"))
-    with pytest.raises(ParityError, match=r"20\.0% of images keep their nearest images"):
+    with pytest.raises(ParityError, match=r"20\.0%"):
         check_agreement([row(0.992, 0.99, 0.2)], ask, Decisions(NEIGHBOURS, "chance"))
-    with pytest.raises(ParityError, match=r"mean cosine 0\.980000"):
+    with pytest.raises(ParityError, match=r"0\.980000"):
         check_agreement([row(0.98, 1.0, None)], ask, Decisions(NEIGHBOURS, "chance"))

@@ -141,7 +141,7 @@ def test_a_middle_graph_that_disagrees_is_refused(exported: tuple[ExportSource, 
     try:
         with torch.no_grad():
             weight.mul_(torch.linspace(0.0, 2.0, weight.shape[1]))
-        with pytest.raises(ParityError, match=r"(fused|split|mid_1) at batch 1|scores of mid_1\.onnx"):
+        with pytest.raises(ParityError, match=r"fused|split|mid_1"):
             prove(source, bundle, probe)
     finally:
         with torch.no_grad():
@@ -190,5 +190,5 @@ def test_class_embeddings_of_a_tuned_context(tmp_path: Path) -> None:
     written = write_classes(replace(source, class_embeddings=tuned), tmp_path)
     assert written is not None and written.names == source.classnames
     np.testing.assert_array_equal(load_file(tmp_path / written.file)["embeddings"], tuned.numpy())
-    with pytest.raises(ConfigError, match=r"class embeddings have shape \(2, 32\) .* must be \(3, 32\)"):
+    with pytest.raises(ConfigError, match=r"\(2, 32\).*\(3, 32\)"):
         replace(source, class_embeddings=tuned[:2])

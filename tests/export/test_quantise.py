@@ -100,22 +100,20 @@ def test_a_gate_that_fails_names_the_worst_images(source: ExportSource, monkeypa
     strict = Gate(0.5, 0.9999999, 1.0, 1.0, 1.0)
     monkeypatch.setattr(agreement, "gate_of", lambda _: strict)
     options = ExportOptions(Keep.ratio(0.6), ("int8",), pixels=images(5, 1), calibration=images(16, 2), held_out=images(8, 3))
-    with pytest.raises(ParityError, match=r"int8 disagrees with PyTorch at \d+ patches over 8 images: .*worst: image \d"):
+    with pytest.raises(ParityError, match=r"int8.*image \d"):
         export_bundle(source, tmp_path / "bundle", options)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_message_names_files() -> None:
     row = KeepAgreement(10, 3, 0.2, 0.5, 1.0, 0.5, None, (2, 0))
-    with pytest.raises(
-        ParityError, match=r"mean cosine 0\.500000 \(gate 0\.999\), 50\.0% of images keep their first class \(gate 99%; .*\); worst: c\.jpg, a\.jpg"
-    ):
+    with pytest.raises(ParityError, match=r"0\.500000.*0\.999.*50\.0%.*99%.*c\.jpg, a\.jpg"):
         check_agreement([row], VerifyRequest("trt", "fp16"), Decisions("top1", "good classes"), ["a.jpg", "b.jpg", "c.jpg"])
 
 
 def test_int8_without_images(source: ExportSource, tmp_path: Path) -> None:
     for calibration in (None, images(15, 0)):
-        with pytest.raises(ConfigError, match=r"there are (0|15); give at least 16 with --data"):
+        with pytest.raises(ConfigError, match=r"(0|15)\b.*16.*--data"):
             export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5), ("int8",), calibration=calibration))
     assert not list(tmp_path.iterdir())
 
@@ -129,7 +127,7 @@ def test_without_nncf_the_pip_line_is_named(source: ExportSource, monkeypatch: p
 def test_bad_options() -> None:
     with pytest.raises(ConfigError, match=r"smooth = 1\.5"):
         Int8Options(smooth=1.5)
-    with pytest.raises(ConfigError, match=r"precision = 'int4', but it must be one of fp32, fp16, bf16, int8"):
+    with pytest.raises(ConfigError, match=r"precision = 'int4'.*fp32, fp16, bf16, int8"):
         ExportOptions(Keep.ratio(0.5), ("int4",))
 
 

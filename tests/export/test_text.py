@@ -104,7 +104,7 @@ def test_the_vocabulary_is_the_size_of_the_table_that_token_ids_enter() -> None:
     source = make_source("cls")
     assert vocabulary(source) == 49408 == source.model.text.host.token_embedding.num_embeddings
     nothing = dataclasses.replace(source.model, text=TextTower(_Nothing()))
-    with pytest.raises(ModelError, match="embedding table"):
+    with pytest.raises(ModelError, match="embedding"):
         vocabulary(dataclasses.replace(source, model=nothing))
 
 

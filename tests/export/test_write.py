@@ -120,7 +120,7 @@ def test_agreement_over_many_images(source: ExportSource, bundle: Bundle) -> Non
     rows = verify_with_model(bundle, source, pixels, (16, 5))
     assert [(row.k, row.images) for row in rows] == [(16, 11), (5, 11)]
     assert all(row.cosine_min > 0.99999 and row.same_patches == 1.0 and row.top1 == 1.0 for row in rows)
-    with pytest.raises(ConfigError, match="no images"):
+    with pytest.raises(ConfigError, match="images"):
         verify_with_model(bundle, source, pixels[:0], (5,))
 
 
@@ -148,9 +148,7 @@ def bend_text(source: ExportSource) -> None:
     source.model.text.host.text_projection.mul_(torch.linspace(0.5, 1.0, 32))
 
 
-@pytest.mark.parametrize(
-    ("change", "words"), [(negate_scorer, "scores of pre.onnx"), (bend_head, "cosine 0.9"), (bend_text, "text at batch 2 has cosine")]
-)
+@pytest.mark.parametrize(("change", "words"), [(negate_scorer, "pre.onnx"), (bend_head, "0.9"), (bend_text, r"text.*2")])
 def test_a_graph_that_disagrees_is_not_written(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: Callable[[ExportSource], None], words: str
 ) -> None:
@@ -195,9 +193,9 @@ def test_a_full_or_locked_disk_keeps_the_old_bundle(
 
 
 def test_bad_options(source: ExportSource, tmp_path: Path) -> None:
-    with pytest.raises(KeepError, match="keep count = 17, but the model has 16 patches"):
+    with pytest.raises(KeepError, match=r"17.* 16"):
         export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(17)))
     for pixels in (torch.zeros(2, 3, 32, 32), torch.zeros(0, 3, 64, 64), torch.zeros(2, 3, 64, 64, dtype=torch.float64)):
-        with pytest.raises(ShapeError, match="pixels have shape"):
+        with pytest.raises(ShapeError, match="pixels"):
             export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5), pixels=pixels))
     assert not list(tmp_path.iterdir())

@@ -105,9 +105,9 @@ def test_a_missing_library_is_noted_and_alone_an_error(bundle: Bundle) -> None:
     report = bench(bundle, small(engines=("third", "ort")), instruments=lab.instruments())
     assert {row.engine for row in report.rows} == {"ort"}
     assert report.notes[0] == "third/fp32 is left out: engine third cannot be imported"
-    with pytest.raises(EngineUnavailable, match="engine third cannot be imported"):
+    with pytest.raises(EngineUnavailable, match="third"):
         bench(bundle, small(engines=("third",)), instruments=lab.instruments())
-    with pytest.raises(ConfigError, match=r"reference = 'third/fp32', but .* cannot be imported; choose one of ort/fp32"):
+    with pytest.raises(ConfigError, match=r"reference = 'third/fp32'.*ort/fp32"):
         bench(bundle, small(engines=("third", "ort"), reference="third/fp32"), instruments=lab.instruments())
 
 
@@ -140,7 +140,7 @@ def test_graphs_that_do_not_fit_into_memory_are_refused(bundle: Bundle, monkeypa
     offers = [Offer("ort", "fp32"), Offer("openvino", "fp32")]
     # full, fused, pre and post for each of two offers, and one of them a second time
     check_memory(with_sizes(bundle, 111), small(modes=("fused", "split")), offers)
-    with pytest.raises(ConfigError, match=r"2 combinations .* modes full, fused, split hold 1008 MiB .* but 1000 MiB .*; measure fewer"):
+    with pytest.raises(ConfigError, match=r"full, fused, split.*1008 MiB.*1000 MiB"):
         check_memory(with_sizes(bundle, 112), small(modes=("fused", "split")), offers)
     check_memory(with_sizes(bundle, 199), small(modes=("fused",)), offers)
     monkeypatch.setattr("prtool.runtime.bench.offers.available_memory_mib", lambda: None)
@@ -192,12 +192,12 @@ def test_stages_of_the_split_mode_also_end_to_end(bundle: Bundle) -> None:
 def test_an_output_is_one_file_or_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert output_files(tmp_path / "a.CSV") == (tmp_path / "a.CSV",)
     assert output_files(tmp_path / "a") == (tmp_path / "a.json", tmp_path / "a.csv", tmp_path / "a.png")
-    with pytest.raises(ConfigError, match=r"must end in \.json, \.csv, \.png"):
+    with pytest.raises(ConfigError, match=r"\.json, \.csv, \.png"):
         output_files(tmp_path / "a.txt")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert output_files(tmp_path / "a.json") == (tmp_path / "a.json",)
     for name in ("a", "a.png"):
-        with pytest.raises(ConfigError, match=r"needs matplotlib .* or write .*a\.json"):
+        with pytest.raises(ConfigError, match=r"matplotlib.*a\.json"):
             output_files(tmp_path / name)
 
 
@@ -277,7 +277,7 @@ def test_more_shapes_than_recordings_are_refused_on_a_gpu(bundle: Bundle) -> Non
     config = small(batches=(1, 2, 3), keeps=(1.0, 0.75, 0.5))
     bench(bundle, config, instruments=lab.instruments())
     lab.device = "imaginary, cuda:0"
-    with pytest.raises(ConfigError, match="3 batches x 3 keeps are 9 shapes, but ort/fp32 keeps the recordings of 8"):
+    with pytest.raises(ConfigError, match=r"9.*ort/fp32.* 8"):
         bench(bundle, config, instruments=lab.instruments())
     assert all(encoder.closed for encoder in lab.loaded)
     assert bench(bundle, small(batches=(1, 2), keeps=(1.0, 0.75, 0.5, 0.25)), instruments=lab.instruments()).rounds == 7
@@ -285,9 +285,9 @@ def test_more_shapes_than_recordings_are_refused_on_a_gpu(bundle: Bundle) -> Non
 
 def test_without_a_gpu_the_report_says_why(bundle: Bundle, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
     report = bench(bundle, small(), instruments=nvml.lab.instruments())
-    assert report.gpu_memory_mib is None and "no engine" in str(report.gpu_reason) and report.rows[0].gpu_joules_per_image is None
+    assert report.gpu_memory_mib is None and report.gpu_reason and report.rows[0].gpu_joules_per_image is None
     nvml.broken = True
-    assert GpuMeter().reason == "NVML gives no energy of GPU 0: driver not loaded" and GpuMeter().joules() is None
+    assert re.search("GPU 0.*driver not loaded", str(GpuMeter().reason)) and GpuMeter().joules() is None
     nvml.broken = False
     for visible, handle in (("", "index 1"), ("3, 5", "index 5"), ("GPU-a,GPU-b", "uuid GPU-b")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

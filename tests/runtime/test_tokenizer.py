@@ -76,7 +76,7 @@ HOSTILE: dict[str, Change] = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_rejected(settings: dict[str, Any], name: str) -> None:
     HOSTILE[name](settings)
-    with pytest.raises(BundleError, match=r"tokenizer\.json is not a readable tokenizer"):
+    with pytest.raises(BundleError, match=r"tokenizer\.json"):
         read(settings)
 
 
