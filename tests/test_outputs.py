@@ -113,7 +113,7 @@ def test_a_bundle_with_anything_else_in_it_stays(tmp_path: Path, spoil: Callable
     write_bundle(tmp_path / "bundle")
     check_output(tmp_path / "bundle", write.BUNDLE)
     spoil(tmp_path / "bundle")
-    with pytest.raises(ConfigError, match="not a bundle"):
+    with pytest.raises(ConfigError, match="bundle"):
         check_output(tmp_path / "bundle", write.BUNDLE)
 
 
@@ -143,7 +143,7 @@ def test_show_does_not_take_the_place_of_its_own_input(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     show(FakeEncoder(), [noise], [Keep.ratio(0.5)], tmp_path / "a.png")
     show(FakeEncoder(), [noise], [Keep.ratio(0.5)], tmp_path / "a.png")
-    with pytest.raises(ConfigError, match=r"a\.png itself"):
+    with pytest.raises(ConfigError, match=r"a\.png"):
         show(FakeEncoder(), [tmp_path / "a.png"], [Keep.ratio(0.5)], tmp_path / "a.png")
 
 
@@ -151,5 +151,5 @@ def test_the_demo_leaves_other_folders_alone(tmp_path: Path) -> None:
     demo = pytest.importorskip("prtool.studies.demo.run", reason="the demo needs torch and onnx")
     (tmp_path / "report.md").write_bytes(THESIS)
     (tmp_path / "thesis.txt").write_bytes(THESIS)
-    with pytest.raises(ConfigError, match="a folder of 'prtool demo'"):
+    with pytest.raises(ConfigError, match="prtool demo"):
         demo.run_demo(tmp_path, False, None)

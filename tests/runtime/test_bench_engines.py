@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import sys
 import types
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
 """`prtool build` and `prtool engine-cache`: every graph of a bundle, by the real TensorRT-RTX, which builds without a GPU."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest

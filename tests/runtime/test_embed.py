@@ -3,6 +3,7 @@
 import builtins
 import errno
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
