@@ -167,7 +167,7 @@ def test_a_random_part_of_the_patches():
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"steps": 0}, "at least 1"), ({"keep_low": 0.7}, "must rise between 0 and 1"), ({"floor": 0.0}, "above 0"), ({"lr": -1.0}, "at least 0")],
+    [({"steps": 0}, "steps"), ({"keep_low": 0.7}, "keep_low"), ({"floor": 0.0}, "floor"), ({"lr": -1.0}, "lr")],
 )
 def test_bad_settings_are_refused(change, says):
     with pytest.raises(ConfigError, match=says):

@@ -69,7 +69,7 @@ def test_coop_layout(name: str, tmp_path: Path) -> None:
     for data in (f"{name}:{tmp_path / home}", str(tmp_path / home), found.origin):
         assert load_split(data, "train").paths == found.paths
         assert templates_for(data) == (TEMPLATES[name],)
-    with pytest.raises(DataError, match=re.escape(f"it holds known sets: give --data {name}:{tmp_path}")):
+    with pytest.raises(DataError, match=re.escape(f"--data {name}:{tmp_path}")):
         load_split(tmp_path, "train")
 
 
@@ -85,7 +85,7 @@ def test_half_downloaded(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_split(f"dtd:{tmp_path}", "train")
     message = str(caught.value)
-    assert "2 of 3 images of the split 'train' are missing or no regular files, the first 'images/dotted/2.jpg'" in message
+    assert re.search("2 of 3 .*'train'.*'images/dotted/2.jpg'", message)
     assert tree_in(message, "dtd") and f"prtool data download dtd -o {tmp_path}" in message
 
 
@@ -99,7 +99,7 @@ def test_what_is_not_there_is_drawn(name: str, tmp_path: Path) -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(DataError, match="'flowers' is no known set; known: flowers102"):
+    with pytest.raises(DataError, match=r"'flowers'.*flowers102"):
         load_split("flowers:/somewhere", "train")
 
 
@@ -113,7 +113,7 @@ def test_aircraft(tmp_path: Path) -> None:
     for data in (home, f"fgvc_aircraft:{tmp_path}"):
         assert pairs(load_split(data, "train")) == [("images/002.jpg", "DHC-8-100 x"), ("images/001.jpg", "707-320")]
     text(home / "images_variant_val.txt", "003 F/A-19\n")
-    with pytest.raises(DataError, match=r"images_variant_val\.txt is not of the form: lines of image number"):
+    with pytest.raises(DataError, match=r"images_variant_val\.txt"):
         load_split(home, "train")
 
 
@@ -131,16 +131,16 @@ def test_imagenet(tmp_path: Path) -> None:
     assert load_split(f"imagenet:{tmp_path}", "test").paths == ("images/val/n00000000/v.JPEG", "images/val/n00000001/v.JPEG")
     assert available_splits(home) == ("train", "test")
     write(home / "images", "train/n00000002/a.JPEG")
-    with pytest.raises(DataError, match="no class name for 1 of 3 folders, the first 'n00000002'"):
+    with pytest.raises(DataError, match=r"1 of 3.*'n00000002'"):
         load_split(home, "train")
     text(home / "classnames.txt", "n00000000 a\nn00000001 b\nn00000002 c\n")
-    with pytest.raises(DataError, match="3 classes in train and 2 in val, and n00000002 in one of them only"):
+    with pytest.raises(DataError, match=r"train.*val.*n00000002"):
         load_split(home, "train")
 
 
 def test_imagenet_as_torchvision_unpacks_it(tmp_path: Path) -> None:
     imagenet(tmp_path, 2)
-    with pytest.raises(DataError, match=r"no classnames\.txt and 2 of 1000 classes"):
+    with pytest.raises(DataError, match=r"classnames\.txt.* 2 of 1000"):
         load_split(f"imagenet:{tmp_path}", "train")
     imagenet(tmp_path, 1000)
     found = load_split(f"imagenet:{tmp_path}", "test")
@@ -159,7 +159,7 @@ def test_caltech_folders_without_a_split_file(tmp_path: Path) -> None:
     for i in range(3):
         (base / "Faces" / f"image_{i:04d}.jpg").unlink()
     (base / "Faces").rmdir()
-    with pytest.raises(DataError, match="has 99 class folders, but caltech101 has 100: it is not whole"):
+    with pytest.raises(DataError, match=r"99.*caltech101.*100"):
         load_split(f"caltech101:{tmp_path}", "train")
 
 
@@ -189,7 +189,7 @@ def test_food_lists(tmp_path: Path) -> None:
     assert pairs(load_split(home, "train")) == [("images/baklava/2.jpg", "baklava"), ("images/apple_pie/1.jpg", "apple_pie")]
     assert available_splits(home) == ("train", "test")
     text(home / "meta" / "test.json", json.dumps({"cake": ["cake/3"]}))
-    with pytest.raises(DataError, match=r"test\.json is not of the form"):
+    with pytest.raises(DataError, match=r"test\.json"):
         load_split(home, "train")
 
 
@@ -245,22 +245,22 @@ def test_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torchvision.datasets, "EuroSAT", Eurosat)
     assert download("eurosat", tmp_path / "new") == f"eurosat:{tmp_path / 'new'}"
-    with pytest.raises(DataError, match="has 1 class folders, but eurosat has 10"):
+    with pytest.raises(DataError, match=r"1.*eurosat.*10"):
         load_split(download("eurosat", tmp_path), "train")
     write(tmp_path / "mine" / "eurosat", "thesis.txt")
-    with pytest.raises(DataError, match=r"mine/eurosat: Dataset not found\.; move away what stands there"):
+    with pytest.raises(DataError, match=r"mine/eurosat.*Dataset not found"):
         download("eurosat", tmp_path / "mine")
 
     def broken(root: str, download: bool) -> None:
         raise RuntimeError("File not found or corrupted.")
 
     monkeypatch.setattr(torchvision.datasets, "EuroSAT", broken)
-    with pytest.raises(DataError, match=r"eurosat could not be downloaded .* corrupted"):
+    with pytest.raises(DataError, match=r"eurosat.*corrupted"):
         download("eurosat", tmp_path / "broken")
     assert list((tmp_path / "broken").iterdir()) == []
-    with pytest.raises(DataError, match=r"imagenet cannot be downloaded for you: .* these can be downloaded: caltech101"):
+    with pytest.raises(DataError, match=r"imagenet.*caltech101"):
         download("imagenet", tmp_path)
-    with pytest.raises(DataError, match="'cifar' is no known set"):
+    with pytest.raises(DataError, match="'cifar'"):
         download("cifar", tmp_path)
 
 

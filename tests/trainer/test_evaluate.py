@@ -298,18 +298,18 @@ def test_a_run_is_evaluated_as_it_was_trained(untrained: TrainConfig, images: Im
 
 def test_a_run_without_data_asks_for_it(untrained: TrainConfig, tmp_path: Path) -> None:
     train(untrained, tmp_path / "run")
-    with pytest.raises(ConfigError, match="give --data DIR"):
+    with pytest.raises(ConfigError, match="--data"):
         evaluate_run(tmp_path / "run", None, EvalConfig())
 
 
 BAD: list[tuple[Callable[[], EvalConfig], str]] = [
     (lambda: EvalConfig(methods=("evit-2",)), "must be one of patch-ranking, .*evit, avit, tome, random, golden"),
-    (lambda: EvalConfig(methods=("random", "random")), "each once"),
-    (lambda: EvalConfig(methods=()), "at least one"),
-    (lambda: EvalConfig(keeps=()), "at least one keep"),
+    (lambda: EvalConfig(methods=("random", "random")), "random"),
+    (lambda: EvalConfig(methods=()), "methods"),
+    (lambda: EvalConfig(keeps=()), "keep"),
     (lambda: EvalConfig(split="dev"), "train, val, test"),
-    (lambda: EvalConfig(batch=0), "at least 1"),
-    (lambda: EvalConfig(images=-1), "at least 0"),
+    (lambda: EvalConfig(batch=0), "batch"),
+    (lambda: EvalConfig(images=-1), "images"),
     (lambda: EvalConfig(seed=-1), "seed = -1"),
 ]
 
@@ -328,13 +328,13 @@ def test_what_does_not_fit_is_refused_before_any_work(
 
     monkeypatch.setattr(module, "rank_images", never)
     ready = pruner_of(scorer, model)
-    with pytest.raises(ConfigError, match=r"0\.5 = 8 patches, 8 = 8 patches"):
+    with pytest.raises(ConfigError, match=r"0\.5 = 8.*8 = 8"):
         evaluate(model, ready, images, classes, EvalConfig(keeps=(Keep.ratio(0.5), Keep.count(8))))
-    with pytest.raises(KeepError, match="16 patches"):
+    with pytest.raises(KeepError, match="16"):
         evaluate(model, ready, images, classes, EvalConfig(keeps=(Keep.count(17),)))
-    with pytest.raises(ShapeError, match=r"\(3, 32\) is needed"):
+    with pytest.raises(ShapeError, match=r"\(3, 32\)"):
         evaluate(model, ready, images, classes[:2], EvalConfig())
-    with pytest.raises(ConfigError, match="needs a predictor"):
+    with pytest.raises(ConfigError, match="predictor"):
         evaluate(model, pruner_of(None, model), images, classes, EvalConfig(methods=("golden", "patch-ranking")))
     siglip = model_of(tower_of(timm_visual("siglip")))
     with pytest.raises(ConfigError, match="class token"):

@@ -117,7 +117,7 @@ def test_features_in_memory():
     found = Features.of(tokens)
     assert len(found) == 9
     torch.testing.assert_close(found.batch([8, 4, 4]), tokens[[8, 4, 4]])
-    with pytest.raises(ShapeError, match="do not make"):
+    with pytest.raises(ShapeError):
         Features(found.shards, 10)
 
 

@@ -154,7 +154,7 @@ def test_m_above_the_patches_is_refused():
 
 
 def test_examples_must_belong_together():
-    with pytest.raises(ShapeError, match="do not belong together"):
+    with pytest.raises(ShapeError):
         Examples(TRAIN.features, VAL.ranking, VAL.golden)
 
 

@@ -60,5 +60,5 @@ def test_m_out_of_range(m):
 
 
 def test_shapes_must_agree():
-    with pytest.raises(ShapeError, match="cannot be compared"):
+    with pytest.raises(ShapeError):
         matching_rate(orders(2, 20, 0), orders(3, 20, 1), 5)

@@ -161,7 +161,7 @@ def test_config_refuses(name, value):
 
 
 def test_no_patches_are_refused():
-    with pytest.raises(ShapeError, match="at least one"):
+    with pytest.raises(ShapeError):
         make_scorer(ScorerConfig(), 64, 0, 1)
 
 

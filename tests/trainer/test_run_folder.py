@@ -46,7 +46,7 @@ def test_default_names_are_the_same_where_a_run_goes_on(tmp_path: Path, monkeypa
 def test_only_a_run_may_stand_there(tmp_path: Path, content: dict[str, str]) -> None:
     for name, text in content.items():
         (tmp_path / name).write_text(text)
-    with pytest.raises(ConfigError, match="not a run"):
+    with pytest.raises(ConfigError):
         check_output(tmp_path, RUN)
 
 
