@@ -395,7 +395,7 @@ def test_the_view_shows_whole_and_damaged_engines(cache: EngineCache) -> None:
     by_id = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
     assert by_id[KEY.digest]["graph"] == "/bundle/pre.onnx"
     assert by_id[KEY.digest]["device"] == "NVIDIA H200"
-    assert r"build\.json" in by_id[broken.name]["graph"]
+    assert "build.json" in by_id[broken.name]["graph"]
     assert {item["id"]: bool(item["problem"]) for item in json.loads(json.dumps(view.to_json()))["engines"]} == {KEY.digest: False, broken.name: True}
     assert clear(cache, ClearRequest((broken.name,))).removed == (broken.name,)
 
