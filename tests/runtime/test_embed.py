@@ -117,7 +117,7 @@ def test_a_keep_outside_the_range_is_refused_before_any_work(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}])
 def test_options_check_themselves(options: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=r"batch_size|workers"):
+    with pytest.raises(ConfigError, match=r"0|-1"):
         EmbedOptions(**options)  # type: ignore[arg-type]
 
 
