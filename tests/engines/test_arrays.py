@@ -159,7 +159,7 @@ def test_without_a_gpu_or_torch_the_reason_is_named(monkeypatch: pytest.MonkeyPa
         return importing(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(EngineUnavailable, match="torch cannot be imported"):
+    with pytest.raises(EngineUnavailable, match="torch"):
         cuda_arrays(0)
 
 

@@ -204,7 +204,7 @@ def test_a_device_array_must_be_contiguous(make: Maker) -> None:
     setup = make("full")
     pixels = setup.arrays.to_device(np.asfortranarray(MODEL.pixels(2)).transpose(0, 1, 2, 3))
     flipped = np.moveaxis(np.moveaxis(pixels, 1, 3).copy(), 3, 1)
-    with pytest.raises(ShapeError, match="pixels is not contiguous"):
+    with pytest.raises(ShapeError, match=r"pixels.*contiguous"):
         setup.engine.run_device({"pixels": flipped})
     host = np.asarray(flipped)
     np.testing.assert_allclose(setup.engine.run({"pixels": host})["embedding"], MODEL.embed(host, (16,)), atol=1e-5)
@@ -220,7 +220,7 @@ def test_an_array_of_a_dtype_without_a_name_is_refused(make: Maker) -> None:
         def data_ptr(self) -> int:
             return 0
 
-    with pytest.raises(ShapeError, match=r"pixels has dtype torch\.float4_odd"):
+    with pytest.raises(ShapeError, match=r"pixels.*torch\.float4_odd"):
         make("full").engine.run_device({"pixels": Strange()})
 
 
