@@ -396,7 +396,7 @@ def test_bad_requests_are_refused(study):
         replace(study, sets=())
     with pytest.raises(ConfigError, match="--seeds"):
         replace(study, settings={"seed": 1})
-    with pytest.raises(ConfigError, match="golden"):
+    with pytest.raises(ConfigError, match="prune"):
         make_table("layers", replace(study, settings={"prune.locations": [2]}))
     with pytest.raises(ConfigError, match="main"):
         make_table("layers", replace(study, keeps=(Keep.ratio(0.6), Keep.ratio(0.5))))
