@@ -1,9 +1,8 @@
-"""What a measurement ran on: processor, granted threads, load, memory, energy counters and versions."""
+"""What a measurement ran on: processor, granted threads, load, memory and versions."""
 
 import os
 import platform
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 from prtool.cpus import granted_cpus
 from prtool.version import __version__
 
-_POWERCAP = Path("/sys/class/powercap")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -76,49 +74,20 @@ def available_memory_mib(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/f
     return round(available, 1)
 
 
-class EnergyMeter:
-    """Energy of the processor packages, from the RAPL counters of Linux.
-
-    The counters see everything that the packages do, other jobs and idle power included, and move about once
-    a millisecond: they describe many calls together, not one.
-    """
-
-    def __init__(self, root: Path = _POWERCAP) -> None:
-        """Looks for readable counters under `root`; `reason` says why there are none."""
-        self._counters: Sequence[_Counter] = ()
-        packages = sorted(zone for zone in root.glob("*:*") if _text(zone / "name").startswith("package"))
-        self.reason: str | None = None if packages else f"{root} lists no processor package; the system or its hypervisor offers no RAPL counters"
-        for zone in packages:
-            if not os.access(zone / "energy_uj", os.R_OK):
-                self.reason = f"{zone / 'energy_uj'} may not be read; run as root, or make it readable"
-        if self.reason is None:
-            self._counters = [_Counter(zone) for zone in packages]
-
-    def joules(self) -> float | None:
-        """Energy of all packages since the last call or the creation, in joules; None without counters."""
-        if not self._counters:
-            return None
-        return sum(counter.microjoules() for counter in self._counters) / 1e6
-
-
-class _Counter:
-    """One package's counter, which starts again at 0 above its range."""
-
-    def __init__(self, zone: Path) -> None:
-        self._file = zone / "energy_uj"
-        self._range = int(_text(zone / "max_energy_range_uj"))
-        self._last = int(_text(self._file))
-
-    def microjoules(self) -> int:
-        now = int(_text(self._file))
-        used = now - self._last
-        self._last = now
-        return used if used >= 0 else used + self._range
-
-
 def _cpu_name() -> str:
-    names = [line.partition(":")[2].strip() for line in _text(_CPUINFO).splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the processor, as Linux names them ("avx512_vnni", "asimd"); empty on other systems."""
+    facts = _cpuinfo()
+    return set(facts.get("flags", facts.get("Features", "")).split())
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The last processor's entries of /proc/cpuinfo."""
+    lines = [line.partition(":") for line in _text(_CPUINFO).splitlines()]
+    return {name.strip(): value.strip() for name, _, value in lines if value}
 
 
 def _text(path: Path) -> str:

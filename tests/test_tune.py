@@ -20,7 +20,7 @@ from prtool.cli.tune import tune as command
 from prtool.engines.base import EngineInfo
 from prtool.errors import CheckpointError, ConfigError, DataError, EngineUnavailable, KeepError
 from prtool.progress import SilentProgress
-from prtool.runtime.bench import BenchConfig, bench
+from prtool.runtime.bench import BenchConfig
 from prtool.spec import Keep
 from prtool.store import read_sealed, write_sealed
 from prtool.studies.tune.front import Candidate, Limits, choose, nearest, pareto_front
@@ -224,8 +224,8 @@ class Script:
         self.timed.append(bundle)
         lab = FakeLab()
         where = tuple(int(part) for part in bundle.parent.name.removeprefix("at-").split("-"))
-        lab.noise, lab.shares = 0.0, {k / PATCHES: share for k, share in self.shares[where].items()}
-        return bench(bundle, config, None, lab.instruments())
+        lab.noise, lab.shares = 0.0, self.shares[where]
+        return lab.bench(bundle, config)
 
     def probe(self, engine: str) -> EngineInfo:
         return EngineInfo(engine, "9.9", "thin air")

@@ -12,9 +12,10 @@ from prtool.bundle import Bundle
 from prtool.errors import ConfigError
 from prtool.progress import Progress
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
-from prtool.runtime.bench.lineup import Lineup, Way, load_encoder
+from prtool.runtime.bench.lineup import Lineup, Variant
 from prtool.runtime.bench.report import BenchRow
 from prtool.runtime.bench.rows import rows_of
+from prtool.runtime.bench.supported import left_out
 from prtool.runtime.bench.timing import Case, Group, Mark, Samples, Sensors, measure, speedup
 from prtool.runtime.machine import library_versions, peak_memory_mib, this_machine
 from prtool.trainer.models.dual_encoder import DualEncoder
@@ -62,14 +63,14 @@ def race(bundle: Bundle, settings: RaceSettings, progress: Progress) -> RaceRepo
     torch.set_num_threads(threads)
     manifest = bundle.manifest
     with contextlib.ExitStack() as stack:
-        lineup = Lineup.load(bundle, config, load_encoder, stack)
+        lineup = Lineup.load(bundle, config, stack)
         rivals = Rivals(_model(bundle, settings), manifest.prune, manifest.cost, settings.device)
         contenders = rivals.all(settings.rivals(), [lineup.inputs.pixels[:batch] for batch in config.batches], progress)
         cosines = _cosines(lineup, contenders)
         field = [Group(tuple(_case(rival, lineup, batch) for rival in contenders)) for batch in config.batches]
         samples = measure([*lineup.groups(), *field], config.plan(), Sensors(), progress)
-    mine = {way: taken for ways, found in zip(lineup.ways, samples, strict=False) for way, taken in zip(ways, found, strict=True)}
-    field_samples = samples[len(lineup.ways) :]
+    mine = lineup.by_variant(samples)
+    field_samples = samples[len(lineup.variants) :]
     theirs = {
         (rival, batch): taken
         for batch, found in zip(config.batches, field_samples, strict=True)
@@ -92,7 +93,7 @@ def race(bundle: Bundle, settings: RaceSettings, progress: Progress) -> RaceRepo
         machine=machine,
         peak_memory_mib=peak_memory_mib(),
         date=started.isoformat(timespec="seconds"),
-        left_out=(*map(str, lineup.refusals), *rivals.left_out, *_disagreements(cosines)),
+        left_out=(*map(left_out, lineup.unsupported), *rivals.left_out, *_disagreements(cosines)),
     )
 
 
@@ -125,9 +126,9 @@ def _cosines(lineup: Lineup, contenders: Sequence[Rival]) -> dict[tuple[str, str
     pixels = lineup.inputs.pixels[: lineup.config.batches[0]]
     wanted = _rival(contenders, OPEN_CLIP, "fp32").run(pixels)
     found = {(rival.method, _TORCH, rival.precision): agreement(rival.run(pixels), wanted) for rival in contenders if rival.keep == 1.0}
-    for (offer, mode), encoder in lineup.encoders.items():
+    for (engine, precision, mode), encoder in lineup.encoders.items():
         if mode == BASELINE_MODE:
-            found[UNPRUNED, offer.engine, offer.precision] = agreement(encoder.encode_pixels(pixels), wanted)
+            found[UNPRUNED, engine, precision] = agreement(encoder.encode_pixels(pixels), wanted)
     return found
 
 
@@ -173,9 +174,9 @@ def _rival_rows(theirs: Mapping[tuple[Rival, int], Samples], cosines: Cosines) -
     return rows
 
 
-def _own_rows(lineup: Lineup, mine: Mapping[Way, Samples], theirs: Mapping[tuple[Rival, int], Samples], cosines: Cosines) -> list[RaceRow]:
-    ways = [way for group in lineup.ways for way in group]
-    return [_own_row(row, mine[way], theirs, cosines) for way, row in zip(ways, rows_of(lineup, mine), strict=True)]
+def _own_rows(lineup: Lineup, mine: Mapping[Variant, Samples], theirs: Mapping[tuple[Rival, int], Samples], cosines: Cosines) -> list[RaceRow]:
+    variants = [variant for group in lineup.variants for variant in group]
+    return [_own_row(row, mine[variant], theirs, cosines) for variant, row in zip(variants, rows_of(lineup, mine), strict=True)]
 
 
 def _own_row(row: BenchRow, samples: Samples, theirs: Mapping[tuple[Rival, int], Samples], cosines: Cosines) -> RaceRow:
@@ -191,8 +192,8 @@ def _own_row(row: BenchRow, samples: Samples, theirs: Mapping[tuple[Rival, int],
         gmacs=row.gmacs,
         **_times(samples, row.batch, theirs),
         speedup=row.speedup,
-        bound=row.bound,
-        share_of_bound=row.share_of_bound,
+        bound=row.theoretical_speedup,
+        share_of_bound=row.share_of_theoretical,
         accuracy=None,
         points=None,
         cosine=cosines.get((UNPRUNED, row.engine, row.precision)) if row.is_baseline else None,

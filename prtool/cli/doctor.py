@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 from prtool.bundle import Bundle
-from prtool.cpus import granted_cpus
 from prtool.engines.registry import EngineStatus, available
 from prtool.errors import PrtoolError
+from prtool.runtime.machine import cpu_flags, this_machine
 
 _LIBRARIES = (
     *("torch", "torchvision", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime"),
@@ -24,12 +24,13 @@ def examine(folder: Path) -> dict[str, object]:
     Args:
         folder: the project folder whose `runs/latest` and `bundle/` are looked at.
     """
+    machine = this_machine()
     return {
         "prtool": importlib.metadata.version("prtool"),
         "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "processor": _processor(),
-        "cpus_granted": granted_cpus(),
+        "system": machine.system,
+        "processor": f"{machine.cpu} ({' '.join(flag for flag in _NOTABLE_FLAGS if flag in cpu_flags())})",
+        "cpus_granted": machine.threads_granted,
         "disk_free_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
         "libraries": {name: _version(name) for name in _LIBRARIES},
         "engines": {engine.name: _engine(engine) for engine in available()},
@@ -47,16 +48,6 @@ def _version(name: str) -> str:
 
 def _engine(status: EngineStatus) -> str:
     return status.reason if status.info is None else f"{status.info.name} {status.info.version} on {status.info.device}"
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return platform.processor() or "unknown"
-    lines = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in lines.items()}
-    flags = set(fields.get("flags", fields.get("Features", "")).split())
-    return f"{fields.get('model name', platform.machine())} ({' '.join(flag for flag in _NOTABLE_FLAGS if flag in flags)})"
 
 
 def _state(path: Path, command: str) -> str:

@@ -1,4 +1,4 @@
-"""Benchmark of a bundle over engines, precisions, batches and keep rates: pruned beside unpruned, in one interleaved run.
+"""Benchmark of a bundle over engines, precisions, batches and keep rates: pruned and unpruned in one interleaved run.
 
 ::
 
@@ -8,6 +8,6 @@
 
 from prtool.runtime.bench.config import BenchConfig
 from prtool.runtime.bench.report import BenchReport, BenchRow
-from prtool.runtime.bench.run import Instruments, bench
+from prtool.runtime.bench.run import bench
 
-__all__ = ["BenchConfig", "BenchReport", "BenchRow", "Instruments", "bench"]
+__all__ = ["BenchConfig", "BenchReport", "BenchRow", "bench"]

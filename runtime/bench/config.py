@@ -24,7 +24,7 @@ SETTLE_S = 0.03
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
-    """What is measured; every combination, and for each the unpruned model beside it.
+    """What is measured: every combination, each with the unpruned model next to it.
 
     Attributes:
         engines: names of the engine registry.
@@ -40,7 +40,7 @@ class BenchConfig:
         cache: folder of built engines; None takes the engines' own default.
         build: how engines that compile ahead are built; widened to the batches that are measured.
         budget_s: seconds of timed calls; loading and warming up come on top.
-        min_rounds, max_rounds: timed rounds whatever the budget says; 5 are the least for a median with an interval.
+        min_rounds, max_rounds: timed rounds whatever the budget says; a median with an interval needs 5.
         warmup_rounds: rounds before them that do not count.
         seed: of pixels, generated images and order.
     """
@@ -64,26 +64,21 @@ class BenchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("engines", "precisions", "batches", "keeps", "modes"):
+        for name in ("engines", "precisions", "batches", "keeps", "modes", "scopes"):
             _check_some(name, getattr(self, name))
-        for batch in self.batches:
-            _check_range("batch", batch, 1, MAX_BATCH)
-        _check_names("mode", self.modes, PRUNED_MODES, f" ({BASELINE_MODE!r} is always measured, as the baseline)")
-        _check_names("scope", self.scopes, SCOPES, "")
-        if not self.scopes:
-            raise ConfigError(f"scopes = (), but a benchmark needs at least one of {', '.join(SCOPES)}")
         _check_some("keeps", self.chosen_keeps())
+        _check_names("mode", self.modes, PRUNED_MODES, f" ({BASELINE_MODE!r} is always measured, as the baseline)")
+        _check_names("scope", self.scopes, SCOPES)
+        references = (SLOWEST, *(f"{engine}/{precision}" for engine in self.engines for precision in self.precisions))
+        _check_names("reference", (self.reference,) if self.reference else (), references)
         if self.images is not None and not self.images:
             raise ConfigError("images = (), but the end-to-end rows need at least one; give None for generated ones")
-        references = (SLOWEST, *(f"{engine}/{precision}" for engine in self.engines for precision in self.precisions))
-        if self.reference:
-            _check_names("reference", (self.reference,), references, "")
-        _check_range("threads", self.threads, 0, 4096)
-        _check_range("streams", self.streams, 1, 4096)
-        _check_range("min_rounds", self.min_rounds, 5, MAX_ROUNDS)
+        ranges = {"threads": (0, 4096), "streams": (1, 4096), "min_rounds": (5, MAX_ROUNDS), "warmup_rounds": (1, MAX_ROUNDS), "seed": (0, 2**63 - 1)}
+        for name, (low, high) in ranges.items():
+            _check_range(name, getattr(self, name), low, high)
         _check_range("max_rounds", self.max_rounds, self.min_rounds, MAX_ROUNDS)
-        _check_range("warmup_rounds", self.warmup_rounds, 1, MAX_ROUNDS)
-        _check_range("seed", self.seed, 0, 2**63 - 1)
+        for batch in self.batches:
+            _check_range("batch", batch, 1, MAX_BATCH)
         if not (math.isfinite(self.budget_s) and self.budget_s >= 0.0):
             raise ConfigError(f"budget_s = {self.budget_s}, but it must be a number of seconds, 0 or more (0 measures {self.min_rounds} rounds)")
 
@@ -102,8 +97,7 @@ class BenchConfig:
     def engine_options(self) -> EngineOptions:
         """The part that the engines need."""
         batch = self.build.batch
-        most = max(batch.most, *self.batches)
-        build = replace(self.build, batch=ShapeRange(min(batch.least, *self.batches), batch.usual, most))
+        build = replace(self.build, batch=ShapeRange(min(batch.least, *self.batches), batch.usual, max(batch.most, *self.batches)))
         return EngineOptions(threads=self.threads, streams=self.streams, cache=self.cache, build=build)
 
 
@@ -120,7 +114,7 @@ def _check_range(name: str, value: object, low: int, high: int) -> None:
         raise ConfigError(f"{name} = {value!r}, but it must be a whole number from {low} to {high}")
 
 
-def _check_names(what: str, names: Sequence[str], known: Sequence[str], remark: str) -> None:
+def _check_names(what: str, names: Sequence[str], known: Sequence[str], remark: str = "") -> None:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

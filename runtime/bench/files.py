@@ -6,28 +6,13 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from prtool.errors import ConfigError
 from prtool.files import PICTURE, OutputKind, check_output, file_kind, write_bytes, write_json
 
 SUFFIXES = (".json", ".csv", ".png")
 REPORT = file_kind("a benchmark's report", {".json": re.compile(rb'\{\n "schema": \d+,\n "engines"'), ".csv": re.compile(rb"scope,batch,engine,")})
-
-
-class Writable(Protocol):
-    """A result with rows."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        ...
-
-    def to_csv(self) -> list[dict[str, Any]]:
-        """Records with the same keys."""
-        ...
-
-
-Report = TypeVar("Report", bound=Writable)
 
 
 def output_files(output: Path, kind: OutputKind = REPORT) -> tuple[Path, ...]:
@@ -53,11 +38,11 @@ def output_files(output: Path, kind: OutputKind = REPORT) -> tuple[Path, ...]:
     return files
 
 
-def write_report(report: Report, files: Sequence[Path], plot: Callable[[Report, Path], None], kind: OutputKind = REPORT) -> None:
+def write_report(report: Any, files: Sequence[Path], plot: Callable[[Any, Path], None], kind: OutputKind = REPORT) -> None:  # noqa: ANN401
     """Writes each file in the form that its suffix names.
 
     Args:
-        report: what is written as JSON or CSV.
+        report: a result with `to_json()` (plain values) and `to_csv()` (records with the same keys).
         files: ending in .json, .csv or .png.
         plot: draws the report into a PNG file.
         kind: what they may replace, as `output_files` takes it.
@@ -72,22 +57,18 @@ def write_report(report: Report, files: Sequence[Path], plot: Callable[[Report, 
             case ".json":
                 write_json(file, report.to_json())
             case ".csv":
-                write_csv(file, report.to_csv())
+                write_bytes(file, _csv(report.to_csv()))
             case _:
                 plot(report, file)
 
 
-def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes records with the same keys as CSV, UTF-8, a heading first; None becomes an empty cell.
-
-    Raises:
-        StorageError: the file cannot be written.
-    """
+def _csv(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """UTF-8, a heading first; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    write_bytes(path, text.getvalue().encode())
+    return text.getvalue().encode()
 
 
 def _check(files: Sequence[Path], kind: OutputKind) -> None:

@@ -1,28 +1,32 @@
-"""What a benchmark feeds: the same pixels and the same encoded images to every configuration."""
+"""What a benchmark feeds to every variant: the same pixels and the same encoded images."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from prtool.engines.base import Array
 from prtool.errors import DataError
 from prtool.manifest import Manifest
 from prtool.runtime.bench.config import END_TO_END, MAX_IMAGES, BenchConfig
-from prtool.runtime.bench.sample_photos import sample_photos
 
 _SAMPLE_PHOTOS = 16
+_WIDTH, _HEIGHT = 500, 375
+_QUALITY = 90
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """The same input for every configuration.
+    """The same input for every variant.
 
     Attributes:
         pixels: (largest batch, 3, height, width) float32.
         images: encoded files; none where nothing is measured end to end.
-        origin: where the images come from, in words.
+        origin: where the images come from, human-readable.
     """
 
     pixels: Array
@@ -41,22 +45,26 @@ def make_inputs(config: BenchConfig, manifest: Manifest) -> Inputs:
         DataError: an image cannot be read.
     """
     spec = manifest.preprocess
-    shape = (max(config.batches), 3, *spec.size)
-    pixels = np.random.default_rng(config.seed).random(shape, np.float32)
+    pixels = np.random.default_rng(config.seed).random((max(config.batches), 3, *spec.size), np.float32)
     # In place: a batch of 1024 at 336 px is 1.4 GB.
     pixels -= np.array(spec.mean, np.float32)[:, None, None]
     pixels /= np.array(spec.std, np.float32)[:, None, None]
-    return Inputs(pixels, *_images(config))
-
-
-def _images(config: BenchConfig) -> tuple[list[bytes], str]:
-    """Encoded images and where they come from; none when nothing is measured end to end."""
     if END_TO_END not in config.scopes:
-        return [], "none"
+        return Inputs(pixels, [], "none")
     if config.images is None:
-        return sample_photos(_SAMPLE_PHOTOS, config.seed), f"{_SAMPLE_PHOTOS} generated JPEGs of 500 x 375, in memory"
+        origin = f"{_SAMPLE_PHOTOS} generated JPEGs of {_WIDTH} x {_HEIGHT}, in memory"
+        return Inputs(pixels, sample_photos(_SAMPLE_PHOTOS, config.seed), origin)
     images = [_read(image) for image in config.images[:MAX_IMAGES]]
-    return images, f"{len(images)} given images, in memory"
+    return Inputs(pixels, images, f"{len(images)} given images, in memory")
+
+
+def sample_photos(count: int, seed: int = 0) -> list[bytes]:
+    """`count` different JPEG files of 500 x 375 pixels, about 76 kB each, as web-sized photographs are.
+
+    Each is a sum of smooth colour noise at several scales, coarse scales strongest (natural images have a 1/f spectrum), so
+    decoding and resizing cost what they cost for a photograph of that size.
+    """
+    return [_photo(np.random.default_rng((seed, number))) for number in range(count)]
 
 
 def _read(image: str | Path | bytes) -> bytes:
@@ -66,3 +74,19 @@ def _read(image: str | Path | bytes) -> bytes:
         return Path(image).read_bytes()
     except OSError as cause:
         raise DataError(f"{image} cannot be read: {cause.strerror}; give image files that exist") from cause
+
+
+def _photo(rng: np.random.Generator) -> bytes:
+    scene = np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
+    for cells in (3, 8, 24, 80, 250, _WIDTH):
+        scene += _layer(rng, cells) * (180.0 / cells**0.3)
+    stream = io.BytesIO()
+    Image.fromarray((scene + 128.0).clip(0.0, 255.0).astype(np.uint8)).save(stream, "JPEG", quality=_QUALITY)
+    return stream.getvalue()
+
+
+def _layer(rng: np.random.Generator, cells: int) -> npt.NDArray[np.float32]:
+    """(height, width, 3) noise in [-0.5, 0.5] whose smallest features are `cells` to a row."""
+    coarse = rng.random((max(2, cells * _HEIGHT // _WIDTH), cells, 3), np.float32) * 255.0
+    smooth = Image.fromarray(coarse.astype(np.uint8)).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+    return np.asarray(smooth, np.float32) / 255.0 - 0.5

@@ -1,78 +1,49 @@
-"""What is measured: each configuration of a bundle, its loaded encoder, and the call that is timed."""
+"""What is measured: each variant of a bundle, its loaded encoder, and the call that is timed."""
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, ArrayLibrary, EngineInfo
+from prtool.engines.base import Array, EngineInfo
 from prtool.errors import ConfigError, EngineUnavailable
 from prtool.manifest import Manifest
 from prtool.runtime.bench.config import BASELINE_MODE, END_TO_END, SLOWEST, BenchConfig
-from prtool.runtime.bench.gpu import cuda_events, on_gpu
 from prtool.runtime.bench.inputs import Inputs, make_inputs
-from prtool.runtime.bench.offers import Offer, Refusal, asked_offers, check_any, check_memory
-from prtool.runtime.bench.timing import Case, Group, Mark
-from prtool.runtime.encoder import Encoder, KeepLike
+from prtool.runtime.bench.sensors import cuda_events, on_gpu
+from prtool.runtime.bench.supported import Pair, Unsupported, check_any, check_memory, supported
+from prtool.runtime.bench.timing import Case, Group, Mark, Samples
+from prtool.runtime.encoder import Encoder, mode_counts
 from prtool.runtime.images.decode import open_image
 from prtool.runtime.images.preprocess import prepare_batch
-from prtool.runtime.pipeline import Stage
 from prtool.runtime.recorder import MAX_RECORDINGS
-from prtool.spec import Keep
 
-
-class TimedEncoder(Protocol):
-    """What the benchmark needs of an `Encoder`."""
-
-    @property
-    def info(self) -> EngineInfo:
-        """The engine that really runs."""
-        ...
-
-    @property
-    def arrays(self) -> ArrayLibrary | None:
-        """None where the engine keeps no arrays on a device between two graphs."""
-        ...
-
-    def encode_pixels(self, pixels: Array, keep: KeepLike = None) -> npt.NDArray[np.float32]:
-        """(batch, 3, height, width) float32 -> (batch, E); returns when the device is done."""
-        ...
-
-    def stages(self, pixels: Array, keep: KeepLike = None) -> Iterable[Stage]:
-        """The split mode, one finished stage at a time."""
-        ...
-
-    def close(self) -> None:
-        """Frees the graphs."""
-        ...
-
-
-class Loader(Protocol):
-    """Loads one way to run a bundle."""
-
-    def __call__(self, bundle: Bundle, config: BenchConfig, offer: Offer, mode: str) -> TimedEncoder:
-        """Raises what `Encoder.load` raises."""
-        ...
-
-
-def load_encoder(bundle: Bundle, config: BenchConfig, offer: Offer, mode: str) -> TimedEncoder:
-    """The real thing."""
-    return Encoder.load(bundle, engine=offer.engine, mode=mode, precision=offer.precision, options=config.engine_options())
+Encoders = dict[tuple[str, str, str], Encoder]
+"""(engine, precision, mode) -> encoder."""
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One configuration; `keep` is None for the unpruned model."""
+class Variant:
+    """One measured variant: how the bundle runs, with how many patches.
+
+    Attributes:
+        scope, batch, engine, precision, mode: as in `BenchRow`.
+        keep: share of the patches that is kept, 0 to 1.
+        counts: patches kept at each location.
+    """
 
     scope: str
     batch: int
-    offer: Offer
+    engine: str
+    precision: str
     mode: str
-    keep: Keep | None
+    keep: float
+    counts: tuple[int, ...]
+
+    @property
+    def k(self) -> int:
+        """Patches that are kept."""
+        return self.counts[-1]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,21 +51,21 @@ class Lineup:
     """Everything that takes part, loaded.
 
     Attributes:
-        ways: groups that share a baseline, which comes first in each.
-        encoders: of each offer and mode.
-        refusals: offers that were asked for and cannot be had.
+        variants: groups that share a baseline, which comes first in each.
+        encoders: of each engine, precision and mode.
+        unsupported: combinations that were asked for and cannot be measured.
     """
 
     manifest: Manifest
     config: BenchConfig
-    ways: tuple[tuple[Way, ...], ...]
-    encoders: dict[tuple[Offer, str], TimedEncoder]
-    refusals: tuple[Refusal, ...]
+    variants: tuple[tuple[Variant, ...], ...]
+    encoders: Encoders
+    unsupported: tuple[Unsupported, ...]
     inputs: Inputs
 
     @classmethod
-    def load(cls, bundle: Bundle, config: BenchConfig, loader: Loader, stack: contextlib.ExitStack) -> "Lineup":
-        """Loads every graph of every configuration; `stack` closes them.
+    def load(cls, bundle: Bundle, config: BenchConfig, stack: contextlib.ExitStack) -> "Lineup":
+        """Loads every graph of every variant; `stack` closes them.
 
         Raises:
             KeepError: a keep is outside the bundle's range; nothing was loaded.
@@ -103,64 +74,67 @@ class Lineup:
             DataError: an image cannot be read.
             BundleError, EngineUnavailable, EngineError: as `Encoder.load`.
         """
-        for keep in config.chosen_keeps():
-            bundle.manifest.resolve(keep)
-        offers, refusals = asked_offers(bundle, config)
-        check_memory(bundle, config, offers)
-        encoders: dict[tuple[Offer, str], TimedEncoder] = {}
-        for offer in tuple(offers):
+        kept = [bundle.manifest.counts(keep) for keep in config.chosen_keeps()]
+        pairs, unsupported = supported(bundle, config)
+        check_memory(bundle, config, pairs)
+        encoders: Encoders = {}
+        options = config.engine_options()
+        for engine, precision in tuple(pairs):
             try:
                 for mode in (BASELINE_MODE, *config.modes):
-                    encoders[offer, mode] = loader(bundle, config, offer, mode)
-                    stack.callback(encoders[offer, mode].close)
+                    encoder = Encoder.load(bundle, engine=engine, mode=mode, precision=precision, options=options)
+                    encoders[engine, precision, mode] = encoder
+                    stack.callback(encoder.close)
             except EngineUnavailable as cause:
-                offers.remove(offer)
-                refusals.append(Refusal(offer, cause))
-        check_any(offers, refusals)
-        _check_reference(config, offers, refusals)
-        _check_recordings(bundle.manifest, config, encoders)
-        return cls(bundle.manifest, config, _ways(config, offers), encoders, tuple(refusals), make_inputs(config, bundle.manifest))
+                pairs.remove((engine, precision))
+                unsupported.append((engine, precision, cause))
+        check_any(pairs, unsupported)
+        _check_reference(config, pairs, unsupported)
+        _check_recordings(config, len(set(kept)), encoders)
+        variants, inputs = _variants(config, bundle.manifest, pairs), make_inputs(config, bundle.manifest)
+        return cls(bundle.manifest, config, variants, encoders, tuple(unsupported), inputs)
 
     @property
     def infos(self) -> dict[str, EngineInfo]:
-        """What really runs, by the engine's name."""
-        return {offer.engine: encoder.info for (offer, _), encoder in self.encoders.items()}
+        """What runs, by the engine's name."""
+        return {engine: encoder.info for (engine, *_), encoder in self.encoders.items()}
 
-    def info(self, way: Way) -> EngineInfo:
-        """What runs a configuration."""
-        return self.encoders[way.offer, way.mode].info
+    def encoder(self, variant: Variant) -> Encoder:
+        """The encoder of a variant."""
+        return self.encoders[variant.engine, variant.precision, variant.mode]
 
     def groups(self) -> list[Group]:
-        """What `prtool.runtime.bench.timing.measure` takes, in the order of `ways`."""
-        return [Group(tuple(self._timed(way) for way in group)) for group in self.ways]
+        """What `prtool.runtime.bench.timing.measure` takes, in the order of `variants`."""
+        return [Group(tuple(self._case(variant, in_stages=self._timed_in_stages(variant)) for variant in group)) for group in self.variants]
 
-    def breakdown(self, way: Way) -> Case | None:
-        """The stages of a configuration whose timed call does not mark them; None for every other."""
-        return self._case(way, in_stages=True) if way.mode == "split" and self._stays_on_device(way) else None
+    def by_variant(self, samples: Sequence[Sequence[Samples]]) -> dict[Variant, Samples]:
+        """What `measure` gave for `groups`, the first of its samples."""
+        return {variant: taken for group, found in zip(self.variants, samples, strict=False) for variant, taken in zip(group, found, strict=True)}
 
-    def _timed(self, way: Way) -> Case:
+    def breakdown(self, variant: Variant) -> Case | None:
+        """The stages of a variant whose timed call does not mark them; None for every other."""
+        return self._case(variant, in_stages=True) if variant.mode == "split" and not self._timed_in_stages(variant) else None
+
+    def _timed_in_stages(self, variant: Variant) -> bool:
         # To ask for stages is to wait for the device after each, which the whole call need not.
-        return self._case(way, in_stages=way.mode == "split" and not self._stays_on_device(way))
+        return variant.mode == "split" and self.encoder(variant).arrays is None
 
-    def _stays_on_device(self, way: Way) -> bool:
-        return self.encoders[way.offer, way.mode].arrays is not None
-
-    def _case(self, way: Way, in_stages: bool) -> Case:
-        encoder, inputs, preprocess = self.encoders[way.offer, way.mode], self.inputs, self.manifest.preprocess
-        pixels = inputs.pixels[: way.batch]
+    def _case(self, variant: Variant, in_stages: bool) -> Case:
+        encoder, inputs, preprocess = self.encoder(variant), self.inputs, self.manifest.preprocess
+        pixels = inputs.pixels[: variant.batch]
 
         def encode(prepared: Array, mark: Mark) -> None:
             if not in_stages:
-                encoder.encode_pixels(prepared, way.keep)
+                encoder.encode_pixels(prepared, variant.counts)
                 return
-            for stage in encoder.stages(prepared, way.keep):
+            for stage in encoder.stages(prepared, variant.counts):
                 mark(stage.name.partition("_")[0])
 
         def from_pixels(number: int, mark: Mark) -> None:  # noqa: ARG001 - noise is as good in each round
             encode(pixels, mark)
 
         def from_files(number: int, mark: Mark) -> None:
-            decoded = [open_image(content) for content in inputs.files(number, way.batch)]
+            decoded = [open_image(content) for content in inputs.files(number, variant.batch)]
             mark("decode")
             prepared = prepare_batch(decoded, preprocess)
             mark("preprocess")
@@ -168,34 +142,37 @@ class Lineup:
             if not in_stages:
                 mark("encode")
 
-        run = from_files if way.scope == END_TO_END else from_pixels
-        return Case(run, way.offer.engine, cuda_events(encoder.info))
+        run = from_files if variant.scope == END_TO_END else from_pixels
+        return Case(run, variant.engine, cuda_events(encoder.info))
 
 
-def _ways(config: BenchConfig, offers: Sequence[Offer]) -> tuple[tuple[Way, ...], ...]:
-    keeps = config.chosen_keeps()
+def _variants(config: BenchConfig, manifest: Manifest, pairs: Sequence[Pair]) -> tuple[tuple[Variant, ...], ...]:
+    patches = manifest.prune.patches
+    kept = [(keep, manifest.counts(keep)) for keep in config.chosen_keeps()]
+    settings = [(BASELINE_MODE, 1.0, mode_counts(manifest, BASELINE_MODE, None))]
+    settings += [(mode, counts[-1] / patches if keep.is_count else keep.value, counts) for mode in config.modes for keep, counts in kept]
     return tuple(
-        (Way(scope, batch, offer, BASELINE_MODE, None), *(Way(scope, batch, offer, mode, keep) for mode in config.modes for keep in keeps))
+        tuple(Variant(scope, batch, engine, precision, *setting) for setting in settings)
         for scope in config.scopes
         for batch in config.batches
-        for offer in offers
+        for engine, precision in pairs
     )
 
 
-def _check_reference(config: BenchConfig, offers: Sequence[Offer], refusals: Sequence[Refusal]) -> None:
-    if config.reference in ("", SLOWEST) or config.reference in map(str, offers):
+def _check_reference(config: BenchConfig, pairs: Sequence[Pair], unsupported: Sequence[Unsupported]) -> None:
+    names = ["/".join(pair) for pair in pairs]
+    if config.reference in ("", SLOWEST, *names):
         return
-    reason = next(str(refusal.cause) for refusal in refusals if str(refusal.offer) == config.reference)
-    raise ConfigError(f"reference = {config.reference!r}, but it cannot be measured: {reason}; choose one of {', '.join(map(str, offers))}")
+    cause = next(cause for engine, precision, cause in unsupported if f"{engine}/{precision}" == config.reference)
+    raise ConfigError(f"reference = {config.reference!r}, but it cannot be measured: {cause}; choose one of {', '.join(names)}")
 
 
-def _check_recordings(manifest: Manifest, config: BenchConfig, encoders: Mapping[tuple[Offer, str], TimedEncoder]) -> None:
-    """Refuses more shapes than a GPU's encoder keeps recordings of: each call would record anew, and that would be timed."""
-    counts = {manifest.resolve(keep) for keep in config.chosen_keeps()}
-    shapes = len(config.batches) * len(counts)
-    recorded = [str(offer) for (offer, _), encoder in encoders.items() if on_gpu(encoder.info) and encoder.arrays is not None]
+def _check_recordings(config: BenchConfig, keeps: int, encoders: Mapping[tuple[str, str, str], Encoder]) -> None:
+    """Rejects more shapes than a GPU's encoder keeps recordings of: each call would record again, and that would be timed."""
+    shapes = len(config.batches) * keeps
+    recorded = [f"{engine}/{precision}" for (engine, precision, _), found in encoders.items() if on_gpu(found.info) and found.arrays is not None]
     if recorded and shapes > MAX_RECORDINGS:
         raise ConfigError(
-            f"{len(config.batches)} batches x {len(counts)} keeps are {shapes} shapes, but {recorded[0]} keeps the recordings of {MAX_RECORDINGS} "
+            f"{len(config.batches)} batches x {keeps} keeps are {shapes} shapes, but {recorded[0]} keeps the recordings of {MAX_RECORDINGS} "
             "and would time the recording of the others; measure fewer in one run"
         )

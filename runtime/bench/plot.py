@@ -1,5 +1,6 @@
-"""The picture of a benchmark: images a second against keep rate, beside the bound."""
+"""The picture of a benchmark: images a second against keep rate, next to the theoretical speed-up."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
 
 # The Okabe-Ito colours, which stay apart for colour-blind readers.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#777777")
-_MARKERS = {"fused": "o", "split": "s"}
+_MARKERS = "osv^"
 _PANEL_INCHES = (5.4, 4.2)
 
 
 def plot_report(report: BenchReport, path: Path) -> None:
-    """Writes a PNG: a panel a batch, a colour an engine and precision, a marker a mode, the bound as a thin line.
+    """Writes a PNG: one panel per batch, a colour per engine and precision, a marker per mode, the theoretical speed-up as a thin line.
 
-    The encoder's rows are drawn, or the end-to-end ones where there are no others. The bound starts at the unpruned
+    The encoder's rows are drawn, or the end-to-end ones where there are no others. The thin line starts at the unpruned
     model's rate and grows as multiply-accumulates fall.
 
     Raises:
@@ -55,13 +56,13 @@ def _draw(axes: "Axes", rows: Sequence[BenchRow]) -> None:
         own = [row for row in rows if (row.engine, row.precision) == (engine, precision)]
         baseline = next(row for row in own if row.is_baseline)
         axes.axhline(baseline.images_per_s, color=colour, linestyle=":", linewidth=1.0, zorder=1)
-        bounds = sorted({(row.keep, baseline.images_per_s * row.bound) for row in own if not row.is_baseline})
-        axes.plot(*zip(*bounds, strict=True), color=colour, linewidth=0.7, zorder=1)
-        for mode in dict.fromkeys(row.mode for row in own if not row.is_baseline):
+        promised = sorted({(row.keep, baseline.images_per_s * row.theoretical_speedup) for row in own if not row.is_baseline})
+        axes.plot(*zip(*promised, strict=True), color=colour, linewidth=0.7, zorder=1)
+        for mode, marker in zip(dict.fromkeys(row.mode for row in own if not row.is_baseline), itertools.cycle(_MARKERS), strict=False):
             points = sorted((row.keep, row.images_per_s) for row in own if row.mode == mode)
             label = f"{engine} {precision}, {mode}"
-            axes.plot(*zip(*points, strict=True), color=colour, marker=_MARKERS[mode], linestyle="--", linewidth=1.4, label=label)
-    axes.plot([], [], color="#444444", linewidth=0.7, label="bound (by MACs)")
+            axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle="--", linewidth=1.4, label=label)
+    axes.plot([], [], color="#444444", linewidth=0.7, label="theoretical (by MACs)")
     axes.plot([], [], color="#444444", linestyle=":", linewidth=1.0, label="unpruned")
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("share of patches kept")

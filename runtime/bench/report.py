@@ -1,4 +1,4 @@
-"""The result of a benchmark: rows with stable names, and the circumstances beside them."""
+"""The result of a benchmark: rows with stable names, and the circumstances of the run."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ SPEEDUP_METHOD = "median over rounds of unpruned time / pruned time in the same 
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """One configuration.
+    """One measured variant.
 
     Attributes:
         scope: "encoder" or "end-to-end".
         batch: images a call.
         engine: name of the engine that ran.
-        device: what it ran on, in words.
+        device: what it ran on, human-readable.
         precision: of the arithmetic.
         mode: "fused", "split", or "full" for the unpruned model.
         keep: share of the patches that is kept, 0 to 1.
@@ -28,15 +28,15 @@ class BenchRow:
         images_per_s: batch / p50.
         speedup: against the unpruned model with the same scope, batch, engine and precision; 1 for that model itself.
         speedup_low, speedup_high: 95 % interval of the speed-up.
-        bound: most that the encoder's speed-up can be, by multiply-accumulates; below 1 where scoring comes on top of all patches.
-        share_of_bound: speedup / bound.
+        theoretical_speedup: unpruned over own multiply-accumulates; below 1 where scoring comes on top of all patches.
+        share_of_theoretical: speedup / theoretical_speedup.
         reference_ratio: against the report's `reference` with the same scope and batch; None where none was asked for.
         stages_ms: median of each stage ("pre", "select", "mid", "post" in split mode; end to end "decode", "preprocess" before
             them, and "encode" for a mode of one graph). Where arrays stay on a device they come from calls of their own, which
             wait after each stage.
         device_ms: median of one call by CUDA events; None on other devices.
         joules_per_image: energy of the processor packages; None where nothing counts it.
-        gpu_joules_per_image: energy of the GPU, what it takes when idle included; None without a GPU, or where nothing counts it.
+        gpu_joules_per_image: energy of the GPU, idle power included; None without a GPU, or where nothing counts it.
     """
 
     scope: str
@@ -55,8 +55,8 @@ class BenchRow:
     speedup: float
     speedup_low: float
     speedup_high: float
-    bound: float
-    share_of_bound: float
+    theoretical_speedup: float
+    share_of_theoretical: float
     reference_ratio: float | None
     stages_ms: dict[str, float]
     device_ms: float | None
@@ -70,21 +70,11 @@ class BenchRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Plateau:
-    """Keep counts, falling, that take the same time within noise; `where` names batch, mode, engine, precision and scope."""
-
-    where: str
-    counts: tuple[int, ...]
-    least_ms: float
-    most_ms: float
-
-
-@dataclass(frozen=True, slots=True)
 class BenchReport:
     """Rows and circumstances of one run.
 
     Attributes:
-        engines: name of each engine that ran -> what it ran on, in words.
+        engines: name of each engine that ran -> what it ran on, human-readable.
         device: the host's processor.
         versions: of prtool, Python, each engine's library (under the engine's name) and others.
         rows: the unpruned model first in each group of scope, batch, engine and precision.
@@ -94,7 +84,7 @@ class BenchReport:
         reference: "ENGINE/PRECISION" whose unpruned model the rows' `reference_ratio` relates to, or "slowest"; "" for none.
         images: where the images of the end-to-end rows came from.
         machine: the host, with its load before the measurement.
-        peak_memory_mib: highest resident memory of the process since its start, with every configuration loaded; None if not counted.
+        peak_memory_mib: highest resident memory of the process since its start, with every variant loaded; None if not counted.
         gpu_memory_mib: what loading and running took on the GPU, whatever allocated it; by torch's own count where NVML is missing.
         energy_reason: why there is no energy of the processor; None if there is.
         gpu_reason: why there are no energy and memory figures of a GPU; None if there are.
@@ -124,48 +114,36 @@ class BenchReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the names are stable within a schema number, new ones may be added."""
-        value = dataclasses.asdict(self)
-        value["rows"] = [_rounded(dataclasses.asdict(row)) for row in self.rows]
-        value["notes"] = list(self.notes)
+        value = {**dataclasses.asdict(self), "rows": [_rounded(row) for row in self.rows], "notes": list(self.notes)}
         return {"schema": SCHEMA, **value, "speedup_method": SPEEDUP_METHOD}
 
     def to_csv(self) -> list[dict[str, Any]]:
         """One flat record a row, all with the same columns; the stages become columns, and model, versions and date are repeated."""
         stages = list(dict.fromkeys(name for row in self.rows for name in row.stages_ms))
-        return [self._flat(row, stages) for row in self.rows]
+        common = {"processor": self.device, "threads": self.threads, "rounds": self.rounds, "date": self.date}
+        records = []
+        for row in self.rows:
+            values = _rounded(row)
+            spent = values.pop("stages_ms")
+            own = {"model": self.model["name"], "engine_version": self.versions[row.engine]}
+            records.append(values | {f"{name}_ms": spent.get(name) for name in stages} | own | common)
+        return records
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column titles, and one list of cells a row."""
-        columns = ["scope", "batch", "engine", "precision", "mode", "keep", "p50 ms", "p90 ms", "p99 ms", "images/s", "speed-up", "bound", "of bound"]
-        if self.reference:
-            columns.append(f"vs {self.reference}")
+        columns = ["scope", "batch", "engine", "precision", "mode", "keep", "p50 ms", "p90 ms", "p99 ms", "images/s"]
+        columns += ["speed-up", "theoretical", "of theoretical", *([f"vs {self.reference}"] if self.reference else [])]
         return columns, [_cells(row) for row in self.rows]
-
-    def _flat(self, row: BenchRow, stages: list[str]) -> dict[str, Any]:
-        values = _rounded(dataclasses.asdict(row))
-        spent = values.pop("stages_ms")
-        circumstances = {
-            "model": self.model["name"],
-            "engine_version": self.versions[row.engine],
-            "processor": self.device,
-            "threads": self.threads,
-            "rounds": self.rounds,
-            "date": self.date,
-        }
-        return values | {f"{name}_ms": spent.get(name) for name in stages} | circumstances
 
 
 def _cells(row: BenchRow) -> list[str]:
-    times = [_milliseconds(value) for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
-    rates = [f"{row.images_per_s:.1f}", f"{row.speedup:.2f}x", f"{row.bound:.2f}x", f"{100.0 * row.share_of_bound:.0f}%"]
+    times = [f"{value:.1f}" if value >= 10.0 else f"{value:.3f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
+    rates = [f"{row.images_per_s:.1f}", f"{row.speedup:.2f}x", f"{row.theoretical_speedup:.2f}x", f"{row.share_of_theoretical:.0%}"]
     cells = [row.scope, str(row.batch), row.engine, row.precision, row.mode, f"{row.keep:g}", *times, *rates]
     return cells if row.reference_ratio is None else [*cells, f"{row.reference_ratio:.2f}x"]
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value:.1f}" if value >= 10.0 else f"{value:.3f}"
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    row["stages_ms"] = {name: round(value, 4) for name, value in row["stages_ms"].items()}
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
+def _rounded(row: BenchRow) -> dict[str, Any]:
+    values = dataclasses.asdict(row)
+    values["stages_ms"] = {name: round(value, 4) for name, value in row.stages_ms.items()}
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}

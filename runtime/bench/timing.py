@@ -1,51 +1,35 @@
-"""Timing of several ways to do one thing, interleaved so that a change of the machine meets all of them alike."""
+"""Timing of several ways to do one thing, interleaved so that a change of the machine affects all of them alike."""
 
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from prtool.progress import Progress, stage
+from prtool.runtime.bench.sensors import CudaEvents
 
 Mark = Callable[[str], None]
 """Called by a case when it has finished the stage of that name."""
 Clock = Callable[[], int]
 """Nanoseconds of a clock that never goes back."""
-Joules = Callable[[], float | None]
-"""Joules since its last call; None where nothing counts them."""
-
-
-class DeviceClock(Protocol):
-    """The device's own clock around one call, such as a pair of CUDA events."""
-
-    def start(self) -> None:
-        """The call comes next."""
-        ...
-
-    def stop(self) -> int:
-        """Nanoseconds of the device's time since `start`; waits for the device."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing to time: `run(round, mark)` does it once and calls `mark` after each of its stages.
-
-    `round` counts from 0, so that a case can take another input each time; cases of one group that are given
-    the same round take the same input.
+    """One thing to time.
 
     Attributes:
-        run: does it once.
+        run: does it once, given the number of the round, from 0, and a function to call after each stage. Cases of one group
+            take the same input in the same round.
         library: what runs it; `Plan.settle_s` lies between calls of different libraries.
         device_clock: also times it on its device; None where there is no such clock.
     """
 
     run: Callable[[int, Mark], None]
     library: str = ""
-    device_clock: DeviceClock | None = None
+    device_clock: CudaEvents | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +48,8 @@ class Plan:
         warmup_rounds: rounds before them that are not counted, at least 1.
         budget_s: seconds after which no further round starts, once there are `min_rounds`.
         seed: of the order within each round.
-        settle_s: seconds of rest between calls of different libraries, which are not timed: the idle threads of a
-            library may spin for some milliseconds after a call, and would take the cores from its successor.
+        settle_s: seconds of untimed rest between calls of different libraries, whose idle threads may spin for some
+            milliseconds after a call and would take the cores from the next one.
     """
 
     min_rounds: int
@@ -122,19 +106,19 @@ class Speedup:
 
 @dataclass(frozen=True, slots=True)
 class Sensors:
-    """How time passes and is read, and energy; tests put their own in."""
+    """How time passes and is read; and energy: joules since the last call, None where nothing counts them."""
 
     clock: Clock = time.perf_counter_ns
-    joules: Joules = lambda: None
+    joules: Callable[[], float | None] = lambda: None
     sleep: Callable[[float], None] = time.sleep
 
 
 def measure(groups: Sequence[Group], plan: Plan, sensors: Sensors, progress: Progress) -> list[list[Samples]]:
     """Times every case of every group in each round.
 
-    A round visits the groups in a shuffled order, and the cases of a group, baseline included, one directly
-    after the other in a shuffled order: a baseline and what is compared with it are milliseconds to seconds
-    apart, and none has a lasting place after another.
+    A round visits the groups in a shuffled order, and the cases of a group, baseline included, one directly after the
+    other in a shuffled order: a baseline and what is compared with it are milliseconds to seconds apart, and none has a
+    lasting place after another.
 
     Returns:
         For each group, the samples of its cases, in the order given; every case has the same number of rounds.
@@ -147,28 +131,26 @@ def measure(groups: Sequence[Group], plan: Plan, sensors: Sensors, progress: Pro
     with stage(progress, "warming up (calls)", plan.warmup_rounds * cases):
         for number in range(plan.warmup_rounds):
             started = clock()
-            discarded = [[Samples() for _ in group.cases] for group in groups]
-            _one_round(_order(groups, rng), discarded, number, stopwatch, progress)
+            stopwatch.round(groups, rng, _nothing(groups), number, progress)
             # The fastest, because the first calls also allocate; if the estimate is high, the budget ends the timing.
             round_s = min(round_s, (clock() - started) / 1e9)
     expected = int(min(max(plan.budget_s / max(round_s, 1e-9), plan.min_rounds), plan.max_rounds))
-    samples = [[Samples() for _ in group.cases] for group in groups]
+    samples = _nothing(groups)
     started = clock()
     with stage(progress, "timing (calls)", expected * cases):
         for number in range(expected):
             if number >= plan.min_rounds and (clock() - started) / 1e9 >= plan.budget_s:
                 break
-            _one_round(_order(groups, rng), samples, number, stopwatch, progress)
+            stopwatch.round(groups, rng, samples, number, progress)
     return samples
 
 
 def speedup(baseline: Samples, case: Samples) -> Speedup:
     """The speed-up of `case` over `baseline`, from pairs of the same round.
 
-    A job that starts half-way through a run slows both halves of a pair, and so moves no ratio; it would move
-    the quotient of two medians. Standard deviations by bootstrap, of this median against that quotient: 0.047
-    against 0.089 in one run, 0.018 against 0.019 in a calmer one (ViT-B/16, batch 8, keep 0.6, 14 rounds each on
-    2 cores that 9 jobs shared).
+    A job that starts half-way through a run slows both halves of a pair, and so moves no ratio; it would move the quotient
+    of two medians. Standard deviations by bootstrap, of this median against that quotient: 0.047 against 0.089 in one run,
+    0.018 against 0.019 in a calmer one (ViT-B/16, batch 8, keep 0.6, 14 rounds each on 2 cores that 9 jobs shared).
     """
     ratios = np.sort(np.array(baseline.total_ns, np.float64) / np.array(case.total_ns, np.float64))
     skipped = _interval_rank(len(ratios))
@@ -176,17 +158,25 @@ def speedup(baseline: Samples, case: Samples) -> Speedup:
 
 
 class _Stopwatch:
-    """Times one call of one case, after a rest where another library ran before."""
+    """Times calls of cases, with a rest where another library ran before."""
 
     def __init__(self, sensors: Sensors, settle_s: float) -> None:
         self._sensors = sensors
         self._settle_s = settle_s
         self._library = ""
 
-    def time(self, case: Case, number: int, samples: Samples) -> None:
+    def round(self, groups: Sequence[Group], rng: np.random.Generator, samples: list[list[Samples]], number: int, progress: Progress) -> None:
+        order = [(outer, inner) for outer in rng.permutation(len(groups)) for inner in rng.permutation(len(groups[outer].cases))]
+        for outer, inner in order:
+            self._time(groups[outer].cases[inner], number, samples[outer][inner])
+            progress.advance()
+
+    def _time(self, case: Case, number: int, samples: Samples) -> None:
         marks: list[tuple[str, int]] = []
         clock, joules = self._sensors.clock, self._sensors.joules
-        self._settle(case.library)
+        if self._library and case.library != self._library and self._settle_s > 0.0:
+            self._sensors.sleep(self._settle_s)
+        self._library = case.library
         joules()
         if case.device_clock is not None:
             case.device_clock.start()
@@ -202,11 +192,6 @@ class _Stopwatch:
         for name, spent in _stages(marks, started).items():
             samples.stages_ns.setdefault(name, []).append(spent)
 
-    def _settle(self, library: str) -> None:
-        if self._library and library != self._library and self._settle_s > 0.0:
-            self._sensors.sleep(self._settle_s)
-        self._library = library
-
 
 def _stages(marks: Iterable[tuple[str, int]], started: int) -> dict[str, int]:
     spent: dict[str, int] = {}
@@ -216,19 +201,8 @@ def _stages(marks: Iterable[tuple[str, int]], started: int) -> dict[str, int]:
     return spent
 
 
-def _order(groups: Sequence[Group], rng: np.random.Generator) -> list[tuple[int, int, Case]]:
-    """Every case once, as (group, place in it, case)."""
-    return [
-        (int(outer), int(inner), groups[outer].cases[inner])
-        for outer in rng.permutation(len(groups))
-        for inner in rng.permutation(len(groups[outer].cases))
-    ]
-
-
-def _one_round(order: list[tuple[int, int, Case]], samples: list[list[Samples]], number: int, stopwatch: _Stopwatch, progress: Progress) -> None:
-    for outer, inner, case in order:
-        stopwatch.time(case, number, samples[outer][inner])
-        progress.advance()
+def _nothing(groups: Sequence[Group]) -> list[list[Samples]]:
+    return [[Samples() for _ in group.cases] for group in groups]
 
 
 def _interval_rank(rounds: int) -> int:

@@ -25,9 +25,10 @@ from prtool.manifest import FileDigest
 from prtool.progress import SilentProgress
 from prtool.runtime.bench import BenchConfig, bench
 from prtool.runtime.bench.files import output_files, write_report
-from prtool.runtime.bench.gpu import CudaEvents, GpuMeter, joules_per_call, on_gpu
-from prtool.runtime.bench.offers import Offer, asked_offers, check_memory
 from prtool.runtime.bench.plot import plot_report
+from prtool.runtime.bench.run import joules_per_call
+from prtool.runtime.bench.sensors import CudaEvents, GpuMeter, on_gpu
+from prtool.runtime.bench.supported import check_memory, supported
 from prtool.runtime.bench.timing import Case, Group, Plan, Sensors, measure
 from prtool.runtime.machine import available_memory_mib
 
@@ -47,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def three(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry of three engines, whatever else is installed."""
     monkeypatch.setattr(registry, "ENGINES", THREE)
-    monkeypatch.setattr("prtool.runtime.bench.offers.ENGINES", THREE)
+    monkeypatch.setattr("prtool.runtime.bench.supported.ENGINES", THREE)
 
 
 def small(**changes: object) -> BenchConfig:
@@ -55,11 +56,11 @@ def small(**changes: object) -> BenchConfig:
 
 
 @pytest.mark.usefixtures("three")
-def test_every_offer_has_its_own_baseline_in_one_run(bundle: Bundle) -> None:
+def test_every_combination_has_its_own_baseline_in_one_run(bundle: Bundle) -> None:
     lab = FakeLab()
     lab.slowness = {"ort": 3.0}
     config = small(engines=("ort", "other"), precisions=("fp32", "bf16"), reference="ort/fp32")
-    report = bench(bundle, config, instruments=lab.instruments())
+    report = lab.bench(bundle, config)
     assert [(row.engine, row.precision, row.mode) for row in report.rows] == [
         (engine, precision, mode) for engine, precision in (("ort", "fp32"), ("other", "fp32"), ("other", "bf16")) for mode in ("full", "fused")
     ]
@@ -81,7 +82,7 @@ def test_every_offer_has_its_own_baseline_in_one_run(bundle: Bundle) -> None:
 def test_the_slowest_reference_is_found_for_each_batch(bundle: Bundle) -> None:
     lab = FakeLab()
     lab.slowness, lab.noise = {"other": 2.0}, 0.0
-    report = bench(bundle, small(engines=("ort", "other"), batches=(1, 3), reference="slowest"), instruments=lab.instruments())
+    report = lab.bench(bundle, small(engines=("ort", "other"), batches=(1, 3), reference="slowest"))
     assert [row.reference_ratio for row in report.rows] == pytest.approx([2.0, 2.5, 1.0, 1.25] * 2)
 
 
@@ -89,13 +90,13 @@ def test_the_slowest_reference_is_found_for_each_batch(bundle: Bundle) -> None:
 def test_rest_lies_between_libraries_and_is_not_timed(bundle: Bundle) -> None:
     lab = FakeLab()
     lab.noise = 0.0
-    report = bench(bundle, small(engines=("ort", "other")), instruments=lab.instruments())
+    report = lab.bench(bundle, small(engines=("ort", "other")))
     engines = [offer.partition("/")[0] for _, offer, *_ in lab.calls]
     changes = sum(first != second for first, second in itertools.pairwise(engines))
     assert len(lab.rests) == changes and len(set(lab.rests)) == 1 and lab.rests[0] > 0.0
     assert [row.p50_ms for row in report.rows] == pytest.approx([20.0, 16.0, 20.0, 16.0])
     alone = FakeLab()
-    bench(bundle, small(), instruments=alone.instruments())
+    alone.bench(bundle, small())
     assert alone.rests == []
 
 
@@ -103,21 +104,21 @@ def test_rest_lies_between_libraries_and_is_not_timed(bundle: Bundle) -> None:
 def test_a_missing_library_is_noted_and_alone_an_error(bundle: Bundle) -> None:
     lab = FakeLab()
     lab.missing = {"third"}
-    report = bench(bundle, small(engines=("third", "ort")), instruments=lab.instruments())
+    report = lab.bench(bundle, small(engines=("third", "ort")))
     assert {row.engine for row in report.rows} == {"ort"}
     assert report.notes[0] == "third/fp32 is left out: engine third cannot be imported"
     with pytest.raises(EngineUnavailable, match="third"):
-        bench(bundle, small(engines=("third",)), instruments=lab.instruments())
+        lab.bench(bundle, small(engines=("third",)))
     with pytest.raises(ConfigError, match=r"reference = 'third/fp32'.*ort/fp32"):
-        bench(bundle, small(engines=("third", "ort"), reference="third/fp32"), instruments=lab.instruments())
+        lab.bench(bundle, small(engines=("third", "ort"), reference="third/fp32"))
 
 
 @pytest.mark.usefixtures("three")
-def test_offers_are_checked_before_anything_is_loaded(bundle: Bundle) -> None:
+def test_combinations_are_checked_before_anything_is_loaded(bundle: Bundle) -> None:
     def words(**changes: object) -> str:
         lab = FakeLab()
         with pytest.raises(ConfigError) as caught:
-            bench(bundle, small(**changes), instruments=lab.instruments())
+            lab.bench(bundle, small(**changes))
         assert not lab.loaded
         return str(caught.value)
 
@@ -126,9 +127,9 @@ def test_offers_are_checked_before_anything_is_loaded(bundle: Bundle) -> None:
     assert words(engines=("ort", "third"), precisions=("bf16",)).startswith("nothing is left to measure: ort/bf16 is left out: ")
     assert words(precisions=("fp32", "fp23")) == "precision = 'fp23', but engines compute in fp32, int8, bf16"
     assert "engine = 'othre'" in words(engines=("ort", "othre"))
-    offers, refusals = asked_offers(bundle, small(engines=("ort", "other"), precisions=("fp32", "int8")))
-    assert [str(offer) for offer in offers] == ["ort/fp32", "other/fp32"]
-    assert [str(refusal.offer) for refusal in refusals] == ["ort/int8", "other/int8"]
+    pairs, unsupported = supported(bundle, small(engines=("ort", "other"), precisions=("fp32", "int8")))
+    assert pairs == [("ort", "fp32"), ("other", "fp32")]
+    assert [(engine, precision) for engine, precision, _ in unsupported] == [("ort", "int8"), ("other", "int8")]
 
 
 def with_sizes(bundle: Bundle, mib: int) -> Bundle:
@@ -137,15 +138,15 @@ def with_sizes(bundle: Bundle, mib: int) -> Bundle:
 
 
 def test_graphs_that_do_not_fit_into_memory_are_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prtool.runtime.bench.offers.available_memory_mib", lambda: 1000.0)
-    offers = [Offer("ort", "fp32"), Offer("openvino", "fp32")]
+    monkeypatch.setattr("prtool.runtime.bench.supported.available_memory_mib", lambda: 1000.0)
+    pairs = [("ort", "fp32"), ("openvino", "fp32")]
     # full, fused, pre and post for each of two offers, and one of them a second time
-    check_memory(with_sizes(bundle, 111), small(modes=("fused", "split")), offers)
+    check_memory(with_sizes(bundle, 111), small(modes=("fused", "split")), pairs)
     with pytest.raises(ConfigError, match=r"full, fused, split.*1008 MiB.*1000 MiB"):
-        check_memory(with_sizes(bundle, 112), small(modes=("fused", "split")), offers)
-    check_memory(with_sizes(bundle, 199), small(modes=("fused",)), offers)
-    monkeypatch.setattr("prtool.runtime.bench.offers.available_memory_mib", lambda: None)
-    check_memory(with_sizes(bundle, 10**6), small(), offers)
+        check_memory(with_sizes(bundle, 112), small(modes=("fused", "split")), pairs)
+    check_memory(with_sizes(bundle, 199), small(modes=("fused",)), pairs)
+    monkeypatch.setattr("prtool.runtime.bench.supported.available_memory_mib", lambda: None)
+    check_memory(with_sizes(bundle, 10**6), small(), pairs)
 
 
 def test_available_memory_is_the_containers_where_that_is_less(tmp_path: Path) -> None:
@@ -171,18 +172,18 @@ def test_compiled_engines_are_built_for_the_measured_batches() -> None:
 
 def test_notes_name_keeps_that_take_the_same_time(bundle: Bundle) -> None:
     lab = FakeLab()
-    lab.shares, lab.noise = {1.0: 1.0, 0.75: 0.7, 0.5: 0.7, 0.375: 0.699, 0.25: 0.5}, 0.001
-    report = bench(bundle, small(keeps=(0.25, 0.375, 0.5, 0.75, 1.0)), instruments=lab.instruments())
-    flat = [note for note in report.notes if "bring nothing" in note]
+    lab.shares, lab.noise = {16: 1.0, 12: 0.7, 8: 0.7, 6: 0.699, 4: 0.5}, 0.001
+    report = lab.bench(bundle, small(keeps=(0.25, 0.375, 0.5, 0.75, 1.0)))
+    flat = [note for note in report.notes if "is not faster" in note]
     assert flat == [
-        "Fewer than 12 patches bring nothing down to 6 for batch 2, fused, ort fp32, encoder: 12, 8 and 6 take the same time (14 to 14 ms)."
+        "Keeping fewer than 12 patches, down to 6, is not faster for batch 2, fused, ort fp32, encoder: 12, 8 and 6 take the same time (14 to 14 ms)."
     ]
     lab.noise = 1.0  # too noisy to say that a step is flat
-    assert not [note for note in bench(bundle, small(keeps=(0.5, 0.75)), instruments=lab.instruments()).notes if "bring nothing" in note]
+    assert not [note for note in lab.bench(bundle, small(keeps=(0.5, 0.75))).notes if "is not faster" in note]
 
 
 def test_stages_of_the_split_mode_also_end_to_end(bundle: Bundle) -> None:
-    report = bench(bundle, small(scopes=("end-to-end",), modes=("fused", "split")), instruments=FakeLab().instruments())
+    report = FakeLab().bench(bundle, small(scopes=("end-to-end",), modes=("fused", "split")))
     assert [set(row.stages_ms) for row in report.rows] == [
         {"decode", "preprocess", "encode"},
         {"decode", "preprocess", "encode"},
@@ -205,7 +206,7 @@ def test_an_output_is_one_file_or_three(tmp_path: Path, monkeypatch: pytest.Monk
 def test_files_say_what_the_report_says(bundle: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="draws the picture")
     config = small(batches=(1, 2), keeps=(1.0, 0.5), modes=("fused", "split"), scopes=("encoder", "end-to-end"))
-    report = bench(bundle, config, instruments=FakeLab().instruments())
+    report = FakeLab().bench(bundle, config)
     write_report(report, output_files(tmp_path / "out" / "bench"), plot_report)
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == json.loads(json.dumps(report.to_json()))
     with (tmp_path / "out" / "bench.csv").open() as stream:
@@ -264,7 +265,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
 
 def test_energy_memory_and_stages_of_a_gpu(bundle: Bundle, nvml: FakeNvml) -> None:
     nvml.lab.device, nvml.lab.noise = "NVIDIA imaginary, cuda:0", 0.0
-    report = bench(bundle, small(modes=("fused", "split")), instruments=nvml.lab.instruments())
+    report = nvml.lab.bench(bundle, small(modes=("fused", "split")))
     full, fused, split = report.rows
     # 100 W for 20 ms and for 16 ms, two images a call
     assert (full.gpu_joules_per_image, fused.gpu_joules_per_image) == pytest.approx((1.0, 0.8), rel=0.01)
@@ -276,16 +277,16 @@ def test_energy_memory_and_stages_of_a_gpu(bundle: Bundle, nvml: FakeNvml) -> No
 def test_more_shapes_than_recordings_are_refused_on_a_gpu(bundle: Bundle) -> None:
     lab = FakeLab()
     config = small(batches=(1, 2, 3), keeps=(1.0, 0.75, 0.5))
-    bench(bundle, config, instruments=lab.instruments())
+    lab.bench(bundle, config)
     lab.device = "imaginary, cuda:0"
     with pytest.raises(ConfigError, match=r"9.*ort/fp32.* 8"):
-        bench(bundle, config, instruments=lab.instruments())
+        lab.bench(bundle, config)
     assert all(encoder.closed for encoder in lab.loaded)
-    assert bench(bundle, small(batches=(1, 2), keeps=(1.0, 0.75, 0.5, 0.25)), instruments=lab.instruments()).rounds == 7
+    assert lab.bench(bundle, small(batches=(1, 2), keeps=(1.0, 0.75, 0.5, 0.25))).rounds == 7
 
 
 def test_without_a_gpu_the_report_says_why(bundle: Bundle, nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = bench(bundle, small(), instruments=nvml.lab.instruments())
+    report = nvml.lab.bench(bundle, small())
     assert report.gpu_memory_mib is None and report.gpu_reason and report.rows[0].gpu_joules_per_image is None
     nvml.broken = True
     assert re.search("GPU 0.*driver not loaded", str(GpuMeter().reason)) and GpuMeter().joules() is None
@@ -301,7 +302,7 @@ def test_energy_of_a_case_comes_from_many_calls(nvml: FakeNvml) -> None:
     def call(number: int, mark: object) -> None:
         nvml.lab.now += 7_000_000
 
-    assert joules_per_call([Case(call)], GpuMeter(), nvml.lab.clock, least_s=0.5) == [pytest.approx(0.7, rel=0.01)]
+    assert joules_per_call(Case(call), GpuMeter(), nvml.lab.clock, least_s=0.5) == pytest.approx(0.7, rel=0.01)
     assert 0.5e9 <= nvml.lab.now < 0.51e9
 
 
