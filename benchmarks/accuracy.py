@@ -85,7 +85,9 @@ def embed(found: DataSet, way: Way) -> Embeddings:
     parts = [found.pixels[start : start + _BATCH] for start in range(0, len(found.pixels), _BATCH)]
     if way.method == "tome":
         source = source_of(found.run)
-        encoder = MergedEncoder(source.pruned.tower, schedule(source.pruned.tower, source.pruned.tower.cost().pruned_gmacs(source.spec, way.keep)))
+        encoder = MergedEncoder(
+            source.pruned.tower, schedule(source.pruned.tower, source.pruned.tower.cost().pruned_gmacs(source.spec, source.spec.counts(way.keep)))
+        )
         with torch.inference_mode():
             return np.concatenate([encoder(torch.from_numpy(part)).numpy() for part in parts])
     mode = "full" if way.keep is None else "fused"

@@ -9,20 +9,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from prtool import strict
 from prtool.errors import BundleError, ConfigError
-from prtool.files import OutputKind, sha256_file, write_bytes
+from prtool.files import FileDigest, OutputKind, write_bytes
 from prtool.graphs.graph_reader import check_graph
-from prtool.manifest import FileDigest, GraphSpec, Manifest
-from prtool.reading import FileIdentity, open_regular, read_bounded
+from prtool.manifest import GraphSpec, Manifest
 from prtool.store import seal as sealed
 from prtool.store import unseal
-from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
 
 MANIFEST_NAME = "prtool.json"
 MANIFEST_BYTES = 16 << 20
 """Most bytes of a manifest."""
 _CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What distinguishes files at the same path: device, inode, size in bytes, and time of the last change in nanoseconds."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileIdentity":
+        """The identity in the system's record of a file."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +124,10 @@ class Bundle:
         Raises:
             BundleError: there is no such file, it is larger than `most_bytes`, or the bundle changed since it was opened.
         """
-        size = self.manifest.files[name].size if name in self.manifest.files else 0
-        if size > most_bytes:
-            raise BundleError(f"{self.path / name} has {size} bytes, but at most {most_bytes} are read; export the bundle again")
-        with self.unchanged(name) as path:
-            content, identity = read_bounded(path, most_bytes)
-        if identity != self.identities[name]:
-            raise self._changed(name)
-        return content
+        with self.unchanged(name) as path, _open_regular(path) as stream:
+            if FileIdentity.of(os.fstat(stream.fileno())) != self.identities[name]:
+                raise self._changed(name)
+            return strict.read_bounded(stream, most_bytes)
 
     def check_unchanged(self) -> None:
         """Holds every file against what lay there when it was checked.
@@ -140,7 +150,7 @@ class Bundle:
 def seal(root: Path, manifest: Manifest) -> Manifest:
     """Writes prtool.json last, with the size and SHA-256 of every file now under `root`; returns the sealed manifest."""
     names = sorted(str(item.relative_to(root).as_posix()) for item in root.rglob("*") if item.is_file())
-    files = {name: FileDigest((root / name).stat().st_size, sha256_file(root / name)) for name in names if name != MANIFEST_NAME}
+    files = {name: FileDigest.of(root / name) for name in names if name != MANIFEST_NAME}
     complete = dataclasses.replace(manifest, files=files)
     write_bytes(root / MANIFEST_NAME, sealed(complete.to_json()))
     return complete
@@ -150,11 +160,26 @@ def _read_manifest(root: Path) -> tuple[object, FileIdentity]:
     path = root / MANIFEST_NAME
     if not os.path.lexists(path):
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; make one with 'prtool export -o {root}'")
-    content, identity = read_bounded(path, MANIFEST_BYTES)
+    with _open_regular(path) as stream:
+        return unseal(strict.read_bounded(stream, MANIFEST_BYTES)), FileIdentity.of(os.fstat(stream.fileno()))
+
+
+@contextlib.contextmanager
+def _open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Opens a regular file for reading, unbuffered; its last part may not be a link, and it is never waited for.
+
+    Raises:
+        BundleError: missing, a link, a FIFO, a device, a folder, or not readable; an OSError or ValueError of the body too.
+    """
     try:
-        return unseal(content), identity
-    except ValueError as cause:
-        raise BundleError(f"{path} cannot be used: {printable(cause)}; export the bundle again") from cause
+        with strict.open_regular(path, follow_links=False, buffering=0) as stream:
+            yield stream
+    except FileNotFoundError as cause:
+        raise BundleError(f"{path} is missing; copy the whole bundle again, or export it again") from cause
+    except (OSError, ValueError) as cause:
+        # ValueError: no regular file, a null byte in the name, too large, or not what its seal says.
+        reason = "it is a link" if path.is_symlink() else getattr(cause, "strerror", None) or printable(cause)
+        raise BundleError(f"{path} cannot be used: {reason}; export the bundle again") from cause
 
 
 @contextlib.contextmanager
@@ -165,7 +190,7 @@ def _open(root: Path, name: str) -> Iterator[BinaryIO]:
         folder = folder / part
         if folder.is_symlink():
             raise BundleError(f"{folder} is a link, and a bundle holds plain files only; copy the bundle with its links resolved")
-    with open_regular(root / name) as stream:
+    with _open_regular(root / name) as stream:
         yield stream
 
 
@@ -179,7 +204,7 @@ def _check_content(stream: BinaryIO, path: Path, digest: FileDigest, verify: boo
         while chunk := stream.read(_CHUNK_BYTES):
             found.update(chunk)
         if found.hexdigest() != digest.sha256:
-            raise BundleError(f"{path} was changed: its SHA-256 is not the manifest's; copy or export the bundle again")
+            raise BundleError(f"checksum mismatch: {path} (expected {digest.sha256[:12]}, found {found.hexdigest()[:12]}); copy or export it again")
     return identity
 
 
@@ -191,7 +216,7 @@ def _is_bundle(folder: Path) -> bool:
     if not found or any(item.is_symlink() or not (item.is_file() or item.is_dir()) for item in found):
         return False
     try:
-        value = parse_json(read_regular(manifest, MANIFEST_BYTES))
+        value = strict.parse_json(strict.read_regular(manifest, MANIFEST_BYTES))
     except (OSError, ValueError):
         return False
     listed = value.get("files") if isinstance(value, dict) else None

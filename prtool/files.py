@@ -48,6 +48,21 @@ class OutputKind:
     is_filled: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """Size in bytes and SHA-256, in hexadecimal, of one file."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes | Path) -> "FileDigest":
+        """The digest of a file's content, or of the file at a path."""
+        if isinstance(content, Path):
+            return cls(content.stat().st_size, sha256_file(content))
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+
 NEW_FOLDER = OutputKind("an empty folder", lambda _: False, is_folder=True)
 """Replaces nothing."""
 PICTURE_METADATA = {"Software": "prtool"}

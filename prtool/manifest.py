@@ -1,14 +1,14 @@
 """The manifest of a bundle: what its files are, as typed values that read from and write to JSON."""
 
 import dataclasses
-import sys
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from prtool.errors import BundleError, ConfigError, KeepError
+from prtool.files import FileDigest
 from prtool.graphs.signature import EncoderShape, GraphSpec, TensorSpec, graph_signatures
+from prtool.records import check_value, from_plain, to_plain
 from prtool.spec import Cost, Keep, Preprocess, PruneSpec, plain_number
 from prtool.strict import JSON_INTEGER
 from prtool.text_safety import printable
@@ -74,14 +74,6 @@ class ClassInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class FileDigest:
-    """Size in bytes and SHA-256 of one file."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything a reader needs to run the bundle; docs/bundle-format.md is normative.
 
@@ -134,28 +126,29 @@ class Manifest:
             KeepError: k is outside `keep_range`, or the counts are too many or too few, rise or are no whole numbers.
         """
         if keep is None or isinstance(keep, Keep):
-            return self.prune.counts(Keep.count(self.resolve(keep)))
+            return self.prune.counts(self.resolve(keep))
         given, places = tuple(keep), self.prune.locations
         counts = tuple(k for k in map(plain_number, given) if isinstance(k, int))
         if not len(counts) == len(given) == len(places) or any(k > before for before, k in zip((self.prune.patches, *counts), counts, strict=False)):
             raise KeepError(
                 f"keep counts {printable(list(given))}, but the locations {', '.join(map(str, places))} take {len(places)} whole numbers "
-                f"that do not rise, from at most {self.prune.patches} patches on, such as {list(self.prune.counts(Keep.count(self.default_keep)))}"
+                f"that do not rise, from at most {self.prune.patches} patches on, such as {list(self.prune.counts(self.default_keep))}"
             )
         self.resolve(Keep.count(counts[-1]))
         return counts
 
     def theoretical_speedup(self, k: int) -> float:
-        """Upper bound of the speed-up with k patches kept, from MACs."""
-        return self.cost.theoretical_speedup(self.prune, Keep.count(k))
+        """The MAC ratio of the unpruned encoder to the one that keeps k patches."""
+        return self.cost.theoretical_speedup(self.prune, self.prune.counts(k))
 
     def min_gmacs(self) -> float:
         """Cost of one image at the lowest count, in 10^9 MAC."""
-        return self.cost.pruned_gmacs(self.prune, Keep.count(self.keep_range[0]))
+        return self.cost.pruned_gmacs(self.prune, self.prune.counts(self.keep_range[0]))
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
-        return dataclasses.asdict(self)
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
     @classmethod
     def from_json(cls, value: object) -> "Manifest":
@@ -172,69 +165,11 @@ class Manifest:
                 "make a new one with 'prtool export'"
             )
         try:
-            manifest: Manifest = _read(cls, value, "manifest")
+            manifest: Manifest = from_plain(cls, value, "manifest")
             _check(manifest)
         except ConfigError as cause:
-            raise BundleError(f"the manifest holds values that do not fit together: {cause}") from cause
+            raise BundleError(f"the manifest is damaged or was edited: {cause}; export the bundle again") from cause
         return manifest
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - the type is the argument
-    """Builds a value of the annotated type `kind` from JSON, strictly."""
-    if dataclasses.is_dataclass(kind):
-        return _read_dataclass(kind, value, where)
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (types.UnionType, Union):
-        return _read_union(arguments, value, where)
-    if origin is tuple:
-        return _read_tuple(arguments, value, where)
-    if origin is dict:
-        _expect(isinstance(value, Mapping), where, "an object", value)
-        return {str(key): _read(arguments[1], item, f"{where}.{printable(key)}") for key, item in value.items()}
-    if kind is float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        _expect(number and abs(value) <= sys.float_info.max, where, "a finite number", value)
-        return float(value)
-    if kind is int:
-        _expect(type(value) is int and abs(value) <= JSON_INTEGER, where, "int within +-2^53", value)
-    _expect(type(value) is kind, where, kind.__name__, value)
-    return value
-
-
-def _read_dataclass(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401
-    _expect(isinstance(value, Mapping), where, "an object", value)
-    hints = get_type_hints(kind)
-    unknown = sorted(set(value) - set(hints))
-    _expect(not unknown, where, f"no field named {printable(', '.join(unknown))}", unknown)
-    required = {item.name for item in dataclasses.fields(kind) if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING}
-    missing = sorted(required - set(value))
-    _expect(not missing, where, f"the field {', '.join(missing)}", None)
-    return kind(**{key: _read(hints[key], item, f"{where}.{key}") for key, item in value.items()})
-
-
-def _read_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:  # noqa: ANN401
-    if value is None and type(None) in arguments:
-        return None
-    plain = [kind for kind in arguments if kind is not type(None)]
-    exact = [kind for kind in plain if type(value) is kind]
-    return _read(exact[0] if exact else plain[0], value, where)
-
-
-def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:  # noqa: ANN401
-    _expect(isinstance(value, (list, tuple)), where, "a list", value)
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        if arguments[0] in (int, str) and all(type(item) is arguments[0] for item in value):
-            return tuple(value)
-        return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    _expect(len(value) == len(arguments), where, f"{len(arguments)} items", value)
-    return tuple(_read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(arguments, value, strict=True)))
-
-
-def _expect(holds: bool, where: str, what: str, value: object) -> None:
-    if not holds:
-        raise BundleError(
-            f"{where} should be {what}, but it is {printable(repr(value))}; the manifest is damaged or was edited, export the bundle again"
-        )
 
 
 def _check(manifest: Manifest) -> None:
@@ -244,33 +179,35 @@ def _check(manifest: Manifest) -> None:
         ConfigError: they do not fit together.
     """
     model, (low, high), patches = manifest.model, manifest.keep_range, manifest.prune.patches
-    _within(model.embed_dim, 1, MAX_WIDTH, "model.embed_dim")
+    check_value("model.embed_dim", model.embed_dim, minimum=1, maximum=MAX_WIDTH)
     if not 1 <= low <= manifest.default_keep <= high <= patches:
         raise ConfigError(f"keep_range = [{low}, {high}] and default_keep = {manifest.default_keep} of {patches} patches, but these must rise from 1")
     if manifest.text is not None:
-        _within(manifest.text.context_length, 1, MAX_WIDTH, "text.context_length")
-        _within(manifest.text.vocab_size, 1, 2**31 - 1, "text.vocab_size")
+        check_value("text.context_length", manifest.text.context_length, minimum=1, maximum=MAX_WIDTH)
+        check_value("text.vocab_size", manifest.text.vocab_size, minimum=1, maximum=2**31 - 1)
     if manifest.classes is not None:
-        _within(len(manifest.classes.names), 1, MAX_CLASSES, "the number of class names")
-    if min(dataclasses.astuple(manifest.cost)) < 0 or not manifest.cost.full_gmacs(manifest.prune) > 0 or not manifest.min_gmacs() > 0:
-        raise ConfigError(f"{printable(manifest.cost)}, but no value may be below 0, and an image must cost something")
+        check_value("the number of class names", len(manifest.classes.names), minimum=1, maximum=MAX_CLASSES)
+    for name, macs in dataclasses.asdict(manifest.cost).items():
+        check_value(f"cost.{name}", macs, minimum=0)
+    if not manifest.cost.full_gmacs(manifest.prune) > 0 or not manifest.min_gmacs() > 0:
+        raise ConfigError(f"{printable(manifest.cost)}, but an image must cost something")
     _check_metadata(manifest.metadata)
     _check_files(manifest)
     _check_graphs(manifest)
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:
-    _within(len(metadata), 0, MAX_METADATA, "the number of metadata entries")
+    check_value("the number of metadata entries", len(metadata), minimum=0, maximum=MAX_METADATA)
     for key, value in metadata.items():
-        _within(len(key.encode(errors="replace")), 1, _NAME_BYTES, f"the bytes of the metadata key {printable(repr(key))}")
-        _within(len(value.encode(errors="replace")), 0, METADATA_BYTES, f"the bytes of metadata.{printable(key)}")
+        check_value(f"the bytes of the metadata key {printable(repr(key))}", len(key.encode(errors="replace")), minimum=1, maximum=_NAME_BYTES)
+        check_value(f"the bytes of metadata.{printable(key)}", len(value.encode(errors="replace")), minimum=0, maximum=METADATA_BYTES)
 
 
 def _check_files(manifest: Manifest) -> None:
-    _within(len(manifest.files), 0, MAX_FILES, "the number of files")
+    check_value("the number of files", len(manifest.files), minimum=0, maximum=MAX_FILES)
     for name, digest in manifest.files.items():
         _check_name(name)
-        _within(digest.size, 0, JSON_INTEGER, f"files.{printable(name)}.size")
+        check_value(f"files.{printable(name)}.size", digest.size, minimum=0, maximum=JSON_INTEGER)
     named = [graph.file for roles in manifest.graphs.values() for graph in roles.values()]
     named += [manifest.classes.file] if manifest.classes else []
     named += [manifest.text.tokenizer] if manifest.text and manifest.text.tokenizer else []
@@ -278,7 +215,7 @@ def _check_files(manifest: Manifest) -> None:
         if name not in manifest.files:
             raise ConfigError(f"{printable(repr(name))} is named, but it is not among the bundle's files")
     if manifest.text and manifest.text.tokenizer:
-        _within(manifest.files[manifest.text.tokenizer].size, 0, TOKENIZER_BYTES, "the size of the tokenizer file")
+        check_value("the size of the tokenizer file", manifest.files[manifest.text.tokenizer].size, minimum=0, maximum=TOKENIZER_BYTES)
 
 
 def _check_name(name: str) -> None:
@@ -327,10 +264,5 @@ def _token_width(manifest: Manifest) -> int:
     width = post.inputs[0].shape[-1] if post and post.inputs and post.inputs[0].shape else None
     if not isinstance(width, int):
         raise ConfigError("graphs.fp32.post has no input of a known width")
-    _within(width, 1, MAX_WIDTH, "the width of a token")
+    check_value("the width of a token", width, minimum=1, maximum=MAX_WIDTH)
     return width
-
-
-def _within(value: int, least: int, most: int, what: str) -> None:
-    if not least <= value <= most:
-        raise ConfigError(f"{what} = {value}, but it must be {least} to {most}")

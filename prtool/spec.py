@@ -1,4 +1,4 @@
-"""The plain facts that training, export, engines and runtime share: what is kept, how pixels are made, what it costs."""
+"""What training, export, engines and runtime share: where tokens are dropped, how many stay, how pixels are made, what it costs."""
 
 import itertools
 import math
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 from prtool.errors import ConfigError, KeepError
+from prtool.records import check_value
 from prtool.text_safety import printable
 
 RESIZE_MODES = ("shortest", "longest", "squash")
@@ -58,7 +59,7 @@ class Keep:
 
     @classmethod
     def of(cls, value: "Keep | float | int") -> "Keep":
-        """A float is a ratio, an int a count. The int 1 is refused: it reads as either."""
+        """A float is a ratio, an int a count. The int 1 is rejected: it reads as either."""
         if isinstance(value, Keep):
             return value
         number = plain_number(value)
@@ -123,31 +124,17 @@ class PruneSpec:
     drop_ratios: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self._check_sizes()
-        shown = printable(list(self.locations))
-        if not 1 <= len(self.locations) <= self.depth or any(not 1 <= place <= self.depth for place in self.locations):
-            raise ConfigError(f"pruning locations = {shown}, but each must be a block from 1 to {self.depth}")
-        if any(later <= earlier for earlier, later in itertools.pairwise(self.locations)):
-            raise ConfigError(f"pruning locations = {shown}, but they must increase")
-        if not 1 <= self.learnable_from_block <= self.locations[0]:
-            raise ConfigError(
-                f"tokens are appended at block {self.learnable_from_block}, but it must be 1 to the first location, {self.locations[0]}"
-            )
-        most, ratios = MAX_GRID_SIDE**2, self.drop_ratios
-        if ratios and (len(ratios) != len(self.locations) or not all(0 <= ratio <= most for ratio in ratios) or ratios[-1] < 1):
-            raise ConfigError(
-                f"drop_ratios = {printable(list(ratios))} for locations {shown}, but give one number of 0 to {most} for each, the last at least 1"
-            )
-
-    def _check_sizes(self) -> None:
-        if not 1 <= self.depth <= MAX_BLOCKS:
-            raise ConfigError(f"depth = {self.depth}, but it must be 1 to {MAX_BLOCKS} blocks")
-        if not all(1 <= side <= MAX_GRID_SIDE for side in self.grid):
-            raise ConfigError(f"grid = {list(self.grid)}, but it must be two numbers of 1 to {MAX_GRID_SIDE}")
-        if not all(0 <= count <= MAX_EXTRA_TOKENS for count in (self.prefix_tokens, self.learnable_tokens)):
-            raise ConfigError(
-                f"{self.prefix_tokens} prefix and {self.learnable_tokens} appended tokens, but there can be 0 to {MAX_EXTRA_TOKENS} of each"
-            )
+        check_value("depth", self.depth, minimum=1, maximum=MAX_BLOCKS)
+        check_value("grid", self.grid, minimum=1, maximum=MAX_GRID_SIDE)
+        check_value("prefix_tokens", self.prefix_tokens, minimum=0, maximum=MAX_EXTRA_TOKENS)
+        check_value("learnable_tokens", self.learnable_tokens, minimum=0, maximum=MAX_EXTRA_TOKENS)
+        check_value("prune locations", self.locations, minimum=1, maximum=self.depth)
+        if not self.locations or any(later <= earlier for earlier, later in itertools.pairwise(self.locations)):
+            raise ConfigError(f"prune locations = {printable(list(self.locations))}, but give at least one, and each must be above the one before it")
+        check_value("learnable_from_block", self.learnable_from_block, minimum=1, maximum=self.locations[0])
+        check_value("drop_ratios", self.drop_ratios, minimum=0, maximum=MAX_GRID_SIDE**2)
+        if self.drop_ratios and (len(self.drop_ratios) != len(self.locations) or not self.drop_ratios[-1]):
+            raise ConfigError(f"drop_ratios = {list(self.drop_ratios)}, but give {len(self.locations)}, one for each location, the last at least 1")
 
     @property
     def patches(self) -> int:
@@ -159,9 +146,13 @@ class PruneSpec:
         """Tokens that come on top of the kept patches."""
         return self.prefix_tokens + self.learnable_tokens
 
-    def counts(self, keep: Keep) -> tuple[int, ...]:
-        """Patches that stay at each location: they drop in proportion to `drop_ratios`, and the last location leaves `keep`."""
-        dropped = self.patches - keep.resolve(self.patches)
+    def counts(self, keep: Keep | int) -> tuple[int, ...]:
+        """Patches that stay at each location: they drop in proportion to `drop_ratios`, and the last location leaves `keep`.
+
+        Args:
+            keep: a Keep, or a number of patches k, 1 to N, that it was resolved to.
+        """
+        dropped = self.patches - (keep.resolve(self.patches) if isinstance(keep, Keep) else keep)
         dropped_until = list(itertools.accumulate(self.drop_ratios or (1,) * len(self.locations)))
         return tuple(self.patches - dropped * until // dropped_until[-1] for until in dropped_until)
 
@@ -192,7 +183,7 @@ class PruneSpec:
         if len(counts) != len(self.locations) or not falling or counts[-1] >= (before[-1] if len(counts) > 1 else self.patches):
             raise ConfigError(
                 f"keep counts {list(counts)} at locations {list(self.locations)}, but they must fall from {self.patches} patches, "
-                "one count a location, and the last location must drop at least one patch"
+                "one count for each location, and the last location must drop at least one patch"
             )
         return replace(self, drop_ratios=tuple(first - after for first, after in zip(before, counts, strict=True)))
 
@@ -209,7 +200,7 @@ class PruneSpec:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Multiply-accumulates (MAC) of one image through the encoder, for the bound on any speed-up.
+    """Multiply-accumulates (MAC) of one image through the encoder.
 
     Attributes:
         embed_macs: patch embedding, once an image.
@@ -218,8 +209,8 @@ class Cost:
         head_macs: pooling and projection, once an image.
         head_token_macs: attentional pooling, for each token that reaches it; 0 for CLS and average pooling.
         scorer_macs: the patch scorers of all locations, once an image; a later one counts as if no patch had dropped before it.
-        last_block_queries: tokens that the last block computes, all others only answer with keys and values; 0 where it computes all.
-        kv_token_macs: keys and values of one block, for each token; counts where `last_block_queries` does.
+        last_block_queries: query tokens of the last block, where all others contribute keys and values only; 0 where every token is a query.
+        kv_token_macs: keys and values of one block, for each token; used with `last_block_queries`.
     """
 
     embed_macs: int
@@ -235,8 +226,8 @@ class Cost:
         """Cost of one image in 10^9 MAC, with the scorers where it is `scored`."""
         blocks = sum(n * self.token_macs + n * n * self.attention_macs for n in tokens_by_block[:-1])
         last = tokens_by_block[-1]
-        asking = min(self.last_block_queries or last, last)
-        blocks += asking * (self.token_macs + last * self.attention_macs) + (last - asking) * self.kv_token_macs
+        queries = min(self.last_block_queries or last, last)
+        blocks += queries * (self.token_macs + last * self.attention_macs) + (last - queries) * self.kv_token_macs
         head = self.head_macs + tokens_by_block[-1] * self.head_token_macs
         return (self.embed_macs + blocks + head + (self.scorer_macs if scored else 0)) / 1e9
 
@@ -244,13 +235,13 @@ class Cost:
         """Cost of the unpruned encoder, with neither scorer nor learnable tokens."""
         return self.gmacs([spec.prefix_tokens + spec.patches] * spec.depth)
 
-    def pruned_gmacs(self, spec: PruneSpec, keep: Keep) -> float:
-        """Cost at `keep`, scorer and learnable tokens included."""
-        return self.gmacs(spec.tokens_by_block(spec.counts(keep)), scored=True)
+    def pruned_gmacs(self, spec: PruneSpec, counts: tuple[int, ...]) -> float:
+        """Cost with `counts` patches kept at each location, scorer and learnable tokens included."""
+        return self.gmacs(spec.tokens_by_block(counts), scored=True)
 
-    def theoretical_speedup(self, spec: PruneSpec, keep: Keep) -> float:
-        """Upper bound of the speed-up: unpruned cost over cost at `keep` (method, section 5)."""
-        return self.full_gmacs(spec) / self.pruned_gmacs(spec, keep)
+    def theoretical_speedup(self, spec: PruneSpec, counts: tuple[int, ...]) -> float:
+        """The MAC ratio: unpruned cost over the cost with `counts` patches kept at each location."""
+        return self.full_gmacs(spec) / self.pruned_gmacs(spec, counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,16 +264,11 @@ class Preprocess:
     fill: int = 0
 
     def __post_init__(self) -> None:
-        if self.resize_mode not in RESIZE_MODES:
-            raise ConfigError(f"resize mode = {printable(repr(self.resize_mode))}, but it must be one of {', '.join(RESIZE_MODES)}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ConfigError(f"interpolation = {printable(repr(self.interpolation))}, but it must be one of {', '.join(INTERPOLATIONS)}")
-        if not all(1 <= side <= MAX_IMAGE_SIDE for side in self.size) or math.prod(self.size) > MAX_IMAGE_PIXELS:
-            raise ConfigError(
-                f"image size = {list(self.size)}, but it must be two numbers of 1 to {MAX_IMAGE_SIDE}, and {MAX_IMAGE_PIXELS} pixels at most"
-            )
+        check_value("resize_mode", self.resize_mode, choices=RESIZE_MODES)
+        check_value("interpolation", self.interpolation, choices=INTERPOLATIONS)
+        check_value("image size", self.size, minimum=1, maximum=MAX_IMAGE_SIDE)
+        check_value("pixels of an image", math.prod(self.size), maximum=MAX_IMAGE_PIXELS)
+        check_value("fill", self.fill, minimum=0, maximum=255)
         for mean, std in zip(self.mean, self.std, strict=True):
             if not (abs(mean) <= _MAX_FLOAT32 and _MIN_FLOAT32 <= std <= _MAX_FLOAT32 and max(abs(mean), abs(1.0 - mean)) / std <= _MAX_FLOAT32):
                 raise ConfigError(f"mean = {mean}, std = {std}, but std must be above 0, and pixels of 0 and 1 must stay finite in float32")
-        if not 0 <= self.fill <= 255:
-            raise ConfigError(f"fill = {self.fill}, but it must be 0 to 255")

@@ -56,10 +56,22 @@ def read_regular(path: Path, limit: int) -> bytes:
         ValueError: it is not a regular file, or too large.
     """
     with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        if size > limit:
-            raise ValueError(f"it has {size} bytes, but at most {limit} are read")
-        return stream.read(limit)
+        return read_bounded(stream, limit)
+
+
+def read_bounded(stream: BinaryIO, limit: int) -> bytes:
+    """The content of an opened regular file.
+
+    Raises:
+        ValueError: it has more than `limit` bytes, or grows while it is read.
+    """
+    size = os.fstat(stream.fileno()).st_size
+    if size > limit:
+        raise ValueError(f"it has {size} bytes, but at most {limit} are read")
+    content = stream.read(size + 1)
+    if len(content) > size:
+        raise ValueError("it grew while it was read")
+    return content
 
 
 def parse_json(content: bytes) -> Any:  # noqa: ANN401 - any plain value

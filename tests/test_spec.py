@@ -62,10 +62,10 @@ def test_cost_against_a_loop() -> None:
     spec = PruneSpec((2, 2), 3, (2,))
     cost = Cost(embed_macs=1000, token_macs=10, attention_macs=3, head_macs=7, head_token_macs=2, scorer_macs=50)
     by_hand = 1000 + (5 * 10 + 25 * 3) + 2 * (3 * 10 + 9 * 3) + 7 + 3 * 2 + 50
-    assert cost.pruned_gmacs(spec, Keep.count(2)) == pytest.approx(by_hand / 1e9)
+    assert cost.pruned_gmacs(spec, spec.counts(2)) == pytest.approx(by_hand / 1e9)
     full = 1000 + 3 * (5 * 10 + 25 * 3) + 7 + 5 * 2
     assert cost.full_gmacs(spec) == pytest.approx(full / 1e9)
-    assert cost.theoretical_speedup(spec, Keep.count(2)) == pytest.approx(full / by_hand)
+    assert cost.theoretical_speedup(spec, spec.counts(2)) == pytest.approx(full / by_hand)
 
 
 def test_a_last_block_that_one_token_asks() -> None:

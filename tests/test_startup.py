@@ -10,9 +10,10 @@ import pytest
 from models import TinyModel, tiny_bundle
 from PIL import Image
 
+from prtool.records import to_plain
 from prtool.spec import PruneSpec
 from prtool.store import write_sealed
-from prtool.trainer.config import TrainConfig, to_plain
+from prtool.trainer.config import TrainConfig
 from prtool.trainer.runs.record import RECORD_NAME, SCHEMA, Record
 from prtool.trainer.settings import ScorerConfig
 

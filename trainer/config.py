@@ -1,17 +1,16 @@
 """TrainConfig: everything a training run depends on, from prtool.toml and overrides, and back."""
 
-import dataclasses
-import difflib
 import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from prtool.errors import ConfigError
-from prtool.strict import TOML_BYTES, check_plain, parse_toml, read_regular
-from prtool.text_safety import LINE_CHARACTERS, printable
+from prtool.records import from_plain, to_plain
+from prtool.strict import TOML_BYTES, parse_toml, read_regular
+from prtool.text_safety import printable
 from prtool.trainer.settings import DistillConfig, FitConfig, GoldenConfig, ScorerConfig, TokensConfig
 
 PHASES = ("rank", "predictor", "tokens", "none")
@@ -182,7 +181,7 @@ class TrainConfig:
         Raises:
             ConfigError: a setting is unknown, or a value has the wrong type or range.
         """
-        config: TrainConfig = read_plain(cls, value, "")
+        config: TrainConfig = from_plain(cls, value)
         return config
 
     def to_json(self) -> dict[str, Any]:
@@ -202,90 +201,8 @@ def show_config(config: TrainConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_plain(value: Any) -> Any:  # noqa: ANN401 - any plain value
-    """Dataclasses and tuples, at any depth, as plain JSON objects and lists."""
-    if dataclasses.is_dataclass(value):
-        return {item.name: to_plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    return [to_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def read_plain(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401 - the type is the argument
-    """Builds a value of the annotated type `kind` from plain JSON or TOML values, strictly.
-
-    Args:
-        kind: a dataclass, tuple[x, ...], tuple[x, y], dict[str, x], str, int, float or bool.
-        value: what was read.
-        where: name of the setting, for messages; "" at the top.
-
-    Raises:
-        ConfigError: a name is unknown or missing, or a value has the wrong type or range.
-    """
-    origin, arguments = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _read_dataclass(kind, value, where)
-    if kind is Any:
-        return value
-    if origin is dict:
-        return {str(key): read_plain(arguments[1], item, _join(where, str(key))) for key, item in _mapping(value, where).items()}
-    if origin is tuple:
-        return _read_tuple(arguments, value, where)
-    if type(value) is not kind and not (kind is float and type(value) is int):
-        raise ConfigError(f"{where} = {_shown(value)}, but it must be {_KIND_NAMES.get(kind, str(kind))}")
-    try:
-        check_plain(value)
-    except ValueError as cause:
-        raise ConfigError(f"{where} cannot be used: {cause}") from cause
-    return float(value) if kind is float and isinstance(value, int) else value
-
-
-_KIND_NAMES = {str: 'text ("...")', int: "a whole number", float: "a number", bool: "true or false"}
-
-
-def _read_dataclass(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401
-    hints = get_type_hints(kind)
-    found = _mapping(value, where)
-    for name in found:
-        if name not in hints:
-            near = difflib.get_close_matches(str(name)[:100], hints, n=3, cutoff=0.4)
-            hint = f"near names: {', '.join(near)}" if near else f"known names: {', '.join(hints)}"
-            raise ConfigError(f"unknown setting {_shown(_join(where, str(name)))}; {hint}")
-    fields = dataclasses.fields(kind)
-    required = [item.name for item in fields if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING]
-    missing = [name for name in required if name not in found]
-    if missing:
-        raise ConfigError(f"{where or 'the record'} lacks {', '.join(missing)}")
-    values = {name: read_plain(hints[name], item, _join(where, name)) for name, item in found.items()}
-    try:
-        return kind(**values)
-    except ConfigError as cause:
-        if len(str(cause)) <= LINE_CHARACTERS:
-            raise
-        raise ConfigError(printable(cause, LINE_CHARACTERS)) from cause
-
-
-def _read_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where} = {_shown(value)}, but it must be a list")
-    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-    if len(kinds) != len(value):
-        raise ConfigError(f"{where} = {_shown(value)}, but it must hold {len(kinds)} values")
-    return tuple(read_plain(kind, item, f"{where}[{number}]") for number, (kind, item) in enumerate(zip(kinds, value, strict=True)))
-
-
-def _mapping(value: object, where: str) -> Mapping[str, object]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where or 'the settings'} = {_shown(value)}, but it must be a section of named settings")
-    return value
-
-
 def _shown(value: object) -> str:
     return printable(repr(value))
-
-
-def _join(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
 
 
 def _check_phases(phases: tuple[str, ...]) -> None:

@@ -14,8 +14,9 @@ from prtool.errors import ConfigError, DataError
 from prtool.exchange import alone
 from prtool.files import storage_errors
 from prtool.progress import Progress, SilentProgress
+from prtool.records import to_plain
 from prtool.stored import keep_json, recall_json
-from prtool.trainer.config import RANKING, TrainConfig, to_plain
+from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.data.few_shot import few_shot
 from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES
 from prtool.trainer.data.listing import path_hash

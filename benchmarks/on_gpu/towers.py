@@ -57,7 +57,7 @@ class Encoder:
 
     def theoretical_speedup(self, keep: float) -> float:
         """The most that pruning can gain."""
-        return self.cost.theoretical_speedup(self.prune, Keep.ratio(keep))
+        return self.cost.theoretical_speedup(self.prune, self.prune.counts(Keep.ratio(keep)))
 
 
 def make_encoder(name: str, precision: str, device: torch.device) -> Encoder:

@@ -118,7 +118,7 @@ class Rivals:
         for keep in plan.keeps:
             k = keep.resolve(self.spec.patches)
             if k < self.spec.patches:
-                merges = schedule(tower, self.cost.pruned_gmacs(self.spec, keep))
+                merges = schedule(tower, self.cost.pruned_gmacs(self.spec, self.spec.counts(keep)))
                 yield k / self.spec.patches if keep.is_count else keep.value, merges, merged_gmacs(tower, merges)
 
     def _merged(self, precision: str, merges: Sequence[int]) -> Forward:

@@ -8,9 +8,10 @@ from PIL import Image
 
 from prtool.errors import CheckpointError, ConfigError, DataError, KeepError
 from prtool.export.checks import check_export
+from prtool.records import to_plain
 from prtool.spec import Keep, PruneSpec
 from prtool.store import write_sealed
-from prtool.trainer.config import TrainConfig, to_plain
+from prtool.trainer.config import TrainConfig
 from prtool.trainer.runs.record import RECORD_NAME, SCHEMA, DataInfo, Record
 from prtool.trainer.settings import ScorerConfig
 

@@ -106,7 +106,7 @@ def test_cost_equals_the_published_arithmetic(name: str, full: float, bounds: di
     cost, spec = tower.cost(), tower.prune_spec((4,))
     assert cost.full_gmacs(spec) == pytest.approx(full, abs=0.006)
     for ratio, bound in bounds.items():
-        assert cost.theoretical_speedup(spec, Keep.ratio(ratio)) == pytest.approx(bound, abs=0.006)
+        assert cost.theoretical_speedup(spec, spec.counts(Keep.ratio(ratio))) == pytest.approx(bound, abs=0.006)
 
 
 def test_on_cuda_the_kernel_that_cannot_go_back_is_off():

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from prtool.errors import CheckpointError
 from prtool.exchange import alone
 from prtool.files import storage_errors, write_bytes
+from prtool.records import to_plain
 from prtool.spec import PruneSpec
 from prtool.store import write_sealed
-from prtool.trainer.config import to_plain
 from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.dual_encoder import DualEncoder, load_model
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer

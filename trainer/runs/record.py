@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from prtool.errors import CheckpointError, ConfigError
-from prtool.manifest import FileDigest
+from prtool.files import FileDigest
+from prtool.records import from_plain
 from prtool.spec import PruneSpec
 from prtool.store import read_sealed
 from prtool.text_safety import printable
-from prtool.trainer.config import read_plain
 from prtool.trainer.settings import ScorerConfig
 
 SCHEMA = 1
@@ -154,7 +154,7 @@ def read_record(home: Path) -> Record:
     if value.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} has schema {printable(value.get('schema'))}, but this prtool reads schema {SCHEMA}; run 'prtool train' again")
     try:
-        record: Record = read_plain(Record, value, "")
+        record: Record = from_plain(Record, value)
     except ConfigError as cause:
         raise CheckpointError(f"{path} is damaged or was edited: {cause}; run 'prtool train' again") from cause
     return record

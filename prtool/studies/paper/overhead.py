@@ -49,11 +49,11 @@ def _macs(manifest: Manifest, keep: Keep) -> list[Entry]:
     """Multiply-accumulates, exactly."""
     cost, spec = manifest.cost, manifest.prune
     whole, bare = cost.full_gmacs(spec), replace(spec, learnable_tokens=0, learnable_from_block=1)
-    tokens = cost.pruned_gmacs(spec, keep) - cost.pruned_gmacs(bare, keep)
+    tokens = cost.pruned_gmacs(spec, spec.counts(keep)) - cost.pruned_gmacs(bare, bare.counts(keep))
     return [
         Entry("predictor", "MACs", 100 * cost.scorer_macs / 1e9 / whole, None, 1, None),
         Entry("learnable tokens", "MACs", 100 * tokens / whole, None, 1, None),
-        Entry("everything at this keep", "MACs", 100 * cost.pruned_gmacs(spec, keep) / whole, None, 1, None),
+        Entry("everything at this keep", "MACs", 100 * cost.pruned_gmacs(spec, spec.counts(keep)) / whole, None, 1, None),
     ]
 
 

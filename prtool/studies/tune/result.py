@@ -6,10 +6,10 @@ from pathlib import Path
 
 from prtool.errors import CheckpointError, ConfigError
 from prtool.files import file_kind, sha256_file
+from prtool.records import from_plain, to_plain
 from prtool.spec import Keep
 from prtool.stored import read_sealed, write_sealed
 from prtool.text_safety import printable
-from prtool.trainer.config import read_plain, to_plain
 from prtool.trainer.runs.record import RECORD_NAME
 
 SCHEMA = 1
@@ -113,7 +113,7 @@ def _read(path: Path) -> TuneResult:
     if value.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} has schema {printable(value.get('schema'))}, but this prtool reads schema {SCHEMA}; {_again(path.parent)}")
     try:
-        choice: TuneResult = read_plain(TuneResult, value, "")
+        choice: TuneResult = from_plain(TuneResult, value)
     except ConfigError as cause:
         raise CheckpointError(f"{path} is damaged or was edited: {cause}; {_again(path.parent)}") from cause
     return choice

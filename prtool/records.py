@@ -1,0 +1,185 @@
+"""Typed records: dataclasses read strictly from plain JSON or TOML values, with their settings' meanings and limits at the fields."""
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
+
+from prtool.errors import ConfigError
+from prtool.strict import JSON_INTEGER
+from prtool.text_safety import LINE_CHARACTERS, printable
+
+
+class Limits(TypedDict, total=False):
+    """What a value, or each item of a list, must be; a list with `choices` holds none twice."""
+
+    minimum: float
+    above: float
+    maximum: float
+    below: float
+    choices: tuple[str, ...]
+
+
+def setting(default: object, meaning: str, **limits: Unpack[Limits]) -> Any:  # noqa: ANN401 - as dataclasses.field
+    """A dataclass field that a user sets.
+
+    Args:
+        default: its value, immutable.
+        meaning: what it does, with its unit; `--show-config` and the command line print it.
+        limits: checked by `check_settings`.
+    """
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "limits": limits})
+
+
+def meanings(kind: type, prefix: str = "") -> dict[str, str]:
+    """Dotted name -> meaning of every setting of a dataclass and of its sections."""
+    found: dict[str, str] = {}
+    for item in dataclasses.fields(kind):
+        if "meaning" in item.metadata:
+            found[prefix + item.name] = item.metadata["meaning"]
+        elif dataclasses.is_dataclass(section := _hints(kind)[item.name]):
+            found |= meanings(section, f"{prefix}{item.name}.")
+    return found
+
+
+def check_settings(record: Any, section: str = "") -> None:  # noqa: ANN401 - a dataclass
+    """Checks the limits of every `setting` of a dataclass, whose name in messages begins with `section`.
+
+    Raises:
+        ConfigError: a value is outside its limits.
+    """
+    for item in dataclasses.fields(record):
+        if "limits" in item.metadata:
+            check_value(_join(section, item.name), getattr(record, item.name), **item.metadata["limits"])
+
+
+def check_value(name: str, value: object, **limits: Unpack[Limits]) -> None:
+    """Checks one value, or each item of a tuple.
+
+    Raises:
+        ConfigError: it is outside the limits.
+    """
+    choices, items = limits.get("choices"), value if isinstance(value, tuple) else (value,)
+    for item in items:
+        allowed = item in choices if choices else all(holds for holds, _ in _bounds(item, limits))
+        if not allowed:
+            wanted = f"one of {', '.join(choices)}" if choices else " and ".join(text for _, text in _bounds(item, limits))
+            raise ConfigError(f"{name} = {_shown(value)}, but {'each' if items is value else 'it'} must be {wanted}")
+    if choices and len(set(items)) != len(items):
+        raise ConfigError(f"{name} = {_shown(value)}, but it names one value twice; give some of {', '.join(choices)}, each once")
+
+
+def _bounds(value: Any, limits: Limits) -> Iterator[tuple[bool, str]]:  # noqa: ANN401
+    """Each bound: whether the value holds it, and its text."""
+    if isinstance(value, float):
+        yield math.isfinite(value), "a finite number"
+    if "minimum" in limits:
+        yield value >= limits["minimum"], f"at least {limits['minimum']}"
+    if "above" in limits:
+        yield value > limits["above"], f"above {limits['above']}"
+    if "maximum" in limits:
+        yield value <= limits["maximum"], f"at most {limits['maximum']}"
+    if "below" in limits:
+        yield value < limits["below"], f"below {limits['below']}"
+
+
+def to_plain(value: Any) -> Any:  # noqa: ANN401 - any plain value
+    """Dataclasses and tuples, at any depth, as plain JSON objects and lists; `from_plain` reads them back."""
+    if dataclasses.is_dataclass(value):
+        return {item.name: to_plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def from_plain(kind: Any, value: object, where: str = "") -> Any:  # noqa: ANN401 - the type is the argument
+    """Builds a value of the annotated type `kind` from plain JSON or TOML values, strictly.
+
+    Args:
+        kind: a dataclass, tuple[x, ...], tuple[x, y], dict[str, x], x | y, None, Any, str, int, float or bool; whole numbers are floats too.
+        value: what was read.
+        where: its name in messages; "" at the top.
+
+    Raises:
+        ConfigError: a field is unknown or missing, a value is of the wrong type, or a number is not finite or beyond +-2^53.
+    """
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind in _LEAVES:
+        wanted, fits = _LEAVES[kind]
+        if not fits(value):
+            raise ConfigError(f"{where} = {_shown(value)}, but it must be {wanted}")
+        return float(value) if kind is float else value  # type: ignore[arg-type]
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if origin in (types.UnionType, Union):
+        exact = [item for item in arguments if type(value) is item]
+        return value if exact else from_plain(next(item for item in arguments if item is not types.NoneType), value, where)
+    if origin is tuple:
+        return _read_tuple(arguments, value, where)
+    if origin is dict:
+        return {str(key): from_plain(arguments[1], item, _join(where, printable(key))) for key, item in _mapping(value, where).items()}
+    return value
+
+
+def _is_whole(value: Any) -> bool:  # noqa: ANN401
+    return type(value) is int and abs(value) <= JSON_INTEGER
+
+
+_LEAVES: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    str: ('text ("...")', lambda value: type(value) is str),
+    int: ("a whole number within +-2^53", _is_whole),
+    float: ("a finite number", lambda value: _is_whole(value) or (type(value) is float and math.isfinite(value))),
+    bool: ("true or false", lambda value: type(value) is bool),
+}
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _read_dataclass(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401
+    hints, found = _hints(kind), _mapping(value, where)
+    for name in found:
+        if name not in hints:
+            near = difflib.get_close_matches(str(name)[:100], hints, n=3, cutoff=0.4)
+            hint = f"near names: {', '.join(near)}" if near else f"known names: {', '.join(hints)}"
+            raise ConfigError(f"unknown name {_shown(_join(where, str(name)))}; {hint}")
+    required = [item.name for item in dataclasses.fields(kind) if item.default is item.default_factory is dataclasses.MISSING]
+    if missing := [name for name in required if name not in found]:
+        raise ConfigError(f"{where or 'the record'} lacks {', '.join(missing)}")
+    values = {name: from_plain(hints[name], item, _join(where, name)) for name, item in found.items()}
+    try:
+        return kind(**values)
+    except ConfigError as cause:
+        if len(str(cause)) <= LINE_CHARACTERS:
+            raise
+        raise ConfigError(printable(cause, LINE_CHARACTERS)) from cause
+
+
+def _read_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} = {_shown(value)}, but it must be a list")
+    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+    if len(kinds) != len(value):
+        raise ConfigError(f"{where} = {_shown(value)}, but it must hold {len(kinds)} values")
+    if arguments[-1] is Ellipsis and arguments[0] in (str, int) and all(map(_LEAVES[arguments[0]][1], value)):
+        return tuple(value)  # a million class names
+    return tuple(from_plain(kind, item, f"{where}[{number}]") for number, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _mapping(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where or 'the whole'} = {_shown(value)}, but it must be a section of named values")
+    return value
+
+
+def _shown(value: object) -> str:
+    return printable(repr(list(value) if isinstance(value, tuple) else value))
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
