@@ -59,7 +59,7 @@ def test_a_changed_byte(root: Path) -> None:
     content = bytearray((root / "full.onnx").read_bytes())
     content[-700] ^= 1
     (root / "full.onnx").write_bytes(content)
-    with pytest.raises(BundleError, match=r"full\.onnx.*SHA-256"):
+    with pytest.raises(BundleError, match=r"full\.onnx"):
         Bundle.open(root)
     assert Bundle.open(root, verify=False).manifest.files
 
