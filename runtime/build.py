@@ -1,4 +1,4 @@
-"""Builds the engine files of a bundle ahead of use, and says of each whether it was built and why."""
+"""Builds the engine files of a bundle ahead of use, and reports for each whether it was built and why."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ class BuildReport:
         bundle: the bundle's folder.
         engine, library, version: what built.
         precision: the arithmetic of the engines.
-        target: the device they were built for, in words.
+        target: the device they were built for, human-readable.
         state: "built", or "built, not run: no device".
         graphs: one engine a graph.
     """
@@ -89,7 +89,7 @@ def build_bundle(
         engine: a name of the engine registry, of one that builds ahead.
         precision: "fp32", or another that the engine has and the bundle holds graphs for.
         options: `device`, `cache` and `build` are used.
-        progress: hears of each graph.
+        progress: advanced once per graph.
         rebuild: build also what is in the cache.
 
     Raises:
@@ -97,14 +97,14 @@ def build_bundle(
         ConfigError: the engine builds nothing ahead, cannot compute so, lacks an option, or the bundle lacks the precision.
         KeepError: a count of `options.build` is outside the bundle's range.
         EngineUnavailable: the engine's library is not installed, or builds only with a device and finds none.
-        EngineError: the library refuses a graph, or a stored engine is damaged.
+        EngineError: the library rejects a graph, or a stored engine is damaged.
         StorageError: an engine cannot be written.
     """
     module = builder(engine)
     held = graph_precision(engine, precision)
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     chosen = GraphOptions.of(options, precision, profiles(opened.manifest, options.build))
-    opened.graph("full", held)  # so that a precision that the bundle has not is refused as everywhere else
+    opened.graph("full", held)  # rejects a precision that the bundle lacks with the usual message
     roles = {role: graph for role, graph in opened.manifest.graphs[held].items() if role != _NO_IMAGE_GRAPH}
     target = module.build_target(options.device)
     made, library = [], ("", "")
@@ -130,7 +130,7 @@ def build_options(manifest: Manifest, batch: str, keeps: Sequence[Keep], setting
         settings: any other field of `BuildOptions`.
 
     Raises:
-        ConfigError: the batch is no range, or a setting is unknown or of the wrong kind.
+        ConfigError: the batch is not a range, or a setting is unknown or of the wrong kind.
         KeepError: a count is outside the bundle's range.
     """
     parts = batch.split(":")
@@ -142,7 +142,7 @@ def build_options(manifest: Manifest, batch: str, keeps: Sequence[Keep], setting
     kinds = {item.name: type(getattr(defaults, item.name)) for item in dataclasses.fields(defaults) if item.name not in ("batch", "keeps")}
     for name, value in settings.items():
         if name not in kinds:
-            raise ConfigError(f"{name} is no option of a build; they are {', '.join(kinds)}")
+            raise ConfigError(f"{name} is not a build option; they are {', '.join(kinds)}")
         if type(value) is not kinds[name]:
             raise ConfigError(f"{name} = {value!r}, but it must be {'true or false' if kinds[name] is bool else 'a whole number'}")
     counts = tuple(dict.fromkeys(manifest.resolve(keep) for keep in keeps))

@@ -1,4 +1,4 @@
-"""Embeds collections of photographs: decoding stays ahead of the encoder, and what cannot be read is listed."""
+"""Embeds collections of images: decoding stays ahead of the encoder, and files that cannot be read are listed."""
 
 import contextlib
 import itertools
@@ -6,7 +6,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool import files
+from prtool.cpus import granted_cpus
 from prtool.errors import ConfigError, DataError, ImageError
 from prtool.extras import install_hint
 from prtool.files import OutputKind, new_file
@@ -22,7 +23,6 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.encoder import Encoder, KeepLike
 from prtool.runtime.images.decode import expand_images
 from prtool.runtime.images.preprocess import Pixels, prepare
-from prtool.runtime.machine import this_machine
 from prtool.spec import Preprocess
 from prtool.text_safety import printable
 
@@ -91,7 +91,7 @@ def embed_folder(
 
     Args:
         paths: files, taken whatever their suffix, and folders, searched as `image_files.search` does.
-        progress: hears of every file, read or skipped.
+        progress: advanced once per file, read or skipped.
 
     Raises:
         DataError: there is no image, or none of them could be read, or a folder cannot be listed.
@@ -104,28 +104,30 @@ def embed_folder(
         where = printable(", ".join(map(str, paths)) or "an empty list of paths", 300)
         raise DataError("; ".join(filter(None, (f"no image found in {where}; give image files or folders that hold some", left_out.note()))))
     progress = progress or SilentProgress()
-    collected = _Collected(len(files))
+    # One allocation: joining parts at the end would need the memory twice.
+    rows = np.empty((len(files), encoder.manifest.model.embed_dim), np.float32)
+    done: list[str] = []
+    skipped: list[tuple[str, str]] = []
     started = time.perf_counter()
     with stage(progress, "embedding images", len(files)), contextlib.closing(_decoded(files, encoder.manifest.preprocess, options)) as stream:
-        for batch in _batched(stream, options.batch_size):
-            readable = [(path, pixels) for path, pixels in batch if not isinstance(pixels, ImageError)]
-            collected.skipped += [(str(path), str(reason)) for path, reason in batch if isinstance(reason, ImageError)]
+        while batch := list(itertools.islice(stream, options.batch_size)):
+            readable = [(str(path), pixels) for path, pixels in batch if not isinstance(pixels, ImageError)]
+            skipped += [(str(path), str(reason)) for path, reason in batch if isinstance(reason, ImageError)]
             if readable:
-                embeddings = encoder.encode_pixels(np.stack([pixels for _, pixels in readable]), counts)
-                collected.add([str(path) for path, _ in readable], embeddings)
+                rows[len(done) : len(done) + len(readable)] = encoder.encode_pixels(np.stack([pixels for _, pixels in readable]), counts)
+                done += [path for path, _ in readable]
             progress.advance(len(batch))
-    if collected.embeddings is None:
-        reasons = "; ".join(reason for _, reason in collected.skipped[:_REASONS_SHOWN])
+    if not done:
+        reasons = "; ".join(reason for _, reason in skipped[:_REASONS_SHOWN])
         raise DataError(f"none of {len(files)} images can be read: {reasons}{'; ...' if len(files) > _REASONS_SHOWN else ''}")
-    rows = collected.embeddings[: len(collected.paths)]
-    return EmbedResult(collected.paths, rows, counts[-1], collected.skipped, time.perf_counter() - started, left_out.note())
+    return EmbedResult(done, rows[: len(done)], counts[-1], skipped, time.perf_counter() - started, left_out.note())
 
 
 def check_output(out: str | Path) -> None:
-    """Finds out, before an hour of work, whether `save_embeddings` could write to `out`; writes nothing there.
+    """Checks, before an hour of work, that `save_embeddings` can write to `out`; writes nothing there.
 
     Raises:
-        ConfigError: the suffix is unknown, its library is not installed, or something else than embeddings stands at `out`.
+        ConfigError: the suffix is unknown, its library is not installed, or `out` exists and is no file of embeddings.
         StorageError: the folder cannot be made or written to.
     """
     out = Path(out)
@@ -137,7 +139,7 @@ def check_output(out: str | Path) -> None:
 
 
 def check_names(out: str | Path, paths: Iterable[str | Path]) -> None:
-    """Finds out, before any image is embedded, whether a file of this suffix can hold the paths.
+    """Checks, before any image is embedded, that a file of this suffix can hold the paths.
 
     Raises:
         DataError: a path is not valid Unicode, which Parquet cannot hold.
@@ -189,54 +191,29 @@ def _is_ours(path: Path) -> bool:
 _EMBEDDINGS = OutputKind("a file of embeddings", _is_ours)
 
 
-class _Collected:
-    """Embeddings and skipped files so far."""
-
-    def __init__(self, most: int) -> None:
-        self.paths: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
-        self.embeddings: Pixels | None = None
-        self._most = most
-
-    def add(self, paths: list[str], embeddings: Pixels) -> None:
-        if self.embeddings is None:
-            # One allocation: joining parts at the end would need the memory twice.
-            self.embeddings = np.empty((self._most, embeddings.shape[1]), np.float32)
-        self.embeddings[len(self.paths) : len(self.paths) + len(paths)] = embeddings
-        self.paths += paths
-
-
 Decoded = tuple[Path, Pixels | ImageError]
 
 
 def _decoded(files: Sequence[Path], spec: Preprocess, options: EmbedOptions) -> Generator[Decoded]:
     """Each file with its pixels or the reason why it has none, in order; threads work up to two batches ahead."""
-    workers = options.workers or min(this_machine().threads_granted, _MAX_WORKERS)
-    remaining = iter(files)
+
+    def decode(file: Path) -> Decoded:
+        try:
+            return file, prepare(file, spec)
+        except ImageError as cause:
+            return file, cause
+
+    workers = options.workers or min(granted_cpus(), _MAX_WORKERS)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prtool-decode")
     try:
-        waiting: deque[Future[Decoded]] = deque()
-        for file in itertools.islice(remaining, workers + 2 * options.batch_size):
-            waiting.append(pool.submit(_decode, file, spec))
+        coming = (pool.submit(decode, file) for file in files)
+        waiting = deque(itertools.islice(coming, workers + 2 * options.batch_size))
         while waiting:
             done = waiting.popleft().result()
-            for file in itertools.islice(remaining, 1):
-                waiting.append(pool.submit(_decode, file, spec))
+            waiting.extend(itertools.islice(coming, 1))
             yield done
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _decode(file: Path, spec: Preprocess) -> Decoded:
-    try:
-        return file, prepare(file, spec)
-    except ImageError as cause:
-        return file, cause
-
-
-def _batched(stream: Generator[Decoded], size: int) -> Generator[list[Decoded]]:
-    while batch := list(itertools.islice(stream, size)):
-        yield batch
 
 
 def _pyarrow() -> tuple[ModuleType, ModuleType]:

@@ -155,34 +155,14 @@ class Pipeline:
         self._recorder = None if self.arrays is None else Recorder(self.arrays, self._embedding)
 
     def embed(self, pixels: Array, counts: tuple[int, ...]) -> Array:
-        """Encodes one batch.
-
-        Args:
-            pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says.
-            counts: patches kept at each location.
-
-        Returns:
-            (batch, E) embeddings, L2-normalised, in the graph's dtype.
-        """
-        if self.arrays is None:
-            return self._embedding(pixels, counts)
-        return self.arrays.to_host(self.embed_device(pixels, counts))
+        """(batch, E) embeddings, L2-normalised, in the graph's dtype, of (batch, 3, height, width) float32 pixels; one count per location."""
+        if self.arrays is not None:
+            return self.arrays.to_host(self.embed_device(pixels, counts))
+        embedding: Array = self._embedding(pixels, counts)
+        return embedding
 
     def embed_device(self, pixels: object, counts: tuple[int, ...]) -> DeviceArray:
-        """Encodes one batch on the device, and returns without waiting for it.
-
-        Args:
-            pixels: (batch, 3, height, width) float32, an array of the engine's library, or anything with DLPack or the
-                CUDA array interface.
-            counts: patches kept at each location.
-
-        Returns:
-            (batch, E) float32 on the device, L2-normalised; it belongs to the caller, and is ready for more work on the
-            calling thread's current stream. Whether it is finite is not checked.
-
-        Raises:
-            EngineError: the engine keeps no arrays on a device, `close` was called, or the engine failed.
-        """
+        """`embed` on the device, without waiting for it; see `Encoder.encode_device`."""
         if self.arrays is None or self._recorder is None:
             raise _no_device(self.info.name)
         # In each call, because a recording would still run after the graphs are closed.
@@ -190,12 +170,7 @@ class Pipeline:
         return self._recorder(self.arrays.to_device(pixels), counts)
 
     def stages(self, pixels: Array, counts: tuple[int, ...]) -> Iterator[Stage]:
-        """Runs the split mode, whatever the pipeline's own, one finished step for each `next`; the first includes the copy to the device.
-
-        Args:
-            pixels: (batch, 3, height, width) float32.
-            counts: patches kept at each location.
-        """
+        """Runs the split mode, whatever the pipeline's own, one finished step for each `next`; the first includes the copy to the device."""
         arrays = self.arrays
         for name, tensors in _split(self, pixels if arrays is None else arrays.to_device(pixels), counts):
             if arrays is not None:
@@ -218,7 +193,7 @@ class Pipeline:
         return tuple(kept)
 
     def close(self) -> None:
-        """Frees every recording once the device has finished with it, then the graphs. A second call does nothing, nor one in a forked child."""
+        """Frees recordings, once the device has finished with them, and graphs. A second call does nothing, nor one in a forked child."""
         if self._recorder is not None and not self._graphs.forked:
             self._recorder.clear()
         self._graphs.close()

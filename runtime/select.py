@@ -11,7 +11,7 @@ def select(scores: Array, k: int) -> npt.NDArray[np.int64]:
     """The k patches with the highest scores of each image, as ONNX TopK orders them.
 
     Args:
-        scores: (batch, patches) float, high = keep; infinities are ordered, NaN is refused.
+        scores: (batch, patches) float, high = keep; infinities are ordered, NaN is rejected.
         k: patches to keep, 1 to patches.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The picture of a pruned encoder: each photograph as it is seen, and beside it what stays at each keep rate."""
+"""The picture of a pruned encoder: each image as the encoder sees it, next to the patches that are kept at each keep rate."""
 
 import math
 import os
@@ -51,7 +51,7 @@ class Style:
 
 
 def show(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep], out: str | Path) -> None:
-    """Draws one row an image: what the encoder sees, then the same at each keep rate with dropped patches darkened, the earlier the more.
+    """Draws one row per image: what the encoder sees, then the same at each keep rate with dropped patches darkened, the earlier the more.
 
     Args:
         keeps: one column each, in this order; labelled with the rate and the number of patches k.
@@ -131,9 +131,9 @@ def _enlarge(image: Image.Image, style: Style) -> Image.Image:
 
 
 def _cell(seen: Image.Image, veils: npt.NDArray[np.float32], size: tuple[int, int], style: Style) -> Image.Image:
-    """The photograph with dropped patches veiled, thin lines between patches, and clear ones around what stays.
+    """The photograph with dropped patches veiled, thin lines between patches, and clear ones around kept patches.
 
-    A border is needed beside the veil: on a black cat or a white wall, a veil of any colour is hard to see.
+    The veil alone is not enough: on a black cat or a white wall, a veil of any colour is hard to see.
     """
     factor = seen.height // size[0]
     patch = size[0] // veils.shape[0] * factor, size[1] // veils.shape[1] * factor

@@ -1,4 +1,4 @@
-"""Proof without PyTorch: an engine's embeddings against those that PyTorch gave when the bundle was made."""
+"""Verification without PyTorch: an engine's embeddings against those that PyTorch computed when the bundle was made."""
 
 import dataclasses
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +63,7 @@ QUIET = EngineOptions(spinning=False)
 Tensors = Mapping[str, Array]
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
+class Agreement(NamedTuple):
     """How near two sets of embeddings are: the worst cosine of any row, and the largest difference of any value."""
 
     cosine: float
@@ -76,7 +75,7 @@ class VerifyCase:
     """One comparison.
 
     Attributes:
-        mode: "fused", "split", "full" or "text".
+        mode: a mode of the encoder ("fused", ...), or "text".
         batch: images, or prompts, in the call.
         k: patches kept; 0 for text.
         cosine, max_error: see `Agreement`.
@@ -202,14 +201,13 @@ def read_probe(bundle: Bundle) -> Tensors:
 def _cases(encoder: Encoder, mode: str, probe: Tensors) -> Iterator[VerifyCase]:
     pixels = probe["pixels"]
     patches = encoder.manifest.prune.patches
-    wanted = {patches: probe["embedding_full"]} if mode == "full" else _counts(probe)
+    wanted = _counts(probe) if MODES[mode].prunes else {patches: probe["embedding_full"]}
     for batch in sorted({1, len(pixels)}):
         for k, embedding in wanted.items():
-            found = agreement(encoder.encode_pixels(pixels[:batch], Keep.count(k)), embedding[:batch])
-            yield VerifyCase(mode, batch, k, found.cosine, found.max_error)
+            yield VerifyCase(mode, batch, k, *agreement(encoder.encode_pixels(pixels[:batch], Keep.count(k)), embedding[:batch]))
     if mode == "full" and encoder.manifest.text is not None:
-        found = agreement(encoder.encode_text(probe["text_tokens"]), probe["text_embedding"])
-        yield VerifyCase("text", len(probe["text_tokens"]), 0, found.cosine, found.max_error)
+        tokens = probe["text_tokens"]
+        yield VerifyCase("text", len(tokens), 0, *agreement(encoder.encode_text(tokens), probe["text_embedding"]))
 
 
 def _counts(probe: Tensors) -> dict[int, npt.NDArray[np.float32]]:

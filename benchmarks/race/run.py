@@ -16,7 +16,7 @@ from prtool.runtime.bench.lineup import Lineup, Variant
 from prtool.runtime.bench.report import BenchRow
 from prtool.runtime.bench.rows import rows_of
 from prtool.runtime.bench.supported import left_out
-from prtool.runtime.bench.timing import Case, Group, Mark, Samples, Sensors, measure, speedup
+from prtool.runtime.bench.timing import Case, Mark, Samples, Sensors, measure, speedup
 from prtool.runtime.machine import library_versions, peak_memory_mib, this_machine
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.runs.checkpoint import load_seeded
@@ -67,7 +67,7 @@ def race(bundle: Bundle, settings: RaceSettings, progress: Progress) -> RaceRepo
         rivals = Rivals(_model(bundle, settings), manifest.prune, manifest.cost, settings.device)
         contenders = rivals.all(settings.rivals(), [lineup.inputs.pixels[:batch] for batch in config.batches], progress)
         cosines = _cosines(lineup, contenders)
-        field = [Group(tuple(_case(rival, lineup, batch) for rival in contenders)) for batch in config.batches]
+        field = [[_case(rival, lineup, batch) for rival in contenders] for batch in config.batches]
         samples = measure([*lineup.groups(), *field], config.plan(), Sensors(), progress)
     mine = lineup.by_variant(samples)
     field_samples = samples[len(lineup.variants) :]

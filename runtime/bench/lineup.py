@@ -12,7 +12,7 @@ from prtool.runtime.bench.config import BASELINE_MODE, END_TO_END, SLOWEST, Benc
 from prtool.runtime.bench.inputs import Inputs, make_inputs
 from prtool.runtime.bench.sensors import cuda_events, on_gpu
 from prtool.runtime.bench.supported import Pair, Unsupported, check_any, check_memory, supported
-from prtool.runtime.bench.timing import Case, Group, Mark, Samples
+from prtool.runtime.bench.timing import Case, Mark, Samples
 from prtool.runtime.encoder import Encoder, mode_counts
 from prtool.runtime.images.decode import open_image
 from prtool.runtime.images.preprocess import prepare_batch
@@ -103,9 +103,9 @@ class Lineup:
         """The encoder of a variant."""
         return self.encoders[variant.engine, variant.precision, variant.mode]
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[list[Case]]:
         """What `prtool.runtime.bench.timing.measure` takes, in the order of `variants`."""
-        return [Group(tuple(self._case(variant, in_stages=self._timed_in_stages(variant)) for variant in group)) for group in self.variants]
+        return [[self._case(variant, in_stages=self._timed_in_stages(variant)) for variant in group] for group in self.variants]
 
     def by_variant(self, samples: Sequence[Sequence[Samples]]) -> dict[Variant, Samples]:
         """What `measure` gave for `groups`, the first of its samples."""

@@ -15,7 +15,7 @@ from prtool.runtime.bench.report import BenchReport, BenchRow
 from prtool.runtime.bench.rows import rows_of
 from prtool.runtime.bench.sensors import EnergyMeter, GpuMeter, on_gpu, torch_peak_mib
 from prtool.runtime.bench.supported import left_out
-from prtool.runtime.bench.timing import Case, Clock, Group, Plan, Sensors, measure
+from prtool.runtime.bench.timing import Case, Clock, Plan, Sensors, measure
 from prtool.runtime.machine import library_versions, peak_memory_mib, this_machine
 
 _NO_GPU = "no engine of this run says that it runs on a GPU"
@@ -88,11 +88,11 @@ def joules_per_call(case: Case, meter: GpuMeter, clock: Clock, least_s: float = 
 def _with_own_calls(lineup: Lineup, rows: Sequence[BenchRow], sensors: Sensors, gpu: GpuMeter) -> tuple[BenchRow, ...]:
     """Adds what the timed calls do not tell: stages on a device, and energy of the GPU."""
     found, variants = list(rows), [variant for group in lineup.variants for variant in group]
-    cases = [case for group in lineup.groups() for case in group.cases]
+    cases = [case for group in lineup.groups() for case in group]
     for place, (variant, case) in enumerate(zip(variants, cases, strict=True)):
         breakdown = lineup.breakdown(variant)
         if breakdown is not None:
-            samples = measure([Group((breakdown,))], Plan(5, 5, 1, 0.0, lineup.config.seed), sensors, SilentProgress())[0][0]
+            samples = measure([[breakdown]], Plan(5, 5, 1, 0.0, lineup.config.seed), sensors, SilentProgress())[0][0]
             found[place] = replace(found[place], stages_ms=samples.stages_ms())
         joules = joules_per_call(case, gpu, sensors.clock) if gpu.reason is None and on_gpu(lineup.encoder(variant).info) else None
         if joules is not None:

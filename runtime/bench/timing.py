@@ -32,11 +32,8 @@ class Case:
     device_clock: CudaEvents | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Cases that are compared with each other; `cases[0]` is the baseline."""
-
-    cases: tuple[Case, ...]
+Groups = Sequence[Sequence[Case]]
+"""Groups of cases that are compared with each other; the first of each is the baseline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +110,7 @@ class Sensors:
     sleep: Callable[[float], None] = time.sleep
 
 
-def measure(groups: Sequence[Group], plan: Plan, sensors: Sensors, progress: Progress) -> list[list[Samples]]:
+def measure(groups: Groups, plan: Plan, sensors: Sensors, progress: Progress) -> list[list[Samples]]:
     """Times every case of every group in each round.
 
     A round visits the groups in a shuffled order, and the cases of a group, baseline included, one directly after the
@@ -126,7 +123,7 @@ def measure(groups: Sequence[Group], plan: Plan, sensors: Sensors, progress: Pro
     rng = np.random.default_rng(plan.seed)
     clock = sensors.clock
     stopwatch = _Stopwatch(sensors, plan.settle_s)
-    cases = sum(len(group.cases) for group in groups)
+    cases = sum(map(len, groups))
     round_s = plan.budget_s
     with stage(progress, "warming up (calls)", plan.warmup_rounds * cases):
         for number in range(plan.warmup_rounds):
@@ -165,10 +162,10 @@ class _Stopwatch:
         self._settle_s = settle_s
         self._library = ""
 
-    def round(self, groups: Sequence[Group], rng: np.random.Generator, samples: list[list[Samples]], number: int, progress: Progress) -> None:
-        order = [(outer, inner) for outer in rng.permutation(len(groups)) for inner in rng.permutation(len(groups[outer].cases))]
+    def round(self, groups: Groups, rng: np.random.Generator, samples: list[list[Samples]], number: int, progress: Progress) -> None:
+        order = [(outer, inner) for outer in rng.permutation(len(groups)) for inner in rng.permutation(len(groups[outer]))]
         for outer, inner in order:
-            self._time(groups[outer].cases[inner], number, samples[outer][inner])
+            self._time(groups[outer][inner], number, samples[outer][inner])
             progress.advance()
 
     def _time(self, case: Case, number: int, samples: Samples) -> None:
@@ -201,8 +198,8 @@ def _stages(marks: Iterable[tuple[str, int]], started: int) -> dict[str, int]:
     return spent
 
 
-def _nothing(groups: Sequence[Group]) -> list[list[Samples]]:
-    return [[Samples() for _ in group.cases] for group in groups]
+def _nothing(groups: Groups) -> list[list[Samples]]:
+    return [[Samples() for _ in group] for group in groups]
 
 
 def _interval_rank(rounds: int) -> int:

@@ -162,7 +162,7 @@ def _check_character_map(encoded: object) -> None:
 
 @contextlib.contextmanager
 def _library_errors(path: Path) -> Iterator[None]:
-    """Maps what the checks and the library raise; a panic of its Rust code is no Exception."""
+    """Maps what the checks and the library raise; a panic of its Rust code is not an Exception."""
     try:
         yield
     except (PrtoolError, KeyboardInterrupt, SystemExit, GeneratorExit):

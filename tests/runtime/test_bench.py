@@ -21,7 +21,7 @@ from prtool.runtime.bench import BenchConfig, BenchRow, bench
 from prtool.runtime.bench.inputs import sample_photos
 from prtool.runtime.bench.notes import notes_on
 from prtool.runtime.bench.sensors import EnergyMeter
-from prtool.runtime.bench.timing import Case, Group, Plan, Samples, Sensors, measure, speedup
+from prtool.runtime.bench.timing import Case, Plan, Samples, Sensors, measure, speedup
 from prtool.runtime.machine import Machine, library_versions, peak_memory_mib, this_machine
 from prtool.spec import Keep
 
@@ -338,7 +338,7 @@ def test_measure_calls_a_case_with_the_number_of_its_round() -> None:
     seen: list[int] = []
     case = Case(lambda number, _mark: seen.append(number))
     ticks = itertools.count()
-    samples = measure([Group((case,))], Plan(5, 5, 2, 0.0, 0), Sensors(lambda: next(ticks)), CountingProgress())
+    samples = measure([[case]], Plan(5, 5, 2, 0.0, 0), Sensors(lambda: next(ticks)), CountingProgress())
     assert seen == [0, 1, 0, 1, 2, 3, 4] and samples[0][0].total_ns == [1] * 5
 
 

@@ -29,7 +29,7 @@ from prtool.runtime.bench.plot import plot_report
 from prtool.runtime.bench.run import joules_per_call
 from prtool.runtime.bench.sensors import CudaEvents, GpuMeter, on_gpu
 from prtool.runtime.bench.supported import check_memory, supported
-from prtool.runtime.bench.timing import Case, Group, Plan, Sensors, measure
+from prtool.runtime.bench.timing import Case, Plan, Sensors, measure
 from prtool.runtime.machine import available_memory_mib
 
 THREE = {
@@ -326,7 +326,7 @@ def test_cuda_events_enclose_the_call() -> None:
     events = CudaEvents(types.SimpleNamespace(cuda=types.SimpleNamespace(Event=Event)))
     case = Case(lambda _number, _mark: order.append("call"), device_clock=events)
     ticks = iter(range(100))
-    samples = measure([Group((case,))], Plan(1, 1, 1, 0.0, 0), Sensors(lambda: next(ticks)), SilentProgress())[0][0]
+    samples = measure([[case]], Plan(1, 1, 1, 0.0, 0), Sensors(lambda: next(ticks)), SilentProgress())[0][0]
     assert order == ["record", "call", "record", "wait"] * 2
     assert samples.device_ns == [1_250_000] and samples.device_ms() == 1.25 and samples.total_ns == [1]
 
