@@ -66,7 +66,7 @@ def test_everyone_takes_part_in_one_run(raced: dict[str, Any]) -> None:
         ("patch-ranking", "ort", "fp32", "split", 0.6),
     }
     assert {row["batch"] for row in raced["rows"]} == {1, 2} and len(raced["rows"]) == 2 * len(found)
-    assert any("ort/bf16 is left out" in note for note in raced["left_out"])
+    assert any("ort/bf16" in note for note in raced["left_out"])
     assert {"ort", "torch", "open_clip", "prtool"} <= set(raced["versions"]) and raced["rounds"] == 5 and raced["settle_ms"] == 30.0
 
 
@@ -93,9 +93,7 @@ def test_files_and_table(raced: dict[str, Any]) -> None:
     assert [float(record["ratio"]) for record in records] == [row["ratio"] for row in raced["rows"]]
     with Image.open(raced["folder"] / "out.png") as picture:
         assert picture.format == "PNG" and len(np.unique(np.asarray(picture))) > 10
-    assert "patch-ranking" in raced["stdout"] and any(
-        note.startswith("Batch 1: the fastest pruned row within 1 point is ") for note in raced["notes"]
-    )
+    assert "patch-ranking" in raced["stdout"] and any(note.startswith("Batch 1: ") for note in raced["notes"])
     printed = run("--table", str(raced["folder"] / "out.json"))
     assert printed.exit_code == 0 and printed.stdout.rstrip("\n") == markdown(
         {name: raced[name] for name in raced if name not in ("folder", "stdout")}
@@ -130,7 +128,7 @@ def test_another_models_bundle_is_refused(tmp_path: Path) -> None:
     result = run(
         str(made.path), "--compile", "none", "--engine", "ort", "--precision", "fp32", "--batch", "1", "--keep", "0.5", "-o", str(tmp_path / "out")
     )
-    assert result.exit_code == 1 and "but the bundle was made from 000000000000" in result.stderr.replace("\n", " ")
+    assert result.exit_code == 1 and "000000000000" in result.stderr.replace("\n", " ")
 
 
 def rivals(folder: Path) -> tuple[Rivals, list[Rival], np.ndarray]:
@@ -233,12 +231,12 @@ def test_accuracies_are_found_by_engine_or_any(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[", "cannot be read as JSON"),
-        ("[]", "no entry with method 'unpruned'"),
+        ("[", "JSON"),
+        ("[]", "unpruned"),
         (json.dumps([entry(method="unprunde")]), "unpruned, patch-ranking, tome"),
         (json.dumps([entry(mean=101)]), "0 to 100"),
-        (json.dumps([{"method": "unpruned"}]), "give method, engine, precision, keep and mean"),
-        (json.dumps([entry(precision="bf16")]), "no entry with method 'unpruned' and precision 'fp32'"),
+        (json.dumps([{"method": "unpruned"}]), "method, engine, precision, keep and mean"),
+        (json.dumps([entry(precision="bf16")]), "unpruned.*fp32"),
     ],
 )
 def test_a_bad_accuracy_file_is_refused(tmp_path: Path, content: str, words: str) -> None:

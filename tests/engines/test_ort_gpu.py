@@ -251,7 +251,7 @@ def test_nothing_is_recorded(bundle: Bundle, gpu: type[Session], monkeypatch: py
         (DeviceTensor(MODEL.pixels(1).astype(np.float64)), "float64"),
         (DeviceTensor(MODEL.pixels(1), dtype="torch.bfloat16"), "bfloat16"),
         (DeviceTensor(MODEL.pixels(1)[:, :, :, :7].copy()), r"\(1, 3, 8, 7\)"),
-        (DeviceTensor(MODEL.pixels(2).transpose(0, 1, 3, 2)), "pixels is not contiguous"),
+        (DeviceTensor(MODEL.pixels(2).transpose(0, 1, 3, 2)), "pixels.*contiguous"),
     ],
 )
 @pytest.mark.usefixtures("gpu")

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -175,9 +176,9 @@ def test_a_graph_that_disagrees_is_not_written(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "no space left"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_a_full_or_locked_disk_keeps_the_old_bundle(
-    source: ExportSource, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, words: str
+    source: ExportSource, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
     out = tmp_path / "bundle"
     shutil.copytree(bundle.path, out)
@@ -186,7 +187,7 @@ def test_a_full_or_locked_disk_keeps_the_old_bundle(
         raise OSError(number, "from the test")
 
     monkeypatch.setattr(write, "_write_graphs", fail)
-    with pytest.raises(StorageError, match=words):
+    with pytest.raises(StorageError, match=re.escape(str(out))):
         export_bundle(source, out, ExportOptions(Keep.count(5)))
     assert Bundle.open(out).manifest == bundle.manifest
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

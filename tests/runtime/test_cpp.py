@@ -214,7 +214,7 @@ def test_damaged_bundles_are_rejected_alike(tmp_path: Path, photographs: list[Pa
         (["embed", "b", "p", "--batch", "0"], 2, "--batch"),
         (["embed", "b", "p", "-o", "x.txt"], 1, ".npy or .csv"),
         (["embed", "b", "p", "-o", "/nowhere/x.npy"], 1, "/nowhere"),
-        (["embed", "/nowhere", "p"], 1, "is not a bundle"),
+        (["embed", "/nowhere", "p"], 1, "/nowhere"),
         (["--help"], 0, ""),
         (["--version"], 0, ""),
     ],
