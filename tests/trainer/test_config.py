@@ -6,7 +6,8 @@ from dataclasses import fields, is_dataclass
 import pytest
 
 from prtool.errors import ConfigError
-from prtool.trainer.config import NOTES, TrainConfig, show_config
+from prtool.records import meanings
+from prtool.trainer.config import TrainConfig, show_config
 
 
 def write(tmp_path, text):
@@ -36,15 +37,32 @@ def test_shown_config_reads_back(tmp_path):
     assert TrainConfig.load(write(tmp_path, show_config(config))) == config
 
 
-def test_every_setting_is_explained():
+def test_every_setting_is_explained_and_shown():
+    config, notes = TrainConfig(), meanings(TrainConfig)
     names = set()
     for item in fields(TrainConfig):
-        value = getattr(TrainConfig(), item.name)
+        value = getattr(config, item.name)
         names |= {f"{item.name}.{inner.name}" for inner in fields(value)} if is_dataclass(value) else {item.name}
-    assert names == set(NOTES)
-    shown = show_config(TrainConfig())
-    assert all(note in shown for note in NOTES.values())
+    assert names == set(notes)
+    shown = show_config(config)
+    assert all(note in shown for note in notes.values())
     assert set(tomllib.loads(shown)) == {item.name for item in fields(TrainConfig)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("golden.score", "x"), ("golden.precision", "fp8"), ("golden.group", 0), ("golden.step", -1), ("golden.memory_mb", 0)),
+        *(("scorer.heads", 0), ("scorer.heads", 7), ("scorer.checkerboard", 10.5), ("scorer.auxiliary", ["norm", "norm"])),
+        *(("fit.epochs", 0), ("fit.lr", -1.0), ("fit.match_at", -1), ("distill.keep_low", 0.0), ("distill.keep_low", 0.9)),
+        *(("distill.keep_high", 1.0), ("distill.floor", 0.0), ("distill.temperature", 1.5), ("tokens.keep", 0.0), ("tokens.momentum", 1.0)),
+        *(("tokens.visual", 0), ("seed", 2**32), ("phases", ["rank", "rank"])),
+    ],
+)
+def test_values_outside_their_limits_are_named(name, value):
+    with pytest.raises(ConfigError, match=name) as caught:
+        TrainConfig.load(None, {name: value})
+    assert str(value) in str(caught.value)
 
 
 @pytest.mark.parametrize(
