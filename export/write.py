@@ -15,7 +15,8 @@ from prtool.export import text
 from prtool.export.checks import MIN_IMAGES
 from prtool.export.graphs import compose
 from prtool.export.graphs.modules import TextGraph
-from prtool.export.graphs.onnx import INLINE_LIMIT_BYTES, save, to_onnx
+from prtool.export.graphs.onnx import to_onnx
+from prtool.export.graphs.weights import WeightsFile
 from prtool.export.precision.build import PRECISIONS, Int8Request, at_precision, stages
 from prtool.export.precision.int8 import Int8Options
 from prtool.export.signature import signatures, stage_roles
@@ -24,7 +25,8 @@ from prtool.export.validation.decisions import Unpruned
 from prtool.export.validation.parity import HeldOut, prove
 from prtool.export.validation.probe import Probe, keep_counts
 from prtool.files import new_directory, write_bytes, write_json
-from prtool.manifest import SCHEMA, GraphSpec, Manifest, ModelInfo, TextInfo
+from prtool.graphs.signature import WEIGHTS_NAME
+from prtool.manifest import SCHEMA, FileDigest, GraphSpec, Manifest, ModelInfo, TextInfo
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.runtime.verify import PROBE_NAME
 from prtool.spec import Keep
@@ -45,7 +47,6 @@ class ExportOptions:
         held_out: the same form, on which the reduced precisions must agree with PyTorch; None leaves that to the few of `pixels`.
         labels: the class of each of `held_out` among the source's, or -1; () for none known.
         int8: how int8's scales are chosen.
-        inline_limit_bytes: a graph with more bytes of weights keeps them in a file of their own.
     """
 
     keep: Keep
@@ -55,7 +56,6 @@ class ExportOptions:
     held_out: Tensor | None = None
     labels: tuple[int, ...] = ()
     int8: Int8Options = field(default_factory=Int8Options)
-    inline_limit_bytes: int = INLINE_LIMIT_BYTES
 
     def __post_init__(self) -> None:
         for precision in self.precisions:
@@ -100,7 +100,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
     probe = Probe.choose(source, options.pixels, default)
     held_out = None if options.held_out is None else HeldOut(options.held_out, Unpruned.of(source, options.held_out, options.labels))
     with new_directory(out, BUNDLE) as root:
-        _write_graphs(source, root, options, default, told)
+        digests = _write_graphs(source, root, options, default, told)
         classes = text.write_classes(source, root)
         tokenizer = text.tokenizer_of(source)
         if tokenizer is not None:
@@ -108,14 +108,16 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
         # save_file would make a file that only its owner may read.
         write_bytes(root / PROBE_NAME, save_tensors(probe.tensors(source)))
         info = TextInfo(source.model.context_length, text.vocabulary(source), "" if tokenizer is None else text.TOKENIZER_NAME)
-        unproved = seal(root, replace(_manifest(source, default, options.written()), text=info, classes=classes))
+        unproved = seal(root, replace(_manifest(source, default, options.written()), text=info, classes=classes), digests)
         report = prove(source, Bundle.open(root, verify=False), probe, held_out, told)
         write_json(root / PARITY_NAME, report.to_json())
-        return seal(root, replace(unproved, parity=report.summary()))
+        return seal(root, replace(unproved, parity=report.summary()), unproved.files)
 
 
-def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, default_keep: int, progress: Progress) -> None:
+def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, default_keep: int, progress: Progress) -> dict[str, FileDigest]:
+    """Writes the graphs of every precision; returns the digests of their weights files."""
     precisions, chain = options.written(), stage_roles(source.spec)
+    digests: dict[str, FileDigest] = {}
     with stage(progress, "exporting graphs", (len(chain) + 2) * len(precisions) + 1):
         plain = stages(source)
         request = Int8Request(options.calibration, keep_counts(default_keep, source.spec.patches)[:2], options.int8)
@@ -126,13 +128,16 @@ def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, defa
             graphs["fused"] = compose.fused(parts, source.spec, specs["fused"])
             if "full" not in graphs:
                 graphs["full"] = compose.full(parts, specs["full"])
-            for role, model in graphs.items():
-                (root / specs[role].file).parent.mkdir(exist_ok=True)
-                save(model, root / specs[role].file, options.inline_limit_bytes)
-                progress.advance()
-        specs = signatures(source)
-        save(to_onnx(TextGraph(source.model.text), specs["text"]), root / specs["text"].file, options.inline_limit_bytes)
-        progress.advance()
+            if "text" in specs:
+                graphs["text"] = to_onnx(TextGraph(source.model.text), specs["text"])
+            folder = (root / specs["full"].file).parent
+            folder.mkdir(exist_ok=True)
+            with WeightsFile(folder) as weights:
+                for role, model in graphs.items():
+                    weights.save(model, Path(specs[role].file).name)
+                    progress.advance()
+            digests[(folder / WEIGHTS_NAME).relative_to(root).as_posix()] = weights.digest
+    return digests
 
 
 def _manifest(source: ExportSource, default_keep: int, precisions: Sequence[str]) -> Manifest:

@@ -147,10 +147,17 @@ class Bundle:
         return BundleError(f"{self.path} changed since it was opened ({printable(name)} is another file now); open the bundle again")
 
 
-def seal(root: Path, manifest: Manifest) -> Manifest:
-    """Writes prtool.json last, with the size and SHA-256 of every file now under `root`; returns the sealed manifest."""
+def seal(root: Path, manifest: Manifest, digests: Mapping[str, FileDigest] | None = None) -> Manifest:
+    """Writes prtool.json last, with the size and SHA-256 of every file now under `root`; returns the sealed manifest.
+
+    Args:
+        root: the bundle's folder.
+        manifest: all but `files`.
+        digests: of files that were hashed already, by name; the others are read.
+    """
     names = sorted(str(item.relative_to(root).as_posix()) for item in root.rglob("*") if item.is_file())
-    files = {name: FileDigest.of(root / name) for name in names if name != MANIFEST_NAME}
+    known = digests or {}
+    files = {name: known.get(name) or FileDigest.of(root / name) for name in names if name != MANIFEST_NAME}
     complete = dataclasses.replace(manifest, files=files)
     write_bytes(root / MANIFEST_NAME, sealed(complete.to_json()))
     return complete

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import onnx_ir as ir
 import torch
@@ -16,8 +15,6 @@ from prtool.manifest import GraphSpec, TensorSpec
 
 # Gelu is one operator from 20 on; TensorRT 10 and ONNX Runtime 1.17 read it.
 OPSET = 20
-# A protobuf message cannot pass 2^31 bytes; what is no weight stays far below the rest.
-INLINE_LIMIT_BYTES = 2_000_000_000
 _PRODUCER = "prtool"
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 # An example batch of 1 is baked into the graph, and a count that is no prime can be taken for a multiple. Nothing is computed.
@@ -88,18 +85,6 @@ def check_axes(model: ir.Model, spec: GraphSpec) -> None:
             if len(found) != len(tensor.shape) or not all(_agree(*axes, inputs) for axes in zip(found, tensor.shape, strict=True)):
                 raise ModelError(f"{spec.file}: {kind} {tensor.name} has axes {found}, but the bundle needs {tensor.shape}; use another model")
             value.shape = ir.Shape(tensor.shape)
-
-
-def save(model: ir.Model, path: Path, inline_limit_bytes: int = INLINE_LIMIT_BYTES) -> None:
-    """Writes a graph to `path`; weights beyond the limit go to `path` + ".data" beside it.
-
-    Args:
-        model: the graph; unchanged.
-        path: a file name ending in .onnx, in an existing folder.
-        inline_limit_bytes: the most bytes of weights inside the file.
-    """
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    ir.save(model, path, external_data=f"{path.name}.data" if weights > inline_limit_bytes else None)
 
 
 def _reason(error: BaseException) -> str:

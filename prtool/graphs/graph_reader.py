@@ -13,7 +13,7 @@ from typing import BinaryIO, NoReturn
 
 from prtool.errors import BundleError
 from prtool.graphs.protobuf import Field, MalformedMessage, MessageReader
-from prtool.graphs.signature import GraphSpec, TensorSpec
+from prtool.graphs.signature import WEIGHTS_ALIGNMENT, WEIGHTS_NAME, GraphSpec, TensorSpec
 from prtool.text_safety import printable
 
 OPSET = 20
@@ -76,7 +76,7 @@ OPERATORS = frozenset(
 """Every operator that the exporter writes, over all towers and precisions."""
 _EXTERNAL = 1
 _VALUE_FIELDS = (4, 5, 7)
-_ENTRIES = frozenset({"location", "offset", "length"})
+_ENTRIES = ("location", "offset", "length")
 # onnx.TensorProto.DataType -> numpy's name, bytes of one element, and the field of values that are not in raw_data.
 _TYPES = {
     1: ("float32", 4, 4),
@@ -230,30 +230,36 @@ class _Graph:
                 self._reject(f"holds a tensor of more than {MAX_AXES} axes, or more than {MAX_VALUES} values one by one")
         return tensor
 
-    def _entry(self, start: int, end: int, entries: dict[str, str]) -> None:
+    def _entry(self, start: int, end: int, entries: list[tuple[str, str]]) -> None:
         key, value = "", ""
         for number, first, last in self.reader.message(start, end, _ENTRY, "an external location"):
             if number == 1:
                 key = self.reader.text(first, last)
             else:
                 value = self.reader.text(first, last)
-        if key not in _ENTRIES or key in entries:
-            self._reject(f"has {ascii(key)[:60]} in an external location, but only location, offset and length, each once, are read")
-        entries[key] = value
+        entries.append((key, value))
+        if len(entries) > len(_ENTRIES):
+            self._reject(f"has an external location of more than {len(_ENTRIES)} entries")
 
     def _external(self, tensor: "_Tensor", needed: int) -> int:
-        """The bytes of a tensor in another file, which must be one of the bundle's."""
-        name, entries = tensor.name, tensor.entries
-        location = entries.get("location", "")
-        size = None if "/" in location else self.sizes.get(posixpath.join(self.folder, location))
-        if size is None:
-            self._reject(f"keeps the tensor {name} in {ascii(location)[:80]}, which is not a file of the bundle in the graph's folder")
-        numbers = [entries.get("offset", "0"), entries.get("length", str(needed))]
+        """The bytes of a tensor in the weights file of the graph's folder."""
+        keys = tuple(key for key, _ in tensor.entries)
+        if keys != _ENTRIES:
+            self._reject(f"has {ascii(keys)[:80]} in the external location of the tensor {tensor.name}, but it must be {_ENTRIES}")
+        location, *numbers = (value for _, value in tensor.entries)
+        file = posixpath.join(self.folder, WEIGHTS_NAME)
+        if location != WEIGHTS_NAME or file not in self.sizes:
+            self._reject(f"keeps the tensor {tensor.name} in {ascii(location)[:80]}, but only {file} holds weights, if the manifest lists it")
         if not all(number.isascii() and number.isdigit() and len(number) <= 16 for number in numbers):
-            self._reject(f"keeps the tensor {name} at {ascii(numbers)[:80]} of {location}, which are no numbers of bytes")
+            self._reject(f"keeps the tensor {tensor.name} at {ascii(numbers)[:80]} of {file}, which are no numbers of bytes")
         offset, length = map(int, numbers)
-        if offset + length > size:
-            self._reject(f"keeps the tensor {name} at bytes {offset} to {offset + length} of {location}, which has {size}")
+        if offset % WEIGHTS_ALIGNMENT or offset + length > self.sizes[file]:
+            self._reject(
+                f"keeps the tensor {tensor.name} at bytes {offset} to {offset + length} of {file}, "
+                f"which has {self.sizes[file]} and holds tensors at multiples of {WEIGHTS_ALIGNMENT}"
+            )
+        if length != needed:
+            self._reject(f"keeps the tensor {tensor.name} in {length} bytes of {file}, but its type and shape need {needed}")
         return length
 
     def _value(self, start: int, end: int) -> TensorSpec:
@@ -310,7 +316,7 @@ class _Tensor:
     raw: int | None = None
     values: dict[int, int] = field(default_factory=dict)
     place: int = 0
-    entries: dict[str, str] = field(default_factory=dict)
+    entries: list[tuple[str, str]] = field(default_factory=list)
 
 
 def _listed(specs: Collection[TensorSpec]) -> str:

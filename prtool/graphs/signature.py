@@ -7,6 +7,10 @@ from prtool.spec import PruneSpec
 BATCH = "batch"
 TOKENS = "tokens"
 PATCHES = "patches"
+WEIGHTS_NAME = "weights.bin"
+"""The file of external data in the folder of the graphs that share it."""
+WEIGHTS_ALIGNMENT = 64
+"""Offsets into it are multiples of this many bytes: a cache line, and the widest vector of any engine."""
 
 
 @dataclass(frozen=True, slots=True)

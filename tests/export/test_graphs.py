@@ -16,7 +16,7 @@ from towers import OPEN_CLIP, TIMM, open_clip_visual, timm_visual
 from prtool.errors import ConfigError, ModelError
 from prtool.export.graphs import compose
 from prtool.export.graphs.modules import PostGraph, PreGraph, plain_copy
-from prtool.export.graphs.onnx import save, to_onnx
+from prtool.export.graphs.onnx import to_onnx
 from prtool.export.signature import signatures
 from prtool.export.source import ExportSource
 from prtool.manifest import GraphSpec, TensorSpec
@@ -39,7 +39,7 @@ def export(source: ExportSource, folder: Path) -> tuple[ExportSource, Path]:
     stages = [to_onnx(PreGraph(source.pruned), specs["pre"]), to_onnx(PostGraph(source.pruned), specs["post"])]
     made = [*stages, compose.fused(stages, source.spec, specs["fused"]), compose.full(stages, specs["full"])]
     for role, model in zip(("pre", "post", "fused", "full"), made, strict=True):
-        save(model, folder / f"{role}.onnx")
+        ir.save(model, folder / f"{role}.onnx")
     return source, folder
 
 
@@ -118,7 +118,7 @@ def test_files_say_nothing_about_the_machine(exported: tuple[ExportSource, Path]
 def test_every_scorer(arch: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = make_source("cls", scorer=make_scorer(ScorerConfig(arch=arch), 64, 16, 1), location=1)
-    save(to_onnx(PreGraph(source.pruned), signatures(source)["pre"]), tmp_path / "pre.onnx")
+    ir.save(to_onnx(PreGraph(source.pruned), signatures(source)["pre"]), tmp_path / "pre.onnx")
     pixels = pixels_for(source, 3)
     tokens, scores = run(tmp_path / "pre.onnx", pixels=pixels.numpy())
     expected = source.pruned.run_pre(pixels)
@@ -185,7 +185,7 @@ def test_ties_keep_the_lower_index(tmp_path: Path) -> None:
     first = to_onnx(Enter(), GraphSpec("pre.onnx", (pixels_in,), (entering, TensorSpec("scores", "float32", ("batch", 20)))))
     last = to_onnx(Leave(), GraphSpec("post.onnx", (staying,), (out,)))
     spec = GraphSpec("fused.onnx", (pixels_in, TensorSpec("k", "int64", (1,))), (out,))
-    save(compose.fused([first, last], PruneSpec((4, 5), 4, (2,), 1, 0), spec), tmp_path / "fused.onnx")
+    ir.save(compose.fused([first, last], PruneSpec((4, 5), 4, (2,), 1, 0), spec), tmp_path / "fused.onnx")
     values = np.stack([np.random.default_rng(0).integers(0, 4, (2, 21)), np.tile(2.0 ** np.arange(21), (2, 1))], axis=2).astype(np.float32)
     for k in (1, 7, 19, 20):
         (found,) = run(tmp_path / "fused.onnx", pixels=values, k=np.array([k]))
@@ -219,7 +219,7 @@ def test_several_locations_and_appended_tokens(tmp_path: Path) -> None:
     )
     last = to_onnx(Last(), GraphSpec("post.onnx", (free,), (out,)))
     spec = GraphSpec("fused.onnx", (tokens_in, TensorSpec("k", "int64", (2,))), (out,))
-    save(compose.fused([first, middle, last], PruneSpec((2, 3), 5, (2, 4), 1, 2), spec), tmp_path / "fused.onnx")
+    ir.save(compose.fused([first, middle, last], PruneSpec((2, 3), 5, (2, 4), 1, 2), spec), tmp_path / "fused.onnx")
     values = np.random.default_rng(0).standard_normal((3, 9, 4)).astype(np.float32)
     (found,) = run(tmp_path / "fused.onnx", pixels=values, k=np.array([4, 2]))
     for row, result in zip(values, found, strict=True):

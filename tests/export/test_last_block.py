@@ -13,7 +13,7 @@ from towers import OPEN_CLIP, TIMM
 
 from prtool.export.graphs.last_block import asking_tokens
 from prtool.export.graphs.modules import PostGraph
-from prtool.export.graphs.onnx import save, to_onnx
+from prtool.export.graphs.onnx import to_onnx
 from prtool.export.signature import signatures
 from prtool.spec import Keep
 
@@ -55,7 +55,7 @@ def test_the_bound_counts_the_trimmed_block() -> None:
 
 def test_one_token_leaves_the_last_attention(tmp_path: Path) -> None:
     source = make_source("cls")
-    save(to_onnx(PostGraph(source.pruned), signatures(source)["post"]), tmp_path / "post.onnx")
+    ir.save(to_onnx(PostGraph(source.pruned), signatures(source)["post"]), tmp_path / "post.onnx")
     graph = shape_inference.infer_shapes(onnx.load(tmp_path / "post.onnx")).graph
     shapes = {value.name: [axis.dim_value or axis.dim_param for axis in value.type.tensor_type.shape.dim] for value in graph.value_info}
     last = [node for node in graph.node if node.op_type == "Softmax"][-1]

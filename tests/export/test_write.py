@@ -20,6 +20,8 @@ from prtool.export import write
 from prtool.export.source import ExportSource
 from prtool.export.validation.agreement import verify_with_model
 from prtool.export.write import ExportOptions, export_bundle
+from prtool.files import sha256_file
+from prtool.manifest import FileDigest
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.verify import verify
 from prtool.spec import Keep
@@ -49,10 +51,10 @@ def source() -> ExportSource:
 
 @pytest.fixture(scope="module")
 def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """One exported bundle, compared on given images, its weights in files of their own."""
+    """One exported bundle, compared on given images."""
     pixels = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     out, steps = tmp_path_factory.mktemp("export") / "bundle", Steps()
-    manifest = export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=pixels, inline_limit_bytes=10_000), steps)
+    manifest = export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=pixels), steps)
     opened = Bundle.open(out)
     assert opened.manifest == manifest
     assert [total for total, _ in steps.stages] == [5, 21]
@@ -125,16 +127,51 @@ def test_agreement_over_many_images(source: ExportSource, bundle: Bundle) -> Non
         verify_with_model(bundle, source, pixels[:0], (5,))
 
 
-def test_weights_beyond_the_limit_lie_beside_their_graph(bundle: Bundle, tmp_path: Path) -> None:
-    names = {f"{role}.onnx.data" for role in ("full", "pre", "post", "fused", "text")}
-    assert names <= set(bundle.manifest.files)
-    assert bundle.manifest.files["fused.onnx"].size < 100_000 < bundle.manifest.files["fused.onnx.data"].size
+def external(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and length of each tensor of a graph that lies in the weights file."""
+    found = {}
+    for weight in onnx.load(path, load_external_data=False).graph.initializer:
+        if weight.data_location == onnx.TensorProto.EXTERNAL:
+            assert [entry.key for entry in weight.external_data] == ["location", "offset", "length"]
+            location, offset, length = (entry.value for entry in weight.external_data)
+            assert location == "weights.bin"
+            found[weight.name] = (int(offset), int(length))
+        else:
+            assert onnx.numpy_helper.to_array(weight).nbytes < 1024
+    return found
+
+
+def test_graphs_share_one_weights_file(bundle: Bundle, tmp_path: Path) -> None:
+    """Each content is stored once, at a multiple of 64 bytes; a moved bundle still finds it."""
+    content = bundle.file("weights.bin").read_bytes()
+    graphs = [external(path) for path in bundle.path.glob("*.onnx")]
+    assert len(graphs) == 5
+    assert all(graphs)
+    places = {place for graph in graphs for place in graph.values()}
+    assert all(offset % 64 == 0 for offset, _ in places)
+    assert len({content[offset : offset + length] for offset, length in places}) == len(places)
+    assert sum(length for _, length in places) <= len(content) < sum(length + 64 for _, length in places)
     moved = tmp_path / "renamed"
     shutil.copytree(bundle.path, moved)
     assert verify(moved).cosine > 0.99999
-    graphs = [onnx.load(path, load_external_data=False).graph for path in moved.glob("*.onnx")]
-    entries = [entry for graph in graphs for weight in graph.initializer for entry in weight.external_data]
-    assert {entry.value for entry in entries if entry.key == "location"} == names
+
+
+def test_the_same_model_gives_the_same_files(source: ExportSource, bundle: Bundle, tmp_path: Path) -> None:
+    export_bundle(source, tmp_path / "again", ExportOptions(Keep.ratio(0.6)))
+    for name in ("weights.bin", "full.onnx", "fused.onnx", "post.onnx", "text.onnx"):
+        assert (tmp_path / "again" / name).read_bytes() == bundle.file(name).read_bytes()
+
+
+def test_every_file_is_hashed_once(source: ExportSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def count(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256_file(path)
+
+    monkeypatch.setattr("prtool.bundle.sha256_file", count)
+    made = export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6)))
+    assert sorted(hashed) == sorted({*made.files} - {"weights.bin"})
 
 
 def negate_scorer(source: ExportSource) -> None:
@@ -158,9 +195,10 @@ def test_a_graph_that_disagrees_is_not_written(
     host = fresh.model.text.host
     saved = {name: tensor.clone() for name, tensor in host.state_dict().items()}
 
-    def copy_graphs(source: ExportSource, root: Path, *_: object) -> None:
-        for path in bundle.path.glob("*.onnx*"):
+    def copy_graphs(source: ExportSource, root: Path, *_: object) -> dict[str, FileDigest]:
+        for path in (*bundle.path.glob("*.onnx"), bundle.file("weights.bin")):
             shutil.copy(path, root)
+        return {}
 
     monkeypatch.setattr(write, "_write_graphs", copy_graphs)
     old = tmp_path / "bundle"
