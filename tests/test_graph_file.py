@@ -115,7 +115,14 @@ def test_a_graph_that_is_never_exported(made: Bundle, change: Change, words: str
         changed(made, change)
 
 
-def outside(made: Bundle, entries: dict[str, str], data: int = TensorProto.EXTERNAL) -> Change:
+KEYS = ("location", "offset", "length")
+
+
+def entries(location: str = "weights.bin", offset: str = "0", length: str = "SIZE") -> list[tuple[str, str]]:
+    return list(zip(KEYS, (location, offset, length), strict=True))
+
+
+def outside(entries: list[tuple[str, str]], data: int = TensorProto.EXTERNAL) -> Change:
     """Puts the first weight into another file."""
 
     def apply(proto: Any) -> None:
@@ -123,48 +130,64 @@ def outside(made: Bundle, entries: dict[str, str], data: int = TensorProto.EXTER
         size = len(weight.raw_data)
         weight.ClearField("raw_data")
         weight.data_location = data
-        for key, value in entries.items():
+        for key, value in entries:
             weight.external_data.add(key=key, value=value.replace("SIZE", str(size)))
 
     return apply
 
 
 @pytest.mark.parametrize(
-    ("entries", "words"),
+    ("found", "value"),
     [
-        ({"location": "*/_ORT_MEM_ADDR_/*", "offset": "94000000000000", "length": "SIZE"}, "full.onnx"),
-        ({"location": "../secret.data"}, "full.onnx"),
-        ({"location": "/etc/hostname"}, "full.onnx"),
-        ({"location": "unlisted.data"}, "full.onnx"),
-        ({"location": "./listed.data"}, "full.onnx"),
-        ({"location": ""}, "full.onnx"),
-        ({}, "full.onnx"),
-        ({"location": "listed.data", "offset": "100000", "length": "SIZE"}, "65536"),
-        ({"location": "listed.data", "offset": "-8"}, "full.onnx"),
-        ({"location": "listed.data", "length": "9" * 30}, "full.onnx"),
-        ({"location": "listed.data", "length": "8"}, "8 bytes"),
-        ({"location": "listed.data", "basepath": "/"}, "basepath"),
+        (entries("*/_ORT_MEM_ADDR_/*", "94000000000000"), "_ORT_MEM_ADDR_"),
+        (entries("../weights.bin"), "'../weights.bin'"),
+        (entries("/etc/hostname"), "'/etc/hostname'"),
+        (entries("other.bin"), "'other.bin'"),
+        (entries("./weights.bin"), "'./weights.bin'"),
+        (entries("fp16/weights.bin"), "'fp16/weights.bin'"),
+        (entries(""), "''"),
+        ([], "tensor"),
+        (entries(offset="65536"), "65536"),
+        (entries(offset="9" * 16), "65536"),
+        (entries(offset="8"), "64"),
+        (entries(offset="-64"), "-64"),
+        (entries(offset="0x40"), "0x40"),
+        (entries(offset="\u0660"), "weights.bin"),
+        (entries(length="9" * 30), "9" * 30),
+        (entries(length=""), "weights.bin"),
+        (entries(length="8"), "8 bytes"),
+        (entries()[:1], "location"),
+        (entries()[:2], "location"),
+        (entries()[::-1], "location"),
+        ([*entries()[:2], ("offset", "64")], "location"),
+        ([*entries(), ("offset", "64")], "3"),
+        ([*entries(), ("checksum", "0")], "3"),
+        ([*entries()[:2], ("basepath", "/")], "basepath"),
     ],
 )
-def test_external_data_lies_in_files_of_the_bundle(made: Bundle, entries: dict[str, str], words: str) -> None:
-    (made.path.parent / "secret.data").write_bytes(bytes(1 << 16))
-    (made.path / "listed.data").write_bytes(bytes(1 << 16))
-    with pytest.raises(BundleError, match=words):
-        changed(made, outside(made, entries))
+def test_external_data_lies_in_the_weights_file(made: Bundle, found: list[tuple[str, str]], value: str) -> None:
+    (made.path.parent / "weights.bin").write_bytes(bytes(1 << 16))
+    for name in ("weights.bin", "other.bin", "fp16/weights.bin"):
+        (made.path / name).parent.mkdir(exist_ok=True)
+        (made.path / name).write_bytes(bytes(1 << 16))
+    with pytest.raises(BundleError, match=rf"full\.onnx .*{re.escape(value)}"):
+        changed(made, outside(found))
 
 
-def test_external_data_that_is_unlisted_or_a_link(made: Bundle) -> None:
+def test_a_weights_file_that_is_unlisted_or_a_link(made: Bundle) -> None:
     """The manifest is sealed before the file is put there."""
-    with pytest.raises(BundleError, match=r"full.onnx"):
-        changed(made, outside(made, {"location": "late.data"}))
-    (made.path / "late.data").symlink_to("/dev/zero")
-    with pytest.raises(BundleError, match=r"full.onnx"):
+    with pytest.raises(BundleError, match=r"full\.onnx"):
+        changed(made, outside(entries()))
+    (made.path / "weights.bin").symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match=r"full\.onnx"):
         Bundle.open(made.path)
 
 
-def test_external_data_in_a_listed_file(made: Bundle) -> None:
-    (made.path / "listed.data").write_bytes(bytes(1 << 16))
-    changed(made, outside(made, {"location": "listed.data", "offset": "64", "length": "SIZE"}))
+def test_external_data_in_the_weights_file(made: Bundle) -> None:
+    """Two tensors may name the same bytes."""
+    (made.path / "weights.bin").write_bytes(bytes(1 << 16))
+    for role in ("full", "fused"):
+        changed(made, outside(entries(offset="64")), role)
 
 
 class Counted(io.FileIO):

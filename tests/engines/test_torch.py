@@ -25,7 +25,7 @@ from prtool.engines.registry import open_engine  # noqa: E402
 from prtool.errors import EngineError, EngineUnavailable, ShapeError  # noqa: E402
 from prtool.export.graphs import compose  # noqa: E402
 from prtool.export.graphs.modules import PostGraph, PreGraph, TextGraph  # noqa: E402
-from prtool.export.graphs.onnx import save, to_onnx  # noqa: E402
+from prtool.export.graphs.onnx import to_onnx  # noqa: E402
 from prtool.export.precision.half import to_half  # noqa: E402
 from prtool.export.signature import signatures  # noqa: E402
 
@@ -195,9 +195,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     for precision in ("fp32", "fp16", "bf16"):
         ready = stages if precision == "fp32" else [to_half(stage, precision) for stage in stages]
         for role, model in {"pre": ready[0], "post": ready[1], "fused": compose.fused(ready, source.spec, specs["fused"])}.items():
-            save(model, folder / f"{role}.{precision}.onnx")
+            ir.save(model, folder / f"{role}.{precision}.onnx")
     if request.param == "cls":
-        save(to_onnx(TextGraph(source.model.text), specs["text"]), folder / "text.fp32.onnx")
+        ir.save(to_onnx(TextGraph(source.model.text), specs["text"]), folder / "text.fp32.onnx")
     return folder
 
 

@@ -24,12 +24,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hostile.graphs import GRAPHS, change_bytes, change_graph
+from hostile.graphs import GRAPHS, SECRET, change_bytes, change_graph
 from hostile.sealing import read_manifest, reseal
 from hostile.values import change_json, change_text, consistent, hostile_name
 
 SEED = 17
-SECRET = b"never read this " * 4096
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,8 @@ class Ground:
 
 
 def base_bundle(root: Path) -> Path:
-    """Writes the good bundle: two locations, a learnable token, text, classes, probe, and one graph whose weights are external data."""
+    """Writes the good bundle: two locations, a learnable token, text, classes and probe; graphs share their weights."""
     import numpy as np
-    import onnx
     from models import CONTEXT, TinyModel, tiny_bundle
     from safetensors.numpy import save_file
 
@@ -67,8 +65,7 @@ def base_bundle(root: Path) -> Path:
 
     model = TinyModel((2, 3), learnable_tokens=1)
     made = tiny_bundle(root, model)
-    graph = onnx.load(root / "full.onnx")
-    onnx.save(graph, root / "full.onnx", save_as_external_data=True, location="full.onnx.data", size_threshold=100)
+    share_weights(root)
     pixels, tokens = model.pixels(2), np.random.default_rng(0).integers(0, 8, (2, CONTEXT))
     tensors = {"pixels": pixels, "embedding_full": model.embed_full(pixels), "text_tokens": tokens, "text_embedding": model.embed_text(tokens)}
     tensors |= {f"embedding_k{k}": model.embed(pixels, model.spec.counts(Keep.count(k))) for k in (10, 4)}
@@ -77,6 +74,30 @@ def base_bundle(root: Path) -> Path:
     (root / "parity.json").write_text("{}\n")
     seal(root, made.manifest)
     return root
+
+
+def share_weights(root: Path) -> None:
+    """Moves the larger tensors of every graph into weights.bin, equal ones once."""
+    import onnx
+
+    content = bytearray()
+    offsets: dict[bytes, int] = {}
+    for path in sorted(root.glob("*.onnx")):
+        proto = onnx.load(path)
+        for weight in proto.graph.initializer:
+            raw = bytes(weight.raw_data)
+            if len(raw) < 100:
+                continue
+            if raw not in offsets:
+                content += bytes(-len(content) % 64)
+                offsets[raw] = len(content)
+                content += raw
+            weight.ClearField("raw_data")
+            weight.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", "weights.bin"), ("offset", offsets[raw]), ("length", len(raw))):
+                weight.external_data.add(key=key, value=str(value))
+        path.write_bytes(proto.SerializeToString())
+    (root / "weights.bin").write_bytes(content)
 
 
 def manifest_bits(ground: Ground) -> str:

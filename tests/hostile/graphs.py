@@ -1,5 +1,7 @@
 """Hostile graphs: what no exporter writes, in files that are valid ONNX or nearly so."""
 
+import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hostile.sealing import read_manifest, reseal
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
+SECRET = b"never read this " * 4096
 _ROLES = ("full", "fused", "pre", "mid_1", "post", "text")
 
 
@@ -138,39 +141,46 @@ def _functions(proto: Any, _: _Place) -> None:
     proto.graph.node.append(helper.make_node("F39", [proto.graph.input[0].name], ["z"], domain="own"))
 
 
-def _external(location: str, offset: str = "0", link: str = "") -> Make:
+Entries = list[tuple[str, str]]
+
+
+def _moved(change: Callable[[Entries], Entries], late: Callable[[_Place], object] | None = None) -> Make:
+    """Changes where one tensor says that its values lie; `late` is done when the manifest is sealed."""
+
     def apply(proto: Any, place: _Place) -> Late:
-        weights = [weight for weight in proto.graph.initializer if weight.raw_data and weight.data_type == TensorProto.FLOAT]
-        if not weights:
-            return None
-        weight = place.chance.choice(weights)
-        size = len(weight.raw_data)
+        weight = place.chance.choice([weight for weight in proto.graph.initializer if weight.data_type == TensorProto.FLOAT])
+        length = 4 * math.prod(weight.dims)
+        found = [(entry.key, entry.value) for entry in weight.external_data] or _at(length=str(length))
         weight.ClearField("raw_data")
+        weight.ClearField("external_data")
         weight.data_location = TensorProto.EXTERNAL
-        address = str(id(size)) if offset == "address" else offset
-        for key, value in (("location", location), ("offset", address), ("length", str(size))):
+        for key, value in change(found):
             weight.external_data.add(key=key, value=value)
-        if link:
-            return lambda: (place.root / link).symlink_to(place.outside / "secret.data")
-        if location == "w.data":
-            return lambda: (place.root / location).write_bytes(bytes(range(256)) * 256)
-        return None
+        return None if late is None else lambda: late(place)
 
     return apply
 
 
-def _listed(**change: str) -> Make:
-    """External data in a file that is listed, at a place that does not fit."""
+def _at(location: str = "weights.bin", offset: str = "0", length: str = "4") -> Entries:
+    return [("location", location), ("offset", offset), ("length", length)]
 
-    def apply(proto: Any, place: _Place) -> Late:
-        (place.root / "w.data").write_bytes(bytes(4096))
-        _external("w.data")(proto, place)
-        for weight in proto.graph.initializer:
-            for entry in weight.external_data:
-                entry.value = change.get(entry.key, entry.value) if entry.key != "location" or weight.data_location else entry.value
-        return None
+
+def _entry(key: str, value: str, late: Callable[[_Place], object] | None = None) -> Make:
+    return _moved(lambda entries: [(name, value if name == key else old) for name, old in entries], late)
+
+
+def _weights(change: Callable[[Path], object]) -> Make:
+    """Changes the weights file itself, before it is sealed."""
+
+    def apply(_: Any, place: _Place) -> None:
+        change(place.root / "weights.bin")
 
     return apply
+
+
+def _linked(path: Path) -> None:
+    path.rename(path.with_name("other.bin"))
+    path.symlink_to("other.bin")
 
 
 def _output(change: Callable[[Any], object]) -> Make:
@@ -256,22 +266,39 @@ GRAPHS: dict[str, Make] = {
             chance.choice(proto.graph.node), "op_type", chance.choice(["Loop", "Scan", "NonZero", "Add", "Tanh", "Hardmax", ""])
         )
     ),
-    "memory address": _external("*/_ORT_MEM_ADDR_/*", "address"),
-    "memory address 0": _external("*/_ORT_MEM_ADDR_/*", "0"),
-    "outside by ..": _external("../outside/secret.data"),
-    "outside by ../bundle": _external("../bundle/../outside/secret.data"),
-    "outside, absolute": _external("/etc/passwd"),
-    "device": _external("/dev/zero"),
-    "unlisted file": _external("w.data"),
-    "unlisted link": _external("w.link", link="w.link"),
-    "listed link": _external("classes.safetensors"),
-    "manifest as weights": _external("prtool.json"),
-    "listed, beyond its end": _listed(offset="4096000"),
-    "listed, negative": _listed(offset="-16"),
-    "listed, long number": _listed(length="9" * 40),
-    "listed, wrong length": _listed(length="4"),
-    "listed, hexadecimal": _listed(offset="0x10"),
-    "listed, with a slash": _listed(location="./w.data"),
+    "memory address": _moved(lambda _: _at("*/_ORT_MEM_ADDR_/*", str(id(SECRET)))),
+    "memory address 0": _entry("location", "*/_ORT_MEM_ADDR_/*"),
+    "weights outside by ..": _entry("location", "../outside/secret.data"),
+    "weights outside by ../bundle": _entry("location", "../bundle/../outside/secret.data"),
+    "weights outside, absolute": _entry("location", "/etc/passwd"),
+    "weights in a device": _entry("location", "/dev/zero"),
+    "weights in an unlisted file": _entry("location", "w.data", lambda place: (place.root / "w.data").write_bytes(bytes(1 << 16))),
+    "weights in an unlisted link": _entry("location", "w.link", lambda place: (place.root / "w.link").symlink_to(place.outside / "secret.data")),
+    "weights in another listed file": _entry("location", "classes.safetensors"),
+    "weights in the manifest": _entry("location", "prtool.json"),
+    "weights in a graph": _entry("location", "full.onnx"),
+    "weights at a path with a slash": _entry("location", "./weights.bin"),
+    "weights beyond the end": _entry("offset", "4096000"),
+    "weights at 10^15": _entry("offset", "9" * 15 + "968"),
+    "weights at a negative offset": _entry("offset", "-64"),
+    "weights at a hexadecimal offset": _entry("offset", "0x40"),
+    "weights at an unaligned offset": _entry("offset", "4"),
+    "weights at another tensor's offset": _entry("offset", "64"),
+    "weights of a long length": _entry("length", "9" * 40),
+    "weights of length 0": _entry("length", "0"),
+    "weights of another length": _entry("length", "12345"),
+    "weights with an offset twice": _moved(lambda entries: [*entries, ("offset", "64")]),
+    "weights with an offset in place of a length": _moved(lambda entries: [*entries[:2], ("offset", "64")]),
+    "weights with entries in another order": _moved(lambda entries: entries[::-1]),
+    "weights without an offset": _moved(lambda entries: [entries[0], entries[2]]),
+    "weights without a location": _moved(lambda entries: entries[1:]),
+    "weights with another entry": _moved(lambda entries: [*entries, ("checksum", "0")]),
+    "weights without entries": _moved(lambda _: []),
+    "weights file cut": _weights(lambda path: os.truncate(path, 64)),
+    "weights file empty": _weights(lambda path: path.write_bytes(b"")),
+    "weights file gone": _weights(lambda path: path.unlink()),
+    "weights file a link": _weights(_linked),
+    "weights file of NaN": _weights(lambda path: path.write_bytes(b"\xff" * path.stat().st_size)),
     "output renamed": _output(lambda output: setattr(output, "name", "other")),
     "output of another width": _output(_axis(1, 63)),
     "output of batch 1": _output(_axis(0, 1)),
@@ -330,7 +357,7 @@ GRAPHS: dict[str, Make] = {
     "chain of 3,000": _chain(3000),
     "chain of 10,001": _chain(10_001),
     "chain of 100,000": _chain(100_000),
-    "weight of no bytes": _edit(lambda proto, chance: chance.choice(proto.graph.initializer).ClearField("raw_data")),
+    "weight of no bytes": _edit(lambda proto, chance: chance.choice([w for w in proto.graph.initializer if w.raw_data]).ClearField("raw_data")),
     "weight of huge shape": _edit(lambda proto, chance: chance.choice(proto.graph.initializer).dims.extend([2**31, 2**31])),
     "weight of 2^63 axes": _edit(lambda proto, chance: chance.choice(proto.graph.initializer).dims.extend([2**62, 4])),
     "weight of negative shape": _edit(lambda proto, chance: chance.choice(proto.graph.initializer).dims.append(-1)),

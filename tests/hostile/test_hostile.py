@@ -1,5 +1,7 @@
 """Damaged and hostile bundles against the Python reader; docs/bundle-format.md says what a reader must reject."""
 
+import random
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +11,14 @@ import pytest
 pytest.importorskip("onnx", reason="onnx makes the hostile graphs")
 pytest.importorskip("tokenizers", reason="prompts need tokenizers")
 from hostile.attack import FINE, Attack
-from hostile.corpus import GROUPS
+from hostile.corpus import GROUPS, base_bundle
+from hostile.graphs import GRAPHS, SECRET, change_graph
+from prtool.bundle import Bundle
+from prtool.errors import BundleError
 
 SAMPLE = 150
+HARMLESS = {"weights at another tensor's offset", "weights file of NaN"}
+"""Other numbers, in their place."""
 
 
 def counted(attack: Attack, numbers: range, engine: str) -> Counter[str]:
@@ -27,6 +34,11 @@ def counted(attack: Attack, numbers: range, engine: str) -> Counter[str]:
     return groups
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return base_bundle(tmp_path_factory.mktemp("hostile") / "base")
+
+
 @pytest.fixture
 def attack(tmp_path: Path) -> Iterator[Attack]:
     made = Attack(tmp_path, ("ort",))
@@ -36,6 +48,19 @@ def attack(tmp_path: Path) -> Iterator[Attack]:
 
 def test_a_sample_of_every_group(attack: Attack) -> None:
     assert set(counted(attack, range(SAMPLE), "ort")) == set(GROUPS)
+
+
+@pytest.mark.parametrize("kind", sorted(kind for kind in GRAPHS if kind.startswith("weights") and kind not in HARMLESS))
+def test_weights_that_lie_anywhere_else_are_rejected(base: Path, tmp_path: Path, kind: str) -> None:
+    """Before any engine sees the graph, whichever tensor of whichever graph it is."""
+    for seed in range(3):
+        root, outside = tmp_path / str(seed) / "bundle", tmp_path / str(seed) / "outside"
+        shutil.copytree(base, root)
+        outside.mkdir()
+        (outside / "secret.data").write_bytes(SECRET)
+        change_graph(root, outside, random.Random(seed), kind)
+        with pytest.raises(BundleError):
+            Bundle.open(root)
 
 
 @pytest.mark.slow
