@@ -14,6 +14,7 @@ import onnx
 import torch
 from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
+from onnx.external_data_helper import ExternalDataInfo
 from torch import Tensor, fx, nn
 
 from prtool.engines.base import reason
@@ -65,7 +66,7 @@ def load_graph(path: Path, device: torch.device) -> TorchGraph:
         raise EngineError(f"{path} is missing; copy the whole bundle again, or export it again")
     try:
         graph = _read(path)
-        return _Translator(graph, device).result()
+        return _Translator(graph, path.parent, device).result()
     except UnsupportedOperator as cause:
         raise EngineError(f"PyTorch cannot load {path}: the engine does not know {cause}; use engine ort, or report the operator") from cause
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError, KeyError, TypeError, RuntimeError) as cause:
@@ -73,7 +74,7 @@ def load_graph(path: Path, device: torch.device) -> TorchGraph:
 
 
 def _read(path: Path) -> Any:  # noqa: ANN401 - onnx has no types
-    model = onnx.load(path)
+    model = onnx.load(path, load_external_data=False)
     if not model.graph.output:
         raise ValueError("it holds no graph")
     for item in model.opset_import:
@@ -95,8 +96,9 @@ class _Value:
 class _Translator:
     """Writes one fx call for each ONNX node."""
 
-    def __init__(self, graph: Any, device: torch.device) -> None:  # noqa: ANN401
+    def __init__(self, graph: Any, folder: Path, device: torch.device) -> None:  # noqa: ANN401
         self.onnx = graph
+        self.folder = folder
         self.device = device
         self.weights = {item.name: item for item in graph.initializer}
         self.inputs = tuple(item.name for item in graph.input if item.name not in self.weights)
@@ -196,7 +198,7 @@ class _Translator:
             return value.node
         if not self._is_known_integer(name):
             raise UnsupportedOperator(f"{name} is used as a size, but is no vector of integers")
-        found = numpy_helper.to_array(self.weights[name]).tolist()
+        found = _array(self.weights[name], self.folder).tolist()
         return tuple(found) if isinstance(found, list) else found
 
     def _tensor(self, name: str, dtype: torch.dtype | None = None) -> fx.Node:
@@ -206,7 +208,7 @@ class _Translator:
             return self.fx.call_function(as_tensor, (value.node, self.device)) if value.host else value.node
         if (name, dtype) not in self.buffers:
             place = f"weight_{len(self.buffers)}"
-            tensor = _weight(self.weights[name])
+            tensor = _weight(self.weights[name], self.folder)
             self.root.register_buffer(place, tensor.to(self.device, dtype or tensor.dtype), persistent=False)
             self.buffers[name, dtype] = self.fx.get_attr(place)
         return self.buffers[name, dtype]
@@ -222,8 +224,19 @@ def _whole(value: int | Sequence[Any]) -> bool:
     return isinstance(value, int) or all(isinstance(item, int) for item in value)
 
 
-def _weight(item: Any) -> Tensor:  # noqa: ANN401
-    array = numpy_helper.to_array(item)
+def _array(item: Any, folder: Path) -> Any:  # noqa: ANN401
+    """The values of a weight; external data are mapped, so that graphs and processes share their memory."""
+    if item.data_location != onnx.TensorProto.EXTERNAL:
+        return numpy_helper.to_array(item).copy()
+    info = ExternalDataInfo(item)
+    if Path(info.location).name != info.location:
+        raise ValueError(f"the weight {item.name} lies in another folder")
+    # Copy on write: PyTorch has no tensors that cannot be written.
+    return np.memmap(folder / info.location, helper.tensor_dtype_to_np_dtype(item.data_type), "c", info.offset or 0, tuple(item.dims))
+
+
+def _weight(item: Any, folder: Path) -> Tensor:  # noqa: ANN401
+    array = _array(item, folder)
     if item.data_type == onnx.TensorProto.BFLOAT16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

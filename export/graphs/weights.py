@@ -6,8 +6,8 @@ from typing import Self
 
 import onnx_ir as ir
 
+from prtool.files import FileDigest
 from prtool.graphs.signature import WEIGHTS_ALIGNMENT, WEIGHTS_NAME
-from prtool.manifest import FileDigest
 
 MIN_EXTERNAL_BYTES = 1024
 """Tensors with fewer bytes stay inside their graph."""

@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+import onnx_ir as ir  # noqa: E402
 import onnxruntime  # noqa: E402
 from export_sources import make_source  # noqa: E402
 from models import TinyModel, tiny_bundle  # noqa: E402

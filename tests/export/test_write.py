@@ -169,7 +169,7 @@ def test_every_file_is_hashed_once(source: ExportSource, tmp_path: Path, monkeyp
         hashed.append(path.name)
         return sha256_file(path)
 
-    monkeypatch.setattr("prtool.bundle.sha256_file", count)
+    monkeypatch.setattr("prtool.files.sha256_file", count)
     made = export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6)))
     assert sorted(hashed) == sorted({*made.files} - {"weights.bin"})
 
