@@ -188,7 +188,7 @@ def probe(name: str) -> EngineInfo:
     return _load(name).probe()
 
 
-def available() -> list[EngineStatus]:
+def list_engines() -> list[EngineStatus]:
     """Every engine by name, with what would run here or the reason why it would not."""
     return [_status(name, entry) for name, entry in ENGINES.items()]
 

@@ -100,7 +100,7 @@ def export_run(run: Path, out: Path, options: ExportOptions, data: Path | None =
     return export_bundle(source, out, options, progress)
 
 
-def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data: Path) -> RunAgreement:
+def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data: str | Path) -> RunAgreement:
     """Compares an engine with the PyTorch model of a run in float32, on images of a data folder's test split, at three keep counts.
 
     Args:

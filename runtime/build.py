@@ -1,20 +1,16 @@
 """Builds the engine files of a bundle ahead of use, and reports for each whether it was built and why."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prtool.bundle import Bundle
-from prtool.engines.base import BuildOptions, EngineOptions, GraphOptions, ShapeRange
+from prtool.engines.base import EngineOptions, GraphOptions
 from prtool.engines.cache.key import NO_DEVICE
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import builder, graph_precision
-from prtool.errors import ConfigError
-from prtool.manifest import Manifest
-from prtool.progress import Progress, stage
-from prtool.spec import Keep
+from prtool.progress import Progress, SilentProgress, stage
 
 _NO_IMAGE_GRAPH = "text"
 _MIB = 1 << 20
@@ -80,7 +76,7 @@ class BuildReport:
 
 
 def build_bundle(
-    bundle: str | Path | Bundle, engine: str, precision: str, options: EngineOptions, progress: Progress, *, rebuild: bool = False
+    bundle: str | Path | Bundle, engine: str, precision: str, options: EngineOptions, progress: Progress | None = None, *, rebuild: bool = False
 ) -> BuildReport:
     """Builds an engine of every image graph of a bundle, or takes it from the cache.
 
@@ -108,42 +104,14 @@ def build_bundle(
     roles = {role: graph for role, graph in opened.manifest.graphs[held].items() if role != _NO_IMAGE_GRAPH}
     target = module.build_target(options.device)
     made, library = [], ("", "")
-    with stage(progress, f"building {engine} engines", len(roles)):
+    told = progress or SilentProgress()
+    with stage(told, f"building {engine} engines", len(roles)):
         for role, graph in roles.items():
             with opened.unchanged(graph.file) as path:
                 found = module.build_graph(path, graph.inputs, chosen, rebuild=rebuild)
             record = found.record
             library = record.key.library, record.key.library_version
             made.append(BuiltGraph(role, graph.file, str(found.path), record.size, record.seconds, found.built, found.reason))
-            progress.advance()
+            told.advance()
     state = f"built, not run: {NO_DEVICE}" if target.startswith(NO_DEVICE) else "built"
     return BuildReport(str(opened.path), engine, *library, precision, target, state, tuple(made))
-
-
-def build_options(manifest: Manifest, batch: str, keeps: Sequence[Keep], settings: Mapping[str, Any]) -> BuildOptions:
-    """How to build, from what a person types.
-
-    Args:
-        manifest: turns keep ratios into counts.
-        batch: "8", or "LEAST:USUAL:MOST".
-        keeps: a narrow profile for each; none builds one profile over every count.
-        settings: any other field of `BuildOptions`.
-
-    Raises:
-        ConfigError: the batch is not a range, or a setting is unknown or of the wrong kind.
-        KeepError: a count is outside the bundle's range.
-    """
-    parts = batch.split(":")
-    if len(parts) not in (1, 3) or not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(f"batch = {batch!r}, but it must be a number, or LEAST:USUAL:MOST such as 1:8:32")
-    numbers = [int(part) for part in parts]
-    least, usual, most = numbers * 3 if len(numbers) == 1 else numbers
-    defaults = BuildOptions()
-    kinds = {item.name: type(getattr(defaults, item.name)) for item in dataclasses.fields(defaults) if item.name not in ("batch", "keeps")}
-    for name, value in settings.items():
-        if name not in kinds:
-            raise ConfigError(f"{name} is not a build option; they are {', '.join(kinds)}")
-        if type(value) is not kinds[name]:
-            raise ConfigError(f"{name} = {value!r}, but it must be {'true or false' if kinds[name] is bool else 'a whole number'}")
-    counts = tuple(dict.fromkeys(manifest.resolve(keep) for keep in keeps))
-    return replace(defaults, batch=ShapeRange(least, usual, most), keeps=counts, **settings)

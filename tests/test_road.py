@@ -84,7 +84,7 @@ def test_export_verify_and_bench(project: Path) -> None:
     verified = json.loads(run("verify", "--data", "data", "--json").stdout)
     assert verified["probe"]["cosine"] > 0.99999
     assert all(row["cosine_mean"] > 0.99999 for row in verified["images"]["rows"])
-    rows = json.loads(run("bench", "--batch", "2", "--keep", "0.5", "--seconds", "0", "--json").stdout)["rows"]
+    rows = json.loads(run("bench", "--batch", "2", "--keep", "0.5", "--set", "budget_s=0", "--json").stdout)["rows"]
     assert {row["mode"] for row in rows} == {"full", "fused"}
 
 

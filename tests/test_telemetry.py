@@ -93,7 +93,7 @@ def test_doctor_is_silent(guard: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_bench_is_silent(guard: Path, tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "bundle", TinyModel())
-    arguments = ["bench", "--batch", "2", "--keep", "0.5", "--seconds", "0"]
+    arguments = ["bench", "--batch", "2", "--keep", "0.5", "--set", "budget_s=0"]
     assert traces(guard, tmp_path, COMMAND.format(arguments=arguments)) == ([], [])
 
 

@@ -16,7 +16,7 @@ from models import TinyModel, tiny_bundle
 from PIL import Image
 
 from prtool.bundle import Bundle
-from prtool.cli.tune import tune as command
+from prtool.cli.run import tune as command
 from prtool.engines.base import EngineInfo
 from prtool.errors import CheckpointError, ConfigError, DataError, EngineUnavailable, KeepError
 from prtool.progress import SilentProgress
@@ -453,7 +453,7 @@ def test_quality_without_labels_is_the_cosine(run: Path, tmp_path: Path) -> None
 @pytest.mark.timeout(900)
 def test_for_real_on_a_tiny_run(run: Path) -> None:
     """Train, export, evaluate and time a progressive sibling run, as a person types it."""
-    arguments = [str(run), "--location", "2,3", "--keep", "1.0,0.5", "--batch", "2", "--seconds", "0", "--max-drop", "100", "--json"]
+    arguments = [str(run), "--location", "2,3", "--keep", "1.0,0.5", "--batch", "2", "--set", "budget_s=0", "--max-drop", "100", "--json"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
     value = json.loads(result.stdout)

@@ -247,7 +247,9 @@ class EngineCache:
         except Timeout:
             raise
         except (OSError, NotImplementedError) as cause:
-            raise StorageError(f"cannot lock {path} ({cause}); choose a folder on a local disk that you may write to, with --engine-cache") from cause
+            raise StorageError(
+                f"cannot lock {path} ({cause}); choose a folder on a local disk that you may write to, with --set cache=FOLDER"
+            ) from cause
         try:
             yield
         finally:
@@ -276,7 +278,7 @@ class EngineCache:
         except FileNotFoundError:
             return []
         except OSError as cause:
-            raise StorageError(f"cannot read the engine cache {self.root} ({cause}); choose another folder with --engine-cache") from cause
+            raise StorageError(f"cannot read the engine cache {self.root} ({cause}); choose another folder with --set cache=FOLDER") from cause
 
 
 def _entry(folder: Path) -> CacheEntry:

@@ -115,9 +115,9 @@ def _remedy(name: str, value: int, profiles: Sequence[Profile], command: str) ->
     if any(profile[name].least < profile[name].most for profile in profiles):
         return f"the bundle allows no other; build it again with '{command}', or export the bundle again for other counts"
     if name == "tokens":
-        return f"build it again with '{command}' for every count, or add the count behind these tokens to --static-keep"
+        return f"build it again with '{command}' for every count, or add the count behind these tokens to --keep"
     counts = ",".join(str(count) for count in sorted({value, *(profile[name].usual for profile in profiles)}))
-    return f"build it again with '{command} --static-keep {counts}', or without --static-keep for every count"
+    return f"build it again with '{command} --keep {counts}', or without --keep for every count"
 
 
 def _parse_range(part: str) -> tuple[str, ShapeRange]:

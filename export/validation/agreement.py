@@ -1,14 +1,14 @@
 """A finished bundle beside the PyTorch model that it came from, over many real images."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from prtool.bundle import Bundle
+from prtool.engines.base import EngineOptions
 from prtool.errors import ConfigError, ParityError
 from prtool.export.source import ExportSource
 from prtool.export.validation.decisions import COSINE, NEIGHBOURS, TOP1, Decisions, neighbour_overlap
@@ -57,12 +57,12 @@ _SHARES: dict[str, Callable[[KeepAgreement], float | None]] = {
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest:
-    """What is compared with PyTorch: an engine of the registry, its precision, on how many images at most, and where its built engines lie."""
+    """What is compared with PyTorch: an engine of the registry, its precision, on how many images at most, and how the engine runs."""
 
     engine: str = "ort"
     precision: str = "fp32"
     images: int = 64
-    cache: Path | None = None
+    options: EngineOptions = QUIET
 
 
 def verify_with_model(
@@ -87,8 +87,7 @@ def verify_with_model(
         raise ConfigError("there are no images to compare on; give at least one")
     classes = source.classes()
     chosen = ask or VerifyRequest()
-    options = replace(QUIET, cache=chosen.cache)
-    with Encoder.load(bundle, engine=chosen.engine, precision=chosen.precision, options=options) as encoder:
+    with Encoder.load(bundle, engine=chosen.engine, precision=chosen.precision, options=chosen.options) as encoder:
         compared = [_compare(encoder, source, chunk, counts, classes) for chunk in torch.split(pixels, _BATCH)]
     return tuple(_row(k, [batch[k] for batch in compared]) for k in counts)
 

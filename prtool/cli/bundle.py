@@ -1,144 +1,128 @@
-"""The commands that run a bundle: verify, bench, embed, classify, show."""
+"""The commands that run a bundle: verify, bench, build, embed, classify, show."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from prtool import api
+from prtool.cli.console import BarProgress, message, print_report, result_json, result_table
 from prtool.cli.parameters import (
-    Counts,
-    EngineChoice,
+    FOLDER,
     FileName,
-    KeepList,
-    Names,
-    bundle_argument,
-    bundle_option,
-    cache_option,
+    Values,
+    batch_range,
     check_images,
     engine_options,
     images_argument,
     json_option,
-    keep_option,
-    mode_option,
+    option,
+    settings_option,
+    shared,
+    word,
 )
 from prtool.spec import Keep
 
+Loading = Callable[[], dict[str, Any]]
+
 
 @click.command()
-@bundle_argument
-@engine_options
-@click.option("--data", type=click.Path(path_type=Path), help="Compare on these images too, with the PyTorch model of --run.")
-@click.option("--run", type=click.Path(path_type=Path), default=Path("runs/latest"), show_default=True, help="Run that the bundle came from.")
+@shared("bundle", "engine", "precision", "data", verb=api.verify, data="the recorded images only")
+@shared("run", "threads", "device", verb=api.verify)
+@settings_option("streams", "spinning", "cache")
 @json_option
-def verify(bundle: Path, choice: EngineChoice, data: Path | None, run: Path, as_json: bool) -> None:
-    """Check every file's digest, and every mode's embeddings against PyTorch's recorded ones."""
-    from prtool.cli.console import result_json, result_table
-    from prtool.runtime.verify import verify as verify_probe
-    from prtool.trainer.data.address import parse_data
-    from prtool.trainer.runs.record import read_record
-
-    opened = choice.open(bundle)
-    if data is not None:
-        parse_data(data)
-        read_record(run)
-    probe = verify_probe(opened, choice.engine, choice.options(spinning=False), choice.precision)
-    images = None
-    if data is not None:
-        from prtool.export.run import verify_run
-        from prtool.export.validation.agreement import VerifyRequest
-
-        images = verify_run(opened, VerifyRequest(choice.engine, choice.precision, cache=choice.cache), run, data)
+def verify(as_json: bool, **options: Any) -> None:  # noqa: ANN401 - as click hands them over
+    """Check every file's digest, and every mode's embeddings against PyTorch's recorded ones; with --data also on those images."""
+    result = api.verify(**options)
     if as_json:
-        result_json({"probe": probe.to_json(), "images": None if images is None else images.to_json()})
+        result_json(result.to_json())
         return
-    result_table(*probe.table(), "recorded images, compared with PyTorch's recorded embeddings")
-    if images is not None:
-        result_table(*images.table(), f"images of {images.data}, compared with PyTorch; held to {images.judged.decided_by}: {images.judged.why}")
+    result_table(*result.probe.table(), "recorded images, compared with PyTorch's recorded embeddings")
+    if result.images is not None:
+        judged = result.images.judged
+        result_table(*result.images.table(), f"images of {result.images.data}, compared with PyTorch; held to {judged.decided_by}: {judged.why}")
 
 
 @click.command()
-@bundle_argument
-@click.option("--engine", "engines", type=Names(), default="ort", show_default=True, help="Engines, side by side; 'prtool doctor' lists them.")
-@click.option("--precision", "precisions", type=Names(), default="fp32", show_default=True, help="Of fp32, fp16, bf16, int8, as the engines have it.")
-@click.option("--batch", "batches", type=Counts(), default="1,8", show_default=True, help="Images a call.")
-@click.option("--keep", "keeps", type=KeepList(), default="1.0,0.8,0.6,0.5", show_default=True, help="Keep ratios or counts.")
-@click.option("--mode", "modes", type=Names("fused", "split"), default="fused", show_default=True, help="One graph, or two with selection between.")
-@click.option("--reference", default="", help="Also relate every row to the unpruned model of ENGINE/PRECISION, or of the 'slowest'.")
-@click.option("--threads", type=int, default=0, help="CPU threads; 0 takes all that are granted.  [default: 0]")
-@click.option("--streams", type=int, default=1, show_default=True, help="Parts of a batch that run side by side, where an engine has streams.")
-@click.option("--seconds", "budget_s", type=float, default=60.0, show_default=True, help="Time for measuring; more gives steadier medians.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write FILE.json, .csv or .png; without a suffix, all three.")
-@cache_option
+@shared("bundle", "engine", "precision", "batch", "keep", verb=api.benchmark, several=("engine", "precision", "batch", "keep"))
+@option(api.benchmark, "--mode", type=Values("mode", word("fused", "split")), help="Of fused (one graph) and split (two); full is always measured.")
+@shared("threads", "device", verb=api.benchmark)
+@settings_option("reference", "streams", "budget_s", "scopes", "min_rounds", "max_rounds", "warmup_rounds", "seed", "cache", "build.*")
+@option(api.benchmark, "-o", "--output", type=FOLDER, help="Also write FILE.json, .csv or .png; without a suffix, all three.")
 @json_option
-def bench(bundle: Path, output: Path | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Speed against the unpruned model in the same run, beside the theoretical bound."""
-    from prtool.cli.console import BarProgress, message, result_json, result_table
-    from prtool.runtime.bench import BenchConfig
-    from prtool.runtime.bench import bench as measure
-    from prtool.runtime.bench.files import output_files, write_report
-    from prtool.runtime.bench.plot import plot_report
+def bench(as_json: bool, output: Path | None, **options: Any) -> None:  # noqa: ANN401
+    """Speed against the unpruned model in the same run, next to the theoretical speed-up."""
+    from prtool.runtime.bench.files import output_files
 
-    files = () if output is None else output_files(output)
-    report = measure(bundle, BenchConfig(**options), BarProgress())
-    write_report(report, files, plot_report)
-    if as_json:
-        result_json(report.to_json())
-    else:
-        result_table(*report.table())
-    for note in report.notes:
-        message(f"note: {note}")
-    for file in files:
+    print_report(api.benchmark(**options, output=output, progress=BarProgress()), as_json)
+    for file in () if output is None else output_files(output):
         message(f"wrote {file}")
 
 
 @click.command()
+@shared("bundle", "engine", "precision", verb=api.build)
+@option(api.build, "--batch", type=Values("batch", batch_range, several=False), joined=":", help="Images per call: MIN:OPT:MAX, or one number.")
+@shared("keep", verb=api.build, several=("keep",), keep="one profile for every count")
+@shared("device", verb=api.build)
+@option(api.build, "--rebuild", is_flag=True, help="Build also what is in the cache.")
+@settings_option("level", "workspace_mib", "timing_cache", "version_compatible", "hardware_compatible", "strip_weights", "cache")
+@json_option
+def build(as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Build engine files for this machine's GPU; other commands with the same engine then take them. A --keep makes a narrow, faster profile."""
+    report = api.build(**options, progress=BarProgress())
+    print_report(report, as_json)
+    message(f"{report.library} {report.version}, {report.precision}, for {report.target}; {report.state}")
+
+
+@click.command()
 @images_argument
-@bundle_option
 @engine_options
-@mode_option
-@keep_option
-@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images a call.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("embeddings.npz"), show_default=True, help=".npz or .parquet file.")
-def embed(images: tuple[Path, ...], bundle: Path, choice: EngineChoice, keep: Keep | None, batch: int, output: Path) -> None:
+@shared("mode", "keep", "batch", keep="the bundle's")
+@click.option("-o", "--output", type=FOLDER, default=Path("embeddings.npz"), show_default=True, help=".npz or .parquet file.")
+@json_option
+def embed(*, images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep | None, batch: int, output: Path, as_json: bool) -> None:
     """Embeddings of images and folders of images; unreadable ones are skipped, counted and listed."""
-    from prtool.cli.console import BarProgress, message
     from prtool.runtime.embed import EmbedOptions, check_names, check_output, embed_folder, save_embeddings
+    from prtool.runtime.encoder import Encoder, mode_counts
     from prtool.runtime.images.decode import expand_images
 
     check_images(images)
     check_output(output)
-    opened = choice.open(bundle)
-    options = EmbedOptions(keep=choice.counts(opened, keep), batch_size=batch)
+    loaded = loading()
+    options = EmbedOptions(keep=mode_counts(loaded["bundle"].manifest, mode, keep), batch_size=batch)
     files, left_out = expand_images(images)
     check_names(output, files)
-    with choice.load(opened) as encoder:
+    with Encoder.load(**loaded, mode=mode) as encoder:
         result = embed_folder(encoder, files or images, options, BarProgress())
     save_embeddings(result, output)
     for path, reason in result.skipped:
         message(f"skipped {path}: {reason}")
     if left_out.found:
         message(f"note: {left_out.note()}")
+    if as_json:
+        skipped = [{"path": path, "reason": reason} for path, reason in result.skipped]
+        facts = {"output": str(output), "images": len(result.paths), "keep": result.keep, "images_per_s": result.images_per_s}
+        result_json({**facts, "skipped": skipped})
     message(f"wrote {output}: {len(result.paths)} embeddings, {len(result.skipped)} skipped, {result.images_per_s:.1f} images/s")
 
 
 @click.command()
 @images_argument
-@bundle_option
 @engine_options
-@mode_option
-@keep_option
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes named for each image.")
+@shared("mode", "keep", keep="the bundle's")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes named for each image, at most.")
 @json_option
-def classify(images: tuple[Path, ...], bundle: Path, choice: EngineChoice, keep: Keep | None, top: int, as_json: bool) -> None:
+def classify(images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep | None, top: int, as_json: bool) -> None:
     """The most likely classes of each image, among the bundle's classes."""
-    from prtool.cli.console import result_json, result_table
     from prtool.runtime.classes import ClassTable
+    from prtool.runtime.encoder import Encoder, mode_counts
 
     check_images(images, folders=False)
-    opened = choice.open(bundle)
-    counts = choice.counts(opened, keep)
-    ClassTable.of(opened)
-    with choice.load(opened) as encoder:
+    loaded = loading()
+    counts = mode_counts(loaded["bundle"].manifest, mode, keep)
+    ClassTable.of(loaded["bundle"])
+    with Encoder.load(**loaded, mode=mode) as encoder:
         predictions = [encoder.classify([image], keep=counts, top=top)[0] for image in images]
     if as_json:
         found = [[{"name": c.name, "probability": c.probability} for c in row] for row in predictions]
@@ -150,19 +134,26 @@ def classify(images: tuple[Path, ...], bundle: Path, choice: EngineChoice, keep:
 
 @click.command()
 @images_argument
-@bundle_option
 @engine_options
-@click.option("--keep", "keeps", type=KeepList(), default="1.0,0.8,0.6,0.4", show_default=True, help="Keep ratios or counts, side by side.")
+@click.option(
+    *("--keep", "keeps"),
+    type=Values("keep", Keep.parse),
+    default="1.0,0.8,0.6,0.4",
+    show_default=True,
+    help="Patches kept: a ratio (0.6) or a count (118); several with commas.",
+)
 @click.option("-o", "--output", type=FileName(".png"), default=Path("patches.png"), show_default=True, help="PNG file.")
-def show(images: tuple[Path, ...], bundle: Path, choice: EngineChoice, keeps: tuple[Keep, ...], output: Path) -> None:
+@json_option
+def show(images: tuple[Path, ...], loading: Loading, keeps: tuple[Keep, ...], output: Path, as_json: bool) -> None:
     """A picture of which patches stay: dropped ones are dimmed."""
-    from prtool.cli.console import message
+    from prtool.runtime.encoder import Encoder
     from prtool.runtime.show import show as draw
 
     check_images(images, folders=False)
-    opened = choice.open(bundle)
-    for keep in keeps:
-        choice.counts(opened, keep)
-    with choice.load(opened) as encoder:
+    loaded = loading()
+    counts = [loaded["bundle"].manifest.resolve(keep) for keep in keeps]
+    with Encoder.load(**loaded) as encoder:
         draw(encoder, images, list(keeps), output)
+    if as_json:
+        result_json({"output": str(output), "keeps": counts})
     message(f"wrote {output}")

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 from rich import box
 from rich.cells import cell_len
@@ -87,6 +88,18 @@ class BarProgress:
         return self._done / max(time.monotonic() - self._started, 1e-9)
 
 
+class Report(Protocol):
+    """What a verb returns; a field `notes`, where it has one, is a tuple of sentences."""
+
+    def to_json(self) -> Any:  # noqa: ANN401 - any plain value
+        """Plain JSON values."""
+        ...
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Column titles, and rows of cells."""
+        ...
+
+
 class NoteHandler(logging.Handler):
     """Shows what the library logs as a warning as one line "note: ..." on stderr, once in a process."""
 
@@ -134,6 +147,17 @@ def result_text(text: str) -> None:
 def result_json(value: object) -> None:
     """The result as JSON on stdout, in ASCII whatever the names in it; raises as `result_text`."""
     result_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def print_report(report: Report, as_json: bool, title: str = "") -> None:
+    """A verb's report as JSON or as a table on stdout, and its notes on stderr. Raises as `result_text`."""
+    columns, rows = report.table()
+    if as_json:
+        result_json(report.to_json())
+    elif rows:
+        result_table(columns, rows, title)
+    for note in getattr(report, "notes", ()):
+        message(f"note: {note}")
 
 
 def result_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from prtool.cli.parameters import json_option
+from prtool.cli.console import message, result_json, result_table
+from prtool.cli.parameters import FOLDER, json_option
 
 
 @click.group()
@@ -16,7 +17,6 @@ def data() -> None:
 @json_option
 def list_sets(as_json: bool) -> None:
     """Names that --data takes as NAME:FOLDER, with their prompts."""
-    from prtool.cli.console import result_json, result_table
     from prtool.trainer.data.formats.known import KNOWN
 
     rows = [[item.name, str(item.classes), " | ".join(item.templates), item.torchvision or "-"] for item in KNOWN.values()]
@@ -29,10 +29,13 @@ def list_sets(as_json: bool) -> None:
 
 @data.command()
 @click.argument("name")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("data"), show_default=True, help="Folder of data sets.")
-def download(name: str, output: Path) -> None:
+@click.option("-o", "--output", type=FOLDER, default=Path("data"), show_default=True, help="Folder of data sets.")
+@json_option
+def download(name: str, output: Path, as_json: bool) -> None:
     """Download one set by torchvision; what is there already is not fetched again."""
-    from prtool.cli.console import message
     from prtool.trainer.data.download import download as fetch
 
-    message(f"wrote {output}; next: prtool train --data {fetch(name, output)}")
+    address = fetch(name, output)
+    if as_json:
+        result_json({"output": str(output), "data": str(address)})
+    message(f"wrote {output}; next: prtool train --data {address}")

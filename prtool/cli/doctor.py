@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from prtool.bundle import Bundle
-from prtool.engines.registry import EngineStatus, available
+from prtool.engines.registry import EngineStatus, list_engines
 from prtool.errors import PrtoolError
 from prtool.runtime.machine import cpu_flags, this_machine
 
@@ -33,7 +33,7 @@ def examine(folder: Path) -> dict[str, object]:
         "cpus_granted": machine.threads_granted,
         "disk_free_gb": round(shutil.disk_usage(folder).free / 1e9, 1),
         "libraries": {name: _version(name) for name in _LIBRARIES},
-        "engines": {engine.name: _engine(engine) for engine in available()},
+        "engines": {engine.name: _engine(engine) for engine in list_engines()},
         "run": _state(folder / "runs" / "latest", "prtool train"),
         "bundle": _bundle(folder / "bundle"),
     }

@@ -1,73 +1,54 @@
-"""What the commands share: kinds of values, options, and the choice of an engine."""
+"""What the commands share: types of values, and the options of several commands, each with one type, meaning and help text.
+
+An option has the name of its parameter in `prtool.api`, and takes its default from there.
+"""
 
 import functools
+import inspect
 import os
 import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from prtool import api
 from prtool.errors import DataError, PrtoolError
 from prtool.spec import Keep
 from prtool.strict import parse_toml
 from prtool.text_safety import printable
 
-if TYPE_CHECKING:
-    from prtool.bundle import Bundle
-    from prtool.engines.base import EngineOptions
-    from prtool.runtime.encoder import Encoder
-
-Command = Callable[..., None]
+Verb = Callable[..., object]
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
-class KeepList(click.ParamType[tuple[Keep, ...]]):
-    """A comma-separated list of keep ratios (0.6) or counts (118)."""
+class Values(click.ParamType[Any]):
+    """One value, or several with commas between.
 
-    name = "keep"
+    Args:
+        name: what a value is, for the help.
+        read: one value from its text; raises PrtoolError or ValueError.
+        several: a list is taken, as a tuple; else exactly one value.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Keep, ...]:  # noqa: ANN401 - as click declares
-        """Text to Keeps; defaults pass through."""
-        if isinstance(value, tuple):
+    def __init__(self, name: str, read: Callable[[str], object], *, several: bool = True) -> None:
+        self.name = f"{name}[,...]" if several else name
+        self._read, self._several = read, several
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401 - as click declares
+        """Text to values; defaults pass through."""
+        if not isinstance(value, str):
             return value
+        parts = [part.strip() for part in value.split(",")]
         try:
-            return tuple(Keep.parse(part) for part in str(value).split(","))
-        except PrtoolError as cause:
+            if len(parts) > 1 and not self._several:
+                raise ValueError(f"{printable(repr(value))} is a list; give one value")
+            found = tuple(map(self._read, parts))
+        except (PrtoolError, ValueError) as cause:
             self.fail(str(cause), param, ctx)
-
-
-class OneKeep(click.ParamType[Keep]):
-    """One keep ratio (0.6) or count (118)."""
-
-    name = "keep"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Keep:  # noqa: ANN401
-        """Text to a Keep."""
-        if isinstance(value, Keep):
-            return value
-        try:
-            return Keep.parse(str(value))
-        except PrtoolError as cause:
-            self.fail(f"{cause}; give one value", param, ctx)
-
-
-class Names(click.ParamType[tuple[str, ...]]):
-    """A comma-separated list of words, each one of a fixed set where one is given."""
-
-    name = "names"
-
-    def __init__(self, *known: str) -> None:
-        self.known = known
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:  # noqa: ANN401
-        """Text to words."""
-        words = value if isinstance(value, tuple) else tuple(part.strip() for part in str(value).split(","))
-        for word in words:
-            if self.known and word not in self.known:
-                self.fail(f"{word!r} is not one of {', '.join(self.known)}", param, ctx)
-        return words
+        return found if self._several else found[0]
 
 
 class FileName(click.ParamType[Path]):
@@ -86,93 +67,123 @@ class FileName(click.ParamType[Path]):
         return path
 
 
-class Counts(click.ParamType[tuple[int, ...]]):
-    """A comma-separated list of whole numbers above 0."""
-
-    name = "counts"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:  # noqa: ANN401
-        """Text to numbers."""
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a list of whole numbers above 0, such as 1,8", param, ctx)
-        return tuple(int(part) for part in parts)
+def whole(text: str) -> int:
+    """A whole number above 0."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError(f"{printable(repr(text))} is not a whole number above 0, such as 8")
+    return int(text)
 
 
-engine_option = click.option("--engine", default="ort", show_default=True, help="What runs the graphs; 'prtool doctor' lists them.")
-precision_option = click.option("--precision", default="fp32", show_default=True, help="Arithmetic: fp32, fp16, bf16 or int8, as the engine has it.")
-keep_option = click.option("--keep", type=OneKeep(), default=None, help="Patches kept: a ratio (0.6) or a count (118). [default: the bundle's]")
-run_argument = click.argument("run", type=click.Path(path_type=Path), default=Path("runs/latest"))
-bundle_argument = click.argument("bundle", type=click.Path(path_type=Path), default=Path("bundle"))
-bundle_option = click.option("--bundle", type=click.Path(path_type=Path), default=Path("bundle"), show_default=True, help="Bundle folder.")
-images_argument = click.argument("images", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
-mode_option = click.option(
-    "--mode", type=click.Choice(["fused", "split", "full"]), default="fused", show_default=True, help="One graph, two, or the unpruned encoder."
-)
+def batch_range(text: str) -> int | tuple[int, ...]:
+    """A number of images, or MIN:OPT:MAX."""
+    parts = text.split(":")
+    if len(parts) not in (1, 3):
+        raise ValueError(f"{printable(repr(text))} is neither a number, such as 8, nor MIN:OPT:MAX, such as 1:8:32")
+    return whole(text) if len(parts) == 1 else tuple(map(whole, parts))
+
+
+def word(*known: str) -> Callable[[str], str]:
+    """Reads one of a few words."""
+
+    def read(text: str) -> str:
+        if known and text not in known:
+            raise ValueError(f"{printable(repr(text))} is not one of {', '.join(known)}")
+        return text
+
+    return read
+
+
+FOLDER = click.Path(path_type=Path)
+_SHARED: dict[str, tuple[Any, str]] = {
+    "bundle": (FOLDER, "Bundle folder."),
+    "run": (FOLDER, "Run folder."),
+    "data": (str, "FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas; docs/data.md."),
+    "keep": (Keep.parse, "Patches kept: a ratio (0.6) or a count (118)"),
+    "batch": (whole, "Images per call"),
+    "engine": (word(), "What runs the graphs; 'prtool doctor' lists the names"),
+    "precision": (word(*PRECISIONS), f"Arithmetic: {', '.join(PRECISIONS)}, as engine and bundle have it"),
+    "mode": (word("fused", "split", "full"), "fused (one graph), split (two), or full (unpruned)"),
+    "threads": (click.IntRange(0), "CPU threads; 0 takes all that are granted."),
+    "device": (click.IntRange(0), "Number of the GPU."),
+}
+"""Options of several commands: how a value is read, and the help. Those whose help lacks its full stop take one value or several."""
+
+
+DEFAULTS = {"bundle": api.BUNDLE, "keep": None, "batch": 8, "engine": "ort", "precision": "fp32", "mode": "fused", "threads": 0, "device": 0}
+"""Of commands that use an `Encoder` and no function of `prtool.api`: those of `Encoder.load` and `EngineOptions`."""
+
+
+def option(verb: Verb | None, *names: str, joined: str = ",", **attributes: Any) -> Decorator:  # noqa: ANN401 - as click.option
+    """An option of a verb's command, named as the verb's parameter, with its default; a list shows `joined`."""
+    name = names[-1].lstrip("-").replace("-", "_")
+    default = DEFAULTS[name] if verb is None else inspect.signature(verb).parameters[name].default
+    if default is inspect.Parameter.empty:
+        return click.option(*names, name, required=True, **attributes)
+    several = isinstance(default, tuple) and default
+    shown = f"  [default: {joined.join(map(str, default))}]" if several else ""
+    scalar = isinstance(default, (str, int, float)) and not isinstance(default, bool)
+    return click.option(*names, name, default=default, show_default=scalar, **{**attributes, "help": attributes["help"] + shown})
+
+
+def shared(*names: str, verb: Verb | None = None, several: Collection[str] = (), **unset: str) -> Decorator:
+    """Options of several commands, in this order.
+
+    Args:
+        names: keys of the table.
+        verb: function of `prtool.api` that has their defaults; None takes `DEFAULTS`.
+        several: which of them take a list.
+        unset: name -> what no value means, for the help.
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            kind, text = _SHARED[name]
+            if not text.endswith("."):
+                kind = Values(name, kind, several=name in several)
+                text += "; several with commas." if name in several else "."
+            text += f"  [default: {unset[name]}]" if name in unset else ""
+            command = option(verb, f"--{name}", type=kind, help=text)(command)
+        return command
+
+    return add
+
+
+def settings_option(*names: str) -> Decorator:
+    """`--set KEY=VALUE` for settings that have no option of their own; it reaches the command as the dictionary `settings`."""
+    return click.option(
+        *("--set", "settings"),
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=lambda _context, _option, items: settings_of(items),
+        help=f"Further settings: {', '.join(names)}.",
+    )
+
+
+def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The run that a command works on."""
+    return click.argument("run", type=FOLDER, default=Path(api.RUN))(command)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-cache_option = click.option(
-    "--engine-cache", "cache", type=click.Path(path_type=Path), help="Folder of built engines.  [default: in the user's cache folder]"
-)
+images_argument = click.argument("images", metavar="PATH...", nargs=-1, required=True, type=FOLDER)
+ENGINE_SETTINGS = ("streams", "spinning", "cache")
 
 
-@dataclass(frozen=True, slots=True)
-class EngineChoice:
-    """What runs the graphs: an engine of the registry, its precision and mode, and the folder of built engines (None: the user's)."""
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds what a command needs to run a bundle; the options reach it as `loading`, a dictionary of arguments for `Encoder.load` but `mode`."""
 
-    engine: str
-    precision: str
-    cache: Path | None
-    mode: str
-
-    def options(self, *, spinning: bool = True) -> "EngineOptions":
-        """How the engine runs."""
-        from prtool.engines.base import EngineOptions
-
-        return EngineOptions(cache=self.cache, spinning=spinning)
-
-    def open(self, bundle: Path) -> "Bundle":
-        """Opens a bundle, and checks that it and the engine have the precision, before an engine's library is imported.
-
-        Raises:
-            BundleError: it is no bundle, or damaged.
-            ConfigError: there is no such engine, or it or the bundle lacks the precision.
-        """
-        from prtool.bundle import Bundle
-        from prtool.engines.registry import graph_precision
-
-        precision = graph_precision(self.engine, self.precision)
-        opened = Bundle.open(bundle)
-        opened.graph("full", precision)
-        return opened
-
-    def counts(self, bundle: "Bundle", keep: Keep | None) -> tuple[int, ...]:
-        """The patches that a call keeps at each location: those of `keep`, or what bundle and mode keep by default.
-
-        Raises:
-            KeepError: the bundle does not allow it, or the mode drops nothing.
-        """
-        from prtool.runtime.encoder import mode_counts
-
-        return mode_counts(bundle.manifest, self.mode, keep)
-
-    def load(self, bundle: "Bundle") -> "Encoder":
-        """The bundle's encoder; raises what `Encoder.load` raises."""
-        from prtool.runtime.encoder import Encoder
-
-        return Encoder.load(bundle, engine=self.engine, mode=self.mode, precision=self.precision, options=self.options())
-
-
-def engine_options(command: Command) -> Command:
-    """Adds --engine, --precision and --engine-cache, which reach the command as `choice`; with a --mode, where the command has one."""
-
-    @engine_option
-    @precision_option
-    @cache_option
+    @shared("bundle", "engine", "precision", "threads", "device")
+    @settings_option(*ENGINE_SETTINGS)
     @functools.wraps(command)
-    def run(*arguments: Any, engine: str, precision: str, cache: Path | None, mode: str = "fused", **others: Any) -> None:  # noqa: ANN401
-        command(*arguments, choice=EngineChoice(engine, precision, cache, mode), **others)
+    def run(*, bundle: Path, engine: str, precision: str, threads: int, device: int, settings: Mapping[str, object], **others: Any) -> None:  # noqa: ANN401
+        from prtool.api import checked_bundle
+        from prtool.api import engine_options as options
+
+        def loading() -> dict[str, Any]:
+            opened = checked_bundle(bundle, engine, precision)
+            return {"bundle": opened, "engine": engine, "precision": precision, "options": options(threads, device, settings)}
+
+        command(loading=loading, **others)
 
     return run
 
@@ -200,7 +211,7 @@ def check_images(paths: Sequence[Path], *, folders: bool = True) -> None:
             raise click.UsageError(f"{printable(path)} is a folder, and image files were expected; 'prtool embed' takes folders")
 
 
-def settings_of(items: tuple[str, ...]) -> dict[str, object]:
+def settings_of(items: Sequence[str]) -> dict[str, object]:
     """`KEY=VALUE` words as settings; a value that is no TOML value is text."""
     found: dict[str, object] = {}
     for item in items:

@@ -1,4 +1,4 @@
-"""The command that makes the paper's tables anew: `prtool reproduce TABLE`."""
+"""The command that reproduces the paper's tables: `prtool reproduce TABLE`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from prtool.cli.parameters import KeepList, json_option, settings_of
+from prtool.cli.console import BarProgress, message, print_report
+from prtool.cli.parameters import FOLDER, Values, json_option, settings_option
 from prtool.spec import Keep
 
 OVERHEAD = "overhead"
@@ -24,20 +25,19 @@ _UNREAD = {
 @click.option("--data", required=True, help="Data sets, or a folder of them: FOLDER or NAME:FOLDER, with commas.")
 @click.option("--model", default="ViT-B-16", show_default=True, help="As of prtool train.")
 @click.option("--pretrained", default="", help="As of prtool train.")
-@click.option("--keep", type=KeepList(), default="0.6", show_default=True, help="A ratio or a count; several for main.")
+@click.option("--keep", type=Values("keep", Keep.parse), default="0.6", show_default=True, help="Patches kept: a ratio or a count; several for main.")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Training seeds, from 0 on.")
 @click.option("--shots", type=int, default=16, show_default=True, help="Images of each class that tokens are tuned on; 0 takes all.")
 @click.option("--images", type=int, default=0, help="Test images of each set at most; 0 takes all.  [default: 0]")
 @click.option("--row", "rows", multiple=True, metavar="PATTERN", help="Only rows called so (*, ?); may be given again.  [default: all]")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any setting of 'prtool train --show-config'.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("reproduce"), show_default=True, help="Folder of tables and runs.")
+@settings_option("all of 'prtool train --show-config'")
+@click.option("-o", "--output", type=FOLDER, default=Path("reproduce"), show_default=True, help="Folder of tables and runs.")
 @json_option
-def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], settings: tuple[str, ...], **asked: Any) -> None:  # noqa: ANN401
-    """A table of the paper, our figures beside the published ones; a call that was stopped goes on where it stood.
+def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], settings: dict[str, object], **asked: Any) -> None:  # noqa: ANN401
+    """A table of the paper, our figures next to the published ones; a call that was stopped resumes where it stopped.
 
     TABLE: main, predictor-ablation, locations, cls-attention, layers, lessons, cross-domain or overhead.
     """
-    from prtool.cli.console import BarProgress, message, result_json, result_table
     from prtool.studies.paper.plan import Study
     from prtool.studies.paper.report import make_report, report_files, write_report
     from prtool.studies.paper.sets import data_sets
@@ -46,9 +46,9 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     from prtool.trainer.models.loading.source import canonical_name, check_pretrained
 
     check_table(table)
-    refuse_unread(table)
+    reject_unread(table)
     check_pretrained(canonical_name(asked["model"]), asked["pretrained"])
-    study = Study(data_sets(split_data(asked.pop("data"))), keeps=keep, settings=settings_of(settings), **asked)
+    study = Study(data_sets(split_data(asked.pop("data"))), keeps=keep, settings=settings, **asked)
     progress = BarProgress()
     report_files(table, output / table)
     if table == OVERHEAD:
@@ -61,17 +61,14 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
 
         report = make_report(made, run_cells(made.cells, study, output, progress), study)
     files = write_report(report, output / table)
-    if as_json:
-        result_json(report.to_json())
-    else:
-        result_table(*report.table(), report.title)
+    print_report(report, as_json, report.title)
     for line in report.missing:
         message(f"did not run: {line}")
     message(f"wrote {', '.join(map(str, files))}")
 
 
 def check_table(name: str) -> None:
-    """Says what is wrong with the name of a table before any data is read.
+    """Checks the name of a table before any data is read.
 
     Raises:
         ConfigError: there is no such table.
@@ -82,8 +79,8 @@ def check_table(name: str) -> None:
         raise unknown_table(name, OVERHEAD)
 
 
-def refuse_unread(table: str) -> None:
-    """Refuses options that were given and change nothing in a table.
+def reject_unread(table: str) -> None:
+    """Rejects options that were given and change nothing in a table.
 
     Raises:
         ConfigError: names the option and why.

@@ -36,6 +36,7 @@ class BenchConfig:
         reference: every row is also related to the unpruned model of "ENGINE/PRECISION", or of the "slowest"; "" for neither.
         images: files or their bytes for the end-to-end rows, at most 256 of them are used; none takes generated JPEGs of 500 x 375.
         threads: CPU threads of one call; 0 takes what the machine grants this process.
+        device: number of the GPU, from 0.
         streams: parts that a batch is cut into and that run side by side, on engines that have streams.
         cache: folder of built engines; None takes the engines' own default.
         build: how engines that compile ahead are built; widened to the batches that are measured.
@@ -54,6 +55,7 @@ class BenchConfig:
     reference: str = ""
     images: tuple[str | Path | bytes, ...] | None = None
     threads: int = 0
+    device: int = 0
     streams: int = 1
     cache: Path | None = None
     build: BuildOptions = field(default_factory=BuildOptions)
@@ -73,7 +75,14 @@ class BenchConfig:
         _check_names("reference", (self.reference,) if self.reference else (), references)
         if self.images is not None and not self.images:
             raise ConfigError("images = (), but the end-to-end rows need at least one; give None for generated ones")
-        ranges = {"threads": (0, 4096), "streams": (1, 4096), "min_rounds": (5, MAX_ROUNDS), "warmup_rounds": (1, MAX_ROUNDS), "seed": (0, 2**63 - 1)}
+        ranges = {
+            "threads": (0, 4096),
+            "device": (0, 4096),
+            "streams": (1, 4096),
+            "min_rounds": (5, MAX_ROUNDS),
+            "warmup_rounds": (1, MAX_ROUNDS),
+            "seed": (0, 2**63 - 1),
+        }
         for name, (low, high) in ranges.items():
             _check_range(name, getattr(self, name), low, high)
         _check_range("max_rounds", self.max_rounds, self.min_rounds, MAX_ROUNDS)
@@ -98,7 +107,7 @@ class BenchConfig:
         """The part that the engines need."""
         batch = self.build.batch
         build = replace(self.build, batch=ShapeRange(min(batch.least, *self.batches), batch.usual, max(batch.most, *self.batches)))
-        return EngineOptions(threads=self.threads, streams=self.streams, cache=self.cache, build=build)
+        return EngineOptions(threads=self.threads, device=self.device, streams=self.streams, cache=self.cache, build=build)
 
 
 def _check_some(name: str, values: Sequence[object]) -> None:

@@ -13,7 +13,7 @@ from models import EMBED, SIDE, TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
 from prtool.engines.base import DeviceEngine, Engine, EngineOptions, GraphOptions, ShapeRange, check_outputs
-from prtool.engines.registry import ENGINES, available, open_engine
+from prtool.engines.registry import ENGINES, list_engines, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
 from prtool.manifest import GraphSpec, TensorSpec
 from prtool.runtime.pipeline import Graphs
@@ -43,7 +43,7 @@ NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name fo
 
 @pytest.fixture(params=NAMES)
 def engine_name(request: pytest.FixtureRequest) -> str:
-    reasons = {status.name: status.reason for status in available()}
+    reasons = {status.name: status.reason for status in list_engines()}
     if reasons[request.param]:
         pytest.skip(reasons[request.param])
     return str(request.param)
@@ -271,13 +271,13 @@ def test_missing_library_names_the_pip_line(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("prtool.engines.registry.ENGINES", {"absent": entry})
     with pytest.raises(EngineUnavailable, match="pip install absent"):
         open_engine("absent", tmp_path / "x.onnx", (), GraphOptions())
-    (status,) = available()
+    (status,) = list_engines()
     assert status.info is None
     assert "pip install" in status.reason
 
 
 def test_available_reports_the_library_version() -> None:
-    status = next(item for item in available() if item.name == "ort")
+    status = next(item for item in list_engines() if item.name == "ort")
     assert status.info is not None
     assert status.info.version == importlib.metadata.version("onnxruntime")
     assert status.reason == ""

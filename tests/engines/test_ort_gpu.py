@@ -16,7 +16,7 @@ from prtool.bundle import Bundle
 from prtool.engines.base import DeviceEngine, GraphOptions
 from prtool.engines.nvidia import Gpu
 from prtool.engines.ort import cuda as ort_cuda
-from prtool.engines.registry import available, open_engine
+from prtool.engines.registry import list_engines, open_engine
 from prtool.errors import EngineError, EngineUnavailable, ShapeError
 from prtool.runtime.select import select
 
@@ -164,7 +164,7 @@ def counted(k: int) -> np.ndarray:
 def test_the_package_of_the_cpu_is_named_and_what_to_install(bundle: Bundle) -> None:
     with pytest.raises(EngineUnavailable, match=r"CPUExecutionProvider.*onnxruntime-gpu"):
         open_role(bundle, "full")
-    status = next(item for item in available() if item.name == "ort-cuda")
+    status = next(item for item in list_engines() if item.name == "ort-cuda")
     assert status.info is None
     assert "CPUExecutionProvider" in status.reason
 
@@ -181,7 +181,7 @@ def test_a_device_that_is_not_there_is_named(bundle: Bundle, monkeypatch: pytest
         raise EngineUnavailable(f"device = {number}, but the NVIDIA driver lists 0")
 
     monkeypatch.setattr(ort_cuda, "gpu", no_device)
-    status = next(item for item in available() if item.name == "ort-cuda")
+    status = next(item for item in list_engines() if item.name == "ort-cuda")
     assert (status.info, status.reason) == (None, "device = 0, but the NVIDIA driver lists 0")
     with pytest.raises(EngineUnavailable, match="device = 3"):
         open_role(bundle, "full", device=3)
@@ -272,7 +272,7 @@ def test_a_failure_on_the_device_is_mapped(bundle: Bundle, monkeypatch: pytest.M
 
 @pytest.mark.gpu
 def test_ties_and_device_arrays_on_the_gpu(bundle: Bundle) -> None:
-    reasons = {status.name: status.reason for status in available()}
+    reasons = {status.name: status.reason for status in list_engines()}
     if reasons["ort-cuda"]:
         pytest.skip(reasons["ort-cuda"])
     opened = open_role(bundle, "fused")

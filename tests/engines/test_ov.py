@@ -15,7 +15,7 @@ from prtool.bundle import Bundle
 from prtool.cpus import granted_cpus
 from prtool.engines.base import BuildOptions, Engine, GraphOptions, Profile, ShapeRange
 from prtool.engines.profiles import profiles
-from prtool.engines.registry import available, open_engine
+from prtool.engines.registry import list_engines, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, KeepError, ShapeError
 from prtool.manifest import TensorSpec
 from prtool.runtime.encoder import Encoder
@@ -255,7 +255,7 @@ def test_an_operator_that_openvino_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_the_registry_finds_it() -> None:
-    status = next(item for item in available() if item.name == "openvino")
+    status = next(item for item in list_engines() if item.name == "openvino")
     assert status.info is not None
     assert status.info.version == openvino.__version__.split("-")[0]
     assert f"{granted_cpus()} threads" in status.info.device

@@ -9,7 +9,7 @@ import pytest
 from models import TinyModel, tiny_bundle
 
 from prtool.engines.base import BuildOptions, DeviceEngine, EngineOptions, ShapeRange
-from prtool.engines.registry import available
+from prtool.engines.registry import list_engines
 from prtool.errors import EngineError, ShapeError
 from prtool.runtime.pipeline import Graphs
 
@@ -19,7 +19,7 @@ MODEL = TinyModel()
 
 @pytest.fixture(params=["trt", "trt-rtx"])
 def graphs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Graphs]:
-    reason = next(status.reason for status in available() if status.name == request.param)
+    reason = next(status.reason for status in list_engines() if status.name == request.param)
     if reason:
         pytest.skip(reason)
     build = BuildOptions(batch=ShapeRange(1, 2, 4))

@@ -130,7 +130,7 @@ def test_contexts_use_the_narrow_profile(make: Maker) -> None:
     for k in (9, 5):
         setup.engine.run({"pixels": MODEL.pixels(1), "k": counted(k)})
     assert [context.profile for context in setup.library.contexts] == [1, 0]
-    with pytest.raises(ShapeError, match=r"k = 7.*fused\.onnx.* 5, 9.*--static-keep 5,7,9"):
+    with pytest.raises(ShapeError, match=r"k = 7.*fused\.onnx.* 5, 9.*--keep 5,7,9"):
         setup.engine.run({"pixels": MODEL.pixels(1), "k": counted(7)})
 
 

@@ -91,8 +91,8 @@ def test_every_value_of_a_shape_input_must_fit() -> None:
         ([profile(batch=(4, 8, 8))], {"batch": (2,)}, "batch = 2.* 4 to 8.*--batch 2:8:8"),
         ([profile()], {"k": (17,)}, r"k = 17.*g\.onnx.*2 to 16"),
         ([profile()], {"k": (16, 1)}, r"k = 1\b"),
-        ([profile(k=(5, 5, 5)), profile(k=(9, 9, 9))], {"k": (7,)}, r"k = 7.*g\.onnx.* 5, 9.*--static-keep 5,7,9'"),
-        ([profile(k=(5, 5, 5))], {"tokens": (9,)}, "tokens = 9.* 6.*--static-keep"),
+        ([profile(k=(5, 5, 5)), profile(k=(9, 9, 9))], {"k": (7,)}, r"k = 7.*g\.onnx.* 5, 9.*--keep 5,7,9'"),
+        ([profile(k=(5, 5, 5))], {"tokens": (9,)}, "tokens = 9.* 6.*--keep"),
         ([profile(), profile(batch=(64, 64, 64), k=(5, 5, 5))], {"batch": (64,), "k": (6,)}, "batch = 64, k = 6"),
     ],
 )

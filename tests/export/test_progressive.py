@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from torch.nn import functional
 
 from prtool.bundle import Bundle
-from prtool.engines.registry import ENGINES, available
+from prtool.engines.registry import ENGINES, list_engines
 from prtool.errors import ConfigError, EngineUnavailable, ParityError
 from prtool.export.graphs.modules import FullGraph, MidGraph, PostGraph
 from prtool.export.precision.build import calibration_samples
@@ -72,7 +72,7 @@ def test_every_graph_is_compared_alone(exported: tuple[ExportSource, Bundle]) ->
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_engines_give_what_torch_gives(exported: tuple[ExportSource, Bundle], engine: str) -> None:
     source, bundle = exported
-    reason = {status.name: status.reason for status in available()}[engine]
+    reason = {status.name: status.reason for status in list_engines()}[engine]
     if reason:
         pytest.skip(reason)
     assert verify(bundle, engine).cosine > 0.99999

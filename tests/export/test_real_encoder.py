@@ -8,7 +8,7 @@ import torch
 from support import shared_dir
 
 from prtool.bundle import Bundle
-from prtool.engines.registry import ENGINES, available
+from prtool.engines.registry import ENGINES, list_engines
 from prtool.export.source import ExportSource
 from prtool.export.write import ExportOptions, export_bundle
 from prtool.runtime.images.preprocess import prepare_batch
@@ -58,7 +58,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_agrees_with_torch(bundle: Bundle, engine: str) -> None:
-    reason = {status.name: status.reason for status in available()}[engine]
+    reason = {status.name: status.reason for status in list_engines()}[engine]
     if reason:
         pytest.skip(reason)
     report = verify(bundle, engine)

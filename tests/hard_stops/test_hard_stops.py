@@ -46,7 +46,19 @@ def job_of(world: World, name: str) -> Job:
     if name == "build":
         if importlib.util.find_spec("tensorrt_rtx") is None:
             pytest.skip("tensorrt_rtx is not installed")
-        arguments = ("build", str(place / "bundle"), "--engine", "trt-rtx", "--engine-cache", str(place / "cache"), "--level", "0", "--batch", "8")
+        arguments = (
+            "build",
+            "--bundle",
+            str(place / "bundle"),
+            "--engine",
+            "trt-rtx",
+            "--set",
+            f"cache={place / 'cache'}",
+            "--set",
+            "level=0",
+            "--batch",
+            "8",
+        )
         return Job(name, arguments, {"bundle": made / "bundle"}, "cache", bytes_differ=True)
     jobs = {
         "predictor": lambda: world.training(name, "--location", "3"),

@@ -77,7 +77,7 @@ class Pruner:
         return replace(self, tuned=checkpoint.pruned_encoder(model), tuned_classes=classes)
 
 
-def evaluate_run(run: Path, data: Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
+def evaluate_run(run: Path, data: str | Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
     """Evaluates a run's predictor beside other methods.
 
     Args:

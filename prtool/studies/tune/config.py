@@ -27,6 +27,7 @@ class TuneConfig:
         keeps: ratios or counts, tried at every set.
         engine, precision, batch: what the time is measured with; the batch is images a call.
         threads: CPU threads of one call; 0 takes what the machine grants this process.
+        device: number of the GPU, from 0.
         budget_s: seconds of timed calls for each set of locations.
         cache: folder of built engines; None takes the engines' own default.
         split: part of the data that quality is measured on.
@@ -40,6 +41,7 @@ class TuneConfig:
     precision: str = "fp32"
     batch: int = 8
     threads: int = 0
+    device: int = 0
     budget_s: float = 30.0
     cache: Path | None = None
     split: str = "val"
@@ -65,9 +67,8 @@ class TuneConfig:
         Raises:
             ConfigError: the engine or precision is unknown, or a value is out of range.
         """
-        return replace(
-            bench_config(self.engine, self.precision, self.batch, self.keeps), threads=self.threads, budget_s=self.budget_s, cache=self.cache
-        )
+        how = {"threads": self.threads, "device": self.device, "budget_s": self.budget_s, "cache": self.cache}
+        return replace(bench_config(self.engine, self.precision, self.batch, self.keeps), **how)
 
 
 def bench_config(engine: str, precision: str, batch: int, keeps: Sequence[Keep]) -> BenchConfig:

@@ -85,7 +85,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not self.given():
-            raise ConfigError("no limit is given; give at least one of --max-drop, --min-cosine, --max-latency-ms and --min-images-per-s")
+            raise ConfigError("no limit is given; give --max-drop or --max-latency-ms, or --set limits.min_cosine=C or limits.min_images_per_s=R")
         _check_range("max_drop", self.max_drop, 100.0, "points of accuracy, 0 to 100")
         _check_range("min_cosine", self.min_cosine, 1.0, "a mean cosine, 0 to 1")
         for name in ("max_latency_ms", "min_images_per_s"):

@@ -49,7 +49,7 @@ class _Measured:
     notes: tuple[str, ...]
 
 
-def tune(run: Path, config: TuneConfig, data: Path | None = None, progress: Progress | None = None, tools: Tools | None = None) -> TuneReport:
+def tune(run: Path, config: TuneConfig, data: str | Path | None = None, progress: Progress | None = None, tools: Tools | None = None) -> TuneReport:
     """Measures every candidate, chooses, and writes RUN/tune.json, RUN/tune/tune.json and RUN/tune/pareto.png.
 
     Locations that are not the run's need a predictor there: sibling runs with the run's settings are trained under
@@ -105,13 +105,14 @@ def _quality_ask(run: Path, checkpoint: Checkpoint, config: TuneConfig, data: Pa
     splits = available_splits(root)
     if config.split not in splits:
         raise DataError(
-            f"{root} has no split {config.split!r}, it has {', '.join(splits) or 'none'}; give --split one of these "
+            f"{root} has no split {config.split!r}, it has {', '.join(splits) or 'none'}; give one of these with --set split=NAME "
             "(a choice made on test flatters the accuracy that is reported on test)"
         )
     images = load_split(root, config.split).take(config.images, 0)
     if config.limits.max_drop is not None and NO_LABEL in images.labels:
         raise DataError(
-            f"max_drop is in points of accuracy, but {root} has images without labels in split {config.split!r}; give --min-cosine instead"
+            f"max_drop is in points of accuracy, but {root} has images without labels in split {config.split!r}; "
+            "give --set limits.min_cosine=C instead"
         )
     return QualityAsk(data, images.digest(), config.split, config.images), root
 

@@ -107,8 +107,8 @@ TEST_CASE("a call outside names value, range and command") {
     CHECK(starts(refusal({profile()}, {{"k", {16, 1}}}), "k = 1, "));
     const std::string counts = refusal({profile({1, 8, 32}, {5, 5, 5}), profile({1, 8, 32}, {9, 9, 9})}, {{"k", {7}}});
     CHECK(starts(counts, "k = 7, but g.onnx was built for 5, 9; "));
-    CHECK(counts.find("--static-keep 5,7,9'") != std::string::npos);
-    CHECK(refusal({profile({1, 8, 32}, {5, 5, 5})}, {{"tokens", {9}}}).find("behind these tokens to --static-keep") != std::string::npos);
+    CHECK(counts.find("--keep 5,7,9'") != std::string::npos);
+    CHECK(refusal({profile({1, 8, 32}, {5, 5, 5})}, {{"tokens", {9}}}).find("behind these tokens to --keep") != std::string::npos);
     const std::string none = refusal({profile(), profile({64, 64, 64}, {5, 5, 5})}, {{"batch", {64}}, {"k", {6}}});
     CHECK(none.find("no single profile of these holds batch = 64, k = 6") != std::string::npos);
 }

@@ -103,13 +103,13 @@ std::string remedy(const std::string& name, std::int64_t value, const std::vecto
         return "the bundle allows no other; build it again with '" + command + "', or export the bundle again for other counts";
     }
     if (name == "tokens") {
-        return "build it again with '" + command + "' for every count, or add the count behind these tokens to --static-keep";
+        return "build it again with '" + command + "' for every count, or add the count behind these tokens to --keep";
     }
     std::set<std::int64_t> counts{value};
     for (const Profile& profile : profiles) counts.insert(profile.at(name).usual);
     std::string text;
     for (const std::int64_t count : counts) text += (text.empty() ? "" : ",") + std::to_string(count);
-    return "build it again with '" + command + " --static-keep " + text + "', or without --static-keep for every count";
+    return "build it again with '" + command + " --keep " + text + "', or without --keep for every count";
 }
 
 std::string outside(const std::vector<Profile>& profiles, const Sizes& sizes, const std::string& graph, const std::string& engine) {

@@ -1,0 +1,180 @@
+"""The verbs that run a bundle: verify, benchmark, build."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prtool.api.common import BUNDLE, RUN, AnyKeep, AnyPath, VerifyResult, keeps_of, several
+from prtool.api.configure import configure
+
+if TYPE_CHECKING:
+    from prtool.bundle import Bundle
+    from prtool.engines.base import EngineOptions
+    from prtool.progress import Progress
+    from prtool.runtime.bench import BenchReport
+    from prtool.runtime.build import BuildReport
+
+
+def verify(
+    bundle: AnyPath = BUNDLE,
+    *,
+    engine: str = "ort",
+    precision: str = "fp32",
+    data: AnyPath | None = None,
+    run: AnyPath = RUN,
+    threads: int = 0,
+    device: int = 0,
+    settings: Mapping[str, object] | None = None,
+) -> VerifyResult:
+    """Checks every file's digest, and every mode's embeddings against those that PyTorch gave.
+
+    Args:
+        bundle: the bundle's folder.
+        engine: what runs the graphs; `list_engines` has their names.
+        precision: of "fp32", "fp16", "bf16" and "int8", as engine and bundle have it.
+        data: compare on the test split of these images too, with the PyTorch model of `run`.
+        run: the run that the bundle was exported from.
+        threads: CPU threads of one call; 0 takes all that are granted.
+        device: number of the GPU, from 0.
+        settings: other fields of `EngineOptions`.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        ConfigError: there is no such engine or precision, or the bundle comes from another run.
+        EngineUnavailable: the engine's library is not installed, or finds no device.
+        ParityError: the engine disagrees with PyTorch; the message names the case.
+    """
+    from prtool.runtime.verify import verify as verify_probe
+
+    opened = checked_bundle(bundle, engine, precision)
+    options = engine_options(threads, device, {"spinning": False, **(settings or {})})
+    if data is not None:
+        from prtool.trainer.data.address import parse_data
+        from prtool.trainer.runs.record import read_record
+
+        parse_data(data)
+        read_record(Path(run))
+    probe = verify_probe(opened, engine, options, precision)
+    if data is None:
+        return VerifyResult(probe)
+    from prtool.export.run import verify_run
+    from prtool.export.validation.agreement import VerifyRequest
+
+    return VerifyResult(probe, verify_run(opened, VerifyRequest(engine, precision, options=options), Path(run), data))
+
+
+def benchmark(
+    bundle: AnyPath = BUNDLE,
+    *,
+    engine: str | Sequence[str] = ("ort",),
+    precision: str | Sequence[str] = ("fp32",),
+    batch: int | Sequence[int] = (1, 8),
+    keep: AnyKeep | Sequence[AnyKeep] = (1.0, 0.8, 0.6, 0.5),
+    mode: str | Sequence[str] = ("fused",),
+    threads: int = 0,
+    device: int = 0,
+    settings: Mapping[str, object] | None = None,
+    output: AnyPath | None = None,
+    progress: "Progress | None" = None,
+) -> "BenchReport":
+    """Measures every combination next to the unpruned model, in one interleaved run.
+
+    Args:
+        bundle: the bundle's folder.
+        engine: names of `list_engines`.
+        precision: of "fp32", "fp16", "bf16" and "int8", as the engines have it.
+        batch: images per call.
+        keep: ratios or counts.
+        mode: of "fused" (one graph) and "split" (two, with the selection between them); the unpruned model is always measured.
+        threads: CPU threads of one call; 0 takes all that are granted.
+        device: number of the GPU, from 0.
+        settings: other fields of `BenchConfig`, such as {"budget_s": 120.0, "reference": "slowest"}.
+        output: also write FILE.json, .csv or .png; without a suffix, all three.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        ConfigError: a value cannot be used, or nothing is left to measure.
+        EngineUnavailable, EngineError: an engine cannot run.
+    """
+    from prtool.runtime.bench import BenchConfig, bench
+    from prtool.runtime.bench.files import output_files, write_report
+    from prtool.runtime.bench.plot import plot_report
+
+    files = () if output is None else output_files(Path(output))
+    axes = {"engines": engine, "precisions": precision, "batches": batch, "modes": mode}
+    given = {name: several(value) for name, value in axes.items()} | {"keeps": keeps_of(keep)}
+    report = bench(bundle, configure(BenchConfig, {**given, "threads": threads, "device": device}, settings), progress)
+    write_report(report, files, plot_report)
+    return report
+
+
+def build(
+    bundle: AnyPath = BUNDLE,
+    *,
+    engine: str,
+    precision: str = "fp32",
+    batch: int | tuple[int, int, int] = (1, 8, 32),
+    keep: AnyKeep | Sequence[AnyKeep] = (),
+    device: int = 0,
+    rebuild: bool = False,
+    settings: Mapping[str, object] | None = None,
+    progress: "Progress | None" = None,
+) -> "BuildReport":
+    """Builds the engine files of a bundle for this machine's GPU, or takes them from the cache; others then load them from there.
+
+    Args:
+        bundle: the bundle's folder.
+        engine: one that builds ahead: "trt" or "trt-rtx".
+        precision: "fp32", "fp16" or "bf16", as the bundle has it.
+        batch: images per call: one number, or the least, the optimal and the largest.
+        keep: a narrow, faster profile for each of these; () builds one for every count.
+        device: number of the GPU, from 0.
+        rebuild: build also what is in the cache.
+        settings: other fields of `BuildOptions`, and "cache", the folder of built engines: {"level": 5, "strip_weights": True}.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        ConfigError: the engine builds nothing ahead, or a value cannot be used (KeepError: a keep is outside the bundle's range).
+        EngineUnavailable: the library is not installed, or builds only with a device and finds none.
+        EngineError: the library rejects a graph. StorageError: an engine cannot be written.
+    """
+    from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
+    from prtool.engines.registry import builder
+    from prtool.runtime.build import build_bundle
+
+    opened = checked_bundle(bundle, engine, precision)
+    sizes = (batch,) * 3 if isinstance(batch, int) else batch
+    others = dict(settings or {})
+    paths = {"cache": others.pop("cache")} if "cache" in others else {}
+    counts = tuple(dict.fromkeys(opened.manifest.resolve(each) for each in keeps_of(keep)))
+    options = configure(BuildOptions, {"batch": ShapeRange(*sizes), "keeps": counts}, others)
+    builder(engine)
+    chosen = configure(EngineOptions, {"device": device, "build": options}, paths)
+    return build_bundle(opened, engine, precision, chosen, progress, rebuild=rebuild)
+
+
+def engine_options(threads: int, device: int, settings: Mapping[str, object] | None = None) -> "EngineOptions":
+    """How an engine runs, from the arguments that verbs have in common.
+
+    Raises:
+        ConfigError: a value cannot be used.
+    """
+    from prtool.engines.base import EngineOptions
+
+    return configure(EngineOptions, {"threads": threads, "device": device}, settings)
+
+
+def checked_bundle(bundle: AnyPath, engine: str, precision: str) -> "Bundle":
+    """An opened bundle that has the graphs of a precision; an engine's library is not imported.
+
+    Raises:
+        BundleError: it is no bundle, or damaged.
+        ConfigError: there is no such engine, or it or the bundle lacks the precision.
+    """
+    from prtool.bundle import Bundle
+    from prtool.engines.registry import graph_precision
+
+    held = graph_precision(engine, precision)
+    opened = Bundle.open(bundle)
+    opened.graph("full", held)
+    return opened

@@ -1,0 +1,87 @@
+"""What the verbs share: the kinds of their arguments, and their reports."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prtool.spec import Keep
+
+if TYPE_CHECKING:
+    from prtool.export.run import RunAgreement
+    from prtool.manifest import Manifest
+    from prtool.runtime.verify import VerifyReport
+    from prtool.trainer.runs.checkpoint import Checkpoint
+
+AnyPath = str | Path
+AnyKeep = Keep | float | int
+Cells = tuple[list[str], list[list[str]]]
+
+RUN, BUNDLE, CONFIG = "runs/latest", "bundle", "prtool.toml"
+"""Where the verbs look, and write, in a project folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """A trained run: its folder, and the checkpoint in it."""
+
+    run: Path
+    checkpoint: "Checkpoint"
+
+    def to_json(self) -> dict[str, Any]:
+        """The main figures as plain JSON values."""
+        made = self.checkpoint
+        facts = {"model": made.model, "pretrained": made.pretrained, "locations": made.prune.locations, "scorer_trained": made.scorer_trained}
+        return {"run": str(self.run), **facts, **dataclasses.asdict(made.metrics)}
+
+    def table(self) -> Cells:
+        """Matching rates on the validation images; no rows without a golden ranking."""
+        rows = [[str(row.m), f"{row.predictor:.3f}", f"{row.random:.3f}", f"{row.constant:.3f}"] for row in self.checkpoint.metrics.matching]
+        return ["matching rate @m", "predictor", "random", "constant"], rows
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """A written bundle: its folder, its manifest, and how each reduced precision was judged on real images."""
+
+    bundle: Path
+    manifest: "Manifest"
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The main figures as plain JSON values."""
+        manifest = self.manifest
+        facts = {"default_keep": manifest.default_keep, "precisions": list(manifest.graphs), "parity": dict(manifest.parity)}
+        return {"bundle": str(self.bundle), **facts, "notes": list(self.notes)}
+
+    def table(self) -> Cells:
+        """The worst figures of the comparison with PyTorch."""
+        return ["compared with PyTorch", "worst"], [[name, f"{value:.9g}"] for name, value in self.manifest.parity.items()]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """An engine compared with PyTorch.
+
+    Attributes:
+        probe: on the bundle's recorded images.
+        images: on images of a data folder, with the run's model; None where no data were given.
+    """
+
+    probe: "VerifyReport"
+    images: "RunAgreement | None" = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Both comparisons as plain JSON values."""
+        return {"probe": self.probe.to_json(), "images": None if self.images is None else self.images.to_json()}
+
+
+def several(value: Any) -> tuple[Any, ...]:  # noqa: ANN401 - one value, or some
+    """One value or several as a tuple."""
+    return (value,) if isinstance(value, (str, int, float, Keep)) else tuple(value)
+
+
+def keeps_of(value: AnyKeep | Sequence[AnyKeep]) -> tuple[Keep, ...]:
+    """One keep or several as a tuple of `Keep`."""
+    return tuple(Keep.of(each) for each in several(value))

@@ -1,0 +1,242 @@
+"""The verbs that make and judge a run: train, evaluate, tune, export_bundle."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prtool.api.common import BUNDLE, CONFIG, RUN, AnyKeep, AnyPath, ExportReport, TrainReport, keeps_of, several
+from prtool.api.configure import configure
+from prtool.spec import Keep
+
+if TYPE_CHECKING:
+    from prtool.progress import Progress
+    from prtool.studies.tune.report import TuneReport
+    from prtool.trainer.config import TrainConfig
+    from prtool.trainer.evaluation.report import EvalReport
+
+_log = logging.getLogger(__name__)
+
+
+def train_config(
+    config: "TrainConfig | AnyPath | None" = None,
+    *,
+    preset: str | None = None,
+    settings: Mapping[str, object] | None = None,
+    **given: object,
+) -> "TrainConfig":
+    """The configuration that `train` uses for the same arguments.
+
+    Raises:
+        ConfigError: a file, preset, setting or value cannot be used.
+    """
+    from prtool.errors import ConfigError
+    from prtool.trainer.config import PRESETS, TrainConfig
+
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset = {preset!r}, but it must be one of {', '.join(PRESETS)}")
+    named = {"location": "prune.locations", "phase": "phases"}
+    found = {named.get(name, name): value for name, value in given.items() if value is not None}
+    found |= {name: list(several(found[name])) for name in named.values() if name in found}
+    found |= {"data": str(found["data"])} if "data" in found else {}
+    overrides = {**(PRESETS[preset] if preset else {}), **found, **(settings or {})}
+    if isinstance(config, TrainConfig):
+        return configure(TrainConfig, {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}, overrides)
+    in_folder = Path(CONFIG) if Path(CONFIG).is_file() else None
+    return TrainConfig.load(in_folder if config is None else Path(config), overrides)
+
+
+def train(
+    config: "TrainConfig | AnyPath | None" = None,
+    *,
+    model: str | None = None,
+    pretrained: str | None = None,
+    data: AnyPath | None = None,
+    location: int | Sequence[int] | None = None,
+    phase: str | Sequence[str] | None = None,
+    preset: str | None = None,
+    overwrite: bool = False,
+    settings: Mapping[str, object] | None = None,
+    output: AnyPath | None = None,
+    progress: "Progress | None" = None,
+) -> TrainReport:
+    """Trains a run, resuming where an earlier call was stopped, and points the link `latest` next to it at it.
+
+    Args:
+        config: a `TrainConfig` or a TOML file; None takes prtool.toml of the current folder where there is one, else the defaults.
+        model: open_clip architecture, "hf-hub:ORG/REPO" or "local-dir:PATH"; default "ViT-B-16".
+        pretrained: open_clip tag or checkpoint file; "" gives random weights.
+        data: FOLDER, NAME:FOLDER, FILE.csv or several with commas (docs/data.md).
+        location: 1-based blocks on entry to which patches drop; default 4.
+        phase: some of "rank", "predictor" and "tokens", or "none"; default "predictor".
+        preset: "default", "leave-one-out" or "paper"; arguments and settings win over it.
+        overwrite: replace a trained run of other settings.
+        settings: any other of `prtool train --show-config`, such as {"fit.epochs": 8}.
+        output: the run's folder; None names it runs/MODEL-DATA-HASH by its settings.
+
+    Raises:
+        ConfigError: a setting cannot be used, or something else stands at the output, or a run of other settings.
+        DataError: the data cannot be read. ModelError: the model cannot be loaded or pruned.
+        StorageError: the run cannot be written.
+    """
+    from prtool.trainer.runs.checks import check_training
+    from prtool.trainer.runs.place import run_name
+
+    given = {"model": model, "pretrained": pretrained, "data": data, "location": location, "phase": phase}
+    chosen = train_config(config, preset=preset, settings=settings, **given)
+    run = Path("runs") / run_name(chosen) if output is None else Path(output)
+    check_training(chosen, run)
+    from prtool.trainer.train import check_latest, point_latest
+    from prtool.trainer.train import train as train_run
+
+    check_latest(run)
+    checkpoint = train_run(chosen, run, progress, overwrite=overwrite)
+    point_latest(run)
+    return TrainReport(run, checkpoint)
+
+
+def evaluate(
+    run: AnyPath = RUN,
+    *,
+    data: AnyPath | None = None,
+    split: str = "test",
+    keep: AnyKeep | Sequence[AnyKeep] = (1.0, 0.8, 0.7, 0.6, 0.5),
+    method: str | Sequence[str] = ("patch-ranking", "cls-attention", "random"),
+    images: int = 0,
+    output: AnyPath | None = None,
+    progress: "Progress | None" = None,
+) -> "EvalReport":
+    """Zero-shot accuracy by keep rate, for several ways to choose patches; also drawn as a picture.
+
+    Args:
+        run: folder of a trained run.
+        data: as for `train`; None takes the run's.
+        split: "train", "val" or "test".
+        keep: ratios or counts.
+        method: "patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "avit", "tome", "random", "golden" (slow).
+        images: at most this many; 0 takes all.
+        output: the picture, a .png file; None takes RUN/eval-SPLIT.png.
+
+    Raises:
+        CheckpointError: there is no finished run, or it is damaged.
+        ConfigError: a value cannot be used, a method does not suit the model, or no data are known.
+        DataError: the data cannot be read or have no labels (ImageError: an image cannot be decoded).
+    """
+    from prtool.files import PICTURE, check_output
+    from prtool.trainer.evaluation.config import EvalConfig
+    from prtool.trainer.runs.checks import check_evaluation
+
+    config = EvalConfig(split=split, keeps=keeps_of(keep), methods=several(method), images=images)
+    picture = evaluation_picture(run, split, output)
+    check_evaluation(Path(run), data, config)
+    check_output(picture, PICTURE)
+    from prtool.trainer.evaluation.evaluate import evaluate_run
+    from prtool.trainer.evaluation.plots import plot_accuracy
+
+    report = evaluate_run(Path(run), data, config, progress)
+    plot_accuracy(report, picture)
+    return report
+
+
+def evaluation_picture(run: AnyPath, split: str, output: AnyPath | None = None) -> Path:
+    """The picture that `evaluate` draws for the same arguments."""
+    return Path(run) / f"eval-{split}.png" if output is None else Path(output)
+
+
+def tune(
+    run: AnyPath = RUN,
+    *,
+    max_drop: float | None = None,
+    max_latency_ms: float | None = None,
+    location: Sequence[int | Sequence[int]] = (),
+    keep: AnyKeep | Sequence[AnyKeep] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3),
+    engine: str = "ort",
+    precision: str = "fp32",
+    batch: int = 8,
+    data: AnyPath | None = None,
+    settings: Mapping[str, object] | None = None,
+    progress: "Progress | None" = None,
+) -> "TuneReport":
+    """Chooses location and keep by accuracy on validation images and speed on this machine; `export_bundle` then takes the choice.
+
+    Args:
+        run: folder of a trained run; tune.json and the folder `tune` are written into it.
+        max_drop: points of accuracy below the unpruned model, at most; the fastest candidate within it is chosen.
+        max_latency_ms: milliseconds of one call of `batch` images, at most; alone, the most accurate candidate within it is chosen.
+        location: candidates: a block (4) or several for progressive pruning ((4, 6, 8, 10)) each; () takes the run's own.
+        keep: ratios or counts to try.
+        engine, precision, batch: what the time is measured with.
+        data: images that quality is measured on; None takes the run's.
+        settings: other fields of `TuneConfig`, such as {"limits.min_cosine": 0.97, "split": "test", "threads": 2}.
+
+    Raises:
+        ConfigError: a value cannot be used, no limit is given, or no candidate is within the limits.
+        CheckpointError: there is no finished run, or it is damaged.
+        DataError: the data cannot be read, or lack the split or the labels that a limit needs.
+        EngineUnavailable: the engine cannot run here.
+    """
+    from prtool.studies.tune.config import TuneConfig
+    from prtool.studies.tune.front import Limits
+    from prtool.trainer.data.address import parse_data
+    from prtool.trainer.runs.checks import data_of
+    from prtool.trainer.runs.record import read_record
+
+    bounds = {name.removeprefix("limits."): value for name, value in (settings or {}).items() if name.startswith("limits.")}
+    others = {name: value for name, value in (settings or {}).items() if not name.startswith("limits.")}
+    limits = configure(Limits, {"max_drop": max_drop, "max_latency_ms": max_latency_ms}, bounds)
+    given = {"limits": limits, "locations": tuple(map(several, location)), "keeps": keeps_of(keep)}
+    config = configure(TuneConfig, {**given, "engine": engine, "precision": precision, "batch": batch}, others)
+    record = read_record(Path(run))
+    record.prune.distinct_counts(config.keeps)
+    parse_data(data_of(Path(run), record, data))
+    from prtool.studies.tune.run import tune as tune_run
+
+    return tune_run(Path(run), config, data, progress)
+
+
+def export_bundle(
+    run: AnyPath = RUN,
+    output: AnyPath = BUNDLE,
+    *,
+    keep: AnyKeep | None = None,
+    precision: str | Sequence[str] = ("fp32",),
+    data: AnyPath | None = None,
+    progress: "Progress | None" = None,
+) -> ExportReport:
+    """Writes a bundle of ONNX graphs, after comparing them with PyTorch.
+
+    Args:
+        run: folder of a trained run.
+        output: the bundle's folder; only an earlier bundle is replaced.
+        keep: patches kept by default; None takes what `tune` chose for the run, else 0.6.
+        precision: of "fp32" (always written), "fp16", "bf16" and "int8".
+        data: images for the comparison and int8's scales; None takes the run's.
+
+    Raises:
+        CheckpointError: there is no finished run, or it is damaged.
+        ConfigError: a value cannot be used, int8 has too few images, or something else stands at the output.
+        DataError: the data cannot be read. ModelError: the model cannot be loaded or exported.
+        ParityError: a graph disagrees with PyTorch; nothing was written.
+        StorageError: the bundle cannot be written.
+    """
+    from prtool.export.checks import check_export
+    from prtool.studies.tune.result import read_result
+
+    source, out, precisions = Path(run), Path(output), several(precision)
+    tuned = read_result(source) if keep is None else None
+    kept = Keep.of(0.6 if keep is None else keep)
+    if tuned is not None:
+        source, kept = source / tuned.run, tuned.kept
+        _log.warning("taking what 'prtool tune' chose: %s, keep %s; --keep overrides it", source, kept)
+        if tuned.is_unpruned:
+            _log.warning("'prtool tune' chose the unpruned model: run the bundle with --mode full")
+    if check_export(source, out, kept, precisions, data) is None:
+        _log.warning("there are no images of the run, so the graphs are compared with PyTorch on noise; --data FOLDER gives images")
+    from prtool.export.run import export_run
+    from prtool.export.write import PARITY_NAME, ExportOptions
+    from prtool.strict import parse_json
+
+    manifest = export_run(source, out, ExportOptions(kept, precisions), data, progress)
+    judged = [(part["precision"], part["judged"]) for part in parse_json((out / PARITY_NAME).read_bytes())["precisions"] if part["judged"]]
+    return ExportReport(out, manifest, tuple(f"{name} was held to {gate['decided_by']}: {gate['why']}" for name, gate in judged))
