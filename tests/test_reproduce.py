@@ -26,7 +26,7 @@ from prtool.studies.paper.tables import OURS, TABLES, make_table
 from prtool.trainer.data.address import split_data
 from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow
-from prtool.trainer.runs.record import RECORD_NAME, Metrics, TunedTokens
+from prtool.trainer.runs.record import RECORD_NAME, Metrics, TokensRecord
 
 PATCHES = 16
 
@@ -59,7 +59,7 @@ class Quick:
         run.mkdir(parents=True, exist_ok=True)
         (run / RECORD_NAME).write_text(json.dumps(config.to_json()))
         self.trained.append(run)
-        tokens = TunedTokens(visual=2 if "tokens" in config.phases else 0)
+        tokens = TokensRecord(visual=2 if "tokens" in config.phases else 0)
         return SimpleNamespace(tokens=tokens, metrics=Metrics(), prune=SimpleNamespace(patches=PATCHES))
 
     def evaluate(self, run, data, config, progress):  # noqa: ARG002
@@ -165,7 +165,7 @@ def test_tuned_figures_of_a_run_without_tokens_are_the_untuned_ones(study, tmp_p
     class Untuned(Quick):
         def train(self, config, run, progress):
             found = super().train(config, run, progress)
-            found.tokens = TunedTokens()
+            found.tokens = TokensRecord()
             return found
 
     table = make_table("main", replace(study, seeds=1))

@@ -32,7 +32,7 @@ from prtool.trainer.config import TrainConfig
 from prtool.trainer.evaluation.evaluate import EvalConfig
 from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow, drop_error
 from prtool.trainer.runs.checkpoint import Checkpoint
-from prtool.trainer.runs.record import TunedTokens
+from prtool.trainer.runs.record import TokensRecord
 from prtool.trainer.train import train
 
 LOCATION, PATCHES, IMAGES = 2, 16, 400
@@ -288,7 +288,7 @@ def test_a_sibling_whose_tokens_did_not_help_is_evaluated_without(run: Path, tmp
         return told.evaluate(where, data, config)
 
     checkpoint = Checkpoint.load(run)
-    shop = Workshop(run, replace(checkpoint, tokens=TunedTokens(visual=2)), replace(told.tools(), evaluate=evaluate), SilentProgress())
+    shop = Workshop(run, replace(checkpoint, tokens=TokensRecord(visual=2)), replace(told.tools(), evaluate=evaluate), SilentProgress())
     qualities(shop, Site(checkpoint.prune, run, tmp_path / "at-2"), QualityAsk(None, "", "val", 0), [Keep.count(12)])
     assert asked == [("patch-ranking",)]
 

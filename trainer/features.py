@@ -1,8 +1,6 @@
 """Tokens that enter the pruning location, and unpruned embeddings, computed once: the encoder is frozen, so an epoch needs neither."""
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.errors import ShapeError, StorageError
+from prtool.errors import ShapeError
 from prtool.progress import Progress, SilentProgress, stage
+from prtool.store import digest
 from prtool.trainer.data.load import ImageSet, pixel_batches
 from prtool.trainer.models.dual_encoder import DualEncoder
-from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
+from prtool.trainer.store import TensorStore, tensors_digest
 
 SCHEMA = 1
 SHARD_IMAGES = 64
@@ -27,25 +26,25 @@ class Features:
     """Tokens of a set of images, mapped from shard files and read on demand.
 
     Attributes:
-        shards: each (up to 64 images, prefix + N, D), float16 (float32 where float16 cannot hold a value).
-        images: number of images.
+        shards: each (64 images, the last up to that, prefix + N, D), float16 (float32 where float16 cannot hold a value).
+        digest: of all that the tokens depend on.
     """
 
     shards: tuple[Tensor, ...]
-    images: int
+    digest: str
 
     def __post_init__(self) -> None:
         sizes = [len(shard) for shard in self.shards]
-        if sum(sizes) != self.images or any(size != SHARD_IMAGES for size in sizes[:-1]):
-            raise ShapeError(f"shards of {sizes} images do not make {self.images} images; each but the last must hold {SHARD_IMAGES}")
+        if any(size != SHARD_IMAGES for size in sizes[:-1]):
+            raise ShapeError(f"shards of {sizes} images, but each but the last must hold {SHARD_IMAGES}")
 
     @classmethod
     def of(cls, tokens: Tensor) -> "Features":
         """Features from tokens in memory: (images, prefix + N, D)."""
-        return cls(tuple(torch.split(tokens, SHARD_IMAGES)), len(tokens))
+        return cls(tuple(torch.split(tokens, SHARD_IMAGES)), tensors_digest({_TOKENS: tokens}))
 
     def __len__(self) -> int:
-        return self.images
+        return sum(len(shard) for shard in self.shards)
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """The tokens of some images: (len(indices), prefix + N, D) float32."""
@@ -54,7 +53,7 @@ class Features:
 
 
 def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Path, progress: Progress | None = None) -> Features:
-    """Computes, or finds, the tokens that enter a location; a call that was stopped goes on where it stood.
+    """Computes, or finds, the tokens that enter a location; a call that was stopped continues where it stood.
 
     Computed in float32. Stored in float16, which halves the disk and the time of an epoch: its relative step of
     0.05 % is far below what the scorer's first LayerNorm leaves of a token, and inference feeds it float32.
@@ -64,28 +63,28 @@ def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Pa
         images: whose tokens, in this order.
         location: 1-based block they enter.
         folder: shards go into a sub-folder named after model, images and location, so none is taken for another's.
-        progress: hears about images.
+        progress: advanced once per image.
 
     Raises:
         ImageError: an image cannot be decoded.
         StorageError: a shard cannot be written.
     """
-    told = progress or SilentProgress()
+    progress = progress or SilentProgress()
 
-    def compute(wanted: range) -> Tensor:
-        tokens = _tokens(model, images, wanted, location, told)
+    def compute(wanted: range) -> dict[str, Tensor]:
+        tokens = _tokens(model, images, wanted, location, progress)
         half = tokens.half()
         # CLIP's largest tokens stay below 1,000 and float16 ends at 65,504; a shard that leaves it keeps float32.
-        return half if bool(half.isfinite().all()) else tokens
+        return {_TOKENS: half if bool(half.isfinite().all()) else tokens}
 
-    with stage(told, "computing tokens (images)", len(images)):
-        key = _key(model, images, location)
-        shards = _cached(folder / key, key, _TOKENS, len(images), compute, told)
-    return Features(tuple(shards), len(images))
+    key = _key(model, images, location)
+    with stage(progress, "computing tokens (images)", len(images)):
+        shards = TensorStore(folder / key[:16], key).shards(len(images), SHARD_IMAGES, compute, progress)
+    return Features(tuple(shard[_TOKENS] for shard in shards), key)
 
 
 def cache_unpruned(model: DualEncoder, images: ImageSet, location: int, features: Features, folder: Path, progress: Progress | None = None) -> Tensor:
-    """Computes, or finds beside the tokens, the unpruned embeddings (images, E) float32, L2-normalised; resumes as `cache_tokens` does.
+    """Computes, or finds next to the tokens, the unpruned embeddings (images, E) float32, L2-normalised; resumes as `cache_tokens` does.
 
     Args:
         model: the frozen encoder.
@@ -93,44 +92,24 @@ def cache_unpruned(model: DualEncoder, images: ImageSet, location: int, features
         location: 1-based block that the tokens enter.
         features: what `cache_tokens` gave for these images and location.
         folder: as given there.
-        progress: hears about images.
+        progress: advanced once per image.
 
     Raises:
         StorageError: a shard cannot be written.
     """
-    told = progress or SilentProgress()
-
-    def compute(wanted: range) -> Tensor:
-        return _embeddings(model, features, wanted, location, told)
-
-    with stage(told, "computing unpruned embeddings (images)", len(images)):
-        key = _key(model, images, location)
-        return torch.cat(_cached(folder / key / _UNPRUNED, key, _UNPRUNED, len(images), compute, told))
-
-
-def _cached(home: Path, key: str, name: str, images: int, compute: Callable[[range], Tensor], progress: Progress) -> list[Tensor]:
-    """The shards of a tensor (images, ...), each read from its file, or computed and written."""
-    shards = []
-    for number, start in enumerate(range(0, images, SHARD_IMAGES)):
-        wanted = range(start, min(start + SHARD_IMAGES, images))
-        path, own = home / f"{number:05d}.safetensors", f"{key} {name} {number}"
-        found = recall_tensors(path, own)
-        if found is None:
-            keep_tensors(path, own, {name: compute(wanted)})
-            # Read back, so that a shard of the first call is mapped from its file as well.
-            found = recall_tensors(path, own)
-        else:
-            progress.advance(len(wanted))
-        if found is None:
-            raise StorageError(f"{path} is not what was just written; check the disk, and run the command again")
-        shards.append(found.tensors[name])
-    return shards
+    progress = progress or SilentProgress()
+    key = _key(model, images, location)
+    with stage(progress, "computing unpruned embeddings (images)", len(images)):
+        store = TensorStore(folder / key[:16] / _UNPRUNED, key)
+        shards = store.shards(
+            len(images), SHARD_IMAGES, lambda wanted: {_UNPRUNED: _embeddings(model, features, wanted, location, progress)}, progress
+        )
+    return torch.cat([shard[_UNPRUNED] for shard in shards])
 
 
 def _key(model: DualEncoder, images: ImageSet, location: int) -> str:
     # The name too: two architectures may share every tensor and differ in activation or pooling.
-    parts = [SCHEMA, model.name, model.weights_sha256, str(model.preprocess), images.digest(), location, SHARD_IMAGES]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return digest(SCHEMA, model.name, model.weights_sha256, str(model.preprocess), images.digest(), location, SHARD_IMAGES)
 
 
 @torch.inference_mode()

@@ -17,9 +17,9 @@ REDUCTIONS = ("linear", "average")
 AUXILIARY = ("position", "norm", "cls")
 """Names that `scorer.auxiliary` takes."""
 LOSS_NAMES = ("kl", "margin", "listmle", "regression")
-TUNED = "patch-ranking-tokens"
+PATCH_RANKING_TOKENS = "patch-ranking-tokens"
 """Patch Ranking with the run's learnable tokens; a run without has none."""
-METHOD_NAMES = ("patch-ranking", TUNED, "cls-attention", "evit", "avit", "tome", "random")
+METHOD_NAMES = ("patch-ranking", PATCH_RANKING_TOKENS, "cls-attention", "evit", "avit", "tome", "random")
 """Names of the methods that `eval` compares, but for the oracle."""
 GOLDEN = "golden"
 """The oracle: it needs a ranking of the very images, which the evaluation computes for it."""

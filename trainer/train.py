@@ -1,8 +1,6 @@
-"""The train verb: golden ranking, then the predictor, then a checkpoint; each phase goes on where it was stopped."""
+"""The train verb: golden ranking, predictor, learnable tokens; each phase continues where it was stopped."""
 
-import hashlib
 import importlib.metadata
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from prtool.exchange import alone
 from prtool.files import storage_errors
 from prtool.progress import Progress, SilentProgress
 from prtool.records import to_plain
-from prtool.stored import keep_json, recall_json
+from prtool.store import Store, digest
 from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.data.few_shot import few_shot
 from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES
@@ -23,26 +21,29 @@ from prtool.trainer.data.listing import path_hash
 from prtool.trainer.data.load import ImageSet, available_splits, load_split, templates_for
 from prtool.trainer.data.seen import Seen
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
-from prtool.trainer.loop import Examples, FitResult, fit, learn, predict
+from prtool.trainer.loop import FitResult, predict, train_scorer
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.loading.source import canonical_name, canonical_pretrained
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.objectives.distill import DistillImages, DistillObjective
 from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import GoldenRanking, rank_images
-from prtool.trainer.objectives.matching import constant_ranking, matching_rate, order_of, random_rate, usual_counts
-from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors, untuned
+from prtool.trainer.objectives.matching import constant_ranking, default_count, matching_rate, order_of, random_rate, usual_counts
+from prtool.trainer.objectives.ranking import Examples, RankingObjective
+from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors
 from prtool.trainer.runs.checks import check_training
 from prtool.trainer.runs.folder import earlier, finished, only_trainer
-from prtool.trainer.runs.record import SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
+from prtool.trainer.runs.record import SCHEMA, DataInfo, MatchRow, Metrics, TokensRecord
 from prtool.trainer.settings import LABELLED_SCORES
-from prtool.trainer.tokens.train import TuningTask, tune, tuned_spec
+from prtool.trainer.tokens.train import TokensTask, TrainedTokens, spec_with_tokens, train_tokens
 
 HELD_OUT_SHARE = 0.1
 """Share of the training images that validate, where the data has no val split."""
 _log = logging.getLogger(__name__)
 _RANKED = "golden.json"
 _VERSIONS = ("prtool", "torch", "open_clip_torch", "timm", "numpy")
+_Rankings = tuple[GoldenRanking, GoldenRanking]
+"""Of the training and the validation images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +74,16 @@ class _Run:
 def train(config: TrainConfig, run: Path, progress: Progress | None = None, *, overwrite: bool = False) -> Checkpoint:
     """Runs the phases of `config` and writes a checkpoint into the folder `run`.
 
-    What is finished is not done again: golden rankings and tokens lie in caches under `run`, the predictor's state is
-    saved every few epochs, and a checkpoint of the same settings, model and data is returned as it stands. So a run
-    that was stopped, in any way and at any moment, goes on with the same call and ends with the same bytes.
+    Finished work is not done again: golden rankings and tokens are cached under `run`, the predictor's state is saved every few
+    epochs, and a checkpoint of the same settings, model and data is returned as it is. So a run that was stopped, in any way
+    and at any moment, continues with the same call and ends with the same bytes.
 
     Args:
         config: settings. Phase "rank" ranks, and leaves an untrained scorer or adds matching rates to a trained one; "predictor"
-            needs that ranking where the target is "ranking", and "tokens" the predictor of phase "predictor", of this or an
+            needs that ranking where the objective is "ranking", and "tokens" the predictor of phase "predictor", of this or an
             earlier call; "none" leaves an untrained scorer, and needs no data.
-        run: the run's folder. A trained run of other settings stays as it is, and something else than a run too.
-        progress: hears about each phase.
+        run: the run's folder. A trained run of other settings is left as it is, and so is anything that is not a run.
+        progress: started for each phase.
         overwrite: replace a trained run of other settings.
 
     Raises:
@@ -104,45 +105,27 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None, *, o
                 raise finished(run, "a trained predictor, and phase none would leave an untrained one")
             return before if before is not None and not before.scorer_trained else blank.save(run)
         current = _Run(config, run, model, images, progress or SilentProgress())
-        scored = _scored(current, blank, before)
-        return scored if "tokens" not in config.phases else _tuned(current, scored, overwrite)
+        scored = _with_scorers(current, blank, before)
+        return scored if "tokens" not in config.phases else _with_tokens(current, scored, overwrite)
 
 
-def _tuned(run: _Run, scored: Checkpoint, overwrite: bool) -> Checkpoint:
-    """The checkpoint with the learnable tokens of these settings; those of others are replaced only when asked for."""
-    settings = run.config.tokens
-    if not scored.scorer_trained:
-        raise ConfigError(
-            f"phase tokens finds no trained predictor for these settings in {run.folder}; give --phase predictor,tokens "
-            "(with rank for target ranking)"
-        )
-    if scored.tokens != TunedTokens() and scored.config["tokens"] == to_plain(settings):
-        return scored
-    if (scored.tokens.visual or scored.tokens.text) and not overwrite:
-        raise finished(run.folder, "learnable tokens that were tuned with other settings")
-    return _with_tokens(run, scored).save(run.folder)
-
-
-def _scored(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoint:
+def _with_scorers(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoint:
     """The checkpoint with its scorers, trained where phase "predictor" or an earlier call did so."""
     phases = run.config.phases
-    trained = before is not None and before.scorer_trained
-    if before is not None and "rank" not in phases and (trained or "predictor" not in phases):
-        return before
+    if before is not None and (before.scorer_trained or "predictor" not in phases):
+        found = _with_matching(run, before, _rank(run)) if "rank" in phases else before
+        return found if found is before else found.save(run.folder)
     if not {"rank", "predictor"} & set(phases):
         return blank
-    # A scorer that learns from its own choice needs no ranking; a ranking that is there adds the matching rates.
+    # The distillation objective needs no ranking; a ranking that is there adds the matching rates.
     rankings = _rank(run) if "rank" in phases or run.config.objective == RANKING else []
-    if before is not None and (trained or "predictor" not in phases):
-        return _with_matching(run, before, rankings)
     if "predictor" not in phases:
         return blank.save(run.folder)
     fits = [_train_scorer(run, place, blank.scorer(place), rankings) for place in range(len(_scored_locations(run.config)))]
-    metrics = _metrics(run, fits[0], rankings[0] if rankings else None)
     seen = Seen.of(run.images.train, run.images.val).to_bytes()
-    return replace(blank, scorer_trained=True, metrics=metrics, tensors=scorer_tensors([result.scorer for result in fits]), seen=seen).save(
-        run.folder
-    )
+    tensors = scorer_tensors([result.scorer for result in fits])
+    trained = replace(blank, scorer_trained=True, metrics=_metrics(run, fits[0]), tensors=tensors, seen=seen)
+    return _with_matching(run, trained, rankings).save(run.folder)
 
 
 def run_images(config: TrainConfig) -> RunImages | None:
@@ -185,11 +168,11 @@ def check_latest(run: Path) -> Path:
     """The link `latest` next to a run; ask before training whether it may be replaced.
 
     Raises:
-        ConfigError: something that is no link stands in its place.
+        ConfigError: something that is no link has its name.
     """
     link = run.parent / "latest"
     if link.exists() and not link.is_symlink():
-        raise ConfigError(f"{link} is to be the link to the newest run, but it is a file or folder of its own; move it away, or give another -o")
+        raise ConfigError(f"{link} is a file or folder, but it is to be the link to the newest run; move it away, or give another -o")
     return link
 
 
@@ -197,7 +180,7 @@ def point_latest(run: Path) -> Path:
     """Points the link `latest` next to a run at it, atomically; returns the link.
 
     Raises:
-        ConfigError: something that is no link stands in its place.
+        ConfigError: something that is no link has its name.
         StorageError: the link cannot be made.
     """
     link = check_latest(run)
@@ -212,25 +195,23 @@ def point_latest(run: Path) -> Path:
     return link
 
 
-def _rank(run: _Run) -> list[tuple[GoldenRanking, GoldenRanking]]:
-    """The golden rankings of training and validation images at each location that has a scorer.
-
-    They are computed by phase "rank", or read back for phase "predictor".
-    """
-    marker, key = run.folder / _RANKED, _ranking_key(run)
-    if "rank" not in run.config.phases and recall_json(marker, key) is None:
+def _rank(run: _Run) -> list[_Rankings]:
+    """The golden rankings at each location that has a scorer: computed by phase "rank", or read back for phase "predictor"."""
+    config, data = run.config, run.images
+    made_of = [to_plain(config.golden), _scored_locations(config), templates_of(config), run.model.weights_sha256]
+    marker = Store(run.folder, digest(made_of, data.train.digest(), data.val.digest()))
+    if "rank" not in config.phases and marker.read(_RANKED) is None:
         raise ConfigError(f"phase predictor finds no finished golden ranking for these settings in {run.folder}; give --phase rank,predictor")
     classes = None
-    if run.config.golden.score in LABELLED_SCORES:
-        run.images.train.require_labels(f"the golden score {run.config.golden.score!r}")
-        classes = run.model.class_embeddings(run.images.train.classnames, templates_of(run.config))
+    if config.golden.score in LABELLED_SCORES:
+        data.train.require_labels(f"the golden score {config.golden.score!r}")
+        classes = run.model.class_embeddings(data.train.classnames, templates_of(config))
     cache, found = run.folder / "golden", []
-    for location in _scored_locations(run.config):
-        search = GoldenSearch(run.model, location, run.config.golden, classes)
-        learned = rank_images(search, run.images.train, cache / "train", run.progress)
-        judged = rank_images(search, run.images.val, cache / "val", run.progress)
-        found.append((learned, judged))
-    keep_json(marker, key, "ranked")
+    for location in _scored_locations(config):
+        search = GoldenSearch(run.model, location, config.golden, classes)
+        learned = rank_images(search, data.train, cache / "train", run.progress)
+        found.append((learned, rank_images(search, data.val, cache / "val", run.progress)))
+    marker.write(_RANKED, "ranked")
     return found
 
 
@@ -239,84 +220,92 @@ def _scored_locations(config: TrainConfig) -> tuple[int, ...]:
     return config.prune.locations if config.prune.rescore else config.prune.locations[:1]
 
 
-_Rankings = tuple[GoldenRanking, GoldenRanking]
-
-
 def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence[_Rankings]) -> FitResult:
     """Trains the scorer of one location, numbered from 0; those behind the first learn on random parts of the patches."""
     config, later = run.config, place > 0
-    scorer = scorer.to(next(run.model.tower.parameters()).device)
+    scorer = scorer.to(_device_of(run.model))
     state = run.folder / (f"fit-{place}.safetensors" if later else "fit.safetensors")
     tokens = _features(run, place)
     if config.objective == RANKING:
-        golden = rankings[place]
-        learned, judged = (Examples(tokens[part], golden[part].ranking, golden[part].scores) for part in (0, 1))
-        return fit(scorer, replace(learned, subsets=later), judged, config.fit, state, run.progress)
-    tower, location = run.model.tower, _scored_locations(config)[place]
+        learned, judged = (Examples(part, golden.ranking, golden.scores, later) for part, golden in zip(tokens, rankings[place], strict=True))
+        return train_scorer(scorer, RankingObjective(learned, judged, config.fit), config.fit, state, run.progress)
+    location = _scored_locations(config)[place]
     seen, held = (
         DistillImages(part, cache_unpruned(run.model, images, location, part, run.folder / "tokens", run.progress))
         for images, part in zip((run.images.train, run.images.val), tokens, strict=True)
     )
-    lesson = DistillObjective(tower, location, seen, held, config.distill, None if later else config.scorer.checkerboard)
-    return learn(scorer, lesson, config.distill.schedule(config.fit, len(lesson)), state, run.progress)
+    objective = DistillObjective(run.model.tower, location, seen, held, config.distill, None if later else config.scorer.checkerboard)
+    return train_scorer(scorer, objective, config.distill.schedule(config.fit, len(objective)), state, run.progress)
 
 
-def _features(run: _Run, place: int) -> tuple[Features, Features]:
+def _features(run: _Run, place: int) -> list[Features]:
     """The tokens of training and validation images that enter a location."""
     location, cache = _scored_locations(run.config)[place], run.folder / "tokens"
-    learned, judged = (cache_tokens(run.model, images, location, cache, run.progress) for images in (run.images.train, run.images.val))
-    return learned, judged
+    return [cache_tokens(run.model, images, location, cache, run.progress) for images in (run.images.train, run.images.val)]
 
 
-def _metrics(run: _Run, result: FitResult, rankings: _Rankings | None) -> Metrics:
-    losses = tuple(epoch.loss for epoch in result.history)
-    scores = tuple(epoch.score for epoch in result.history)
-    rows = () if rankings is None else _match_rows(run, result.scorer, rankings)
-    return Metrics(rows, result.best_epoch, losses, scores, result.match_at)
-
-
-def _match_rows(run: _Run, scorer: PatchScorer, rankings: _Rankings) -> tuple[MatchRow, ...]:
-    """Matching rates of the first location's scorer on the validation images, beside random and constant orders."""
-    golden, constant = rankings[1].ranking, constant_ranking(rankings[0].ranking)
-    patches, order = golden.shape[1], order_of(predict(scorer, _features(run, 0)[1]))
-    return tuple(
-        MatchRow(m, matching_rate(order, golden, m), random_rate(patches, m), matching_rate(constant, golden, m)) for m in usual_counts(patches)
-    )
+def _metrics(run: _Run, result: FitResult) -> Metrics:
+    losses, scores = tuple(epoch.loss for epoch in result.history), tuple(epoch.score for epoch in result.history)
+    match_at = (run.config.fit.match_at or default_count(result.scorer.patches)) if run.config.objective == RANKING else 0
+    return Metrics((), result.best_epoch, losses, scores, match_at)
 
 
 def _with_matching(run: _Run, found: Checkpoint, rankings: Sequence[_Rankings]) -> Checkpoint:
-    """A finished checkpoint, with the matching rates that a ranking made after it adds."""
+    """A checkpoint with the matching rates of its first scorer on the validation images, next to a random and a constant order's."""
     if not found.scorer_trained or not rankings or found.metrics.matching:
         return found
-    scorer = found.scorer(0).to(next(run.model.tower.parameters()).device).eval()
-    return replace(found, metrics=replace(found.metrics, matching=_match_rows(run, scorer, rankings[0]))).save(run.folder)
+    golden, constant = rankings[0][1].ranking, constant_ranking(rankings[0][0].ranking)
+    scorer = found.scorer(0).to(_device_of(run.model))
+    patches, order = golden.shape[1], order_of(predict(scorer, _features(run, 0)[1]))
+    rows = tuple(
+        MatchRow(m, matching_rate(order, golden, m), random_rate(patches, m), matching_rate(constant, golden, m)) for m in usual_counts(patches)
+    )
+    return replace(found, metrics=replace(found.metrics, matching=rows))
 
 
-def _with_tokens(run: _Run, scored: Checkpoint) -> Checkpoint:
-    """The checkpoint with learnable tokens, tuned behind its scorers; without any where the validation images say that none are better."""
-    config, cache = run.config.tokens, run.folder / "tokens"
+def _with_tokens(run: _Run, scored: Checkpoint, overwrite: bool) -> Checkpoint:
+    """The checkpoint with the learnable tokens of these settings; those of others are replaced only when asked for."""
+    config = run.config.tokens
+    if not scored.scorer_trained:
+        raise ConfigError(
+            f"phase tokens finds no trained predictor for these settings in {run.folder}; give --phase predictor,tokens "
+            "(with rank for objective ranking)"
+        )
+    if scored.tokens != TokensRecord() and scored.config["tokens"] == to_plain(config):
+        return scored
+    if (scored.tokens.visual or scored.tokens.text) and not overwrite:
+        raise finished(run.folder, "learnable tokens that were trained with other settings")
     # The scorers may have learned on a part of the images; the few of each class are drawn from all of them.
-    train = load_split(run.config.data, "train") if not run.images.held_out else run.images.train
-    task = TuningTask(run.model, scored.pruned_encoder(run.model, tuned=False), train, run.images.val, scored.templates, cache)
-    tuned = tune(task, config, run.folder / "tune.safetensors", run.progress)
-    visual, context = tuned.visual, tuned.context
-    record = TunedTokens(
+    images = load_split(run.config.data, "train") if not run.images.held_out else run.images.train
+    plain = scored.pruned_encoder(run.model, with_tokens=False)
+    task = TokensTask(run.model, plain, images, run.images.val, scored.templates, run.folder / "tokens")
+    found = train_tokens(task, config, run.folder / "tokens.safetensors", run.progress)
+    scorers = {name: tensor for name, tensor in scored.tensors.items() if name.split(".")[0].isdigit()}
+    seen = Seen.from_bytes(scored.seen).joined(Seen.of(few_shot(images, config.shots, config.seed), run.images.val)).to_bytes()
+    return replace(
+        scored,
+        prune=plain.spec if found.visual is None else spec_with_tokens(plain.spec, config),
+        tokens=_tokens_record(found, config.keep),
+        config={**scored.config, "tokens": to_plain(config)},
+        tensors=scorers | token_tensors(found.visual, found.context),
+        seen=seen,
+    ).save(run.folder)
+
+
+def _tokens_record(found: TrainedTokens, keep: float) -> TokensRecord:
+    visual, context = found.visual, found.context
+    return TokensRecord(
         visual=0 if visual is None else visual.count,
         first=1 if visual is None else visual.first,
         layers=0 if visual is None else len(visual.values),
         text=0 if context is None else len(context.values),
         words="" if context is None else context.words,
-        keep=config.keep,
-        losses=tuple(epoch.loss for epoch in tuned.history[1:]),
-        accuracies=tuple(epoch.accuracy for epoch in tuned.history if epoch.accuracy is not None),
-        cosines=tuple(epoch.cosine for epoch in tuned.history),
-        best_epoch=tuned.best_epoch,
+        keep=keep,
+        losses=tuple(epoch.loss for epoch in found.history[1:]),
+        accuracies=tuple(epoch.accuracy for epoch in found.history if epoch.accuracy is not None),
+        cosines=tuple(epoch.cosine for epoch in found.history),
+        best_epoch=found.best_epoch,
     )
-    scorers = {name: tensor for name, tensor in scored.tensors.items() if name.split(".")[0].isdigit()}
-    prune = untuned(scored.prune) if visual is None else tuned_spec(untuned(scored.prune), config)
-    settings = {**scored.config, "tokens": to_plain(config)}
-    seen = Seen.from_bytes(scored.seen).joined(Seen.of(few_shot(train, config.shots, config.seed), run.images.val)).to_bytes()
-    return replace(scored, prune=prune, tokens=record, config=settings, tensors=scorers | token_tensors(visual, context), seen=seen)
 
 
 def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) -> Checkpoint:
@@ -348,10 +337,8 @@ def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) ->
     )
 
 
-def _ranking_key(run: _Run) -> str:
-    settings = [to_plain(run.config.golden), list(_scored_locations(run.config)), templates_of(run.config)]
-    parts = [settings, run.model.weights_sha256, run.images.train.digest(), run.images.val.digest()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _device_of(model: DualEncoder) -> torch.device:
+    return next(model.tower.parameters()).device
 
 
 def _device(name: str) -> str:

@@ -56,7 +56,7 @@ def calibration_samples(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence
         tokens, scores = encoder.run_pre(batch)
         kept = spec.counts(Keep.count(counts[number % len(counts)]))
         for place, (role, k) in enumerate(zip(stage_roles(spec)[1:], kept, strict=True), start=1):
-            tokens = encoder.choose(tokens, scores, k)
+            tokens = encoder.drop(tokens, scores, k)
             samples[role].append({"tokens": tokens.numpy()})
             if place < len(kept):
                 tokens, scores = encoder.run_mid(place, tokens)

@@ -95,7 +95,7 @@ def _gaps(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence[int]) -> Tens
             ranked = deciding.sort(dim=1, descending=True).values
             if k < ranked.shape[1]:
                 cuts.append((float(ranked[0, k - 1] - ranked[0, k]), float(ranked.abs().max())))
-            tokens = encoder.choose(tokens, scores, k)
+            tokens = encoder.drop(tokens, scores, k)
             if place < len(encoder.spec.locations):
                 tokens, scores = encoder.run_mid(place, tokens)
                 # A location that keeps the order of the first cuts where those scores lie apart, or not.

@@ -58,11 +58,11 @@ def test_a_graph_is_followed_through_a_tie_and_left_behind_a_real_difference(pro
     reference = Reference(progressive.pruned, pixels, plain.tokens, scores)
     swapped = torch.cat((order[:, :11], order[:, 12:13]), dim=1)
     arrived = progressive.pruned.run_mid(1, gather(plain.tokens, swapped, 1, 2))
-    second = progressive.pruned.run_mid(2, progressive.pruned.choose(*arrived, 8))
+    second = progressive.pruned.run_mid(2, progressive.pruned.drop(*arrived, 8))
     third = select(second[1], 4)
     choices = [Choice(scores + 1e-6, swapped), Choice(arrived[1], torch.arange(8).expand(2, -1)), Choice(second[1], third)]
     found, own = reference.follow(choices), reference.path((12, 8, 4))
-    wanted = progressive.pruned.run_post(progressive.pruned.choose(*second, 4))
+    wanted = progressive.pruned.run_post(progressive.pruned.drop(*second, 4))
     torch.testing.assert_close(found.embedding[0], wanted[0])
     torch.testing.assert_close(found.embedding[1], own.embedding[1])
     assert found.patches[0].tolist() == [int(swapped[0, place]) for place in third[0]]

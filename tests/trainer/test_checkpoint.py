@@ -18,7 +18,7 @@ from prtool.trainer.models.prompts import TextContext, VisualTokens
 from prtool.trainer.models.pruned import FirstOrder
 from prtool.trainer.runs import checkpoint as module
 from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors
-from prtool.trainer.runs.record import RECORD_NAME, SCHEMA, DataInfo, MatchRow, Metrics, TunedTokens
+from prtool.trainer.runs.record import RECORD_NAME, SCHEMA, DataInfo, MatchRow, Metrics, TokensRecord
 
 FILES = (RECORD_NAME, "tensors-*.safetensors")
 
@@ -192,7 +192,7 @@ def progressive(checkpoint, rescored):
     torch.manual_seed(5)
     scorers = scorer_tensors([make_scorer(kind, checkpoint.width, prune.patches, prune.prefix_tokens) for kind in kinds])
     visual, context = VisualTokens(torch.randn(3, 2, checkpoint.width)), TextContext(torch.randn(2, 8), "a b")
-    tokens = TunedTokens(visual=2, first=1, layers=3, text=2, words="a b", keep=0.5)
+    tokens = TokensRecord(visual=2, first=1, layers=3, text=2, words="a b", keep=0.5)
     return replace(checkpoint, prune=prune, rescored=rescored, tokens=tokens, tensors=scorers | token_tensors(visual, context))
 
 
@@ -201,17 +201,17 @@ def test_scorers_of_several_locations_and_learnable_tokens_come_back(checkpoint,
     made = progressive(checkpoint, rescored)
     made.save(tmp_path)
     found = Checkpoint.load(tmp_path)
-    assert [type(chooser) for chooser in found.choosers()[1:]] == [TransformerScorer if rescored else FirstOrder] * 2
-    first, *later = [scorer.macs() for scorer in (found.scorer(), *(found.choosers()[1:] if rescored else ()))]
+    assert [type(scorer) for scorer in found.scorers()[1:]] == [TransformerScorer if rescored else FirstOrder] * 2
+    first, *later = [scorer.macs() for scorer in (found.scorer(), *(found.scorers()[1:] if rescored else ()))]
     assert found.scorer_macs() == first + sum(later)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         tuned = found.pruned_encoder(model)(pixels, Keep.ratio(0.5))
-        plain = found.pruned_encoder(model, tuned=False)(pixels, Keep.ratio(0.5))
+        plain = found.pruned_encoder(model, with_tokens=False)(pixels, Keep.ratio(0.5))
     assert torch.equal(found.visual().values, made.tensors["visual.values"])
     assert torch.equal(found.context().values, made.tensors["context.values"])
     assert (tuned - plain).abs().max() > 1e-4
-    assert not torch.equal(found.class_embeddings(model), found.class_embeddings(model, tuned=False))
+    assert not torch.equal(found.class_embeddings(model), found.class_embeddings(model, with_tokens=False))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError
 from prtool.trainer.features import Features
-from prtool.trainer.loop import FitConfig, learn
+from prtool.trainer.loop import FitConfig, train_scorer
 from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
 from prtool.trainer.objectives.distill import DistillConfig, DistillImages, DistillObjective, some_patches
 
@@ -46,29 +46,29 @@ def test_masked_blocks_weigh_keys(kind):
     tower, tokens = model.tower, entered(model, 2, LOCATION)
     none = torch.zeros(tokens.shape[:2])
     with torch.no_grad():
-        assert torch.allclose(tower.run_masked(1, tokens, none), tower.run_blocks(tokens, 2, 2), atol=1e-4)
+        assert torch.allclose(tower.block(1, tokens, none), tower.run_blocks(tokens, 2, 2), atol=1e-4)
         gone = none.clone()
         gone[:, -3:] = -torch.inf
         without = tower.run_blocks(tokens[:, :-3], 2, 2)
-        assert torch.allclose(tower.run_masked(1, tokens, gone)[:, :-3], without, atol=1e-4)
+        assert torch.allclose(tower.block(1, tokens, gone)[:, :-3], without, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["cls", "siglip"])
-def test_without_rivals_to_see_the_loss_is_that_of_the_shorter_sequence(kind):
+def test_without_visible_runner_ups_the_loss_is_that_of_the_shorter_sequence(kind):
     """With a floor next to nothing, forward is the pruned sequence: one minus the cosine to the whole one, in plain code."""
     model = tiny_encoder(kind)
     tower, prefix = model.tower, model.tower.prefix_tokens
     images = images_of(model, 3)
     scores = torch.linspace(3, -3, tower.patches)[None]
     config = DistillConfig(keep_low=0.5, keep_high=0.5, noise=0.0, floor=1e-9)
-    lesson = DistillObjective(tower, LOCATION, images, images, config, 0.0)
-    found = lesson.loss(Fixed(tower, scores), torch.arange(3), torch.Generator().manual_seed(0))
+    objective = DistillObjective(tower, LOCATION, images, images, config, 0.0)
+    found = objective.loss(Fixed(tower, scores), torch.arange(3), torch.Generator().manual_seed(0))
     kept = round(0.5 * tower.patches)
     tokens = images.features.batch([0, 1, 2])[:, : prefix + kept]
     with torch.no_grad():
         short = functional.normalize(tower.run_post(tokens, LOCATION), dim=-1)
     assert float(found.detach()) == pytest.approx(float(1 - (short * images.unpruned).sum(1).mean()), abs=1e-5)
-    assert lesson.judge(Fixed(tower, scores)) == pytest.approx(float((short * images.unpruned).sum(1).mean()), abs=1e-5)
+    assert objective.judge(Fixed(tower, scores)) == pytest.approx(float((short * images.unpruned).sum(1).mean()), abs=1e-5)
 
 
 def test_the_gradient_is_that_of_the_gates():
@@ -79,8 +79,8 @@ def test_the_gradient_is_that_of_the_gates():
     scores = torch.randn(1, tower.patches, generator=torch.Generator().manual_seed(1))
     config = DistillConfig(keep_low=0.5, keep_high=0.5, noise=0.0, floor=0.5, runner_ups=1.0, temperature=0.7)
     scorer = Fixed(tower, scores)
-    lesson = DistillObjective(tower, LOCATION, images, images, config, 0.0)
-    lesson.loss(scorer, torch.tensor([0]), torch.Generator()).backward()
+    objective = DistillObjective(tower, LOCATION, images, images, config, 0.0)
+    objective.loss(scorer, torch.tensor([0]), torch.Generator()).backward()
     standard = (scores - scores.mean()) / scores.std(correction=0)
     order = standard[0].argsort(descending=True)
     k, tokens = round(0.5 * tower.patches), images.features.batch([0])
@@ -91,7 +91,7 @@ def test_the_gradient_is_that_of_the_gates():
         mask[0, 1:] = gates.log()
         x = tokens
         for block in range(LOCATION - 1, tower.depth):
-            x = tower.run_masked(block, x, mask)
+            x = tower.block(block, x, mask)
         return 1 - float((functional.normalize(tower.head(x), dim=-1) * images.unpruned).sum())
 
     gates = torch.full((tower.patches,), 0.5).index_fill(0, order[:k], 1.0)
@@ -120,8 +120,8 @@ def test_gradients_on_a_gpu_are_those_of_the_cpu(keep):
         images = images_of(model, 3)
         model.tower.to(device)
         fixed = Fixed(model.tower, torch.linspace(3, -3, model.tower.patches)[None]).to(device)
-        lesson = DistillObjective(model.tower, LOCATION, images, images, config, 0.0)
-        lesson.loss(fixed, torch.arange(3), torch.Generator().manual_seed(0)).backward()
+        objective = DistillObjective(model.tower, LOCATION, images, images, config, 0.0)
+        objective.loss(fixed, torch.arange(3), torch.Generator().manual_seed(0)).backward()
         gradients.append(fixed.values.grad.cpu())
     assert torch.allclose(*gradients, atol=1e-5)
 
@@ -132,10 +132,10 @@ def test_it_finds_patches_that_matter():
     images = images_of(model, 24)
     torch.manual_seed(0)
     scorer = make_scorer(SMALL, model.tower.width, model.tower.patches, 1)
-    lesson = DistillObjective(model.tower, LOCATION, images, images, DistillConfig(noise=0.1), 0.0)
-    before = lesson.judge(scorer)
-    result = learn(scorer, lesson, FitConfig(epochs=12, batch=8, lr=1e-2, final_lr=1e-3))
-    assert lesson.judge(result.scorer) == pytest.approx(result.history[result.best_epoch - 1].score)
+    objective = DistillObjective(model.tower, LOCATION, images, images, DistillConfig(noise=0.1), 0.0)
+    before = objective.judge(scorer)
+    result = train_scorer(scorer, objective, FitConfig(epochs=12, batch=8, lr=1e-2, final_lr=1e-3))
+    assert objective.judge(result.scorer) == pytest.approx(result.history[result.best_epoch - 1].score)
     assert 1 - result.history[result.best_epoch - 1].score < 0.9 * (1 - before)
 
 
@@ -146,8 +146,8 @@ def test_a_stopped_training_ends_with_the_same_weights(tmp_path):
     def run(state, epochs):
         torch.manual_seed(0)
         scorer = make_scorer(SMALL, model.tower.width, model.tower.patches, 1)
-        lesson = DistillObjective(model.tower, LOCATION, images, images, DistillConfig(), 1.0)
-        return learn(scorer, lesson, DistillConfig(steps=2 * epochs, batch=4).schedule(FitConfig(), 6), state).scorer.state_dict()
+        objective = DistillObjective(model.tower, LOCATION, images, images, DistillConfig(), 1.0)
+        return train_scorer(scorer, objective, DistillConfig(steps=2 * epochs, batch=4).schedule(FitConfig(), 6), state).scorer.state_dict()
 
     whole, again = run(tmp_path / "a", 3), run(tmp_path / "a", 3)
     assert all(torch.equal(whole[name], again[name]) for name in whole)

@@ -289,7 +289,7 @@ def test_a_run_is_evaluated_as_it_was_trained(untrained: TrainConfig, images: Im
     model = checkpoint.load_model()
     test = load_split(images.root, "test")
     classes = model.class_embeddings(images.classnames, checkpoint.templates)
-    expected = evaluate(model, Pruner(checkpoint.prune, (checkpoint.chooser(),), False, GoldenConfig(group=2)), test, classes, config)
+    expected = evaluate(model, Pruner(checkpoint.prune, (checkpoint.scorers()[0],), False, GoldenConfig(group=2)), test, classes, config)
     assert report.rows == expected.rows
     assert report.locations == (LOCATION,)
     assert report.unpruned.images == 6

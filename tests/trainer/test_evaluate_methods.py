@@ -53,9 +53,9 @@ class ByChannel(nn.Module):
 def pruner_of(model: DualEncoder) -> Pruner:
     tower = model.tower
     torch.manual_seed(2)
-    tuned_spec = PruneSpec(tower.grid, tower.depth, LOCATIONS, 1, 2, 1)
+    with_tokens = PruneSpec(tower.grid, tower.depth, LOCATIONS, 1, 2, 1)
     scorers = (ByChannel(), FirstOrder(1))
-    encoder = PrunedEncoder(tower, scorers, tuned_spec, VisualTokens(torch.randn(2, 2, tower.width)))
+    encoder = PrunedEncoder(tower, scorers, with_tokens, VisualTokens(torch.randn(2, 2, tower.width)))
     tuned_classes = functional.normalize(torch.randn(5, tower.embed_dim, generator=torch.Generator().manual_seed(9)), dim=-1)
     return Pruner(tower.prune_spec(LOCATIONS), scorers, tuned=encoder, tuned_classes=tuned_classes)
 

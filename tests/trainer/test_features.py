@@ -117,8 +117,8 @@ def test_features_in_memory():
     found = Features.of(tokens)
     assert len(found) == 9
     torch.testing.assert_close(found.batch([8, 4, 4]), tokens[[8, 4, 4]])
-    with pytest.raises(ShapeError):
-        Features(found.shards, 10)
+    with pytest.raises(ShapeError, match=r"\[1, 4, 4\]"):
+        Features(found.shards[::-1], "")
 
 
 def test_unpruned_embeddings_are_the_towers(model, images, tmp_path):

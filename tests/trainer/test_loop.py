@@ -10,10 +10,11 @@ from safetensors import safe_open
 from prtool.errors import ConfigError, ShapeError
 from prtool.progress import SilentProgress
 from prtool.trainer.features import Features
-from prtool.trainer.loop import Examples, FitConfig, _subset, fit, predict
+from prtool.trainer.loop import FitConfig, predict, train_scorer
 from prtool.trainer.models.predictor import ScorerConfig, make_scorer
 from prtool.trainer.objectives.losses import LOSSES
 from prtool.trainer.objectives.matching import matching_rate, order_of
+from prtool.trainer.objectives.ranking import Examples, RankingObjective, some_ranked
 from prtool.trainer.settings import ARCHITECTURES
 
 WIDTH, PATCHES = 16, 12
@@ -29,6 +30,10 @@ def examples(images, seed):
 
 
 TRAIN, VAL = examples(48, 0), examples(16, 1)
+
+
+def fit(scorer, train, val, config, *state_and_progress):
+    return train_scorer(scorer, RankingObjective(train, val, config), config, *state_and_progress)
 
 
 def scorer(arch="mix-mlp", seed=0):
@@ -74,7 +79,6 @@ def test_the_best_epoch_is_kept():
     result = fit(scorer(), TRAIN, VAL, replace(FAST, match_at=5))
     rates = [epoch.score for epoch in result.history]
     assert result.best_epoch == rates.index(max(rates)) + 1
-    assert result.match_at == 5
     assert matching_rate(order_of(predict(result.scorer, VAL.features)), VAL.ranking, 5) == max(rates)
     assert not result.scorer.training
 
@@ -166,7 +170,7 @@ def test_a_random_part_of_the_patches_keeps_its_order() -> None:
     ranking = torch.stack([torch.randperm(patches, generator=random) for _ in range(batch)])
     golden = torch.randn(batch, patches, generator=random)
     for seed in range(5):
-        part, order, scores = _subset(tokens, ranking, golden, torch.Generator().manual_seed(seed))
+        part, order, scores = some_ranked(tokens, ranking, golden, torch.Generator().manual_seed(seed))
         count = order.shape[1]
         assert patches // 4 <= count <= patches
         for image in range(batch):

@@ -99,7 +99,7 @@ def test_tokens_are_appended_then_renewed(first):
     assert visual(tower, renewed, first + 2) is renewed
 
 
-@pytest.mark.parametrize(("layers", "first", "message"), [(1, 0, "1 to 4"), (1, 5, "1 to 4"), (4, 2, "1 to 3"), (0, 2, "0")])
+@pytest.mark.parametrize(("layers", "first", "message"), [(1, 0, "1 to 4"), (1, 5, "1 to 4"), (4, 2, "4 layers"), (0, 2, "0")])
 def test_layers_outside_the_encoder_are_refused(layers, first, message):
     model = tiny_encoder()
     with pytest.raises(ConfigError, match=message):
@@ -152,7 +152,7 @@ def test_a_prompt_that_the_tokenizer_would_cut_is_refused(model):
 
 
 def test_words_that_do_not_fit_the_count_are_refused(plain):
-    with pytest.raises(ConfigError, match=r"tokens\.text = 3"):
+    with pytest.raises(ConfigError, match=r"tokens\.text = 2"):
         new_context(plain, 2, "", TEMPLATE)
     with pytest.raises(ConfigError, match=r"tokens\.text_words"):
         new_context(plain, 3, "", "{} texture.")

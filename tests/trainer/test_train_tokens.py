@@ -18,7 +18,7 @@ from prtool.trainer.models.dual_encoder import DualEncoder, load_model, tensor_d
 from prtool.trainer.models.prompts import VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
 from prtool.trainer.tokens.data import Entry, embed_prepared, prepare_images
-from prtool.trainer.tokens.train import TokensConfig, TuningTask, tune, tuned_spec
+from prtool.trainer.tokens.train import TokensConfig, TokensTask, spec_with_tokens, train_tokens
 
 SMALL = TokensConfig(visual=2, shots=3, epochs=3, batch=4, lr=10.0, keep=0.5)
 TEXT = replace(SMALL, visual=0, text=4)
@@ -65,9 +65,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def task(model, folder, tmp_path_factory) -> TuningTask:
+def task(model, folder, tmp_path_factory) -> TokensTask:
     cache = tmp_path_factory.mktemp("cache")
-    return TuningTask(model, pruned(model), load_split(folder, "train"), load_split(folder, "val"), ("a photo of a {}.",), cache)
+    return TokensTask(model, pruned(model), load_split(folder, "train"), load_split(folder, "val"), ("a photo of a {}.",), cache)
 
 
 def pruned(model, locations=(2, 3), visual=None, spec=None):
@@ -95,9 +95,9 @@ def test_prepared_inputs_give_the_pruned_encoders_embeddings(task, model, first)
     if first:
         visual = VisualTokens(torch.randn(2, 2, model.tower.width, generator=torch.Generator().manual_seed(0)), first)
         spec = replace(spec, learnable_tokens=2, learnable_from_block=first)
-    encoder, untuned = pruned(model, (3, 4), visual, spec), pruned(model, (3, 4))
+    encoder, plain = pruned(model, (3, 4), visual, spec), pruned(model, (3, 4))
     entry = Entry(first, spec.counts(Keep.ratio(0.5)), task.cache)
-    found = prepare_images(model, untuned, task.val, entry)
+    found = prepare_images(model, plain, task.val, entry)
     with torch.no_grad():
         pixels = pixels_of(model, task.val)
         expected = encoder(pixels, Keep.ratio(0.5))
@@ -110,10 +110,10 @@ def test_prepared_inputs_give_the_pruned_encoders_embeddings(task, model, first)
 
 @pytest.mark.parametrize("config", [SMALL, TEXT, BOTH])
 def test_frozen_weights_stay_and_have_no_gradient(task, model, config):
-    before = tensor_digest(model.tower), tensor_digest(model.text), tensor_digest(task.untuned)
-    tune(task, config)
-    assert before == (tensor_digest(model.tower), tensor_digest(model.text), tensor_digest(task.untuned))
-    assert all(parameter.grad is None for part in (model.tower, model.text, task.untuned) for parameter in part.parameters())
+    before = tensor_digest(model.tower), tensor_digest(model.text), tensor_digest(task.plain)
+    train_tokens(task, config)
+    assert before == (tensor_digest(model.tower), tensor_digest(model.text), tensor_digest(task.plain))
+    assert all(parameter.grad is None for part in (model.tower, model.text, task.plain) for parameter in part.parameters())
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_frozen_weights_stay_and_have_no_gradient(task, model, config):
     ],
 )
 def test_the_loss_falls(task, config):
-    losses = [epoch.loss for epoch in tune(task, config).history[1:]]
+    losses = [epoch.loss for epoch in train_tokens(task, config).history[1:]]
     assert losses[-1] < 0.97 * losses[0]
 
 
 def test_the_loss_is_the_formula(task, model):
     """One epoch of one step: the loss of the first values, written out."""
     config = replace(SMALL, first=1, layers=1, epochs=1, batch=100, shots=0, lr=0.0, distill=2.0, label=3.0)
-    loss = tune(task, config).history[1].loss
+    loss = train_tokens(task, config).history[1].loss
     tokens = torch.cat([model.tower.embed(pixels_of(model, task.train))])
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, model.tower.width, generator=generator)
     values = tokens[:, 1:].mean(dim=(0, 1)) + 0.02 * tokens[:, 1:].std() * noise
-    encoder = pruned(model, visual=VisualTokens(values[None], 1), spec=tuned_spec(task.untuned.spec, config))
+    encoder = pruned(model, visual=VisualTokens(values[None], 1), spec=spec_with_tokens(task.plain.spec, config))
     with torch.no_grad():
         found = encoder(pixels_of(model, task.train), Keep.ratio(0.5))
         wanted = functional.normalize(model.tower(pixels_of(model, task.train)), dim=-1)
@@ -151,12 +151,12 @@ def test_the_loss_is_the_formula(task, model):
 
 def test_the_outcome_is_that_of_the_best_epoch(task, model):
     config = replace(SMALL, epochs=4, label=0.0)
-    result = tune(task, config)
+    result = train_tokens(task, config)
     cosines = [epoch.cosine for epoch in result.history]
     assert len(cosines) == 5
     assert result.best_epoch == cosines.index(max(cosines)) > 0
     assert result.images == 9
-    encoder = pruned(model, visual=result.visual, spec=tuned_spec(task.untuned.spec, config))
+    encoder = pruned(model, visual=result.visual, spec=spec_with_tokens(task.plain.spec, config))
     pixels = pixels_of(model, task.val)
     with torch.no_grad():
         cosine = functional.cosine_similarity(encoder(pixels, Keep.ratio(0.5)), model.tower(pixels)).mean()
@@ -165,14 +165,14 @@ def test_the_outcome_is_that_of_the_best_epoch(task, model):
 
 
 def test_accuracy_decides_before_the_cosine(task):
-    result = tune(task, replace(SMALL, epochs=6, label=5.0, distill=0.0))
+    result = train_tokens(task, replace(SMALL, epochs=6, label=5.0, distill=0.0))
     ranks = [(epoch.accuracy, epoch.cosine) for epoch in result.history]
     assert result.best_epoch == ranks.index(max(ranks))
 
 
 def test_tokens_that_only_harm_are_not_kept(task):
-    """Nothing drops, so the untuned encoder is the unpruned one, and every token takes it away from there."""
-    result = tune(task, replace(SMALL, keep=1.0, label=0.0))
+    """Nothing drops, so the plain encoder is the unpruned one, and every token takes it away from there."""
+    result = train_tokens(task, replace(SMALL, keep=1.0, label=0.0))
     assert (result.visual, result.context, result.best_epoch) == (None, None, 0)
     assert result.history[0].cosine == pytest.approx(1.0, abs=1e-5)
 
@@ -182,9 +182,9 @@ def test_distillation_needs_no_labels(task):
         return replace(images, labels=(NO_LABEL,) * len(images), classnames=())
 
     config = replace(SMALL, shots=0, label=0.0)
-    result = tune(replace(task, train=bare(task.train), val=bare(task.val)), config)
+    result = train_tokens(replace(task, train=bare(task.train), val=bare(task.val)), config)
     assert [epoch.accuracy for epoch in result.history] == [None] * 4
-    labelled = tune(task, config)
+    labelled = train_tokens(task, config)
     assert torch.equal(result.visual.values, labelled.visual.values)
     assert labelled.history[0].accuracy is not None
 
@@ -192,16 +192,16 @@ def test_distillation_needs_no_labels(task):
 @pytest.mark.parametrize("config", [SMALL, TEXT, BOTH])
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_stopped_anywhere_it_ends_the_same(task, tmp_path, config, after):
-    whole = tune(task, config)
+    whole = train_tokens(task, config)
     with pytest.raises(KeyboardInterrupt):
-        tune(task, config, tmp_path / "state", Stop(after))
-    assert same(tune(task, config, tmp_path / "state"), whole)
+        train_tokens(task, config, tmp_path / "state", Stop(after))
+    assert same(train_tokens(task, config, tmp_path / "state"), whole)
 
 
 def test_a_finished_state_is_not_tuned_again(task, tmp_path, monkeypatch):
-    whole = tune(task, SMALL, tmp_path / "state")
+    whole = train_tokens(task, SMALL, tmp_path / "state")
     monkeypatch.setattr("prtool.trainer.tokens.train._train_epoch", None)
-    assert same(tune(task, SMALL, tmp_path / "state"), whole)
+    assert same(train_tokens(task, SMALL, tmp_path / "state"), whole)
     with safe_open(tmp_path / "state", framework="pt") as stored:
         assert len(json.loads(stored.metadata()["prtool"])["facts"]["history"]) == 4
 
@@ -214,7 +214,7 @@ def test_a_state_that_does_not_belong_is_replaced(task, tmp_path, damage):
         config = replace(SMALL, weight_decay=0.1)
     if damage == "other images":
         other = replace(task, val=task.val.subset(range(4)))
-    tune(other, config, state)
+    train_tokens(other, config, state)
     if damage == "truncated":
         state.write_bytes(state.read_bytes()[:-9])
     if damage == "empty":
@@ -223,12 +223,12 @@ def test_a_state_that_does_not_belong_is_replaced(task, tmp_path, damage):
         state.write_bytes(state.read_bytes()[:-1] + bytes([state.read_bytes()[-1] ^ 1]))
     if damage == "renamed":
         state.write_bytes(state.read_bytes().replace(b"best_epoch", b"best_epoce"))
-    assert same(tune(task, SMALL, state), tune(task, SMALL))
+    assert same(train_tokens(task, SMALL, state), train_tokens(task, SMALL))
 
 
 def test_another_seed_is_another_tuning(task):
-    assert same(tune(task, SMALL), tune(task, SMALL))
-    assert not same(tune(task, SMALL), tune(task, replace(SMALL, seed=1)))
+    assert same(train_tokens(task, SMALL), train_tokens(task, SMALL))
+    assert not same(train_tokens(task, SMALL), train_tokens(task, replace(SMALL, seed=1)))
 
 
 def test_learning_rate_is_torchs_cosine():
@@ -245,7 +245,7 @@ def test_learning_rate_is_torchs_cosine():
     ("config", "error", "message"),
     [
         (replace(SMALL, first=3), ConfigError, "1 to 2"),
-        (replace(SMALL, layers=4), ConfigError, "1 to 3"),
+        (replace(SMALL, layers=4), ConfigError, "4 layers"),
         (replace(SMALL, shots=5), DataError, "4"),
         (replace(TEXT, text=2), ConfigError, "4"),
         (replace(TEXT, text=5), ConfigError, "8"),
@@ -254,18 +254,18 @@ def test_learning_rate_is_torchs_cosine():
 )
 def test_what_does_not_suit_is_refused(task, config, error, message):
     with pytest.raises(error, match=message):
-        tune(task, replace(config, distill=1e9) if config.lr > 1e9 else config)
+        train_tokens(task, replace(config, distill=1e9) if config.lr > 1e9 else config)
 
 
 def test_a_class_without_images_and_missing_labels_are_refused(task):
     empty = task.train.subset([i for i, label in enumerate(task.train.labels) if label != 1])
     with pytest.raises(DataError):
-        tune(replace(task, train=empty), SMALL)
+        train_tokens(replace(task, train=empty), SMALL)
     bare = replace(task.val, labels=(NO_LABEL,) * len(task.val))
     with pytest.raises(DataError, match="labels"):
-        tune(replace(task, val=bare), SMALL)
+        train_tokens(replace(task, val=bare), SMALL)
     with pytest.raises(DataError, match=r"tokens\.shots.*labels"):
-        tune(replace(task, train=replace(task.train, labels=(NO_LABEL,) * len(task.train))), replace(SMALL, label=0.0))
+        train_tokens(replace(task, train=replace(task.train, labels=(NO_LABEL,) * len(task.train))), replace(SMALL, label=0.0))
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ class Raised(FirstChannel):
 
 def test_a_state_belongs_to_one_spread(task, model, tmp_path):
     config, state = replace(SMALL, first=1), tmp_path / "state"
-    plain, raised = (replace(task, untuned=PrunedEncoder(model.tower, [Raised(by)], model.tower.prune_spec((2,))).eval()) for by in (0.0, 100.0))
-    tune(plain, config, state)
-    assert same(tune(raised, config, state), tune(raised, config))
-    assert not same(tune(raised, config), tune(plain, config))
+    plain, raised = (replace(task, plain=PrunedEncoder(model.tower, [Raised(by)], model.tower.prune_spec((2,))).eval()) for by in (0.0, 100.0))
+    train_tokens(plain, config, state)
+    assert same(train_tokens(raised, config, state), train_tokens(raised, config))
+    assert not same(train_tokens(raised, config), train_tokens(plain, config))

@@ -26,9 +26,9 @@ from prtool.trainer.models.pruned import PrunedEncoder
 from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images
 from prtool.trainer.objectives.matching import matching_rate
-from prtool.trainer.runs.checkpoint import Checkpoint, untuned
+from prtool.trainer.runs.checkpoint import Checkpoint, without_tokens
 from prtool.trainer.runs.checks import data_of
-from prtool.trainer.settings import GOLDEN, TUNED, GoldenConfig
+from prtool.trainer.settings import GOLDEN, PATCH_RANKING_TOKENS, GoldenConfig
 from prtool.version import __version__
 
 __all__ = ["EvalConfig", "EvalReport", "EvalRow", "Pruner", "evaluate", "evaluate_run"]
@@ -65,8 +65,8 @@ class Pruner:
     def of_run(cls, checkpoint: Checkpoint, run: Path, split: str, device: torch.device) -> "Pruner":
         """The predictors and golden search of a run; rankings of images lie in the run's folder, beside those it trained on."""
         settings = TrainConfig.from_json(checkpoint.config).golden
-        scorers = tuple(scorer.to(device).eval() for scorer in checkpoint.choosers())
-        return cls(untuned(checkpoint.prune), scorers, checkpoint.scorer_trained, settings, run / "golden" / split)
+        scorers = tuple(scorer.to(device).eval() for scorer in checkpoint.scorers())
+        return cls(without_tokens(checkpoint.prune), scorers, checkpoint.scorer_trained, settings, run / "golden" / split)
 
     def with_tokens(self, checkpoint: Checkpoint, model: DualEncoder, classnames: Sequence[str]) -> "Pruner":
         """The same with the run's learnable tokens, where it has some."""
@@ -100,7 +100,7 @@ def evaluate_run(run: Path, data: str | Path | None, config: EvalConfig, progres
     own = checkpoint.templates if data is None or tuple(images.classnames) == checkpoint.classnames else templates_for(data)
     classes = model.class_embeddings(images.classnames, config.templates or own)
     pruner = Pruner.of_run(checkpoint, run, config.split, device)
-    if TUNED in config.methods:
+    if PATCH_RANKING_TOKENS in config.methods:
         pruner = pruner.with_tokens(checkpoint, model, images.classnames)
     config = replace(config, store=config.store or run / "eval" / config.split)
     report = evaluate(model, pruner, images, classes, config, progress)
@@ -292,7 +292,7 @@ def _rank(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tensor,
 
 def _notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: EvalRow) -> tuple[str, ...]:
     notes: list[str] = []
-    if {"patch-ranking", TUNED} & set(config.methods) and not pruner.trained:
+    if {"patch-ranking", PATCH_RANKING_TOKENS} & set(config.methods) and not pruner.trained:
         notes.append("the predictor is freshly initialised and untrained: the patches that patch-ranking keeps, and its accuracy, mean nothing")
     if not model.pretrained and ":" not in model.name:
         notes.append(f"{model.name} has random weights: every accuracy here is chance")
@@ -307,8 +307,10 @@ def _notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: Eva
         notes.append(
             f"avit keeps another number of patches of each image; its threshold is fitted to the budget on {count} of these images, without labels"
         )
-    if TUNED in config.methods:
-        notes.append(f"{TUNED} keeps its learnable tokens on top of the patches; its drop is against the unpruned encoder without tuning")
+    if PATCH_RANKING_TOKENS in config.methods:
+        notes.append(
+            f"{PATCH_RANKING_TOKENS} keeps its learnable tokens on top of the patches; its drop is relative to the unpruned encoder without them"
+        )
     share = unpruned.accuracy / 100
     error = 100 * math.sqrt(share * (1 - share) / unpruned.images)
     if error >= _ONE_POINT:

@@ -1,4 +1,4 @@
-"""What a patch scorer may see beside the tokens' channels: position, norm and likeness to the class token (ours, not the paper's)."""
+"""Auxiliary features of a patch scorer: position, norm and similarity to the class token (ours, not the paper's)."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,15 @@ from prtool.errors import ConfigError
 
 POSITION = "position"
 _CLS = "cls"
-_SMALLEST = 1e-6
+_EPSILON = 1e-6
 
 
 class AuxiliaryFeatures(nn.Module):
-    """Chosen extras of each token, projected to the scorer's channels.
+    """Some features of each token besides its channels, projected to the scorer's channels.
 
     Args:
-        names: some of `AUXILIARY`, each once.
-        channels: of the reduced tokens that the extras are added to.
+        names: some of `prtool.trainer.settings.AUXILIARY`, each once.
+        channels: of the reduced tokens that the features are added to.
         patches: number of patches N.
         prefix_tokens: tokens before the patches, the class token first.
 
@@ -29,10 +29,10 @@ class AuxiliaryFeatures(nn.Module):
     def __init__(self, names: tuple[str, ...], channels: int, patches: int, prefix_tokens: int) -> None:
         super().__init__()
         if _CLS in names and not prefix_tokens:
-            raise ConfigError("scorer auxiliary = cls, but this model has no class token; leave cls out")
+            raise ConfigError("scorer.auxiliary has cls, but this model has no class token; leave cls out")
         self.measures = tuple(_MEASURES[name] for name in names if name != POSITION)
         self.project = nn.Linear(len(self.measures), channels) if self.measures else None
-        # Zeros: where a patch lies tells nothing until the images say so.
+        # Zeros: a position means nothing until the images give it a meaning.
         self.position = nn.Parameter(torch.zeros(prefix_tokens + patches, channels)) if POSITION in names else None
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -56,19 +56,19 @@ class AuxiliaryFeatures(nn.Module):
 
 def _norm(tokens: Tensor) -> Tensor:
     """(batch, tokens): logarithm of each token's length, standardised in each image."""
-    return _standardised(tokens.square().sum(dim=-1).clamp_min(_SMALLEST).log())
+    return _standardised(tokens.square().sum(dim=-1).clamp_min(_EPSILON).log())
 
 
 def _cls(tokens: Tensor) -> Tensor:
     """(batch, tokens): cosine to the first token, standardised in each image."""
-    # Tokens share a large mean over an image, in whose direction all look alike.
+    # The tokens of an image share a large mean, in whose direction all are similar.
     unit = functional.normalize(tokens - tokens.mean(dim=1, keepdim=True), dim=-1)
     return _standardised((unit * unit[:, :1]).sum(dim=-1))
 
 
 def _standardised(values: Tensor) -> Tensor:
     centred = values - values.mean(dim=1, keepdim=True)
-    return centred / (centred.square().mean(dim=1, keepdim=True) + _SMALLEST).sqrt()
+    return centred / (centred.square().mean(dim=1, keepdim=True) + _EPSILON).sqrt()
 
 
 _MEASURES: dict[str, Callable[[Tensor], Tensor]] = {"norm": _norm, _CLS: _cls}

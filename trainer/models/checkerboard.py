@@ -1,4 +1,4 @@
-"""Spreading the choice of patches: neighbours tell much the same, so of two alike one is kept before both."""
+"""The checkerboard bonus: neighbouring patches are redundant, so of two similar ones the selection keeps one before both."""
 
 from typing import cast
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from prtool.trainer.models.predictor import PatchScorer
 
-_SMALLEST_DEVIATION = 1e-6
+_EPSILON = 1e-6
 
 
 class CheckerboardScorer(nn.Module):
     """A trained scorer whose scores are standardised in each image and raised on every second patch, as on a chessboard.
 
-    A leave-one-out ranking judges each patch beside all its neighbours, so it calls whole even regions unimportant
+    A leave-one-out ranking judges each patch while all its neighbours are there, so it calls whole even regions unimportant,
     and a predictor that follows it drops them whole. Not part of the paper; strength 0 leaves the order as it is.
 
     Args:
@@ -35,7 +35,7 @@ class CheckerboardScorer(nn.Module):
         scores = cast(Tensor, self.scorer(tokens))
         centred = scores - scores.mean(dim=1, keepdim=True)
         deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
-        return centred / (deviation + _SMALLEST_DEVIATION) + self.board
+        return centred / (deviation + _EPSILON) + self.board
 
     def macs(self) -> int:
         """Multiply-accumulates of one image in matrix products."""

@@ -1,9 +1,10 @@
 """Fits VisionTower to the image towers of open_clip and timm."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -64,19 +65,19 @@ class OpenClipTower(VisionTower):
         pooled, _ = self.host._pool(tokens)
         return cast(Tensor, pooled @ self.host.proj)
 
-    def queries_keys(self, block: int, tokens: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        layer = cast(Any, self.blocks[block])
+    def queries_keys(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        layer = cast(Any, self.blocks[index])
         attention = layer.attn
         if not isinstance(attention, nn.MultiheadAttention):
-            raise ModelError(f"attention of kind {type(attention).__name__} gives no queries and keys; choose tokens by another method")
-        normed = layer.ln_1(tokens)
-        bias = attention.in_proj_bias
-        query, key, _ = functional.linear(normed, attention.in_proj_weight, bias).chunk(3, dim=-1)
+            raise ModelError(f"attention of kind {type(attention).__name__} gives no queries and keys; use another method")
+        query, key, _ = functional.linear(layer.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
         queries = split_heads(query, attention.num_heads)
         return queries * queries.shape[-1] ** -0.5, split_heads(key, attention.num_heads)
 
-    def _run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
-        layer = cast(Any, self.blocks[block])
+    def block(self, index: int, tokens: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        layer = cast(Any, self.blocks[index])
+        if mask is None:
+            return cast(Tensor, layer(tokens))
         heads, length = layer.attn.num_heads, tokens.shape[1]
         # nn.MultiheadAttention takes a mask of every image and head, with no axis left to broadcast.
         whole = mask[:, None, None, :].expand(-1, heads, length, -1).reshape(-1, length, length)
@@ -145,22 +146,23 @@ class TimmTower(VisionTower):
     def head(self, tokens: Tensor) -> Tensor:  # noqa: D102
         return cast(Tensor, self.host.head(self.trunk.forward_head(self.trunk.norm(tokens))))
 
-    def queries_keys(self, block: int, tokens: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        layer = cast(Any, self.blocks[block])
+    def queries_keys(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        layer = cast(Any, self.blocks[index])
         attention = layer.attn
         if getattr(attention, "qkv", None) is None:
-            raise ModelError(f"attention of kind {type(attention).__name__} gives no joint queries and keys; choose tokens by another method")
+            raise ModelError(f"attention of kind {type(attention).__name__} gives no joint queries and keys; use another method")
         bias = attention.qkv.bias
-        if bias is None and getattr(attention, "q_bias", None) is not None:
-            bias = _eva_bias(attention)
+        if bias is None and getattr(attention, "q_bias", None) is not None:  # EVA's, in three parts
+            bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
         query, key, _ = functional.linear(layer.norm1(tokens), attention.qkv.weight, bias).chunk(3, dim=-1)
-        identity: Callable[[Tensor], Tensor] = nn.Identity()
-        query_norm = getattr(attention, "q_norm", None) or identity
-        key_norm = getattr(attention, "k_norm", None) or identity
-        return query_norm(split_heads(query, attention.num_heads)) * attention.scale, key_norm(split_heads(key, attention.num_heads))
+        queries, keys = split_heads(query, attention.num_heads), split_heads(key, attention.num_heads)
+        if getattr(attention, "q_norm", None) is not None:
+            queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+        return queries * attention.scale, keys
 
-    def _run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
-        return cast(Tensor, cast(Any, self.blocks[block])(tokens, attn_mask=mask[:, None, None, :]))
+    def block(self, index: int, tokens: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        layer = cast(Any, self.blocks[index])
+        return cast(Tensor, layer(tokens) if mask is None else layer(tokens, attn_mask=mask[:, None, None, :]))
 
     def cost(self) -> Cost:  # noqa: D102
         pool = self.trunk.attn_pool
@@ -178,13 +180,10 @@ def layer_macs(module: nn.Module, image_size: tuple[int, int]) -> int:
         module: (batch, 3, height, width) in.
         image_size: height and width.
     """
-    import torch
-
     found: list[int] = []
 
     def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:
-        weight = cast(Tensor, layer.weight)
-        found.append(output.numel() * weight.numel() // weight.shape[0])
+        found.append(output.numel() * cast(Tensor, layer.weight)[0].numel())
 
     outline = copy.deepcopy(module).to("meta")
     for layer in outline.modules():
@@ -193,9 +192,3 @@ def layer_macs(module: nn.Module, image_size: tuple[int, int]) -> int:
     with torch.no_grad():
         outline(torch.empty(1, 3, *image_size, device="meta", dtype=next(outline.parameters()).dtype))
     return sum(found)
-
-
-def _eva_bias(attention: Any) -> Tensor:  # noqa: ANN401 - timm's class has no stub
-    import torch
-
-    return torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))

@@ -1,4 +1,4 @@
-"""Patch scorers: small networks that guess from a location's tokens which patches the rest of the encoder needs."""
+"""Patch scorers: small networks that predict from a location's tokens which patches the rest of the encoder needs."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from prtool.errors import ShapeError
 from prtool.trainer.models.auxiliary import POSITION, AuxiliaryFeatures
+from prtool.trainer.models.tower import split_heads
 from prtool.trainer.settings import ScorerConfig
 
 
@@ -35,7 +36,7 @@ class PatchScorer(nn.Module, ABC):
         config: kind and sizes.
         width: channels D of a token.
         patches: number of patches N.
-        prefix_tokens: tokens before the patches; they are seen but not scored.
+        prefix_tokens: tokens before the patches; inputs that are not scored.
     """
 
     def __init__(self, config: ScorerConfig, width: int, patches: int, prefix_tokens: int) -> None:
@@ -64,8 +65,8 @@ class PatchScorer(nn.Module, ABC):
         """Multiply-accumulates of one image in matrix products; averaging and norms are not counted."""
         tokens = self.patches + self.prefix_tokens
         reduction = tokens * self.width * self.config.channels if self.config.reduce == "linear" else 0
-        extras = 0 if self.auxiliary is None else self.auxiliary.macs(tokens)
-        return reduction + extras + self.score_macs()
+        auxiliary = 0 if self.auxiliary is None else self.auxiliary.macs(tokens)
+        return reduction + auxiliary + self.score_macs()
 
     @abstractmethod
     def score(self, reduced: Tensor) -> Tensor:
@@ -101,8 +102,8 @@ class MixMlpScorer(PatchScorer):
 class MlpScorer(PatchScorer):
     """A hidden layer with LayerNorm and GELU, shared by all patches, then an N-wide layer: one linear unit a patch, with its own weights.
 
-    The paper leaves open what the layers see. Flattening all tokens into one hidden layer learns 100 images by heart
-    and matches 0.735 of 0.510 (random) on pets, where this form matches 0.787.
+    The paper does not say what the layers read. Flattening all tokens into one hidden layer overfits 100 images: its matching
+    rate on pets is 0.735 (random: 0.510), that of this form 0.787.
     """
 
     def __init__(self, config: ScorerConfig, width: int, patches: int, prefix_tokens: int) -> None:
@@ -134,7 +135,8 @@ class TransformerScorer(PatchScorer):
         self.out = nn.Linear(config.channels, 1)
 
     def score(self, reduced: Tensor) -> Tensor:  # noqa: D102
-        query, key, value = (self._heads(part) for part in self.query_key_value(self.attention_norm(reduced)).chunk(3, dim=-1))
+        parts = self.query_key_value(self.attention_norm(reduced)).chunk(3, dim=-1)
+        query, key, value = (split_heads(part, self.config.heads) for part in parts)
         attended = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         mixed = reduced + self.attention_out(attended)
         mixed = mixed + self.channel_mlp(self.channel_norm(mixed))
@@ -144,9 +146,6 @@ class TransformerScorer(PatchScorer):
     def score_macs(self) -> int:  # noqa: D102
         tokens, channels = self.patches + self.prefix_tokens, self.config.channels
         return tokens * channels * (4 * channels + 2 * self.config.channel_hidden + 2 * tokens) + self.patches * channels
-
-    def _heads(self, projected: Tensor) -> Tensor:
-        return torch.unflatten(projected, -1, (self.config.heads, -1)).transpose(1, 2)
 
 
 _KINDS: dict[str, type[PatchScorer]] = {"mix-mlp": MixMlpScorer, "mlp": MlpScorer, "transformer": TransformerScorer}
@@ -167,7 +166,7 @@ def make_scorer(config: ScorerConfig, width: int, patches: int, prefix_tokens: i
 def later_config(config: ScorerConfig) -> ScorerConfig:
     """The scorer of a location behind the first, where any subset of the patches may arrive in any order.
 
-    Only the transformer treats its tokens as a set; where a patch lies, the token itself knows from its position embedding.
+    Only the transformer treats its tokens as a set; the position of a patch is in its token, by the position embedding.
     """
     return replace(config, arch="transformer", checkerboard=0.0, auxiliary=tuple(name for name in config.auxiliary if name != POSITION))
 

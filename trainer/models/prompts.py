@@ -1,4 +1,4 @@
-"""Learnable tokens: visual ones that travel beside the patches, and context words in front of class names."""
+"""Learnable tokens: visual ones behind the patches, and context words in front of class names."""
 
 from collections.abc import Sequence
 
@@ -19,10 +19,10 @@ class VisualTokens(nn.Module):
     """Learnable tokens behind the patches, never dropped (method, section 3; the deep form of Visual Prompt Tuning, ECCV 2022).
 
     Args:
-        values: (layers, n, D) float32. Row 0 is appended on entry to block `first`; row i takes the place of the appended
+        values: (layers, n, D) float32. Row 0 is appended on entry to block `first`; row i replaces the appended
             tokens on entry to block `first + i`. One row is the shallow form.
-        first: 1-based block on entry to which they are appended. At block 1 they stand before the tower's first norm, as
-            in the paper; at the pruning location what runs before it stays as it was, scores included.
+        first: 1-based block on entry to which they are appended. At block 1 they pass the tower's first norm, as
+            in the paper; at the pruning location all that runs before it is unchanged, scores included.
     """
 
     def __init__(self, values: Tensor, first: int = 1) -> None:
@@ -38,7 +38,7 @@ class VisualTokens(nn.Module):
         return self.values.shape[1]
 
     def forward(self, tower: VisionTower, tokens: Tensor, block: int) -> Tensor:
-        """The tokens that enter a block, with the learnable ones appended or renewed where this block does so.
+        """The tokens that enter a block, with the learnable ones appended or replaced where this block does so.
 
         Args:
             tower: whose first norm the tokens pass when they are appended at block 1.
@@ -51,10 +51,8 @@ class VisualTokens(nn.Module):
         row = block - self.first
         if not 0 <= row < self.values.shape[0]:
             return tokens
-        new = self.values[row]
-        if row == 0:
-            new = tower.pre_norm(new) if block == 1 else new
-        else:
+        new = tower.pre_norm(self.values[row]) if block == 1 else self.values[row]
+        if row:
             tokens = tokens[:, : tokens.shape[1] - self.count]
         return torch.cat((tokens, new.expand(tokens.shape[0], -1, -1)), dim=1)
 
@@ -64,7 +62,7 @@ class TextContext(nn.Module):
 
     Args:
         values: (n, text width) float32.
-        words: what the context stands for in the text of a prompt: exactly n tokens of the model's tokenizer.
+        words: the text of a prompt that the context replaces: exactly n tokens of the model's tokenizer.
     """
 
     def __init__(self, values: Tensor, words: str) -> None:
@@ -80,7 +78,7 @@ class TextContext(nn.Module):
         Args:
             model: the frozen encoder.
             classnames: in label order; underscores read as spaces.
-            template: a prompt with one `{}`; the words before it give way to the context.
+            template: a prompt with one `{}`; the context replaces the words before it.
 
         Raises:
             ConfigError: a prompt with the context is longer than the model reads.
@@ -99,7 +97,7 @@ class TextContext(nn.Module):
             values = self.values.to(found.dtype).expand(found.shape[0], -1, -1)
             return torch.cat((found[:, :start], values, found[:, start + len(self.values) :]), dim=1)
 
-        # The host's own forward runs; only what its embedding table gives for the context's words is exchanged.
+        # The host's own forward runs; only the embeddings of the context's words are replaced.
         hook = embedding.register_forward_hook(replace_words)
         try:
             return functional.normalize(model.text(ids.to(self.values.device)).float(), dim=-1)
@@ -109,11 +107,11 @@ class TextContext(nn.Module):
 
 @torch.no_grad()
 def new_visual(tower: VisionTower, tokens: Tensor, count: int, layers: int, first: int, seed: int) -> VisualTokens:
-    """Untrained visual tokens: the mean patch that enters each block, with a little noise that tells them apart.
+    """Untrained visual tokens: the mean patch that enters each block, with a little noise so that they differ.
 
-    Attention takes them for one more average patch, so the encoder is hardly disturbed before the first step: in a
-    ViT-S/14 pruned to 60 %, eight of them in nine blocks leave the mean cosine to the unpruned embedding at 0.981, where
-    the small Gaussian values of Visual Prompt Tuning (a full-scale key behind a layer norm) bring it down to 0.55.
+    To the attention they are one more average patch, so the first step starts close to the encoder without them: in a
+    ViT-S/14 pruned to 60 %, eight of them in nine blocks leave the mean cosine to the unpruned embedding at 0.981, while
+    the small Gaussian values of Visual Prompt Tuning (a full-scale key behind a layer norm) reduce it to 0.55.
 
     Args:
         tower: the frozen tower.
@@ -138,25 +136,19 @@ def new_visual(tower: VisionTower, tokens: Tensor, count: int, layers: int, firs
 
 
 def check_layers(depth: int, layers: int, first: int) -> None:
-    """Refuses learnable tokens in blocks that an encoder of `depth` blocks does not have.
-
-    Raises:
-        ConfigError: `first` or the last of the layers is no block of it.
-    """
-    if not 1 <= first <= depth:
-        raise ConfigError(f"learnable tokens from block {first} on, but the encoder has blocks 1 to {depth}")
-    if not 1 <= layers <= depth - first + 1:
+    """Raises ConfigError unless `layers` blocks from the 1-based block `first` on are blocks of an encoder of `depth` blocks."""
+    if not 1 <= first <= depth or not 1 <= layers <= depth - first + 1:
         raise ConfigError(
             f"learnable tokens in {layers} layers from block {first} on, but the encoder has blocks 1 to {depth}; "
-            f"give 1 to {depth - first + 1} layers"
+            f"give tokens.first = 1 to {depth}, and at most {max(1, depth - first + 1)} tokens.layers"
         )
 
 
 def new_context(model: DualEncoder, count: int, words: str, template: str) -> TextContext:
-    """Untrained context of `count` tokens that starts as words; where those are fewer, placeholders follow them.
+    """Untrained context of `count` tokens: the embeddings of words, then of placeholders where the words are fewer.
 
     Args:
-        model: whose token embeddings the context starts from.
+        model: whose token embeddings are taken.
         count: n, tokens of context.
         words: to start from; "" takes the words of the template before its `{}`.
         template: a prompt with one `{}`.
@@ -170,19 +162,13 @@ def new_context(model: DualEncoder, count: int, words: str, template: str) -> Te
         raise ConfigError(
             f"template {template!r} has no words before {{}} to start the text context from; give tokens.text_words, such as 'a photo of a'"
         )
-    used = _token_count(model, chosen)
-    if used > count:
-        raise ConfigError(
-            f"text context of {count} tokens, but {chosen!r} takes {used}; give tokens.text = {used}, or fewer words in tokens.text_words"
-        )
+    if (used := _token_count(model, chosen)) > count:
+        raise ConfigError(f"tokens.text = {count}, but {chosen!r} takes {used} tokens; give {used}, or fewer words in tokens.text_words")
     text = " ".join([chosen, *[_PLACEHOLDER] * (count - used)])
     if _token_count(model, text) != count:
         raise ConfigError(f"{text!r} does not take {count} tokens in this model's tokenizer; give other words with tokens.text_words")
-    embedding = _token_embedding(model)
-    ids = model.tokenizer([text])[0, _start(model) :][:count]
-    with torch.no_grad():
-        values = embedding(ids.to(embedding.weight.device)).float().clone()
-    return TextContext(values, text)
+    ids, table = model.tokenizer([text])[0, _start(model) :][:count], _token_embedding(model).weight
+    return TextContext(table[ids.to(table.device)].detach().float().clone(), text)
 
 
 def prompt_text(words: str, template: str, classname: str) -> str:
@@ -195,23 +181,18 @@ def _token_embedding(model: DualEncoder) -> nn.Embedding:
     """The table of token embeddings of the text side."""
     table = token_table(model.text.host)
     if table is None:
-        raise ModelError(f"the text side of {model.name} has no table of token embeddings that is known; tune visual tokens only (tokens.text = 0)")
+        raise ModelError(f"the text side of {model.name} has no known table of token embeddings; train visual tokens only (tokens.text = 0)")
     return table
 
 
 def _start(model: DualEncoder) -> int:
     """Token ids before the first word: 1 where every prompt begins with a start token, else 0."""
-    first = model.tokenizer(["a", "dog"])[:, 0]
-    return int(first[0] == first[1])
+    first, second = model.tokenizer(["a", "dog"])[:, 0]
+    return int(first == second)
 
 
 def _token_count(model: DualEncoder, text: str) -> int:
-    """Tokens of a text, without start and end: what it has more than the empty text."""
-    lengths = _used(model.tokenizer([text, ""], 2 * model.context_length))
-    return int(lengths[0] - lengths[1])
-
-
-def _used(ids: Tensor) -> Tensor:
-    """Tokens of each row (prompts,) before the padding, which is what the rows end with."""
-    padding = (ids == ids[:, -1:]).flip(1).int().cumprod(dim=1).sum(dim=1)
-    return ids.shape[1] - padding
+    """Tokens of a text, without start and end: what it has more than the empty text, before the padding that rows end with."""
+    ids = model.tokenizer([text, ""], 2 * model.context_length)
+    text_padding, empty_padding = (ids == ids[:, -1:]).flip(1).int().cumprod(dim=1).sum(dim=1)
+    return int(empty_padding - text_padding)

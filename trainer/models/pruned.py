@@ -37,7 +37,7 @@ def gather(tokens: Tensor, indices: Tensor, prefix_tokens: int, learnable_tokens
 
 
 class FirstOrder(nn.Module):
-    """The scorer of a later location that keeps the order of the first: patches arrive best first, so their place is their rank."""
+    """The scorer of a later location that keeps the order of the first: patches arrive best first, so their position is their rank."""
 
     def __init__(self, prefix_tokens: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class FirstOrder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, prefix + patches, D) -> (batch, patches) float32, falling."""
-        # A running sum rather than a range: it follows a free axis in every exporter.
+        # A running sum rather than a range: it follows a dynamic axis in every exporter.
         ones = torch.ones_like(tokens[:, self.prefix_tokens :, 0])
         return -ones.cumsum(dim=1)
 
@@ -53,15 +53,15 @@ class FirstOrder(nn.Module):
 class PrunedEncoder(nn.Module):
     """A frozen tower that drops its least important patches: sequences become physically shorter.
 
-    It runs in stages: `run_pre` (PRE), `run_mid` (MID) for each further location, `run_post` (POST), with a selection before each
-    but the first.
+    It runs in stages, with a selection (`drop`) between them: `run_pre` (PRE), `run_mid` (MID) for each further location,
+    `run_post` (POST).
 
     Args:
         tower: the image encoder.
         scorers: one for each location, (batch, prefix + patches, D) -> (batch, patches), high = keep; those behind the
-            first see whichever patches are left, in falling order of the scores before.
+            first get whichever patches are left, in descending order of the scores before.
         spec: where tokens drop.
-        visual: learnable tokens, as many as the spec's appended ones and from the same block on; None where there are none.
+        visual: learnable tokens, as many as the spec's and from the same block on; None where there are none.
     """
 
     def __init__(self, tower: VisionTower, scorers: Sequence[nn.Module], spec: PruneSpec, visual: VisualTokens | None = None) -> None:
@@ -81,11 +81,11 @@ class PrunedEncoder(nn.Module):
 
     def run_pre(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """PRE: tokens (batch, prefix + N + appended, D) that enter the first location, and scores (batch, N)."""
-        return self.enter_embedded(self.tower.embed(pixels))
+        return self.run_pre_from(self.tower.embed(pixels))
 
-    def enter_embedded(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """`run_pre` from the tokens (batch, prefix + N, D) that the tower's `embed` gives."""
-        tokens = self.advance(self._arrive(embedded, 1), 1, self.spec.locations[0])
+    def run_pre_from(self, tokens: Tensor, block: int = 1) -> tuple[Tensor, Tensor]:
+        """`run_pre` from the tower's tokens (batch, prefix + N, D) that enter a block, at which learnable tokens start or later."""
+        tokens = self.advance(self.append(tokens, block), block, self.spec.locations[0])
         return tokens, self._score(0, tokens)
 
     def run_mid(self, place: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,39 +104,40 @@ class PrunedEncoder(nn.Module):
     def run_post(self, tokens: Tensor) -> Tensor:
         """POST: (batch, tokens, D) selected at the last location -> embedding (batch, E), L2-normalised."""
         depth = self.tower.depth
-        tokens = self.advance(tokens, self.spec.locations[-1], depth)
-        return functional.normalize(self.tower.head(self.own(self.tower.run_blocks(tokens, depth, depth))), dim=-1)
+        tokens = self.tower.run_blocks(self.advance(tokens, self.spec.locations[-1], depth), depth, depth)
+        return functional.normalize(self.tower.head(self._without_appended(tokens)), dim=-1)
 
     def finish(self, tokens: Tensor, scores: Tensor, counts: Sequence[int]) -> Tensor:
         """Everything behind `run_pre`, with `counts` patches kept at each location: embedding (batch, E), L2-normalised."""
-        for place, k in enumerate(counts, start=1):
-            tokens = self.choose(tokens, scores, k)
-            if place < len(self.spec.locations):
-                tokens, scores = self.run_mid(place, tokens)
+        return self.finish_selected(self.drop(tokens, scores, counts[0]), counts)
+
+    def finish_selected(self, tokens: Tensor, counts: Sequence[int]) -> Tensor:
+        """`finish` from the tokens (batch, prefix + counts[0] + appended, D) selected at the first location."""
+        for place, k in enumerate(counts[1:], start=1):
+            tokens = self.drop(*self.run_mid(place, tokens), k)
         return self.run_post(tokens)
 
     def forward(self, pixels: Tensor, keep: Keep) -> Tensor:
         """Embedding (batch, E), L2-normalised, with `keep` patches left behind the last location."""
         return self.finish(*self.run_pre(pixels), self.spec.counts(keep))
 
-    def choose(self, tokens: Tensor, scores: Tensor, k: int) -> Tensor:
-        """The tokens with the `k` best patches, in falling order."""
+    def drop(self, tokens: Tensor, scores: Tensor, k: int) -> Tensor:
+        """The tokens without all but the `k` best patches, which are in descending order of their scores."""
         return gather(tokens, select(scores, k), self.spec.prefix_tokens, self.spec.learnable_tokens)
 
     def advance(self, tokens: Tensor, first: int, last: int) -> Tensor:
-        """Tokens that enter block `first` -> tokens that enter block `last`; learnable ones come and are renewed on the way."""
-        if self.visual is None:
-            return self.tower.run_blocks(tokens, first, last - 1)
+        """Tokens that enter block `first` -> tokens that enter block `last`; learnable ones are appended and replaced on the way."""
         for block in range(first, last):
-            tokens = self._arrive(self.tower.run_blocks(tokens, block, block), block + 1)
+            tokens = self.append(self.tower.run_blocks(tokens, block, block), block + 1)
         return tokens
 
-    def own(self, tokens: Tensor) -> Tensor:
-        """The tokens of the image: (batch, length, D) without the appended ones."""
-        return tokens[:, : tokens.shape[1] - self.spec.learnable_tokens] if self.spec.learnable_tokens else tokens
-
-    def _arrive(self, tokens: Tensor, block: int) -> Tensor:
+    def append(self, tokens: Tensor, block: int) -> Tensor:
+        """The tokens that enter a block, with the learnable ones that are appended or replaced there."""
         return tokens if self.visual is None else cast(Tensor, self.visual(self.tower, tokens, block))
 
+    def _without_appended(self, tokens: Tensor) -> Tensor:
+        # No slice where nothing is cut off: it would be an operator of the exported graph.
+        return tokens[:, : tokens.shape[1] - self.spec.learnable_tokens] if self.spec.learnable_tokens else tokens
+
     def _score(self, place: int, tokens: Tensor) -> Tensor:
-        return cast(Tensor, self.scorers[place](self.own(tokens)))
+        return cast(Tensor, self.scorers[place](self._without_appended(tokens)))

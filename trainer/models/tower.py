@@ -13,7 +13,7 @@ from prtool.spec import Cost, PruneSpec
 
 
 class VisionTower(nn.Module, ABC):
-    """An image encoder as `embed -> blocks -> head`; the host's own modules do the work.
+    """An image encoder as `embed -> blocks -> head`; the host library's own modules compute.
 
     Tokens are always `[prefix | patches | appended]`, patches row by row.
 
@@ -56,38 +56,34 @@ class VisionTower(nn.Module, ABC):
         """The norm before the first block, for tokens (..., D) that are appended after `embed`; the identity where there is none."""
 
     @abstractmethod
+    def block(self, index: int, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One block.
+
+        Args:
+            index: 0-based.
+            tokens: (batch, tokens, D) that enter it.
+            mask: (batch, tokens) float32, added to every head's products with the key of that token before the softmax.
+                Gradients to it need `attention_with_gradients`.
+
+        Returns:
+            (batch, tokens, D).
+        """
+
+    @abstractmethod
     def head(self, tokens: Tensor) -> Tensor:
         """Final norm, pooling and projection: (batch, tokens, D) -> (batch, E), not normalised."""
 
     @abstractmethod
-    def queries_keys(self, block: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled queries and keys of one attention layer, for methods that choose tokens by attention.
+    def queries_keys(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled queries and keys of one block's attention, for methods that select tokens by attention.
 
         Args:
-            block: 0-based index.
-            tokens: (batch, tokens, D) that enter the block.
+            index: of the block, 0-based.
+            tokens: (batch, tokens, D) that enter it.
 
         Returns:
             Two tensors (batch, heads, tokens, head width); softmax of their product is the attention map.
         """
-
-    def run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
-        """One block with a mask on its attention.
-
-        Args:
-            block: 0-based index.
-            tokens: (batch, tokens, D) that enter the block.
-            mask: (batch, tokens) float32, added to every head's products with the key of that token before the softmax.
-
-        Returns:
-            (batch, tokens, D), with gradients to the mask.
-        """
-        with attention_with_gradients(tokens.device):
-            return self._run_masked(block, tokens, mask)
-
-    @abstractmethod
-    def _run_masked(self, block: int, tokens: Tensor, mask: Tensor) -> Tensor:
-        """What `run_masked` does, by PyTorch's attention."""
 
     @abstractmethod
     def cost(self) -> Cost:
@@ -109,14 +105,13 @@ class VisionTower(nn.Module, ABC):
 
     def run_blocks(self, tokens: Tensor, first: int, last: int) -> Tensor:
         """Runs blocks `first` to `last`, 1-based and inclusive; (batch, tokens, D) in and out."""
-        for block in self.blocks[first - 1 : last]:
-            tokens = block(tokens)
+        for index in range(first - 1, last):
+            tokens = self.block(index, tokens)
         return tokens
 
     def run_pre(self, pixels: Tensor, location: int) -> Tensor:
         """Tokens (batch, prefix + N, D) that enter the 1-based block `location`."""
-        if not 1 <= location <= self.depth:
-            raise ConfigError(f"location = {location}, but the encoder has blocks 1 to {self.depth}")
+        self.check_location(location)
         return self.run_blocks(self.embed(pixels), 1, location - 1)
 
     def run_post(self, tokens: Tensor, location: int) -> Tensor:
@@ -126,6 +121,11 @@ class VisionTower(nn.Module, ABC):
     def forward(self, pixels: Tensor) -> Tensor:
         """The unpruned embedding (batch, E), not normalised."""
         return self.run_post(self.embed(pixels), 1)
+
+    def check_location(self, location: int) -> None:
+        """Raises ConfigError unless `location` is a 1-based block of this tower."""
+        if not 1 <= location <= self.depth:
+            raise ConfigError(f"location = {location}, but the encoder has blocks 1 to {self.depth}")
 
 
 def matrix_weights(module: nn.Module) -> int:

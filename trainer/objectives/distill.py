@@ -1,27 +1,27 @@
-"""Training a scorer by what it is for: the embedding of the patches that it chooses, against the embedding of all of them."""
+"""Train the scorer end to end: match the pruned embedding to the unpruned one (straight-through top-k)."""
 
-import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from prtool.errors import ShapeError
+from prtool.store import digest
 from prtool.trainer.features import Features
 from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.predictor import PatchScorer
 from prtool.trainer.models.pruned import gather, select
-from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.models.tower import VisionTower, attention_with_gradients
 from prtool.trainer.settings import DistillConfig
+from prtool.trainer.store import tensors_digest
 
 _JUDGE_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DistillImages:
-    """What a scorer's choice is held against.
+    """What the selected patches are compared with.
 
     Attributes:
         features: tokens that enter the location.
@@ -37,19 +37,20 @@ class DistillImages:
 
 
 class DistillObjective:
-    """1 - cosine between the embedding of the chosen patches and the unpruned one, with gradients to the scores (ours, not the paper's).
+    """1 - cosine between the embedding of the selected patches and the unpruned one, with gradients to the scores (ours, not the paper's).
 
-    The k best patches stand beside their nearest runner-ups in one sequence. A runner-up is hardly seen: its key's weight in every
-    attention is `floor` of a kept patch's. Forward the gate is this hard step, backward the sigmoid of the distance to the
-    threshold (straight-through), so a runner-up that would bring the embedding nearer gains score, and a kept patch that does
-    not matter loses it, beside all the others that are kept. Dropping the rest keeps a step as short as a pruned sequence.
+    The k best patches and the runner-ups behind them form one sequence. A runner-up has little influence: in every attention
+    the weight of its key is `floor` times that of a kept patch. The gate is this hard step in the forward pass and the sigmoid of
+    the distance to the threshold in the backward pass (straight-through), so a runner-up that would improve the embedding gains
+    score, and a kept patch that contributes nothing to the others loses it. The rest is dropped, so a step is as short as a
+    pruned sequence.
 
     Args:
         tower: the frozen encoder.
         location: 1-based block that the tokens enter.
         train, val: images to learn from and to choose the best epoch by.
         config: how.
-        checkerboard: as the scorer's choice will be spread over the grid (see `CheckerboardScorer`); None for the scorer of a later
+        checkerboard: the bonus with which patches will be selected (see `CheckerboardScorer`); None for the scorer of a later
             location, which learns on random parts of the patches.
     """
 
@@ -63,21 +64,20 @@ class DistillObjective:
     def __len__(self) -> int:
         return len(self._train.unpruned)
 
-    def parts(self) -> Iterable[Tensor]:
-        """Every tensor that the result depends on."""
-        for images in (self._train, self._val):
-            yield from (*images.features.shards, images.unpruned)
-        yield torch.tensor([self._location, *dataclasses.astuple(self._config), self._checkerboard, self._subsets], dtype=torch.float64)
+    def digest(self) -> str:
+        """See `prtool.trainer.loop.Objective`."""
+        data = [[images.features.digest, tensors_digest({"unpruned": images.unpruned})] for images in (self._train, self._val)]
+        return digest(data, self._location, asdict(self._config), self._checkerboard, self._subsets)
 
     def loss(self, scorer: PatchScorer, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """See `prtool.trainer.loop.Lesson.loss`."""
+        """See `prtool.trainer.loop.Objective`."""
         config = self._config
         tokens = self._train.features.batch(chosen.tolist()).to(next(scorer.parameters()).device)
         if self._subsets:
             tokens = some_patches(tokens, scorer.prefix_tokens, generator)
         patches = tokens.shape[1] - scorer.prefix_tokens
         share = config.keep_low + (config.keep_high - config.keep_low) * float(torch.rand((), generator=generator))
-        scores = self._chooser(scorer, patches)(tokens)
+        scores = self._with_bonus(scorer, patches)(tokens)
         uniform = torch.rand(scores.shape, generator=generator).clamp(1e-6, 1.0 - 1e-6).to(scores.device)
         scores = scores - config.noise * (-uniform.log()).log()
         found = self._embedding(scorer, tokens, scores, max(1, round(share * patches)))
@@ -85,19 +85,19 @@ class DistillObjective:
 
     @torch.no_grad()
     def judge(self, scorer: PatchScorer) -> float:
-        """Mean cosine of the validation images at the middle of the range of keeps, patches really dropped."""
+        """Mean cosine of the validation images at the middle of the range of keeps, with patches physically dropped."""
         device, total = next(scorer.parameters()).device, 0.0
         share = (self._config.keep_low + self._config.keep_high) / 2
         for part in torch.split(torch.arange(len(self._val.unpruned)), _JUDGE_BATCH):
             tokens = self._val.features.batch(part.tolist()).to(device)
-            scores = self._chooser(scorer, tokens.shape[1] - scorer.prefix_tokens)(tokens)
+            scores = self._with_bonus(scorer, tokens.shape[1] - scorer.prefix_tokens)(tokens)
             kept = gather(tokens, select(scores, max(1, round(share * scores.shape[1]))), scorer.prefix_tokens)
             found = functional.normalize(self._tower.run_post(kept, self._location), dim=-1)
             total += float((found.cpu() * self._val.unpruned[part]).sum())
         return total / len(self._val.unpruned)
 
-    def _chooser(self, scorer: PatchScorer, patches: int) -> CheckerboardScorer:
-        """The scorer as it will choose; a part of the patches has no grid left to spread over."""
+    def _with_bonus(self, scorer: PatchScorer, patches: int) -> CheckerboardScorer:
+        """The scorer as it will select patches; a part of the patches has no grid, and gets no bonus."""
         bonus = self._checkerboard if patches == scorer.patches else 0.0
         grid = self._tower.grid if patches == scorer.patches else (1, patches)
         return CheckerboardScorer(scorer, grid, bonus).to(next(scorer.parameters()).device)
@@ -114,10 +114,11 @@ class DistillObjective:
         gates = config.floor + (1.0 - config.floor) * (hard + soft - soft.detach())
         mask = functional.pad(gates.log(), (prefix, 0))
         sequence = gather(tokens, considered, prefix)
-        for block in range(self._location - 1, self._tower.depth):
-            sequence = self._tower.run_masked(block, sequence, mask)
+        with attention_with_gradients(tokens.device):
+            for block in range(self._location - 1, self._tower.depth):
+                sequence = self._tower.block(block, sequence, mask)
         if not self._tower.head_reads:
-            # A head that pools over all tokens has no mask: runner-ups, which stand behind the kept patches, must not reach it.
+            # A head that pools over all tokens has no mask: runner-ups, which are behind the kept patches, must not reach it.
             sequence = sequence[:, : prefix + k]
         return functional.normalize(self._tower.head(sequence), dim=-1)
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prtool.errors import ConfigError
 from prtool.trainer.models.tower import VisionTower
 
 _HEAD_WIDTH = 64
@@ -28,7 +27,7 @@ class Tail:
 
     In "bf16" the attention and MLP of each block run as a bfloat16 copy, made once; norms, the residual stream and
     the head stay in float32. That is the arithmetic of autocast (equal in every bit with ViT-S/14 on a CPU) without
-    converting every frozen weight anew in each forward. A block that is bfloat16 throughout is a tenth faster, but it
+    converting every frozen weight again in each forward. A block that is bfloat16 throughout is a tenth faster, but it
     rounds the residual stream, and its ranking agreed less with float32 on five of six photographs.
 
     Args:
@@ -45,8 +44,7 @@ class Tail:
     """
 
     def __init__(self, tower: VisionTower, location: int, precision: str = "auto") -> None:
-        if not 1 <= location <= tower.depth:
-            raise ConfigError(f"location = {location}, but the encoder has blocks 1 to {tower.depth}")
+        tower.check_location(location)
         self.tower = tower
         self.device = next(tower.parameters()).device
         self.precision = resolve_precision(precision, self.device)

@@ -75,7 +75,7 @@ class Checkpoint(Record):
             tensors = _read_tensors(home, record)
             seen = read_file(home, record.files, SEEN) if has_file(record.files, SEEN) else b""
         checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors, seen=seen)
-        checkpoint.choosers()
+        checkpoint.scorers()
         checkpoint.visual()
         checkpoint.context()
         return checkpoint
@@ -111,23 +111,15 @@ class Checkpoint(Record):
             raise CheckpointError(f"the predictor's tensors are not those of a {config.arch} scorer ({cause}); run 'prtool train' again") from cause
         return scorer.eval()
 
-    def chooser(self) -> CheckerboardScorer:
-        """The first location's scorer as patches are chosen by it: its scores spread over the grid.
-
-        Raises:
-            CheckpointError: the tensors are not those of the record's scorer.
-        """
-        return CheckerboardScorer(self.scorer(), self.prune.grid, self.scorer_config.checkerboard).eval()
-
-    def choosers(self) -> list[nn.Module]:
-        """What chooses at each location: the first location's `chooser`, then scorers of their own or the order of the first.
+    def scorers(self) -> list[nn.Module]:
+        """What selects patches at each location: the first scorer with its checkerboard bonus, then scorers of their own or the first's order.
 
         Raises:
             CheckpointError: the tensors are not those of the record's scorers.
         """
         later = range(1, len(self.prune.locations))
         own: list[nn.Module] = [self.scorer(index) if self.rescored else FirstOrder(self.prune.prefix_tokens) for index in later]
-        return [self.chooser(), *own]
+        return [CheckerboardScorer(self.scorer(), self.prune.grid, self.scorer_config.checkerboard).eval(), *own]
 
     def scorer_macs(self) -> int:
         """Multiply-accumulates of all scorers for one image; a later one counts as if no patch had dropped before it."""
@@ -179,27 +171,27 @@ class Checkpoint(Record):
             )
         return model
 
-    def pruned_encoder(self, model: DualEncoder, *, tuned: bool = True) -> PrunedEncoder:
+    def pruned_encoder(self, model: DualEncoder, *, with_tokens: bool = True) -> PrunedEncoder:
         """The pruned encoder of this checkpoint, on the model's device, in evaluation mode.
 
         Args:
             model: as `load_model` gives it.
-            tuned: with the learnable tokens, where the run has some.
+            with_tokens: with the learnable tokens, where the run has some.
         """
-        visual = self.visual() if tuned else None
-        spec = self.prune if tuned else untuned(self.prune)
+        visual = self.visual() if with_tokens else None
+        spec = self.prune if with_tokens else without_tokens(self.prune)
         device = next(model.tower.parameters()).device
-        return PrunedEncoder(model.tower, self.choosers(), spec, visual).to(device).eval()
+        return PrunedEncoder(model.tower, self.scorers(), spec, visual).to(device).eval()
 
-    def class_embeddings(self, model: DualEncoder, classnames: Sequence[str] = (), *, tuned: bool = True) -> Tensor:
+    def class_embeddings(self, model: DualEncoder, classnames: Sequence[str] = (), *, with_tokens: bool = True) -> Tensor:
         """Class embeddings (classes, E) float32, L2-normalised, with the learned context where the run has one.
 
         Args:
             model: as `load_model` gives it.
             classnames: in label order; empty takes the run's.
-            tuned: with the learned context.
+            with_tokens: with the learned context.
         """
-        names, context = tuple(classnames) or self.classnames, self.context() if tuned else None
+        names, context = tuple(classnames) or self.classnames, self.context() if with_tokens else None
         if context is None:
             return model.class_embeddings(names, self.templates)
         with torch.no_grad():
@@ -217,7 +209,7 @@ def token_tensors(visual: VisualTokens | None, context: TextContext | None) -> d
     return {name: part.values.detach() for name, part in found.items() if part is not None}
 
 
-def untuned(prune: PruneSpec) -> PruneSpec:
+def without_tokens(prune: PruneSpec) -> PruneSpec:
     """The same pruning without learnable tokens."""
     return dataclasses.replace(prune, learnable_tokens=0, learnable_from_block=1)
 

@@ -10,7 +10,7 @@ from prtool.errors import CheckpointError, ConfigError
 from prtool.files import locked
 from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
-from prtool.trainer.runs.checkpoint import Checkpoint, untuned
+from prtool.trainer.runs.checkpoint import Checkpoint, without_tokens
 from prtool.trainer.runs.place import RECORD_BYTES
 from prtool.trainer.runs.record import RECORD_NAME, SCHEMA
 
@@ -80,7 +80,7 @@ def _differences(found: Checkpoint, blank: Checkpoint) -> list[str]:
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config", "tokens", "prune", "data", "scorer_config", "seen"}
     plain = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint) if item.name not in outcome}
-    return _settings(checkpoint.config) | _flat({"data": dataclasses.asdict(checkpoint.data)}) | plain | {"prune": untuned(checkpoint.prune)}
+    return _settings(checkpoint.config) | _flat({"data": dataclasses.asdict(checkpoint.data)}) | plain | {"prune": without_tokens(checkpoint.prune)}
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

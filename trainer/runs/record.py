@@ -37,7 +37,7 @@ class DataInfo:
 
 @dataclass(frozen=True, slots=True)
 class MatchRow:
-    """Matching rate @m on the validation images: the predictor's, beside a random and a constant (mean-rank) order's."""
+    """Matching rate @m on the validation images: the predictor's, compared with a random and a constant (mean-rank) order."""
 
     m: int
     predictor: float
@@ -46,7 +46,7 @@ class MatchRow:
 
 
 @dataclass(frozen=True, slots=True)
-class TunedTokens:
+class TokensRecord:
     """The learnable tokens of a run; none by default.
 
     Attributes:
@@ -55,7 +55,7 @@ class TunedTokens:
         layers: blocks, from `first` on, that have tokens of their own.
         text: tokens of context in the prompts, 0 for none.
         words: what the context stands for in the text of a prompt.
-        keep: the keep ratio that they were tuned at.
+        keep: the keep ratio that they were trained at.
         losses: mean loss of each epoch.
         accuracies: zero-shot accuracy on the validation images in percent, before the first epoch and after each; empty without labels.
         cosines: mean cosine to the unpruned embedding on the validation images, likewise.
@@ -108,7 +108,7 @@ class Record:
         prune: where tokens drop.
         scorer_config: kind and sizes of the patch scorer.
         rescored: later locations have scorers of their own; False where they keep the order of the first.
-        scorer_trained: False for a freshly initialised scorer, whose choice of patches means nothing.
+        scorer_trained: False for a freshly initialised scorer, whose selection of patches means nothing.
         classnames: in label order; empty when the run had no data.
         templates: prompts with one {} each.
         config: the run's TrainConfig as plain JSON.
@@ -133,7 +133,7 @@ class Record:
     rescored: bool = False
     data: DataInfo = field(default_factory=DataInfo)
     metrics: Metrics = field(default_factory=Metrics)
-    tokens: TunedTokens = field(default_factory=TunedTokens)
+    tokens: TokensRecord = field(default_factory=TokensRecord)
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileDigest] = field(default_factory=dict)
 

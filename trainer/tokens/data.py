@@ -1,4 +1,4 @@
-"""What the tuning of tokens computes once: whatever of the pruned encoder runs before the first learnable token."""
+"""What the training of learnable tokens computes once: the part of the pruned encoder that runs before the first of them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,12 @@ _BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class TuningImages:
-    """Images on their way through the pruned encoder, and what their embeddings should be like.
+class PreparedImages:
+    """Images part of the way through the pruned encoder, and what their embeddings should be.
 
     Attributes:
-        inputs: what the first learnable token joins. (images, prefix + k, D) that enter the first location, its patches
-            chosen; or (images, prefix + N, D) that enter an earlier block, where the choice depends on the tokens; or
+        inputs: what the first learnable token is appended to. (images, prefix + k, D) that enter the first location, its patches
+            selected; or (images, prefix + N, D) that enter an earlier block, where the selection depends on the tokens; or
             (images, E) final embeddings, where no visual token is learned.
         targets: (images, E) float32, L2-normalised embeddings of the unpruned encoder.
         labels: (images,) int64.
@@ -57,70 +57,56 @@ class Entry:
 
 
 @torch.no_grad()
-def prepare_images(model: DualEncoder, untuned: PrunedEncoder, images: ImageSet, entry: Entry, progress: Progress | None = None) -> TuningImages:
+def prepare_images(model: DualEncoder, plain: PrunedEncoder, images: ImageSet, entry: Entry, progress: Progress | None = None) -> PreparedImages:
     """Computes the inputs and targets of a set of images.
 
     Args:
         model: the frozen encoder.
-        untuned: the same, pruned, without learnable tokens.
+        plain: the same, pruned, without learnable tokens.
         images: whose.
         entry: where they stop.
-        progress: hears about images.
+        progress: advanced once per image.
 
     Raises:
         ImageError: an image cannot be decoded.
         StorageError: the cache cannot be written.
     """
-    location = untuned.spec.locations[0]
-    block = entry.first or location
+    progress = progress or SilentProgress()
+    block = entry.first or plain.spec.locations[0]
     features = cache_tokens(model, images, block, entry.cache, progress)
-    device = next(model.tower.parameters()).device
     targets = cache_unpruned(model, images, block, features, entry.cache, progress)
-    inputs = []
-    heard = progress or SilentProgress()
-    with stage(heard, "choosing patches (images)", len(images)):
+    device, dtype, inputs = next(model.tower.parameters()).device, _stored(features, entry), []
+    with stage(progress, "selecting patches (images)", len(images)):
         for start in range(0, len(images), _BATCH):
             chunk = range(start, min(start + _BATCH, len(images)))
-            inputs.append(_stop(untuned, features.batch(chunk).to(device), entry).to(_stored(features, entry)).cpu())
-            heard.advance(len(chunk))
-    return TuningImages(torch.cat(inputs), targets, torch.tensor(images.labels, dtype=torch.int64))
+            inputs.append(_stop(plain, features.batch(chunk).to(device), entry).to(dtype).cpu())
+            progress.advance(len(chunk))
+    return PreparedImages(torch.cat(inputs), targets, torch.tensor(images.labels, dtype=torch.int64))
 
 
 def embed_prepared(encoder: PrunedEncoder, inputs: Tensor, entry: Entry) -> Tensor:
-    """Embeddings (batch, E), L2-normalised, of a batch of `TuningImages.inputs`, with gradients to visual tokens where there are some.
+    """Embeddings (batch, E), L2-normalised, of a batch of `PreparedImages.inputs`, with gradients to visual tokens where there are some.
 
     Args:
         encoder: with the visual tokens, or without any.
-        inputs: (batch, ...) as TuningImages has them.
+        inputs: (batch, ...) as PreparedImages has them.
         entry: as they were prepared with.
     """
     if not entry.first:
         return inputs
     tokens = inputs.float().to(next(encoder.tower.parameters()).device)
-    spec = encoder.spec
-    if encoder.visual is not None:
-        tokens = encoder.visual(encoder.tower, tokens, entry.first)
-    if entry.first == spec.locations[0]:
-        return _behind(encoder, tokens, entry.counts)
-    tokens = encoder.advance(tokens, entry.first, spec.locations[0])
-    scores = encoder.scorers[0](encoder.own(tokens))
-    return encoder.finish(tokens, scores, entry.counts)
+    if entry.first == encoder.spec.locations[0]:
+        return encoder.finish_selected(encoder.append(tokens, entry.first), entry.counts)
+    return encoder.finish(*encoder.run_pre_from(tokens, entry.first), entry.counts)
 
 
-def _stop(untuned: PrunedEncoder, tokens: Tensor, entry: Entry) -> Tensor:
+def _stop(plain: PrunedEncoder, tokens: Tensor, entry: Entry) -> Tensor:
     """Tokens that enter block `first` (the location where that is 0), as far as they go without a learnable token."""
-    if entry.first and entry.first < untuned.spec.locations[0]:
+    location = plain.spec.locations[0]
+    if entry.first and entry.first < location:
         return tokens
-    chosen = untuned.choose(tokens, untuned.scorers[0](tokens), entry.counts[0])
-    return chosen if entry.first else _behind(untuned, chosen, entry.counts)
-
-
-def _behind(encoder: PrunedEncoder, tokens: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """Tokens chosen at the first location -> embedding."""
-    for place in range(1, len(counts)):
-        tokens, scores = encoder.run_mid(place, tokens)
-        tokens = encoder.choose(tokens, scores, counts[place])
-    return encoder.run_post(tokens)
+    selected = plain.drop(*plain.run_pre_from(tokens, location), entry.counts[0])
+    return selected if entry.first else plain.finish_selected(selected, entry.counts)
 
 
 def _stored(features: Features, entry: Entry) -> torch.dtype:

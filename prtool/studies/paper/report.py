@@ -15,7 +15,7 @@ from prtool.studies.paper.published import claims_of, published
 from prtool.studies.paper.sets import absent
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.evaluation.report import UNPRUNED
-from prtool.trainer.settings import TUNED
+from prtool.trainer.settings import PATCH_RANKING_TOKENS
 
 if TYPE_CHECKING:
     from prtool.studies.paper.run import Found
@@ -189,7 +189,7 @@ def _differs(table: Table, study: Study) -> list[str]:
 
 def _claims(table: Table, study: Study, found: "Found") -> list[str]:
     """The paper's claims, those for tuned tokens only beside tuned figures, and its data sets that are not there."""
-    lines = [f"the paper claims: {claim}" for claim in claims_of(table.name, tuned=TUNED in found.gmacs)]
+    lines = [f"the paper claims: {claim}" for claim in claims_of(table.name, tuned=PATCH_RANKING_TOKENS in found.gmacs)]
     missing = absent(study.sets, table.name)
     return [*lines, f"not there: {', '.join(missing)}"] if missing else lines
 

@@ -11,7 +11,7 @@ from prtool.trainer.config import TrainConfig
 from prtool.trainer.data.load import NO_LABEL, ImageSet, load_split
 from prtool.trainer.evaluation.evaluate import EvalConfig, EvalReport, EvalRow, Pruner, evaluate, evaluate_run
 from prtool.trainer.runs.checkpoint import Checkpoint
-from prtool.trainer.settings import TUNED
+from prtool.trainer.settings import PATCH_RANKING_TOKENS
 
 
 def evaluate_quality(run: Path, data: Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
@@ -39,7 +39,7 @@ def _without_labels(run: Path, checkpoint: Checkpoint, images: ImageSet, config:
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
     model = checkpoint.load_model(str(device))
     pruner = Pruner.of_run(checkpoint, run, config.split, device)
-    if TUNED in config.methods:
+    if PATCH_RANKING_TOKENS in config.methods:
         pruner = replace(pruner, tuned=checkpoint.pruned_encoder(model))
     # Two classes that mean nothing: what is right among them is thrown away below.
     blank = replace(images, labels=(0,) * len(images), classnames=("a", "b"))

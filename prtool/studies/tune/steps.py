@@ -28,7 +28,7 @@ from prtool.studies.tune.result import record_digest
 from prtool.trainer.config import RANKING, PruneConfig, TrainConfig
 from prtool.trainer.evaluation.evaluate import EvalConfig, EvalReport, EvalRow
 from prtool.trainer.runs.checkpoint import Checkpoint
-from prtool.trainer.settings import TUNED
+from prtool.trainer.settings import PATCH_RANKING_TOKENS
 from prtool.trainer.train import train
 
 SCHEMA = 1
@@ -230,7 +230,7 @@ def qualities(shop: Workshop, site: Site, ask: QualityAsk, keeps: Sequence[Keep]
     missing = {k: keep for k, keep in counts.items() if str(k) not in found["rows"]}
     if missing:
         # Each site's own: tuning a sibling may end without tokens, where none are better.
-        method = TUNED if has_tokens(Checkpoint.load(site.run)) else PLAIN
+        method = PATCH_RANKING_TOKENS if has_tokens(Checkpoint.load(site.run)) else PLAIN
         asked = EvalConfig(split=ask.split, keeps=tuple(missing.values()), methods=(method,), images=ask.images)
         report = shop.tools.evaluate(site.run, ask.data, asked, Named(shop.progress, site.name))
         rows = {str(k): _quality(row) for k, row in zip(missing, report.of(method), strict=True)}

@@ -66,7 +66,7 @@ class TunedPatchRanking:
             wanted = list(self._encoder.spec.locations)
             raise ConfigError(f"locations = {list(entered.spec.locations)}, but the tuned encoder prunes at {wanted}; compare at those")
         entered.keeps_all(counts)
-        tokens, scores = entered.once((self, "entered"), lambda: self._encoder.enter_embedded(entered.embedded))
+        tokens, scores = entered.once((self, "entered"), lambda: self._encoder.run_pre_from(entered.embedded))
         return self._encoder.finish(tokens, scores, counts)
 
     def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:  # noqa: ARG002 - the encoder has its own spec

@@ -15,7 +15,7 @@ from prtool.trainer.evaluation.baselines.random_ import Random
 from prtool.trainer.evaluation.baselines.tome import ToMe
 from prtool.trainer.models.pruned import PrunedEncoder
 from prtool.trainer.models.tower import VisionTower
-from prtool.trainer.settings import TUNED
+from prtool.trainer.settings import PATCH_RANKING_TOKENS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,13 +45,13 @@ def _patch_ranking(given: Ingredients) -> Method:
 
 def _tuned(given: Ingredients) -> Method:
     if given.tuned is None:
-        raise ConfigError(f"method {TUNED!r} needs learnable tokens, but the run has none; tune some with 'prtool train --phase tokens'")
+        raise ConfigError(f"method {PATCH_RANKING_TOKENS!r} needs learnable tokens, which the run has not; run 'prtool train --phase tokens'")
     return TunedPatchRanking(given.tuned, given.tuned_classes)
 
 
 METHODS: Mapping[str, Callable[[Ingredients], Method | AdaptiveMethod]] = {
     "patch-ranking": _patch_ranking,
-    TUNED: _tuned,
+    PATCH_RANKING_TOKENS: _tuned,
     "cls-attention": lambda given: ClsAttention(given.tower),
     "evit": lambda given: EVit(given.tower),
     "avit": lambda given: AVit(given.tower),
