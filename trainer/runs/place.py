@@ -15,7 +15,7 @@ from prtool.trainer.runs.inputs import model_folder
 from prtool.trainer.runs.record import RECORD_NAME
 
 RECORD_BYTES = 1 << 26
-_OURS = re.compile(r"(tensors|seen)[\w.-]*|golden(\.json)?|tokens|fit(-\d+)?\.safetensors|tune(\.safetensors)?|eval(-[\w.-]+)?|choice\.json|\..+")
+_OURS = re.compile(r"(tensors|seen)[\w.-]*|golden(\.json)?|tokens(\.safetensors)?|fit(-\d+)?\.safetensors|tune|eval(-[\w.-]+)?|choice\.json|\..+")
 _LONGEST_NAME = 100
 
 
