@@ -29,15 +29,15 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """Least, usual and most size of one dynamic axis, for engines that compile ahead (TensorRT profiles)."""
+    """Smallest, optimal and largest size of one dynamic axis, for engines that compile ahead (TensorRT profiles)."""
 
-    least: int
-    usual: int
-    most: int
+    min: int
+    opt: int
+    max: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.least <= self.usual <= self.most:
-            raise ConfigError(f"shape range {self.least}:{self.usual}:{self.most}, but it must rise from at least 1")
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise ConfigError(f"shape range {self.min}:{self.opt}:{self.max}, but MIN:OPT:MAX must rise from at least 1")
 
 
 Profile = Mapping[str, ShapeRange]
@@ -47,14 +47,14 @@ and the name of an input that is itself a shape ("k") -> its values."""
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How an engine that compiles ahead is built; the others pay no heed to it.
+    """How an engine that compiles ahead is built; the others ignore it.
 
     Attributes:
-        batch: images a call; other batches are refused.
+        batch: images per call; other batches are rejected.
         keeps: patches kept, a narrow profile for each count; () builds one profile over every count of the bundle.
         level: the builder's optimisation level, 0 (fast to build) to 5 (fast to run).
-        workspace_mib: most scratch memory of the device, in MiB; 0 leaves it to the library.
-        timing_cache: keep what the builder measured, for quicker builds of the next engines.
+        workspace_mib: maximum scratch memory on the device, in MiB; 0 leaves it to the library.
+        timing_cache: keep the builder's measurements, for quicker builds of the next engines.
         version_compatible: the file also loads in later versions of the library, at some speed.
         hardware_compatible: the file also loads on other GPUs of the same or a later generation, at some speed.
         strip_weights: leave the weights out of the file; they are put back from the ONNX file when it is loaded.

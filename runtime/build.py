@@ -7,7 +7,7 @@ from typing import Any
 
 from prtool.bundle import Bundle
 from prtool.engines.base import EngineOptions, GraphOptions
-from prtool.engines.cache.key import NO_DEVICE
+from prtool.engines.cache.record import NO_DEVICE
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import builder, graph_precision
 from prtool.progress import Progress, SilentProgress, stage

@@ -14,7 +14,7 @@ from models import TinyModel
 
 from prtool.bundle import Bundle
 from prtool.engines.base import Engine, Profile
-from prtool.engines.trt.shapes import is_shape_input
+from prtool.engines.profiles import is_shape_input
 from prtool.errors import EngineError
 
 MODEL = TinyModel()
@@ -161,4 +161,4 @@ class Context:
         allowed = self.library.built[self.profile]
         sizes = {axis: n for spec in self.library.graph.inputs for axis, n in zip(spec.shape, feed[spec.name].shape, strict=True)}
         sizes |= {spec.name: int(feed[spec.name][0]) for spec in self.library.graph.inputs if is_shape_input(spec)}
-        assert all(limits.least <= sizes[name] <= limits.most for name, limits in allowed.items()), (sizes, allowed)
+        assert all(limits.min <= sizes[name] <= limits.max for name, limits in allowed.items()), (sizes, allowed)

@@ -8,17 +8,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from prtool.engines.cache.key import EngineKey
-from prtool.engines.cache.record import ENGINE_FILE, RECORD_FILE, SCHEMA, BuildRecord, damage, default_root, read_record, refusal
+from prtool.engines.cache.record import ENGINE_FILE, RECORD_FILE, SCHEMA, BuildRecord, EngineKey, damage, default_root, read_record, rejection
 from prtool.errors import EngineError, StorageError
-from prtool.files import OutputKind, new_directory, new_file, sha256_file, storage_errors, write_json
+from prtool.files import OutputKind, locked, new_directory, new_file, sha256_file, storage_errors, write_json
 
 _ENTRY_NAME = re.compile(r"[0-9a-f]{32}")
 _LEFTOVER_NAME = re.compile(r"\.([0-9a-f]{32})\..*")
@@ -63,7 +60,7 @@ class CachedEngine:
         except OSError as cause:
             raise EngineError(f"{self.path} cannot be read ({cause}); build it again with 'prtool build'") from cause
         if len(content) != self.record.size or hashlib.sha256(content).hexdigest() != self.record.sha256:
-            raise EngineError(refusal(self.path, "it changed while it was loaded"))
+            raise EngineError(rejection(self.path, "it changed while it was loaded"))
         return content
 
 
@@ -123,20 +120,19 @@ class EngineCache:
         """
         if not rebuild and (found := self._find(key)):
             return found
-        with self._alone(key.digest):
+        with self._lock(key.digest, f"another process builds engine {key.digest}; waiting for it"):
             if not rebuild and (found := self._find(key)):
                 return found
             reason = "asked for" if rebuild else self._why(key, source)
             _log.log(logging.WARNING if reason.startswith("stale") else logging.INFO, "building an engine of %s: %s", source or key.digest, reason)
             return self._build(key, build, source, reason)
 
-    def latest(self, like: EngineKey, ignoring: Sequence[str]) -> BuildRecord | None:
-        """The record of the engine used last among those whose keys equal `like` in every field but `ignoring`."""
-        entries = [entry for entry in self.entries() if entry.record is not None]
-        for entry in sorted(entries, key=lambda item: item.last_used, reverse=True):
-            record = entry.record
-            if record and dataclasses.replace(like, **{name: getattr(record.key, name) for name in ignoring}) == record.key:
-                return record
+    def latest(self, like: EngineKey) -> EngineKey | None:
+        """The key of the engine used last among those that differ from `like` in nothing but profiles and options."""
+        for entry in self.entries():
+            key = entry.record.key if entry.record else None
+            if key and dataclasses.replace(like, profiles=key.profiles, options=key.options) == key:
+                return key
         return None
 
     def entries(self) -> list[CacheEntry]:
@@ -158,12 +154,10 @@ class EngineCache:
             folder = self.root / digest
             if not _ENTRY_NAME.fullmatch(digest) or not (_holds_engine(folder) or self._leftovers(digest)):
                 continue
-            try:
-                with self._lock(digest, wait=False):
+            with self._lock(digest, busy="") as held:
+                if held:
                     self._remove(folder)
-                    removed.append(digest)
-            except Timeout:
-                busy.append(digest)
+                (removed if held else busy).append(digest)
         return Cleared(tuple(removed), tuple(busy))
 
     def clear_all(self) -> Cleared:
@@ -186,8 +180,6 @@ class EngineCache:
         record = read_record(folder)
         if record is None:
             return None
-        if record.key != key:
-            raise EngineError(refusal(folder / RECORD_FILE, "its key is not the one that its folder is named by"))
         path = folder / ENGINE_FILE
         try:
             problem = damage(path, record)
@@ -196,7 +188,7 @@ class EngineCache:
                 return None  # cleared by another process just now
             problem = "it is missing"
         if problem:
-            raise EngineError(refusal(path, problem))
+            raise EngineError(rejection(path, problem))
         with contextlib.suppress(OSError):  # a read-only cache still serves; only its order of use stays as it is
             os.utime(folder / RECORD_FILE)
         return CachedEngine(path, record, built=False, reason="in the cache")
@@ -222,38 +214,11 @@ class EngineCache:
             seconds = round(time.monotonic() - started, 3)
             plan = fresh / ENGINE_FILE
             record = BuildRecord(key, source, plan.stat().st_size, sha256_file(plan), seconds, datetime.now(UTC).isoformat(timespec="seconds"))
-            write_json(fresh / RECORD_FILE, {"schema": SCHEMA, **dataclasses.asdict(record)})
+            write_json(fresh / RECORD_FILE, record.to_json())
         return CachedEngine(folder / ENGINE_FILE, record, built=True, reason=reason)
 
-    @contextlib.contextmanager
-    def _alone(self, digest: str) -> Iterator[None]:
-        """Holds the right to build `digest`; waits, and says so, while another process has it."""
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(self._lock(digest, wait=False))
-            except Timeout:
-                _log.warning("another process builds engine %s; waiting for it", digest)
-                held.enter_context(self._lock(digest, wait=True))
-            yield
-
-    @contextlib.contextmanager
-    def _lock(self, digest: str, *, wait: bool) -> Iterator[None]:
-        path = self.root / ".locks" / f"{digest}.lock"
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=-1 if wait else 0)
-        except Timeout:
-            raise
-        except (OSError, NotImplementedError) as cause:
-            raise StorageError(
-                f"cannot lock {path} ({cause}); choose a folder on a local disk that you may write to, with --set cache=FOLDER"
-            ) from cause
-        try:
-            yield
-        finally:
-            lock.release()
+    def _lock(self, digest: str, busy: str) -> contextlib.AbstractContextManager[bool]:
+        return locked(self.root / ".locks" / f"{digest}.lock", busy, "--set cache=FOLDER")
 
     def _remove(self, folder: Path) -> None:
         self._sweep(folder.name)

@@ -161,7 +161,7 @@ def fixed_sizes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> tu
     names = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)} | {spec.name for spec in inputs if _is_count(spec)}
     found: list[Fixed] = []
     for profile in profiles:
-        fixed = {name: sizes.least for name, sizes in profile.items() if name in names and sizes.least == sizes.most}
+        fixed = {name: sizes.min for name, sizes in profile.items() if name in names and sizes.min == sizes.max}
         if fixed not in found:
             found.append(fixed)
     return () if found == [{}] else tuple(found)

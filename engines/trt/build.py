@@ -193,7 +193,7 @@ def _dimensions(spec: TensorSpec, profile: Profile, which: int) -> tuple[int, ..
 
 
 def _three(allowed: ShapeRange) -> tuple[int, int, int]:
-    return allowed.least, allowed.usual, allowed.most
+    return allowed.min, allowed.opt, allowed.max
 
 
 def _set_timings(library: TrtLibrary, config: Any, path: Path) -> Any:  # noqa: ANN401

@@ -2,42 +2,30 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from prtool.engines.base import BuildOptions, EngineInfo, GraphOptions, Profile
-from prtool.engines.cache.key import NO_DEVICE, EngineKey, onnx_digest
+from prtool.engines.base import BuildOptions, EngineInfo, GraphOptions
+from prtool.engines.cache.record import NO_DEVICE, EngineKey, graph_digests
 from prtool.engines.cache.store import CachedEngine, EngineCache
 from prtool.engines.cuda import cuda_arrays
 from prtool.engines.nvidia import DeviceScope, Gpu, gpu
+from prtool.engines.profiles import graph_profiles
 from prtool.engines.trt.build import TrtLibrary, build_plan, check_options
 from prtool.engines.trt.run import TrtContext, TrtEngine, TrtPlan
-from prtool.engines.trt.shapes import graph_profiles, parse_profiles, profiles_text
 from prtool.errors import EngineError, EngineUnavailable
 from prtool.manifest import TensorSpec
 
-# Raise it when the same options come to build something else.
-_RECIPE = 1
-# Fields of a key that follow from what the user asked for; the others from the graph and the machine.
-_ASKED = ("profiles", "builder")
+# Raise it when the same options come to build something else; the C++ library loads plans of the same number.
+_BUILDER = "1"
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
-
-
-@dataclass(frozen=True, slots=True)
-class TrtGraph:
-    """One graph to build or open: its ONNX file, its declared inputs, and how."""
-
-    model_path: Path
-    inputs: tuple[TensorSpec, ...]
-    options: GraphOptions
 
 
 def probe(library: TrtLibrary) -> EngineInfo:
     """What would run on the first GPU.
 
     Raises:
-        EngineUnavailable: there is no driver or GPU, or no library for arrays on it; building may still be possible.
+        EngineUnavailable: there is no driver or GPU, or PyTorch does not find it; building may still be possible.
     """
     found = gpu(0)
     cuda_arrays(0)
@@ -45,57 +33,52 @@ def probe(library: TrtLibrary) -> EngineInfo:
 
 
 def build_target(device: int) -> str:
-    """The GPU that a build is for, in words; "no device" and the reason where there is none."""
+    """The GPU that a build is for; "no device" and the reason where there is none."""
     try:
         return str(gpu(device))
     except EngineUnavailable as cause:
         return f"{NO_DEVICE}: {cause}"
 
 
-def build(library: TrtLibrary, graph: TrtGraph, *, rebuild: bool = False) -> CachedEngine:
+def build_graph(library: TrtLibrary, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, *, rebuild: bool = False) -> CachedEngine:
     """The engine file of one graph, from the cache or built now; without a GPU where the library can.
 
     Raises:
         ConfigError: an option that the library lacks, or an axis without a range.
         EngineUnavailable: the library builds only with a GPU and finds none.
-        EngineError: the graph is missing or refused, or the stored engine is damaged.
+        EngineError: the graph is missing or unsupported, or the stored engine is damaged.
         StorageError: the engine cannot be written.
     """
-    check_options(library, graph.options.build)
-    profiles = graph_profiles(graph.inputs, graph.options.profiles, graph.options.build)
-    key = _key(library, graph, profiles)
-    cache = EngineCache(graph.options.cache)
-    timing_file = cache.timing_folder / f"{library.engine}-{library.version}-{_plain(key.device)}.timing"
-
-    def write(path: Path) -> None:
-        path.write_bytes(build_plan(library, graph.model_path, graph.inputs, profiles, graph.options.build, timing_file))
-
-    return cache.obtain(key, write, source=str(graph.model_path.absolute()), rebuild=rebuild)
+    check_options(library, options.build)
+    return _obtain(library, model_path, inputs, _key(library, model_path, inputs, options), options.cache, rebuild=rebuild)
 
 
-def open_engine(library: TrtLibrary, graph: TrtGraph) -> TrtEngine:
+def open_graph(library: TrtLibrary, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> TrtEngine:
     """Builds or takes the engine of one graph, and loads it.
 
-    Where no build options are asked for, it takes the engine of this graph and machine that was built or used last,
-    whatever its ranges: what `prtool build` made is what the other commands run.
+    With the default build options it takes the engine of this graph and machine that was built or used last, whatever its
+    profiles: what `prtool build` made is what the other commands run.
 
     Raises:
-        EngineUnavailable: there is no GPU, or no library for arrays on it.
-        ConfigError, EngineError, StorageError: as `build`; and EngineError where the library does not take the file.
+        EngineUnavailable: there is no GPU, or PyTorch does not find it.
+        ConfigError, EngineError, StorageError: as `build_graph`; and EngineError where the library does not take the file.
     """
-    found = gpu(graph.options.device)
-    arrays = cuda_arrays(graph.options.device)
-    wanted = _as_built_last(library, graph)
-    built = build(library, wanted)
-    scope = DeviceScope(graph.options.device)
+    found = gpu(options.device)
+    arrays = cuda_arrays(options.device)
+    check_options(library, options.build)
+    key = _key(library, model_path, inputs, options)
+    if options.build == BuildOptions():
+        key = EngineCache(options.cache).latest(key) or key
+    built = _obtain(library, model_path, inputs, key, options.cache)
+    scope = DeviceScope(options.device)
     with scope:
-        keeps, engine = _load(library, built, wanted)
+        keeps, engine = _load(library, built, model_path)
     plan = TrtPlan(
-        graph=graph.model_path.name,
+        graph=model_path.name,
         engine=library.engine,
-        inputs=graph.inputs,
+        inputs=tuple(inputs),
         outputs=_outputs(library, engine),
-        profiles=wanted.options.profiles,
+        profiles=key.profiles,
         new_context=lambda: _context(library, engine),
         failure=library.failure,
         on_device=scope,
@@ -104,56 +87,18 @@ def open_engine(library: TrtLibrary, graph: TrtGraph) -> TrtEngine:
     return TrtEngine(plan, arrays, EngineInfo(library.engine, library.version, str(found)))
 
 
-class TrtModule:
-    """What the registry asks of the module of an engine that builds ahead, for one of the libraries."""
-
-    def __init__(self, library: TrtLibrary) -> None:
-        self._library = library
-
-    def probe(self) -> EngineInfo:
-        """What would run; see `probe`."""
-        return probe(self._library)
-
-    def build_target(self, device: int) -> str:
-        """The GPU that a build is for, in words; see `build_target`."""
-        return build_target(device)
-
-    def open_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> TrtEngine:
-        """Builds or takes an engine, and loads it; see `open_engine`."""
-        return open_engine(self._library, TrtGraph(model_path, tuple(inputs), options))
-
-    def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, *, rebuild: bool = False) -> CachedEngine:
-        """The engine file of one graph, from the cache or built now; see `build`."""
-        return build(self._library, TrtGraph(model_path, tuple(inputs), options), rebuild=rebuild)
-
-
-def _as_built_last(library: TrtLibrary, graph: TrtGraph) -> TrtGraph:
-    """The graph with the profiles and options of the engine to take, as far as the caller left them open."""
-    options = graph.options
-    own = graph_profiles(graph.inputs, options.profiles, options.build)
-    asked = dataclasses.replace(graph, options=dataclasses.replace(options, profiles=own))
-    if options.build != BuildOptions():
-        return asked
-    last = EngineCache(options.cache).latest(_key(library, asked, own), ignoring=_ASKED)
-    if last is None or not last.key.builder.startswith(f"recipe={_RECIPE} "):
-        return asked
-    profiles = parse_profiles(last.key.profiles)
-    build_options = _parse_builder(last.key.builder)
-    return dataclasses.replace(graph, options=dataclasses.replace(options, profiles=profiles, build=build_options))
-
-
-def _key(library: TrtLibrary, graph: TrtGraph, profiles: Sequence[Profile]) -> EngineKey:
-    if not graph.model_path.is_file():
-        raise EngineError(f"{graph.model_path} is missing; copy the whole bundle again, or export it again")
+def _key(library: TrtLibrary, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> EngineKey:
     try:
-        found: Gpu = gpu(graph.options.device)
+        found = gpu(options.device)
     except EngineUnavailable:
         found = Gpu(NO_DEVICE, NO_DEVICE, NO_DEVICE)
+    build_options = dataclasses.asdict(options.build)
     return EngineKey(
-        onnx_sha256=onnx_digest(graph.model_path),
-        precision=graph.options.precision,
-        profiles=profiles_text(profiles),
-        builder=_builder_text(graph.options.build),
+        *graph_digests(model_path),
+        precision=options.precision,
+        profiles=graph_profiles(inputs, options.profiles, options.build),
+        options={name: value for name, value in build_options.items() if name not in ("batch", "keeps")},
+        builder=_BUILDER,
         library=library.module.__name__,
         library_version=library.version,
         device=found.name,
@@ -162,33 +107,34 @@ def _key(library: TrtLibrary, graph: TrtGraph, profiles: Sequence[Profile]) -> E
     )
 
 
-def _builder_text(options: BuildOptions) -> str:
-    """Every option but the ranges, which are in the profiles."""
-    values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options) if item.name not in ("batch", "keeps")}
-    return f"recipe={_RECIPE} " + " ".join(f"{name}={int(value)}" for name, value in values.items())
+def _obtain(
+    library: TrtLibrary, model_path: Path, inputs: Sequence[TensorSpec], key: EngineKey, root: Path | None, *, rebuild: bool = False
+) -> CachedEngine:
+    cache = EngineCache(root)
+    timing_file = cache.timing_folder / f"{library.engine}-{library.version}-{_plain(key.device)}.timing"
+
+    def write(path: Path) -> None:
+        options = dataclasses.replace(BuildOptions(), **key.options)  # type: ignore[arg-type] - their names and types are a key's
+        path.write_bytes(build_plan(library, model_path, inputs, key.profiles, options, timing_file))
+
+    return cache.obtain(key, write, source=str(model_path.absolute()), rebuild=rebuild)
 
 
-def _parse_builder(text: str) -> BuildOptions:
-    numbers = dict(part.split("=") for part in text.split(" ")[1:])
-    defaults = BuildOptions()
-    return BuildOptions(**{name: type(getattr(defaults, name))(int(number)) for name, number in numbers.items()})
-
-
-def _load(library: TrtLibrary, built: CachedEngine, graph: TrtGraph) -> tuple[tuple[Any, ...], Any]:
+def _load(library: TrtLibrary, built: CachedEngine, model_path: Path) -> tuple[tuple[Any, ...], Any]:
     """What must stay alive, and the engine."""
     trt = library.module
     content = built.read()
     library.messages.take()
     runtime = trt.Runtime(library.messages.logger)
     # Such a plan brings the part of the library that runs it; its digest was checked just now.
-    runtime.engine_host_code_allowed = graph.options.build.version_compatible
+    runtime.engine_host_code_allowed = bool(built.record.key.options["version_compatible"])
     engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
         key = built.record.key
         made = f"made by {key.library} {key.library_version} for {key.device}"
         raise library.failure(f"{library.title} {library.version} does not load {built.path}, {made}; build it again with --rebuild")
-    if graph.options.build.strip_weights:
-        _refit(library, engine, graph.model_path)
+    if built.record.key.options["strip_weights"]:
+        _refit(library, engine, model_path)
     return (runtime, engine), engine
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from prtool.engines.base import Array, ArrayLibrary, DeviceArray, EngineInfo, Profile, check_inputs, reason
 from prtool.engines.cuda import StreamArrays, address, described
 from prtool.engines.nvidia import free_memory, is_capturing
-from prtool.engines.trt.shapes import Sizes, call_sizes, choose_profile, is_shape_input
+from prtool.engines.profiles import Sizes, call_sizes, choose_profile, is_shape_input
 from prtool.errors import EngineError
 from prtool.manifest import TensorSpec
 

@@ -8,9 +8,13 @@ try:
 except OSError as cause:  # its shared libraries cannot be loaded
     raise ImportError(f"tensorrt is installed, but not usable: {cause}") from cause
 
+from functools import partial
+
+from prtool.engines.trt import engine
 from prtool.engines.trt.build import Messages, TrtLibrary
-from prtool.engines.trt.engine import TrtModule
 
 LIBRARY = TrtLibrary("trt", "TensorRT", tensorrt, Messages(tensorrt), times_kernels=True, lacks={})
-_MODULE = TrtModule(LIBRARY)
-probe, open_graph, build_graph, build_target = _MODULE.probe, _MODULE.open_graph, _MODULE.build_graph, _MODULE.build_target
+probe = partial(engine.probe, LIBRARY)
+build_graph = partial(engine.build_graph, LIBRARY)
+open_graph = partial(engine.open_graph, LIBRARY)
+build_target = engine.build_target

@@ -106,7 +106,7 @@ class BenchConfig:
     def engine_options(self) -> EngineOptions:
         """The part that the engines need."""
         batch = self.build.batch
-        build = replace(self.build, batch=ShapeRange(min(batch.least, *self.batches), batch.usual, max(batch.most, *self.batches)))
+        build = replace(self.build, batch=ShapeRange(min(batch.min, *self.batches), batch.opt, max(batch.max, *self.batches)))
         return EngineOptions(threads=self.threads, device=self.device, streams=self.streams, cache=self.cache, build=build)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -13,18 +14,31 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from filelock import FileLock
 
+from prtool.engines.base import ShapeRange
 from prtool.engines.cache import store as cache_module
-from prtool.engines.cache.key import NO_DEVICE, EngineKey, onnx_digest
-from prtool.engines.cache.record import ENGINE_FILE, RECORD_FILE, default_root
+from prtool.engines.cache.record import ENGINE_FILE, NO_DEVICE, RECORD_FILE, EngineKey, default_root, graph_digests
 from prtool.engines.cache.store import EngineCache
 from prtool.engines.cache.view import CacheView, ClearRequest, beyond_size, clear, unused_for
 from prtool.errors import ConfigError, EngineError, StorageError
+from prtool.graphs.signature import WEIGHTS_NAME
 
-KEY = EngineKey("1" * 64, "fp32", "batch 1:8:32", "level=3", "tensorrt", "11.4", "NVIDIA H200", "9.0", "580.65", "Linux", "x86_64")
+KEY = EngineKey(
+    *("1" * 64, "2" * 64, "fp32"),
+    profiles=({"batch": ShapeRange(1, 8, 32)},),
+    options={"level": 3, "strip_weights": False},
+    builder="1",
+    library="tensorrt",
+    library_version="11.4",
+    device="NVIDIA H200",
+    compute_capability="9.0",
+    driver="580.65",
+    system="Linux",
+    architecture="x86_64",
+)
+TEXTS = [item.name for item in dataclasses.fields(EngineKey) if item.name not in ("profiles", "options")]
 PLAN = b"plan" * 1000
 
 
@@ -57,12 +71,14 @@ def test_the_record_describes_the_file(cache: EngineCache) -> None:
     built = cache.obtain(KEY, writes(), source="/bundle/pre.onnx")
     value = json.loads((built.path.parent / RECORD_FILE).read_text())
     assert value["schema"] == 1
-    assert value["key"] == dataclasses.asdict(KEY)
+    assert value["key"]["profiles"] == [{"batch": {"min": 1, "opt": 8, "max": 32}}]
+    assert value["key"]["options"] == {"level": 3, "strip_weights": False}
+    assert {name: value["key"][name] for name in TEXTS} == {name: getattr(KEY, name) for name in TEXTS}
     assert (value["size"], value["source"]) == (len(PLAN), "/bundle/pre.onnx")
     assert subprocess.run(["sha256sum", built.path], capture_output=True, text=True, check=True).stdout.split()[0] == value["sha256"]
 
 
-@pytest.mark.parametrize("field", [item.name for item in dataclasses.fields(EngineKey)])
+@pytest.mark.parametrize("field", TEXTS)
 def test_every_field_of_the_key_makes_a_new_engine_and_says_so(cache: EngineCache, field: str, caplog: pytest.LogCaptureFixture) -> None:
     cache.obtain(KEY, writes(), source="pre.onnx")
     changed = dataclasses.replace(KEY, **{field: "another"})
@@ -75,10 +91,18 @@ def test_every_field_of_the_key_makes_a_new_engine_and_says_so(cache: EngineCach
     assert cache.obtain(KEY, refuses).read() == PLAN
 
 
+def test_other_shapes_and_options_make_a_new_engine_and_say_so(cache: EngineCache) -> None:
+    cache.obtain(KEY, writes(), source="pre.onnx")
+    wide = cache.obtain(dataclasses.replace(KEY, profiles=({"batch": ShapeRange(1, 8, 64)},)), writes(), source="pre.onnx")
+    assert wide.reason == "stale: profiles changed from 'batch 1:8:32' to 'batch 1:8:64'"
+    fast = cache.obtain(dataclasses.replace(KEY, options={"level": 5, "strip_weights": False}), writes(), source="pre.onnx")
+    assert fast.reason == "stale: level changed from '3' to '5'"
+
+
 def test_the_nearest_earlier_engine_explains(cache: EngineCache) -> None:
     cache.obtain(dataclasses.replace(KEY, driver="1", device="2", precision="3"), writes(), source="a.onnx")
     cache.obtain(dataclasses.replace(KEY, driver="570.10"), writes(), source="a.onnx")
-    cache.obtain(dataclasses.replace(KEY, builder="level=0"), writes(), source="b.onnx")
+    cache.obtain(dataclasses.replace(KEY, builder="0"), writes(), source="b.onnx")
     assert re.search(r"driver .*'570\.10'.*'580\.65'", cache.obtain(KEY, writes(), source="a.onnx").reason)
 
 
@@ -88,7 +112,7 @@ def test_another_graph_is_no_reason(cache: EngineCache) -> None:
 
 
 def test_keys_without_a_device_say_so() -> None:
-    key = EngineKey("1" * 64, "fp32", "", "", "tensorrt_rtx", "1.7")
+    key = EngineKey("1" * 64, "", "fp32", (), {}, "1", "tensorrt_rtx", "1.7")
     assert (key.device, key.compute_capability, key.driver) == (NO_DEVICE,) * 3
     assert key.system
     assert key.architecture
@@ -128,11 +152,15 @@ def test_a_damaged_engine_is_refused(cache: EngineCache, damage: Callable[[Path]
     [
         ({"sha256": "0" * 64}, "SHA-256"),
         ({"size": 4001}, "4000 bytes.* 4001"),
-        ({"size": "4000"}, "build.json"),
+        ({"size": "4000"}, r"build\.json"),
         ({"key": {**dataclasses.asdict(KEY), "device": "another"}}, "key"),
-        ({"key": {**dataclasses.asdict(KEY), "device": 3}}, "build.json"),
-        ({"key": []}, "build.json"),
-        ({"more": 1}, "build.json"),
+        ({"key": {**dataclasses.asdict(KEY), "device": 3}}, r"build\.json"),
+        ({"key": {**dataclasses.asdict(KEY), "profiles": [{"batch": {"min": 2, "opt": 1, "max": 3}}]}}, "2:1:3"),
+        ({"key": {**dataclasses.asdict(KEY), "profiles": [{"batch": 3}]}}, r"build\.json"),
+        ({"key": {**dataclasses.asdict(KEY), "options": {"level": "3"}}}, r"build\.json"),
+        ({"key": {name: "" for name in TEXTS}}, r"build\.json"),
+        ({"key": []}, r"build\.json"),
+        ({"more": 1}, r"build\.json"),
     ],
 )
 def test_an_altered_record_is_refused(cache: EngineCache, change: dict[str, object], message: str) -> None:
@@ -306,14 +334,12 @@ def test_entries_are_listed_the_last_used_first(cache: EngineCache) -> None:
 
 
 def test_the_latest_of_several_builds(cache: EngineCache) -> None:
-    for place, profiles in enumerate(("batch 1:8:64", "batch 1:1:1")):
+    for place, profiles in enumerate(shapes := (({"batch": ShapeRange(1, 8, 64)},), ({"batch": ShapeRange(1, 1, 1)},))):
         folder = cache.obtain(dataclasses.replace(KEY, profiles=profiles), writes()).path.parent
         for path in folder.iterdir():
             os.utime(path, (1000 - place, 1000 - place))
-    found = cache.latest(KEY, ignoring=("profiles", "builder"))
-    assert found is not None
-    assert found.key.profiles == "batch 1:8:64"
-    assert cache.latest(dataclasses.replace(KEY, driver="1"), ignoring=("profiles", "builder")) is None
+    assert cache.latest(dataclasses.replace(KEY, options={"level": 0})) == dataclasses.replace(KEY, profiles=shapes[0])
+    assert cache.latest(dataclasses.replace(KEY, driver="1")) is None
 
 
 def test_the_ones_used_longest_ago_go_beyond_a_size(cache: EngineCache) -> None:
@@ -365,25 +391,16 @@ def test_default_root_follows_the_custom_of_the_system(monkeypatch: pytest.Monke
     assert default_root() == tmp_path / "prtool" / "engines"
 
 
-def test_the_digest_of_a_graph_covers_its_weights_file(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx", reason="onnx makes the test graph")
-    weights = onnx.numpy_helper.from_array(np.arange(2000, dtype=np.float32), "weights")
-    nodes = [onnx.helper.make_node("Add", ["x", "weights"], ["y"])]
-    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (2000,)) for name in "xy"]
-    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [weights]))
-    path, data = tmp_path / "graph.onnx", tmp_path / "weights of it.bin"
-    onnx.save(model, path, save_as_external_data=True, location=data.name, size_threshold=0)
-    before = onnx_digest(path)
-    assert before == onnx_digest(path)
-    content = bytearray(data.read_bytes())
-    content[5] ^= 1
-    data.write_bytes(content)
-    changed = onnx_digest(path)
-    assert changed != before
-    data.unlink()
-    assert onnx_digest(path) not in (before, changed)
-    (tmp_path / "empty.onnx").write_bytes(b"")
-    assert len(onnx_digest(tmp_path / "empty.onnx")) == 64
+def test_the_digests_of_a_graph_and_its_weights(tmp_path: Path) -> None:
+    graph, weights = tmp_path / "pre.onnx", tmp_path / WEIGHTS_NAME
+    graph.write_bytes(b"graph")
+    assert graph_digests(graph) == (hashlib.sha256(b"graph").hexdigest(), "")
+    weights.write_bytes(b"one")
+    assert graph_digests(graph)[1] == hashlib.sha256(b"one").hexdigest()
+    weights.write_bytes(b"three")
+    assert graph_digests(graph)[1] == hashlib.sha256(b"three").hexdigest()
+    with pytest.raises(EngineError, match=r"post\.onnx"):
+        graph_digests(tmp_path / "post.onnx")
 
 
 def test_the_view_shows_whole_and_damaged_engines(cache: EngineCache) -> None:

@@ -18,16 +18,15 @@ from fake_tensorrt import MODEL, HostArrays, Library
 from models import tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.engines.base import BuildOptions, DeviceEngine, Engine, GraphOptions, ShapeRange
+from prtool.engines.base import BuildOptions, DeviceEngine, Engine, GraphOptions, Profile, ShapeRange
 from prtool.engines.nvidia import Gpu
-from prtool.engines.profiles import profiles
+from prtool.engines.profiles import graph_profiles, profiles
 from prtool.engines.registry import open_engine
 from prtool.engines.trt import engine as trt_engine
 from prtool.engines.trt.build import TrtLibrary
-from prtool.engines.trt.engine import TrtGraph
 from prtool.engines.trt.run import TrtEngine
-from prtool.engines.trt.shapes import graph_profiles, parse_profiles
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
+from prtool.manifest import TensorSpec
 
 trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install '.[tensorrt-rtx]'")
 from prtool.engines.trt import rtx as trt_rtx  # noqa: E402
@@ -71,7 +70,7 @@ class Machine:
         graph = self.bundle.graph(self.role)
         self.reference.append(open_engine("ort", self.bundle.file(graph.file), graph.inputs, GraphOptions(threads=1)))
         names = [spec.name for spec in (*graph.inputs, *graph.outputs)]
-        library = Library(self.reference[-1], self.bundle, self.role, parse_profiles(self.last_profiles()))
+        library = Library(self.reference[-1], self.bundle, self.role, self.last_profiles())
         return SimpleNamespace(
             num_io_tensors=len(names),
             get_tensor_name=names.__getitem__,
@@ -80,21 +79,21 @@ class Machine:
             create_execution_context=lambda strategy: library.new_context(),
         )
 
-    def last_profiles(self) -> str:
+    def last_profiles(self) -> tuple[Profile, ...]:
         from prtool.engines.cache.store import EngineCache
 
         content = hashlib.sha256(self.loaded[-1][0]).hexdigest()
         records = [entry.record for entry in EngineCache(self.cache).entries()]
         return next(record.key.profiles for record in records if record and record.sha256 == content)
 
-    def graph(self, role: str, **build: Any) -> TrtGraph:
+    def graph(self, role: str, **build: Any) -> tuple[Path, tuple[TensorSpec, ...], GraphOptions]:
         self.role = role
         graph, options = self.bundle.graph(role), BuildOptions(**build)
         chosen = GraphOptions(cache=self.cache, build=options, profiles=profiles(self.bundle.manifest, options))
-        return TrtGraph(self.bundle.file(graph.file), graph.inputs, chosen)
+        return self.bundle.file(graph.file), graph.inputs, chosen
 
     def open(self, role: str, **build: Any) -> TrtEngine:
-        return trt_engine.open_engine(self.library, self.graph(role, **build))
+        return trt_engine.open_graph(self.library, *self.graph(role, **build))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +118,7 @@ class Scope:
 def machine(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     made = Machine(bundle, tmp_path / "cache")
     monkeypatch.setattr(trt_engine, "gpu", lambda device: H200)
-    monkeypatch.setattr(trt_engine, "_arrays", lambda device: made.arrays)
+    monkeypatch.setattr(trt_engine, "cuda_arrays", lambda device: made.arrays)
     monkeypatch.setattr(trt_engine, "DeviceScope", Scope)
     yield made
     for engine in made.reference:
@@ -141,7 +140,7 @@ def test_open_builds_loads_and_runs(machine: Machine) -> None:
 
 
 def test_the_plan_that_was_built_is_the_one_that_is_loaded(machine: Machine) -> None:
-    built = trt_engine.build(machine.library, machine.graph("post"))
+    built = trt_engine.build_graph(machine.library, *machine.graph("post"))
     machine.open("post")
     assert machine.loaded == [(built.path.read_bytes(), False)]
     key = built.record.key
@@ -155,7 +154,7 @@ def test_the_plan_that_was_built_is_the_one_that_is_loaded(machine: Machine) -> 
 
 
 def test_a_damaged_plan_never_reaches_the_library(machine: Machine) -> None:
-    path = trt_engine.build(machine.library, machine.graph("post")).path
+    path = trt_engine.build_graph(machine.library, *machine.graph("post")).path
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(EngineError, match="SHA-256"):
         machine.open("post")
@@ -163,19 +162,19 @@ def test_a_damaged_plan_never_reaches_the_library(machine: Machine) -> None:
 
 
 def test_what_was_built_last_is_taken_where_nothing_is_asked_for(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
-    trt_engine.build(machine.library, machine.graph("fused", batch=ShapeRange(1, 8, 64), keeps=(5, 9), level=1))
+    trt_engine.build_graph(machine.library, *machine.graph("fused", batch=ShapeRange(1, 8, 64), keeps=(5, 9), level=1))
     with caplog.at_level(logging.INFO):
         engine = machine.open("fused")
     assert caplog.messages == []
     assert len(engine.run({"pixels": MODEL.pixels(64), "k": counted(9)})["embedding"]) == 64
     with pytest.raises(ShapeError, match=r"k = 6.* 5, 9"):
         engine.run({"pixels": MODEL.pixels(1), "k": counted(6)})
-    trt_engine.build(machine.library, machine.graph("fused"))
+    trt_engine.build_graph(machine.library, *machine.graph("fused"))
     assert machine.open("fused").run({"pixels": MODEL.pixels(1), "k": counted(6)})["embedding"].shape == (1, 6)
 
 
 def test_what_is_asked_for_is_built_although_another_is_there(machine: Machine) -> None:
-    trt_engine.build(machine.library, machine.graph("fused"))
+    trt_engine.build_graph(machine.library, *machine.graph("fused"))
     engine = machine.open("fused", keeps=(5,))
     with pytest.raises(ShapeError, match="k = 6"):
         engine.run({"pixels": MODEL.pixels(1), "k": counted(6)})
@@ -197,19 +196,19 @@ def test_an_engine_built_without_a_gpu_is_built_again_for_the_one_that_runs_it(m
         raise EngineUnavailable("no NVIDIA driver was found")
 
     monkeypatch.setattr(trt_engine, "gpu", absent)
-    first = trt_engine.build(machine.library, machine.graph("post"))
+    first = trt_engine.build_graph(machine.library, *machine.graph("post"))
     with pytest.raises(EngineUnavailable):
         machine.open("post")
     monkeypatch.setattr(trt_engine, "gpu", lambda device: H200)
-    second = trt_engine.build(machine.library, machine.graph("post"))
+    second = trt_engine.build_graph(machine.library, *machine.graph("post"))
     assert first.record.key.device == "no device"
     assert re.search("device.*'no device'.*'NVIDIA H200'", second.reason)
 
 
 def test_another_version_of_the_library_builds_again(machine: Machine) -> None:
-    trt_engine.build(machine.library, machine.graph("post"))
+    trt_engine.build_graph(machine.library, *machine.graph("post"))
     machine.library.module.__version__ = "11.5"
-    assert re.search("library_version.*'11.4'.*'11.5'", trt_engine.build(machine.library, machine.graph("post")).reason)
+    assert re.search("library_version.*'11.4'.*'11.5'", trt_engine.build_graph(machine.library, *machine.graph("post")).reason)
 
 
 def test_a_plan_that_the_library_refuses(machine: Machine) -> None:
@@ -258,7 +257,7 @@ def test_weights_are_put_back_from_the_onnx_file(machine: Machine, monkeypatch: 
 def test_an_option_that_this_version_lacks_is_refused(machine: Machine) -> None:
     machine.library.module.BuilderFlag = SimpleNamespace()
     with pytest.raises(ConfigError, match=r"strip_weights = True.*11\.4"):
-        trt_engine.build(machine.library, machine.graph("post", strip_weights=True))
+        trt_engine.build_graph(machine.library, *machine.graph("post", strip_weights=True))
 
 
 def test_probe_names_the_gpu(machine: Machine) -> None:
@@ -298,13 +297,13 @@ def test_timings_are_kept_and_checked(machine: Machine, damaged: bool, caplog: p
     machine.library.module.OnnxParser = lambda network, logger: SimpleNamespace(parse_from_file=lambda path: True)
     library = replace(machine.library, times_kernels=True)
     for rebuild in (False, True):
-        trt_engine.build(library, machine.graph("post"), rebuild=rebuild)
+        trt_engine.build_graph(library, *machine.graph("post"), rebuild=rebuild)
         if damaged:
             (file,) = (machine.cache / "timing").iterdir()
             file.write_bytes(file.read_bytes() + b"?")
     assert given == [b"", b"" if damaged else b"+"]
     assert any("timing" in text for text in caplog.messages) is damaged
-    trt_engine.build(library, machine.graph("post", timing_cache=False))
+    trt_engine.build_graph(library, *machine.graph("post", timing_cache=False))
     assert len(given) == 2
 
 
@@ -315,10 +314,10 @@ def test_a_builder_that_needs_a_gpu_says_so(machine: Machine) -> None:
 
     machine.library.module.Builder = nothing
     with pytest.raises(EngineUnavailable, match=r"CUDA initialization failure .*nvidia-smi"):
-        trt_engine.build(machine.library, machine.graph("post"))
+        trt_engine.build_graph(machine.library, *machine.graph("post"))
 
 
 def test_profiles_of_the_key_are_those_of_the_graph(machine: Machine) -> None:
-    graph = machine.graph("post", keeps=(5, 9))
-    key = trt_engine.build(machine.library, graph).record.key
-    assert parse_profiles(key.profiles) == graph_profiles(graph.inputs, graph.options.profiles, graph.options.build)
+    path, inputs, options = machine.graph("post", keeps=(5, 9))
+    key = trt_engine.build_graph(machine.library, path, inputs, options).record.key
+    assert key.profiles == graph_profiles(inputs, options.profiles, options.build)

@@ -16,11 +16,10 @@ from models import tiny_bundle
 
 from prtool.bundle import Bundle
 from prtool.engines.base import BuildOptions, DeviceEngine, Engine, EngineInfo, GraphOptions, ShapeRange
-from prtool.engines.profiles import profiles
+from prtool.engines.profiles import graph_profiles, profiles
 from prtool.engines.registry import open_engine
 from prtool.engines.trt import run as trt_run
 from prtool.engines.trt.run import CONTEXTS_KEPT, TrtEngine, TrtPlan, fitting_batch
-from prtool.engines.trt.shapes import graph_profiles
 from prtool.errors import EngineError, ShapeError
 
 

@@ -13,9 +13,8 @@ from prtool.bundle import Bundle
 from prtool.cli.main import app
 from prtool.engines.base import BuildOptions, EngineOptions, GraphOptions, ShapeRange
 from prtool.engines.cache.store import EngineCache
-from prtool.engines.profiles import profiles
+from prtool.engines.profiles import choose_profile, profiles
 from prtool.engines.registry import ENGINES, builder
-from prtool.engines.trt.shapes import choose_profile
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, KeepError
 from prtool.progress import SilentProgress
 from prtool.runtime.build import BuildReport, build_bundle

@@ -11,7 +11,7 @@ find_package(CUDAToolkit REQUIRED)
 set_target_properties(prtool_core PROPERTIES CUDA_ARCHITECTURES "${CMAKE_CUDA_ARCHITECTURES}")
 
 # The selection's kernels, and what every engine on a GPU works with.
-target_sources(prtool_core PRIVATE src/cuda/cuda.cpp src/cuda/gpu_device.cpp src/cuda/lane.cpp src/cuda/select.cu)
+target_sources(prtool_core PRIVATE src/cuda/cuda.cpp src/cuda/gpu_device.cpp src/cuda/stream_context.cpp src/cuda/select.cu)
 set(PRTOOL_GPU_LIBRARIES CUDA::cudart_static ${CMAKE_DL_LIBS})
 target_link_libraries(prtool_core PUBLIC ${PRTOOL_GPU_LIBRARIES})
 if(PRTOOL_CUDA)
@@ -21,7 +21,7 @@ endif()
 
 # Both libraries have the same sources and other headers.
 function(prtool_tensorrt target include engine)
-  add_library(${target} OBJECT src/engines/trt/build.cpp src/engines/trt/engine.cpp src/engines/trt/library.cpp)
+  add_library(${target} OBJECT src/engines/trt/engine.cpp src/engines/trt/library.cpp)
   target_include_directories(${target} PRIVATE src)
   target_include_directories(${target} SYSTEM PRIVATE ${include})
   target_compile_definitions(${target} PRIVATE ${ARGN})

@@ -81,7 +81,7 @@ typedef struct prtool_options {
     const char* engine;    /* "ort" (default), "ort-cuda", "openvino", "trt", "trt-rtx" */
     const char* mode;      /* "fused" (default: one graph), "split" (selection between graphs), "full" (unpruned, the baseline) */
     const char* precision; /* "fp32" (default), or another that the bundle holds */
-    const char* cache;     /* folder of built engines; NULL (default) takes the user's, as the Python package does */
+    const char* cache;     /* folder of engines that 'prtool build' wrote; NULL (default) takes the user's */
 } prtool_options;
 
 static inline prtool_options prtool_options_default(void) {

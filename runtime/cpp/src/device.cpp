@@ -11,9 +11,9 @@ namespace {
 class HostWork final : public Work {
 public:
     float* floats(std::size_t number, std::size_t count) override {
-        std::vector<float>& room = rooms_[number];
-        room.resize(count);
-        return room.data();
+        std::vector<float>& buffer = buffers_[number];
+        buffer.resize(count);
+        return buffer.data();
     }
 
     void keep_best(const float* scores, const float* tokens, const Sequence& sequence, std::int64_t k, float* kept) override {
@@ -21,7 +21,7 @@ public:
     }
 
 private:
-    std::map<std::size_t, std::vector<float>> rooms_;
+    std::map<std::size_t, std::vector<float>> buffers_;
 };
 
 class HostDevice final : public Device {

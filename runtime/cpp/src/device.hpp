@@ -27,7 +27,7 @@ public:
     Work& operator=(const Work&) = delete;
     virtual ~Work() = default;
 
-    // Room for `count` floats where the graphs work, not set; each number has its own, and keeps it as long as `count` is the same.
+    // A buffer of `count` floats where the graphs work, not set; each number has its own, and keeps it as long as `count` is the same.
     virtual float* floats(std::size_t number, std::size_t count) = 0;
 
     // The k patches of the highest scores (see `select`), with the tokens that are always kept: scores (batch, patches) and

@@ -8,7 +8,6 @@
 
 #include "device.hpp"
 #include "manifest.hpp"
-#include "profile.hpp"
 
 namespace prtool {
 
@@ -67,9 +66,8 @@ public:
     // The precision of the graphs that it runs to compute in the one asked for.
     virtual std::string graph_precision() const = 0;
     virtual Device& device() = 0;
-    // `profile`: the sizes that calls may have, for engines that build ahead.
     // Throws Error(Status::engine): the file is damaged, or the engine refuses it.
-    virtual std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec, const Profile& profile) = 0;
+    virtual std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) = 0;
 };
 
 // Throws Error(Status::config): no engine has that name, or it cannot compute so;

@@ -100,7 +100,6 @@ private:
 
 Pipeline::Pipeline(const Manifest& manifest, std::unique_ptr<Engine> engine)
     : engine_(std::move(engine)),
-      profile_(profile_of(manifest)),
       height_(manifest.preprocess.height),
       width_(manifest.preprocess.width),
       embed_dim_(manifest.model.embed_dim) {}
@@ -119,7 +118,7 @@ std::unique_ptr<Graph> Pipeline::load(const std::string& role, const Bundle& bun
     const GraphSpec& spec = spec_of(role, bundle);
     // The engine opens files by their names: before and after they must be those that were checked.
     bundle.check_unchanged();
-    std::unique_ptr<Graph> graph = engine_->load(bundle.file(spec.file), spec, profile_);
+    std::unique_ptr<Graph> graph = engine_->load(bundle.file(spec.file), spec);
     bundle.check_unchanged();
     return graph;
 }

@@ -37,7 +37,6 @@ private:
     Call call_of(std::int64_t batch, const std::vector<std::int64_t>& counts) const;
 
     std::unique_ptr<Engine> engine_;  // outlives the graphs, which the classes of the modes hold
-    Profile profile_;
     std::int64_t height_;
     std::int64_t width_;
     std::int64_t embed_dim_;

@@ -177,7 +177,7 @@ public:
     // bf16 is an arithmetic of the float32 graphs.
     std::string graph_precision() const override { return precision_ == "int8" ? "int8" : "fp32"; }
     Device& device() override { return *device_; }
-    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec, const Profile&) override {
+    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) override {
         return std::make_unique<OpenVinoGraph>(path, spec, settings_);
     }
 

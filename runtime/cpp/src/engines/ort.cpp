@@ -43,7 +43,7 @@ public:
     const EngineInfo& info() const override { return info_; }
     std::string graph_precision() const override { return precision_; }
     Device& device() override { return *device_; }
-    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec, const Profile&) override {
+    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) override {
         return std::make_unique<OrtGraph>(path, spec, session_options(threads_, spinning_));
     }
 

@@ -80,7 +80,7 @@ public:
     std::string graph_precision() const override { return settings_.precision; }
     Device& device() override { return *device_; }
 
-    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec, const Profile&) override {
+    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) override {
         const cuda::DeviceScope here(settings_.device);
         Ort::SessionOptions options = session_options(settings_.threads > 0 ? settings_.threads : granted_cpus(), settings_.spinning);
         try {

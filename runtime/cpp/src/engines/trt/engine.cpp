@@ -1,17 +1,16 @@
-// Engines trt and trt-rtx: plans of a TensorRT library on an NVIDIA GPU, built where the cache has none.
+// Engines trt and trt-rtx: plans of a TensorRT library on an NVIDIA GPU, which `prtool build` made.
 #include "engine.hpp"
 
 #include <algorithm>
 #include <cstddef>
-#include <filesystem>
 #include <map>
 #include <mutex>
 #include <utility>
 
 #include "cuda/cuda.hpp"
 #include "cuda/gpu_device.hpp"
-#include "engines/trt/build.hpp"
 #include "engines/trt/library.hpp"
+#include "engines/trt/plans.hpp"
 #include "engines/trt/shapes.hpp"
 #include "errors.hpp"
 #include "text.hpp"
@@ -35,10 +34,11 @@ std::vector<std::int64_t> shape_of(const nvinfer1::Dims& dims) {
     return {dims.d, dims.d + std::max(dims.nbDims, 0)};
 }
 
-// A deserialised plan, which lives as long as its contexts. Members are freed from the last to the first.
-struct Plan {
+// A plan that was loaded, which lives as long as its contexts. Members are freed from the last to the first.
+struct LoadedPlan {
     Library& library;
-    std::string graph;  // the ONNX file's name, for messages
+    std::string graph;    // the ONNX file's name, for messages
+    std::string command;  // builds such a plan, for messages
     std::vector<TensorSpec> inputs;
     std::vector<Profile> profiles;
     std::unique_ptr<nvinfer1::IRuntime> runtime;
@@ -51,7 +51,7 @@ struct Plan {
 };
 
 // Puts the weights of the ONNX file into a plan that was built without them.
-void refit(Plan& plan, const std::string& path) {
+void refit(LoadedPlan& plan, const std::string& path) {
     const auto refitter = plan.library.refitter(*plan.engine);
     const auto parser = plan.library.parser_refitter(*refitter);
     if (parser->refitFromFile(path.c_str()) && refitter->refitCudaEngine()) return;
@@ -61,17 +61,16 @@ void refit(Plan& plan, const std::string& path) {
                                (reasons.empty() ? "no parser error" : reasons) + ")");
 }
 
-void deserialise(Plan& plan, const CachedEngine& built, const Order& order) {
+void deserialise(LoadedPlan& plan, const Plan& found, const std::string& graph_path) {
     plan.runtime = plan.library.runtime();
     // Such a plan brings the part of the library that runs it; its digest was checked just now.
-    if (order.recipe.options.version_compatible) plan.runtime->setEngineHostCodeAllowed(true);
-    plan.engine.reset(plan.runtime->deserializeCudaEngine(built.content.data(), built.content.size()));
+    if (found.version_compatible) plan.runtime->setEngineHostCodeAllowed(true);
+    plan.engine.reset(plan.runtime->deserializeCudaEngine(found.content.data(), found.content.size()));
     if (plan.engine == nullptr) {
-        const EngineKey& key = built.record.key;
-        throw plan.library.failure(std::string(plan.library.title()) + " " + plan.library.version() + " does not load " + built.path.string() + ", made by " +
-                                   key.library + " " + key.library_version + " for " + key.device + "; build it again with 'prtool build --rebuild'");
+        throw plan.library.failure(std::string(plan.library.title()) + " " + plan.library.version() + " does not load " + found.path +
+                                   "; build it again with '" + plan.command + " --rebuild'");
     }
-    if (order.recipe.options.strip_weights) refit(plan, order.path);
+    if (found.strip_weights) refit(plan, graph_path);
 }
 
 std::vector<std::string> names_of(const std::vector<TensorSpec>& specs) {
@@ -82,7 +81,7 @@ std::vector<std::string> names_of(const std::vector<TensorSpec>& specs) {
 }
 
 // Floats are float32 on the GPU, and shapes int64 on the host, which is what `run` gives. declared: null for an output.
-void check_tensor(const Plan& plan, const char* name, const TensorSpec* declared) {
+void check_tensor(const LoadedPlan& plan, const char* name, const TensorSpec* declared) {
     const bool is_shape = declared != nullptr && is_shape_input(*declared);
     const auto axes = static_cast<std::size_t>(plan.engine->getTensorShape(name).nbDims);
     if (declared != nullptr && axes != declared->shape.size()) {
@@ -96,7 +95,7 @@ void check_tensor(const Plan& plan, const char* name, const TensorSpec* declared
                                     " in its engine; export the bundle again");
 }
 
-void check_plan(const Plan& plan, const GraphSpec& spec) {
+void check_plan(const LoadedPlan& plan, const GraphSpec& spec) {
     std::vector<std::string> inputs, outputs;
     for (int place = 0; place < plan.engine->getNbIOTensors(); ++place) {
         const char* const name = plan.engine->getIOTensorName(place);
@@ -116,15 +115,15 @@ void check_plan(const Plan& plan, const GraphSpec& spec) {
 // first: the context before what it uses.
 class Context final : public Work::State {
 public:
-    Context(std::shared_ptr<Plan> plan, const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs, cudaStream_t stream)
+    Context(std::shared_ptr<LoadedPlan> plan, const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs, cudaStream_t stream)
         : plan_(std::move(plan)), sizes_(call_sizes(plan_->inputs, inputs, plan_->graph)) {
-        const std::size_t profile = choose_profile(plan_->profiles, sizes_, plan_->graph, plan_->library.engine());
+        const std::size_t profile = choose_profile(plan_->profiles, sizes_, plan_->graph, plan_->command);
         {
             const std::lock_guard<std::mutex> hold(plan_->lock);
             context_.reset(plan_->engine->createExecutionContext(Contexts::kUSER_MANAGED));
         }
         require(context_ != nullptr, "makes no execution context");
-        require(context_->setOptimizationProfileAsync(static_cast<std::int32_t>(profile), stream), "refuses profile " + std::to_string(profile));
+        require(context_->setOptimizationProfileAsync(static_cast<std::int32_t>(profile), stream), "rejects profile " + std::to_string(profile));
         set_inputs(inputs);
         set_memory();
         check_outputs(outputs);
@@ -133,7 +132,7 @@ public:
     // Every address, where it is not the one of the last run: a recorded run must change nothing.
     void bind(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs) {
         if (call_sizes(plan_->inputs, inputs, plan_->graph) != sizes_) {
-            throw Error(Status::internal, plan_->graph + " was made ready for " + words(sizes_) + ", and is run on other sizes");
+            throw Error(Status::internal, plan_->graph + " was made ready for " + sizes_text(sizes_) + ", and is run on other sizes");
         }
         for (const TensorRef& tensor : inputs) {
             if (tensor.type == ElementType::float32) set_address(tensor.name, tensor.data);
@@ -144,14 +143,14 @@ public:
     void enqueue(cudaStream_t stream) { require(context_->enqueueV3(stream), "failed"); }
 
 private:
-    void require(bool done, const std::string& problem) const { plan_->require(done, problem + " on " + words(sizes_)); }
+    void require(bool done, const std::string& problem) const { plan_->require(done, problem + " on " + sizes_text(sizes_)); }
 
     void set_inputs(const std::vector<TensorRef>& inputs) {
         for (const TensorSpec& spec : plan_->inputs) {
             const auto same = [&spec](const TensorRef& tensor) { return spec.name == tensor.name; };
             const TensorRef& tensor = *std::find_if(inputs.begin(), inputs.end(), same);
             if (!is_shape_input(spec)) {
-                require(context_->setInputShape(tensor.name, dims_of(tensor.shape)), "refuses " + spec.name + " of shape " + listed(tensor.shape));
+                require(context_->setInputShape(tensor.name, dims_of(tensor.shape)), "rejects " + spec.name + " of shape " + listed(tensor.shape));
                 continue;
             }
             // The context reads them at every run, so they are its own.
@@ -165,11 +164,11 @@ private:
 
     void set_memory() {
         const std::size_t bytes = context_->updateDeviceMemorySizeForShapes();
-        scratch_ = cuda::device_memory(std::max<std::size_t>(bytes, 1), "the scratch memory of " + plan_->graph + " on " + words(sizes_));
+        scratch_ = cuda::device_memory(std::max<std::size_t>(bytes, 1), "the scratch memory of " + plan_->graph + " on " + sizes_text(sizes_));
         context_->setDeviceMemoryV2(scratch_.get(), static_cast<std::int64_t>(bytes));
     }
 
-    // Those that are wanted have room for what will be written; the others get some.
+    // Those that are wanted have memory for what will be written; the others get some.
     void check_outputs(const std::vector<TensorRef>& outputs) {
         for (int place = 0; place < plan_->engine->getNbIOTensors(); ++place) {
             const char* const name = plan_->engine->getIOTensorName(place);
@@ -195,7 +194,7 @@ private:
         last = memory;
     }
 
-    std::shared_ptr<Plan> plan_;
+    std::shared_ptr<LoadedPlan> plan_;
     Sizes sizes_;
     std::map<std::string, std::vector<std::int64_t>> values_;
     std::map<std::string, void*> addresses_;
@@ -206,7 +205,7 @@ private:
 
 class TrtGraph final : public Graph {
 public:
-    explicit TrtGraph(std::shared_ptr<Plan> plan) : plan_(std::move(plan)) {}
+    explicit TrtGraph(std::shared_ptr<LoadedPlan> plan) : plan_(std::move(plan)) {}
 
     void run(const std::vector<TensorRef>& inputs, const std::vector<TensorRef>& outputs, Work& work) override {
         auto* const stream = static_cast<cudaStream_t>(work.stream());
@@ -218,7 +217,7 @@ public:
     }
 
 private:
-    std::shared_ptr<Plan> plan_;
+    std::shared_ptr<LoadedPlan> plan_;
 };
 
 class TrtEngine final : public Engine {
@@ -228,7 +227,7 @@ public:
           precision_(settings.precision),
           gpu_(cuda::gpu(settings.device)),
           library_(Library::get()),
-          cache_(settings.cache),
+          cache_(settings.cache.empty() ? default_root() : settings.cache),
           info_{library_.engine(), library_.version(), gpu_.words()},
           device_(cuda::make_device(settings.device, {library_.engine(), settings.cuda_graphs, false})) {}
 
@@ -236,16 +235,19 @@ public:
     std::string graph_precision() const override { return precision_; }
     Device& device() override { return *device_; }
 
-    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec, const Profile& profile) override {
+    std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) override {
         const cuda::DeviceScope here(number_);
-        const Target target{gpu_.name, gpu_.compute_capability, gpu_.driver};
-        Order order{path, spec.inputs, precision_, {graph_profiles(spec.inputs, {profile}), {}}};
-        order.recipe = as_built_last(cache_, key_of(library_, order, target), order.recipe);
-        order.recipe.profiles = graph_profiles(spec.inputs, order.recipe.profiles);
-        const CachedEngine built = obtain_plan(library_, order, target, cache_);
-        const std::string name = std::filesystem::path(path).filename().string();
-        const auto plan = std::shared_ptr<Plan>(new Plan{library_, name, spec.inputs, order.recipe.profiles, nullptr, nullptr, {}});
-        deserialise(*plan, built, order);
+        const std::string bundle = path.substr(0, path.size() - std::min(path.size(), spec.file.size() + 1));
+        const std::string command = std::string("prtool build --engine ") + library_.engine() + " --bundle " + bundle + " --precision " + precision_;
+        const PlanKey key = plan_key(path, {{"precision", precision_},
+                                            {"library", Library::module()},
+                                            {"library_version", library_.version()},
+                                            {"device", gpu_.name},
+                                            {"compute_capability", gpu_.compute_capability},
+                                            {"driver", gpu_.driver}});
+        const Plan found = find_plan(cache_, key, command);
+        const auto plan = std::shared_ptr<LoadedPlan>(new LoadedPlan{library_, spec.file, command, spec.inputs, found.profiles, nullptr, nullptr, {}});
+        deserialise(*plan, found, path);
         check_plan(*plan, spec);
         return std::make_unique<TrtGraph>(plan);
     }
@@ -255,7 +257,7 @@ private:
     std::string precision_;
     cuda::Gpu gpu_;
     Library& library_;
-    EngineCache cache_;
+    std::string cache_;
     EngineInfo info_;
     std::unique_ptr<Device> device_;
 };

@@ -20,12 +20,12 @@ constexpr std::array<const char*, 5> kNoDevice = {"cudaError 35", "cudaError 100
 #if defined(PRTOOL_TRT_RTX)
 constexpr const char* kLibraryStem = "libtensorrt_rtx.so.";
 constexpr const char* kParserStem = "libtensorrt_onnxparser_rtx.so.";
-constexpr int kLeastMinor = 0;
+constexpr int kMinMinor = 0;
 #else
 constexpr const char* kLibraryStem = "libnvinfer.so.";
 constexpr const char* kParserStem = "libnvonnxparser.so.";
 // 10.12 is the first whose plans and profiles are as this source and the Python package make them.
-constexpr int kLeastMinor = NV_TENSORRT_MAJOR == 10 ? 12 : 0;
+constexpr int kMinMinor = NV_TENSORRT_MAJOR == 10 ? 12 : 0;
 #endif
 
 std::string dotted(std::initializer_list<int> numbers) {
@@ -61,9 +61,9 @@ std::string checked_version(void* library) {
     const int major = function<Number>(library, "getInferLibMajorVersion")(), minor = function<Number>(library, "getInferLibMinorVersion")();
     const int patch = function<Number>(library, "getInferLibPatchVersion")(), build = function<Number>(library, "getInferLibBuildVersion")();
     const std::string version = dotted({major, minor, patch, build});
-    if (major != NV_TENSORRT_MAJOR || minor < kLeastMinor) {
+    if (major != NV_TENSORRT_MAJOR || minor < kMinMinor) {
         throw Error(Status::engine_unavailable, std::string(Library::title()) + " " + version + " was found, but this library was built for " +
-                                                    dotted({NV_TENSORRT_MAJOR, kLeastMinor}) + " and later of " + dotted({NV_TENSORRT_MAJOR}) +
+                                                    dotted({NV_TENSORRT_MAJOR, kMinMinor}) + " and later of " + dotted({NV_TENSORRT_MAJOR}) +
                                                     "; install such a version, or build this library with the headers of that one");
     }
     return version;
@@ -78,7 +78,7 @@ void Messages::log(Severity severity, const char* text) noexcept {
         found_.emplace_back(text);
         if (found_.size() > kMessagesKept) found_.pop_front();
     } catch (...) {
-        // Without memory for a complaint the call fails all the same, only with fewer reasons.
+        // Without memory for a message the call fails all the same, only with fewer reasons.
     }
 }
 
@@ -115,24 +115,10 @@ std::unique_ptr<nvinfer1::IRuntime> Library::runtime() {
     return std::unique_ptr<nvinfer1::IRuntime>(static_cast<nvinfer1::IRuntime*>(made));
 }
 
-std::unique_ptr<nvinfer1::IBuilder> Library::builder() {
-    messages_.take();
-    void* const made = function<void*(void*, std::int32_t)>(library_, "createInferBuilder_INTERNAL")(&messages_, NV_TENSORRT_VERSION);
-    if (made == nullptr) throw failure(std::string(title()) + " cannot build on this machine");
-    return std::unique_ptr<nvinfer1::IBuilder>(static_cast<nvinfer1::IBuilder*>(made));
-}
-
 std::unique_ptr<nvinfer1::IRefitter> Library::refitter(nvinfer1::ICudaEngine& engine) {
     void* const made = function<void*(void*, void*, std::int32_t)>(library_, "createInferRefitter_INTERNAL")(&engine, &messages_, NV_TENSORRT_VERSION);
     if (made == nullptr) throw failure(std::string(title()) + " cannot put weights into an engine");
     return std::unique_ptr<nvinfer1::IRefitter>(static_cast<nvinfer1::IRefitter*>(made));
-}
-
-std::unique_ptr<nvonnxparser::IParser> Library::parser(nvinfer1::INetworkDefinition& network) {
-    using Make = void*(void*, void*, int);
-    void* const made = function<Make>(parser_library(), "createNvOnnxParser_INTERNAL")(&network, &messages_, NV_ONNX_PARSER_VERSION);
-    if (made == nullptr) throw failure(std::string(title()) + " makes no parser of ONNX files");
-    return std::unique_ptr<nvonnxparser::IParser>(static_cast<nvonnxparser::IParser*>(made));
 }
 
 std::unique_ptr<nvonnxparser::IParserRefitter> Library::parser_refitter(nvinfer1::IRefitter& refitter) {

@@ -11,12 +11,12 @@
 
 namespace prtool::trt::PRTOOL_TRT_LIBRARY {
 
-// What the library complained about since it was last asked; it prints nothing. All builders and runtimes of a process share
-// it, as TensorRT wants, so complaints of two threads can mix.
+// The library's errors since they were last taken; it prints nothing. All runtimes of a process share them, as TensorRT wants,
+// so errors of two threads can mix.
 class Messages final : public nvinfer1::ILogger {
 public:
     void log(Severity severity, const char* text) noexcept override;
-    // Every complaint, each once, and forgets them.
+    // Every error once, and forgets them.
     std::string take();
 
 private:
@@ -31,16 +31,14 @@ public:
 
     static constexpr const char* engine();  // its name in `make_engine`
     static constexpr const char* title();   // its name for people
-    static constexpr const char* module();  // the name of its Python module, which is in the keys of engines
+    static constexpr const char* module();  // the name of its Python module, which is in the records of engines
 
     const std::string& version() const { return version_; }
     Messages& messages() { return messages_; }
 
     // Each throws Error(Status::engine | engine_unavailable) with the library's reason.
     std::unique_ptr<nvinfer1::IRuntime> runtime();
-    std::unique_ptr<nvinfer1::IBuilder> builder();
     std::unique_ptr<nvinfer1::IRefitter> refitter(nvinfer1::ICudaEngine& engine);
-    std::unique_ptr<nvonnxparser::IParser> parser(nvinfer1::INetworkDefinition& network);
     std::unique_ptr<nvonnxparser::IParserRefitter> parser_refitter(nvinfer1::IRefitter& refitter);
 
     // An error with the library's own reason; of the kind that says so where there is no usable GPU.
@@ -53,7 +51,7 @@ private:
     Messages messages_;
     void* library_;
     std::mutex lock_;
-    void* parser_library_ = nullptr;  // loaded when something is built: who only runs engines can do without
+    void* parser_library_ = nullptr;  // loaded for plans without weights only
     std::string version_;
 };
 

@@ -114,7 +114,7 @@ TEST_CASE("calls of sizes that came before allocate nothing, and are replayed") 
     CHECK(fake_cuda::counts().replays == first.replays + 3);
 }
 
-TEST_CASE("a lane is kept for the sizes used last, and the memory of others is freed") {
+TEST_CASE("a context is kept for the sizes used last, and the memory of others is freed") {
     const auto device = made(false);
     for (std::int64_t batch = 1; batch <= 40; ++batch) on(*device, call_of(batch, 7, 3), pixels_of(call_of(batch, 7, 3), 0));
     const int held = fake_cuda::counts().streams;
@@ -196,7 +196,7 @@ TEST_CASE("out of memory is said with its sizes") {
     CHECK(on(*device, call, pixels_of(call, 0)) == on_host(call, pixels_of(call, 0)));
 }
 
-TEST_CASE("threads, each on its lane or one after the other on one stream") {
+TEST_CASE("threads, each on its context or one after the other on one stream") {
     const Leaks leaks;
     for (const bool one_stream : {false, true}) {
         const auto device = made(!one_stream, one_stream);

@@ -1,4 +1,4 @@
-// One lane of a GPU: a stream, and the memory of calls of one size, which follow each other there.
+// One context of a GPU: a stream, and the memory of calls of one size, which follow each other there.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +10,12 @@
 
 namespace prtool::cuda {
 
-// Used by one call at a time, from a thread whose current GPU is the lane's.
-class Lane final : public Work {
+// Used by one call at a time, from a thread whose current GPU is the context's.
+class StreamContext final : public Work {
 public:
-    // stream: to work on, which outlives the lane; null makes one of its own.
-    Lane(const Call& call, cudaStream_t stream);
-    ~Lane() override;
+    // stream: to work on, which outlives the context; null makes one of its own.
+    StreamContext(const Call& call, cudaStream_t stream);
+    ~StreamContext() override;
 
     const Call& call() const { return call_; }
 
@@ -28,12 +28,12 @@ public:
     void* stream() const override { return stream_; }
 
 private:
-    struct Room {
+    struct Buffer {
         DeviceMemory memory;
         std::size_t bytes = 0;
     };
 
-    void* room(std::size_t number, std::size_t bytes, const char* what);
+    void* buffer(std::size_t number, std::size_t bytes, const char* what);
     std::string what(const char* part) const;
     void enqueue(const Device::Steps& steps);
     void work(const Device::Steps& steps, bool records);
@@ -51,7 +51,7 @@ private:
     DeviceMemory invalid_;
     Event before_;
     Event after_;
-    std::map<std::size_t, Room> rooms_;
+    std::map<std::size_t, Buffer> buffers_;
     std::int64_t patches_ = 0;  // of the first selection, which has the most
     bool ran_ = false;
     GraphExec recorded_;

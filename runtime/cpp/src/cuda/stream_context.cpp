@@ -1,4 +1,4 @@
-#include "cuda/lane.hpp"
+#include "cuda/stream_context.hpp"
 
 #include <algorithm>
 
@@ -10,7 +10,7 @@ namespace prtool::cuda {
 
 namespace {
 
-// Rooms of `floats` have the numbers that the pipeline gives; those of selections stand far above.
+// Buffers of `floats` have the numbers that the pipeline gives; those of selections stand far above.
 constexpr std::size_t kIndices = std::size_t{1} << 32;
 // Every byte of kAllValid is this one.
 constexpr int kAllValidByte = 0x7f;
@@ -25,7 +25,7 @@ float* floats_of(const PinnedMemory& memory) {
 
 }  // namespace
 
-Lane::Lane(const Call& call, cudaStream_t stream)
+StreamContext::StreamContext(const Call& call, cudaStream_t stream)
     : call_(call),
       own_stream_(stream == nullptr ? new_stream() : nullptr),
       stream_(stream == nullptr ? own_stream_.get() : stream),
@@ -38,12 +38,12 @@ Lane::Lane(const Call& call, cudaStream_t stream)
       before_(new_event()),
       after_(new_event()) {}
 
-Lane::~Lane() {
+StreamContext::~StreamContext() {
     // Memory and contexts may still be in use; an error of that work was the call's to report.
     cudaStreamSynchronize(stream_);
 }
 
-void Lane::run(const float* pixels, float* embeddings, const Device::Steps& steps, bool records) {
+void StreamContext::run(const float* pixels, float* embeddings, const Device::Steps& steps, bool records) {
     std::copy_n(pixels, call_.pixels, floats_of(host_pixels_));
     check(cudaMemcpyAsync(pixels_.get(), host_pixels_.get(), call_.pixels * sizeof(float), cudaMemcpyHostToDevice, stream_), "copies no pixels to the GPU");
     work(steps, records);
@@ -55,7 +55,7 @@ void Lane::run(const float* pixels, float* embeddings, const Device::Steps& step
     std::copy_n(floats_of(host_embeddings_), call_.embeddings, embeddings);
 }
 
-void Lane::run_on_device(const float* pixels, float* embeddings, cudaStream_t caller, const Device::Steps& steps, bool records) {
+void StreamContext::run_on_device(const float* pixels, float* embeddings, cudaStream_t caller, const Device::Steps& steps, bool records) {
     check(cudaEventRecord(before_.get(), caller), "does not mark the caller's stream");
     check(cudaStreamWaitEvent(stream_, before_.get(), 0), "does not wait for the caller's stream");
     check(cudaMemcpyAsync(pixels_.get(), pixels, call_.pixels * sizeof(float), cudaMemcpyDeviceToDevice, stream_), "copies no pixels");
@@ -65,34 +65,34 @@ void Lane::run_on_device(const float* pixels, float* embeddings, cudaStream_t ca
     check(cudaStreamWaitEvent(caller, after_.get(), 0), "does not let the caller's stream wait");
 }
 
-float* Lane::floats(std::size_t number, std::size_t count) {
-    return static_cast<float*>(room(number, count * sizeof(float), "tokens and scores"));
+float* StreamContext::floats(std::size_t number, std::size_t count) {
+    return static_cast<float*>(buffer(number, count * sizeof(float), "tokens and scores"));
 }
 
-void Lane::keep_best(const float* scores, const float* tokens, const Sequence& sequence, std::int64_t k, float* kept) {
+void StreamContext::keep_best(const float* scores, const float* tokens, const Sequence& sequence, std::int64_t k, float* kept) {
     patches_ = std::max(patches_, sequence.patches);
     const auto places = static_cast<std::size_t>(sequence.batch * k);
-    auto* const indices = static_cast<std::int64_t*>(room(kIndices + static_cast<std::size_t>(sequence.patches), places * sizeof(std::int64_t), "indices"));
+    auto* const indices = static_cast<std::int64_t*>(buffer(kIndices + static_cast<std::size_t>(sequence.patches), places * sizeof(std::int64_t), "indices"));
     select(scores, sequence.batch, sequence.patches, k, indices, {static_cast<unsigned*>(invalid_.get()), patches_}, stream_);
     gather(tokens, sequence, indices, k, kept, stream_);
 }
 
-void* Lane::room(std::size_t number, std::size_t bytes, const char* part) {
-    Room& room = rooms_[number];
-    if (room.bytes != bytes) room = {device_memory(bytes, what(part)), bytes};
-    return room.memory.get();
+void* StreamContext::buffer(std::size_t number, std::size_t bytes, const char* part) {
+    Buffer& buffer = buffers_[number];
+    if (buffer.bytes != bytes) buffer = {device_memory(bytes, what(part)), bytes};
+    return buffer.memory.get();
 }
 
-std::string Lane::what(const char* part) const {
+std::string StreamContext::what(const char* part) const {
     return std::string(part) + " of a call of " + std::to_string(call_.batch) + " images, k = " + listed(call_.counts);
 }
 
-void Lane::enqueue(const Device::Steps& steps) {
+void StreamContext::enqueue(const Device::Steps& steps) {
     check(cudaMemsetAsync(invalid_.get(), kAllValidByte, sizeof(unsigned), stream_), "clears no flag");
     steps(*this, floats_of(pixels_), floats_of(embeddings_));
 }
 
-void Lane::work(const Device::Steps& steps, bool records) {
+void StreamContext::work(const Device::Steps& steps, bool records) {
     if (records && ran_ && recorded_ == nullptr) record(steps);
     if (recorded_ != nullptr) {
         check(cudaGraphLaunch(recorded_.get(), stream_), "does not replay " + what("the recording"));
@@ -103,7 +103,7 @@ void Lane::work(const Device::Steps& steps, bool records) {
 }
 
 // The steps have run once: their memory is there and their contexts are warm, for nothing can be allocated while CUDA records.
-void Lane::record(const Device::Steps& steps) {
+void StreamContext::record(const Device::Steps& steps) {
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "does not start to record");
     cudaGraph_t graph = nullptr;
     try {
@@ -122,7 +122,7 @@ void Lane::record(const Device::Steps& steps) {
     recorded_.reset(made);
 }
 
-void Lane::check_scores() const {
+void StreamContext::check_scores() const {
     const unsigned place = *static_cast<const unsigned*>(host_invalid_.get());
     if (place == kAllValid) return;
     const auto patches = static_cast<unsigned>(patches_);
