@@ -11,7 +11,7 @@ from prtool.files import check_output
 from prtool.spec import Keep
 from prtool.trainer.data.address import parse_data
 from prtool.trainer.data.load import data_exists, load_split
-from prtool.trainer.runs.inputs import input_paths
+from prtool.trainer.runs.folder import input_paths
 from prtool.trainer.runs.record import Record, read_record
 
 MIN_IMAGES = 16

@@ -140,14 +140,21 @@ def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, defa
     return digests
 
 
+def _without_folders(name: str) -> str:
+    """A model's or weights' name without the path on this machine: a bundle travels, and `weights_sha256` identifies the model."""
+    prefix = "local-dir:" if name.startswith("local-dir:") else ""
+    path = Path(name.removeprefix(prefix))
+    return prefix + path.name if path.is_absolute() else name
+
+
 def _manifest(source: ExportSource, default_keep: int, precisions: Sequence[str]) -> Manifest:
     model = source.model
     graphs: dict[str, dict[str, GraphSpec]] = {precision: signatures(source, precision) for precision in precisions}
     return Manifest(
         schema=SCHEMA,
         model=ModelInfo(
-            name=model.name,
-            pretrained=model.pretrained,
+            name=_without_folders(model.name),
+            pretrained=_without_folders(model.pretrained),
             weights_sha256=model.weights_sha256,
             embed_dim=model.tower.embed_dim,
             logit_scale=model.logit_scale,

@@ -31,7 +31,7 @@ class ModelInfo:
     """The encoder that was exported.
 
     Attributes:
-        name, pretrained: as open_clip takes them.
+        name, pretrained: as `prtool train` takes them; of local paths the last part only.
         weights_sha256: digest of the image tower's tensors.
         embed_dim: width E of an embedding.
         logit_scale, logit_bias: class logits are scale x cosine + bias.

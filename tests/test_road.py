@@ -80,6 +80,7 @@ def test_golden_ranking_and_predictor_prefer_the_object(project: Path) -> None:
 def test_export_verify_and_bench(project: Path) -> None:
     manifest = Bundle.open(project / "bundle").manifest
     assert manifest.parity["cosine"] > 0.99999
+    assert str(project) not in (project / "bundle" / "prtool.json").read_text(), "a bundle travels"
     assert manifest.default_keep == Keep.ratio(0.6).resolve(144)
     verified = json.loads(run("verify", "--data", "data", "--json").stdout)
     assert verified["probe"]["cosine"] > 0.99999

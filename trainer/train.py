@@ -31,9 +31,9 @@ from prtool.trainer.objectives.golden_store import GoldenRanking, rank_images
 from prtool.trainer.objectives.matching import constant_ranking, default_count, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.objectives.ranking import Examples, RankingObjective
 from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors
-from prtool.trainer.runs.checks import check_training
-from prtool.trainer.runs.folder import earlier, finished, only_trainer
+from prtool.trainer.runs.folder import check_training, only_trainer
 from prtool.trainer.runs.record import SCHEMA, DataInfo, MatchRow, Metrics, TokensRecord
+from prtool.trainer.runs.resume import earlier, finished
 from prtool.trainer.settings import LABELLED_SCORES
 from prtool.trainer.tokens.train import TokensTask, TrainedTokens, spec_with_tokens, train_tokens
 

@@ -80,8 +80,7 @@ def train(
         DataError: the data cannot be read. ModelError: the model cannot be loaded or pruned.
         StorageError: the run cannot be written.
     """
-    from prtool.trainer.runs.checks import check_training
-    from prtool.trainer.runs.place import run_name
+    from prtool.trainer.runs.folder import check_training, run_name
 
     given = {"model": model, "pretrained": pretrained, "data": data, "location": location, "phase": phase}
     chosen = train_config(config, preset=preset, settings=settings, **given)
@@ -125,7 +124,7 @@ def evaluate(
     """
     from prtool.files import PICTURE, check_output
     from prtool.trainer.evaluation.config import EvalConfig
-    from prtool.trainer.runs.checks import check_evaluation
+    from prtool.trainer.runs.folder import check_evaluation
 
     config = EvalConfig(split=split, keeps=keeps_of(keep), methods=several(method), images=images)
     picture = evaluation_picture(run, split, output)
@@ -179,7 +178,7 @@ def tune(
     from prtool.studies.tune.config import TuneConfig
     from prtool.studies.tune.front import Limits
     from prtool.trainer.data.address import parse_data
-    from prtool.trainer.runs.checks import data_of
+    from prtool.trainer.runs.folder import data_of
     from prtool.trainer.runs.record import read_record
 
     bounds = {name.removeprefix("limits."): value for name, value in (settings or {}).items() if name.startswith("limits.")}

@@ -12,8 +12,7 @@ from local_model import write_images
 from prtool.errors import ConfigError
 from prtool.files import check_output
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.runs.folder import only_trainer
-from prtool.trainer.runs.place import RUN, run_name
+from prtool.trainer.runs.folder import RUN, only_trainer, run_name
 
 
 def test_default_names_tell_apart_what_the_settings_tell_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +21,7 @@ def test_default_names_tell_apart_what_the_settings_tell_apart(tmp_path: Path, m
         write_images(tmp_path / name, {"train": 1})
     base = TrainConfig(model="local-dir:m", data="A/photos")
     others = [replace(base, data=name) for name in ("B/photos", "犬", "猫")]
-    others += [TrainConfig.load(None, {**base.to_json(), **change}) for change in ({"golden": {"location": 6}}, {"phases": ["none"]}, {"seed": 1})]
+    others += [TrainConfig.load(None, {**base.to_json(), **change}) for change in ({"prune": {"locations": [6]}}, {"phases": ["none"]}, {"seed": 1})]
     names = [run_name(config) for config in (base, *others)]
     assert len(set(names)) == len(names)
     assert [name.rpartition("-")[0] for name in names] == ["m-photos", "m-photos", "m-犬", "m-猫", "m-photos", "m-photos", "m-photos"]

@@ -27,7 +27,7 @@ from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images
 from prtool.trainer.objectives.matching import matching_rate
 from prtool.trainer.runs.checkpoint import Checkpoint, without_tokens
-from prtool.trainer.runs.checks import data_of
+from prtool.trainer.runs.folder import data_of
 from prtool.trainer.settings import GOLDEN, PATCH_RANKING_TOKENS, GoldenConfig
 from prtool.version import __version__
 

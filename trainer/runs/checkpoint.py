@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prtool.errors import CheckpointError
 from prtool.exchange import alone
-from prtool.files import storage_errors, write_bytes
+from prtool.files import FileDigest, storage_errors, write_bytes
 from prtool.records import to_plain
 from prtool.spec import PruneSpec
 from prtool.store import write_sealed
@@ -21,8 +21,7 @@ from prtool.trainer.models.dual_encoder import DualEncoder, load_model
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.models.prompts import TextContext, VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
-from prtool.trainer.runs.checkpoint_files import SEEN, TENSORS, digest_of, has_file, name_files, read_file, remove_others
-from prtool.trainer.runs.record import RECORD_NAME, Record, read_record
+from prtool.trainer.runs.record import RECORD_NAME, SEEN, TENSORS, Record, name_files, read_file, read_record, remove_others
 
 _VISUAL, _CONTEXT = "visual.values", "context.values"
 
@@ -51,7 +50,7 @@ class Checkpoint(Record):
         home = Path(folder)
         tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.tensors.items())})
         contents = name_files({TENSORS: tensors, SEEN: self.seen} if self.seen else {TENSORS: tensors})
-        written = dataclasses.replace(self, files={name: digest_of(content) for name, content in contents.items()})
+        written = dataclasses.replace(self, files={name: FileDigest.of(content) for name, content in contents.items()})
         with storage_errors(home):
             home.mkdir(parents=True, exist_ok=True)
         with alone(home):
@@ -73,7 +72,7 @@ class Checkpoint(Record):
         with alone(home):
             record = read_record(home)
             tensors = _read_tensors(home, record)
-            seen = read_file(home, record.files, SEEN) if has_file(record.files, SEEN) else b""
+            seen = read_file(home, record.files, SEEN)
         checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors, seen=seen)
         checkpoint.scorers()
         checkpoint.visual()

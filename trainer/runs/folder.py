@@ -1,52 +1,51 @@
-"""The folder of a run: who may write there, and which settings it belongs to."""
+"""The folder of a run: its name, who may write there, and what can be checked before PyTorch is imported."""
 
 import contextlib
-import dataclasses
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from prtool.errors import CheckpointError, ConfigError
-from prtool.files import locked
+from prtool.errors import ConfigError, DataError
+from prtool.files import OutputKind, check_output, locked
+from prtool.store import digest
 from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
-from prtool.trainer.runs.checkpoint import Checkpoint, without_tokens
-from prtool.trainer.runs.place import RECORD_BYTES
-from prtool.trainer.runs.record import RECORD_NAME, SCHEMA
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.data.address import parse_data
+from prtool.trainer.evaluation.config import EvalConfig
+from prtool.trainer.models.loading.source import canonical_name, check_pretrained
+from prtool.trainer.runs.record import RECORD_BYTES, RECORD_NAME, Record, read_record
 
-_LOCK_NAME = ".lock"
-_SHOWN, _VALUE = 3, 60
-
-
-def earlier(run: Path, blank: Checkpoint, *, overwrite: bool) -> Checkpoint | None:
-    """The checkpoint that stands in `run`, where it is of the settings (phases and tokens apart), model and data of `blank`.
-
-    Args:
-        run: its folder.
-        blank: what would be written without training.
-        overwrite: a trained run of other settings counts as none; else it is an error.
-
-    Raises:
-        ConfigError: a trained run of other settings stands there, or a damaged one whose settings are not known to be the same.
-    """
-    if not (run / RECORD_NAME).exists():
-        return None
-    try:
-        found = Checkpoint.load(run)
-        Checkpoint.tidy(run)
-    except CheckpointError as cause:
-        if overwrite or _damaged_config(run) == _settings(blank.config):
-            return None
-        raise ConfigError(f"{run} holds a run that cannot be used ({cause}); {_choices()}") from cause
-    different = _differences(found, blank)
-    if different and found.scorer_trained and not overwrite:
-        raise finished(run, f"a finished run of other settings: {'; '.join(different[:_SHOWN])}")
-    return None if different else found
+_OURS = re.compile(r"(tensors|seen)[\w.-]*|golden(\.json)?|tokens(\.safetensors)?|fit(-\d+)?\.safetensors|tune(\.json)?|eval(-[\w.-]+)?|\..+")
+_MAX_NAME = 100
+_FOLDER_PREFIX = "local-dir:"
 
 
-def finished(run: Path, what: str) -> ConfigError:
-    """The error of a call that would replace `what` a finished run holds."""
-    return ConfigError(f"{run} holds {what}; {_choices()}")
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a run's record, or nothing but what an unfinished run holds."""
+    record = folder / RECORD_NAME
+    if os.path.lexists(record):
+        try:
+            value = parse_json(read_regular(record, RECORD_BYTES))
+        except (OSError, ValueError):
+            return False
+        return isinstance(value, dict) and {"schema", "scorer_config", "config"} <= value.keys()
+    return all(_OURS.fullmatch(item.name) for item in folder.iterdir())
+
+
+RUN = OutputKind("a run", _is_run, is_folder=True, is_filled=True)
+
+
+def run_name(config: TrainConfig) -> str:
+    """MODEL-DATA-HASH: the same for the same settings, phases and tokens apart, so that a command finds the run that it continues."""
+    settings = {name: value for name, value in config.to_json().items() if name not in ("phases", "tokens")}
+    settings |= {"model": str(model_folder(config.model) or config.model), "data": _data_text(config.data)}
+    if Path(config.pretrained).is_file():
+        settings["pretrained"] = str(Path(config.pretrained).resolve())
+    words = [re.split(r"[:/\\]", part.rstrip("/"))[-1] for part in (config.model, config.data) if part]
+    name = re.sub(r"[^\w.-]+", "-", "-".join(words)).strip("-.")[:_MAX_NAME].encode()[:_MAX_NAME].decode(errors="ignore")
+    return f"{name or 'run'}-{digest(settings, config.phases == ('none',))[:8]}"
 
 
 @contextlib.contextmanager
@@ -59,47 +58,76 @@ def only_trainer(run: Path) -> Iterator[None]:
     """
     if str(run) != str(run).encode("utf-8", "replace").decode():
         raise ConfigError(f"the run folder {printable(run)} is not valid UTF-8, which the library of its files does not read; give another with -o")
-    with locked(run / _LOCK_NAME, f"another process works in {run}; waiting for it", "-o"):
+    with locked(run / ".lock", f"another process works in {run}; waiting for it", "-o"):
         yield
 
 
-def _choices() -> str:
-    return "give another folder with -o, or --overwrite (overwrite=True) to replace that run"
+def model_folder(model: str) -> Path | None:
+    """The folder of a model that is named by one, absolute; None for names that are looked up elsewhere."""
+    folder = Path(model.removeprefix(_FOLDER_PREFIX)).expanduser()
+    return folder.resolve() if model.startswith(_FOLDER_PREFIX) or folder.is_dir() else None
 
 
-def _differences(found: Checkpoint, blank: Checkpoint) -> list[str]:
-    """What the scorers depend on and is not the same, as "name = there, not here"; the learnable tokens come after them."""
-    old, new = _identity(found), _identity(blank)
-    return [
-        f"{name} = {printable(old.get(name), _VALUE)} there, {printable(new.get(name), _VALUE)} here"
-        for name in {**new, **old}
-        if old.get(name) != new.get(name)
-    ]
+def input_paths(model: str, pretrained: str, data: str | Path | None) -> tuple[Path, ...]:
+    """Where a model and data lie, as far as they are on this disk.
+
+    Args:
+        model, pretrained: as `load_model` takes them.
+        data: as `--data` takes it; None or "" for none.
+    """
+    folder = model_folder(model)
+    found = [] if folder is None else [folder]
+    if pretrained and Path(pretrained).is_file():
+        found.append(Path(pretrained))
+    if data:
+        with contextlib.suppress(DataError):  # what is gone cannot be lost; who reads it raises
+            found += [address.path for address in parse_data(data)]
+    return tuple(found)
 
 
-def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config", "tokens", "prune", "data", "scorer_config", "seen"}
-    plain = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint) if item.name not in outcome}
-    return _settings(checkpoint.config) | _flat({"data": dataclasses.asdict(checkpoint.data)}) | plain | {"prune": without_tokens(checkpoint.prune)}
+def check_training(config: TrainConfig, run: Path) -> None:
+    """Finds out whether a run could be trained.
+
+    Raises:
+        ConfigError: a phase needs data and none is given; or `run` is or holds an input, or holds something else than a run.
+        DataError: the data are not there.
+        ModelError: there is no such model, or no such file of weights.
+        StorageError: the run cannot be written.
+    """
+    if config.data:
+        parse_data(config.data)
+    elif config.phases != ("none",):
+        raise ConfigError("no data folder is given; give --data DIR (data = in prtool.toml), or --phase none for an untrained scorer")
+    check_pretrained(canonical_name(config.model), config.pretrained)
+    check_output(run, RUN, input_paths(config.model, config.pretrained, config.data))
 
 
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run that its record does not name in another form: model and data are absolute there."""
-    named = ("phases", "tokens", "model", "pretrained", "data")
-    return _flat({name: value for name, value in config.items() if name not in named})
+def check_evaluation(run: Path, data: str | Path | None, config: EvalConfig) -> None:
+    """Finds out whether a run could be evaluated.
+
+    Raises:
+        CheckpointError: there is no finished run.
+        ConfigError: neither the run nor the call names data; or a keep is out of range, or two are the same number of patches.
+        DataError: the data are not there.
+    """
+    record = read_record(run)
+    parse_data(data_of(run, record, data))
+    record.prune.distinct_counts(config.keeps)
 
 
-def _damaged_config(run: Path) -> dict[str, Any]:
-    """The settings in a record that fails its checks; {} where they cannot be read or are of another schema."""
+def data_of(run: Path, record: Record, data: str | Path | None) -> str:
+    """The data that are given, else the run's.
+
+    Raises:
+        ConfigError: there are neither.
+    """
+    if not data and not record.data.root:
+        raise ConfigError(f"{run} was made without data, so there are no images to measure it on; give --data DIR")
+    return str(data or record.data.root)
+
+
+def _data_text(data: str) -> str:
     try:
-        value = parse_json(read_regular(run / RECORD_NAME, RECORD_BYTES))
-        return _settings(value["config"]) if value["schema"] == SCHEMA else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
+        return "\n".join(address.text() for address in parse_data(data))
+    except DataError:
+        return data

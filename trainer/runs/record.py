@@ -1,19 +1,30 @@
 """The record of a run, checkpoint.json: everything of a checkpoint but its tensors; read without PyTorch."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prtool.errors import CheckpointError, ConfigError
-from prtool.files import FileDigest
+from prtool.exchange import sweep
+from prtool.files import FileDigest, storage_errors
 from prtool.records import from_plain
 from prtool.spec import PruneSpec
 from prtool.store import read_sealed
+from prtool.strict import read_regular
 from prtool.text_safety import printable
 from prtool.trainer.settings import ScorerConfig
 
 SCHEMA = 1
 RECORD_NAME = "checkpoint.json"
+RECORD_BYTES = 1 << 26
+TENSORS, SEEN = "tensors", "seen"
+"""The kinds of files next to a record: tensors of the scorers and tokens, fingerprints of the images that the run has seen.
+
+They are named after their content, so a checkpoint that is saved over another leaves its files alone until its own record stands.
+"""
+_FILE_NAME = re.compile(r"[a-z]+-[0-9a-f]{16}\.[a-z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,3 +169,43 @@ def read_record(home: Path) -> Record:
     except ConfigError as cause:
         raise CheckpointError(f"{path} is damaged or was edited: {cause}; run 'prtool train' again") from cause
     return record
+
+
+def name_files(contents: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The content of each kind of file by the file's name."""
+    return {f"{kind}-{FileDigest.of(content).sha256[:16]}.safetensors": content for kind, content in contents.items()}
+
+
+def read_file(home: Path, files: Mapping[str, FileDigest], kind: str) -> bytes:
+    """The one file of a kind that a record names, checked; b"" where it names none.
+
+    Raises:
+        CheckpointError: the record names several, or the file is missing, damaged or changed.
+    """
+    names = [name for name in files if name.startswith(f"{kind}-")]
+    if not names:
+        return b""
+    path, digest = home / names[0], files[names[0]]
+    if len(names) > 1 or not _FILE_NAME.fullmatch(names[0]):
+        raise CheckpointError(f"the record of {home} names {printable(names)} as {kind}, but it must name one plain file; run 'prtool train' again")
+    try:
+        content = read_regular(path, digest.size)
+    except (OSError, ValueError) as cause:
+        raise CheckpointError(f"{path} cannot be read ({cause}); run 'prtool train' again") from cause
+    if FileDigest.of(content) != digest:
+        raise CheckpointError(f"checksum mismatch: {path} is not what its record says; run 'prtool train' again")
+    return content
+
+
+def remove_others(home: Path, files: Mapping[str, FileDigest]) -> None:
+    """Removes the files of earlier checkpoints, and what killed processes left of them.
+
+    Raises:
+        StorageError: one cannot be removed.
+    """
+    with storage_errors(home):
+        for path in home.iterdir():
+            found = _FILE_NAME.search(path.name)
+            if found and found[0] not in files:
+                (home / found[0]).unlink(missing_ok=True)
+                sweep(home / found[0])

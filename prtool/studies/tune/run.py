@@ -32,8 +32,7 @@ from prtool.studies.tune.steps import (
 from prtool.trainer.data.load import NO_LABEL, available_splits, load_split
 from prtool.trainer.evaluation.report import drop_error, paired_drop
 from prtool.trainer.runs.checkpoint import Checkpoint
-from prtool.trainer.runs.checks import data_of
-from prtool.trainer.runs.folder import only_trainer
+from prtool.trainer.runs.folder import data_of, only_trainer
 
 _REPORT = file_kind("a report of 'prtool tune'", {".json": re.compile(rb'\{\n "schema": \d+,\n "results"')})
 _DRIFT = 1.1
