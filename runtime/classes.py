@@ -15,7 +15,7 @@ from prtool.text_safety import printable
 
 TENSOR_NAME = "embeddings"
 DEFAULT_TOP = 5
-"""Classes named for an image, where a call says nothing else; the C++ library and the command line have the same."""
+"""Default number of classes per image; the C++ library and the command line have the same."""
 _LENGTH_TOLERANCE = 1e-3
 _HEADER_BYTES = 1 << 20
 

@@ -1,4 +1,4 @@
-"""Reads any photograph as upright 8-bit RGB, or says why it cannot (docs/bad-input.md lists every case)."""
+"""Decodes images to upright 8-bit RGB, or raises an error that says why not (docs/bad-input.md lists every case)."""
 
 import contextlib
 import io
@@ -25,10 +25,10 @@ ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes
 """A file's path, its bytes, an open binary file (BytesIO), a PIL image, or an array (height, width, 3) uint8 in RGB order."""
 
 MAX_PIXELS = 256_000_000
-"""Most pixels that are decoded, 1 GB as RGB in PIL; larger ones are taken for decompression bombs, as is what takes more than MAX_BYTES."""
+"""Maximum number of pixels, 1 GB as RGB in PIL; larger images count as decompression bombs, as do those that take more than MAX_BYTES."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
-"""What is read. Pillow knows more, but some of those start programs (EPS) or are recognised by guesswork (TGA)."""
+"""Formats that are read. Pillow knows more, but some of those start programs (EPS) or are recognised by guesswork (TGA)."""
 
 _PIPE_BYTES = 256_000_000
 _WRITER_MS, _SILENCE_MS = 1_000, 60_000
@@ -67,10 +67,10 @@ _DAMAGE = (
 def open_image(source: ImageSource) -> Image.Image:
     """Decodes one image completely, turns it as its EXIF orientation says, and makes it RGB.
 
-    Grey, palette, CMYK and 1-bit images become RGB as PIL's `convert("RGB")` does; alpha is dropped.
-    A path may be a pipe, which is read to its end. 16-bit grey keeps its high byte, as Pillow does for 16-bit colour. 32-bit integer and float images
-    declare no range, so their lowest value becomes 0 and their highest 255. Of an animation, the first
-    frame is read. May be called from many threads; no global setting of PIL is read or changed.
+    Grey, palette, CMYK and 1-bit images become RGB as PIL's `convert("RGB")` does; alpha is dropped. 16-bit grey keeps its
+    high byte, as Pillow does for 16-bit colour. 32-bit integer and float images declare no range, so their lowest value becomes
+    0 and their highest 255. Of an animation, the first frame is read. A path may be a pipe, which is read to its end. May be
+    called from many threads; no global setting of PIL is read or changed.
 
     Returns:
         A loaded image of mode "RGB"; it is `source` itself when that is an upright RGB image.
@@ -78,7 +78,7 @@ def open_image(source: ImageSource) -> Image.Image:
     Raises:
         ImageError: the file cannot be read, is empty, truncated, damaged, of an unknown format, or above MAX_PIXELS.
         ShapeError: an array is not (height, width, 3) uint8.
-        ConfigError: it is nothing of the kind.
+        ConfigError: `source` is none of these types.
     """
     with opened(source) as image:
         return image
@@ -86,7 +86,7 @@ def open_image(source: ImageSource) -> Image.Image:
 
 @contextlib.contextmanager
 def opened(source: ImageSource) -> Iterator[Image.Image]:
-    """`open_image` for the body of a `with`: no other thread decodes a large image before the body has ended with this one."""
+    """`open_image` for the body of a `with`: no other thread decodes a large image until the body has finished with this one."""
     with contextlib.ExitStack() as memory:
         if isinstance(source, np.ndarray):
             yield _from_array(source)
@@ -100,7 +100,7 @@ def opened(source: ImageSource) -> Iterator[Image.Image]:
 
 
 def expand_images(paths: Iterable[str | Path]) -> tuple[list[Path], LeftOut]:
-    """Files as given, whatever their suffix, and each folder's images in its place; the order of `paths` stays.
+    """Files as given, whatever their suffix, and each folder replaced by the images in it, in the order of `paths`.
 
     Returns:
         The files, and what was left out of the folders.
@@ -108,7 +108,6 @@ def expand_images(paths: Iterable[str | Path]) -> tuple[list[Path], LeftOut]:
     Raises:
         DataError: a folder cannot be listed.
     """
-
     files: list[Path] = []
     left_out = LeftOut()
     for path in map(Path, paths):
@@ -158,7 +157,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_pipe(path: Path) -> bytes:
-    """All that a pipe gives. It is not waited for without end: neither for a writer, nor for one that is silent."""
+    """Everything that a pipe gives; waits only a limited time for a writer, and for one that is silent."""
     parts: list[bytes] = []
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -216,7 +215,7 @@ def _identify(stream: IO[bytes], prefix: bytes, name: str) -> ImageFile.ImageFil
 
 
 def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack) -> Image.Image:
-    """Checks the size, decodes, and gives an upright RGB image; `memory` holds what is lent for a large one."""
+    """Checks the size, decodes, and returns an upright RGB image; `memory` keeps the turn of a large one until it is closed."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name} has {width} x {height} pixels, but at most {MAX_PIXELS:,} are decoded; make it smaller first")
@@ -234,7 +233,7 @@ def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack) -> Imag
                 image = image.transpose(method)
             return image if image.mode == "RGB" else _in_bands(image, _converter(image, kind))
     except MemoryError as cause:
-        raise ImageError(f"{name} has {width} x {height} pixels, for which the memory does not suffice") from cause
+        raise ImageError(f"{name} has {width} x {height} pixels, and there is not enough memory to decode it") from cause
 
 
 def _check_memory(image: Image.Image, size: int, name: str) -> None:
@@ -244,7 +243,7 @@ def _check_memory(image: Image.Image, size: int, name: str) -> None:
 
 
 def _allocate(image: Image.Image) -> None:
-    """Gives a large TIFF its memory in advance: where it has none, Pillow asks its global limit once more."""
+    """Allocates a large TIFF in advance: otherwise Pillow checks its global limit again."""
     size = getattr(image, "_tile_size", None)
     if image.format == "TIFF" and size is not None and size[0] * size[1] > 80_000_000:
         image.im = Image.new(image.mode, size).im
@@ -273,12 +272,7 @@ def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image])
 
 
 def _converter(image: Image.Image, kind: str | None) -> Callable[[Image.Image], Image.Image]:
-    """What makes rows of an image RGB.
-
-    Args:
-        image: decoded, whole.
-        kind: the format that it was read from.
-    """
+    """The function that makes rows of a decoded image RGB; `kind` is the format that it was read from."""
     if image.mode.startswith("I;16"):
         return lambda rows: Image.fromarray((np.asarray(rows) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "I" and kind in ("PNG", "PPM"):
@@ -293,7 +287,7 @@ def _converter(image: Image.Image, kind: str | None) -> Callable[[Image.Image], 
 
 
 def _stretcher(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Lowest finite value to 0, highest to 255; what is not finite, and an image of one value, to 0."""
+    """Lowest finite value to 0, highest to 255; values that are not finite, and images of one value, to 0."""
     low, high = np.inf, -np.inf
     rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, by their names, and which are left out, with the reason."""
+"""Finds the image files of a folder by their names, and counts those that are left out, with the reason."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def search(folder: str | Path, *, follow: bool = False) -> ImageFiles:
     """Every image file under a folder with its sub-folders.
 
     Left out are hidden files and folders (".name"), folders that systems make for thumbnails or deleted files ("@eaDir",
-    "__MACOSX", ...), image formats that are not read, and what is no regular file.
+    "__MACOSX", ...), image formats that are not read, and whatever is not a regular file.
 
     Args:
         folder: where to begin; its own name does not matter.

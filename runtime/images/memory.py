@@ -1,4 +1,4 @@
-"""How much memory an image takes while it is decoded, known from its header, and one large image at a time."""
+"""The memory that decoding an image takes, estimated from its header; large images are decoded one at a time."""
 
 import contextlib
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from PIL import Image, ImageFile, TiffImagePlugin
 
 MAX_BYTES = 1_700_000_000
-"""Most memory that one image may take while it is decoded and made RGB: 256 megapixels of RGB, 100 of WebP."""
+"""Maximum memory for decoding one image and making it RGB: 256 megapixels of RGB, 100 of WebP."""
 
 _LARGE_BYTES = 256_000_000
 _NARROW = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
@@ -41,7 +41,7 @@ def turning_bytes(image: Image.Image) -> int:
 
 @contextlib.contextmanager
 def memory_for(size: int) -> Iterator[None]:
-    """Waits until no other large image is decoded in this process, where `size` bytes are many: threads decode one a core."""
+    """Where `size` bytes are many, waits until no other large image is being decoded in this process."""
     with _gate if size > _LARGE_BYTES else contextlib.nullcontext():
         yield
 

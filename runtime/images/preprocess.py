@@ -1,4 +1,4 @@
-"""From an image to the encoder's pixels, bit for bit as open_clip's inference transform, with PIL and numpy alone."""
+"""From an image to the encoder's pixels, bit-identical to open_clip's inference transform, with PIL and numpy alone."""
 
 import functools
 import os
@@ -23,8 +23,8 @@ _LARGEST_RESIZE = 64_000_000
 def prepare(image: ImageSource, spec: Preprocess) -> Pixels:
     """One image as the encoder takes it.
 
-    Equals `open_clip.transform.image_transform(..., is_train=False)` in every bit, for photographs that are
-    upright; open_clip ignores the EXIF orientation, and this does not.
+    Bit-identical to `open_clip.transform.image_transform(..., is_train=False)` for upright images; open_clip ignores the EXIF
+    orientation, and this does not.
 
     Returns:
         (3, height, width) float32, RGB, normalised with the spec's mean and std.
@@ -55,15 +55,15 @@ def prepare_batch(images: Sequence[ImageSource], spec: Preprocess) -> Pixels:
 
 
 def largest_value(spec: Preprocess) -> float:
-    """What no normalised pixel comes near: four times the largest value of one, at least 16. Noise stays below it, 8-bit values do not."""
+    """A limit for normalised pixels: four times their largest value, at least 16. Noise stays below it, 8-bit values do not."""
     return max(16.0, 4.0 * float(np.abs([table[[0, -1]] for table in _tables(spec.mean, spec.std)]).max()))
 
 
 def image_list(images: object) -> list[ImageSource]:
-    """What a caller gave as images: any iterable of them, or a single one.
+    """The images of a caller, who gave an iterable of them or a single one.
 
     Raises:
-        ConfigError: there is no image, or the value is neither. Whether each is an image shows when it is opened.
+        ConfigError: there is no image, or the value is neither. Items are checked when they are opened.
     """
     if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)) or hasattr(images, "read"):
         return [cast(ImageSource, images)]

@@ -1,4 +1,4 @@
-"""A bundle's tokenizer.json: checked against what the exporter writes before the library sees it, then read as a tokenizer of whole prompts."""
+"""A bundle's tokenizer.json: checked against what the exporter writes before the tokenizers library reads it."""
 
 import base64
 import contextlib
