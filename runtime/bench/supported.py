@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from prtool.bundle import Bundle
 from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import ConfigError, PrtoolError
+from prtool.graphs.signature import WEIGHTS_NAME
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
 from prtool.runtime.machine import available_memory_mib
 from prtool.runtime.pipeline import MODES
@@ -81,6 +82,6 @@ def _files(bundle: Bundle, config: BenchConfig, engine: str, precision: str) -> 
     held, found = graph_precision(engine, precision), []
     for mode in (BASELINE_MODE, *config.modes):
         graphs = [bundle.graph(role, held).file for role in MODES[mode].roles(bundle.manifest.prune)]
-        weights = {str(PurePosixPath(graph).with_name("weights.bin")) for graph in graphs}
+        weights = {str(PurePosixPath(graph).with_name(WEIGHTS_NAME)) for graph in graphs}
         found += [*graphs, *(weights & bundle.manifest.files.keys())]
     return found
