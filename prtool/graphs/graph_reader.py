@@ -21,60 +21,15 @@ OPSET = 20
 MAX_NODES = 10_000
 MAX_VALUES = 1 << 20
 MAX_AXES = 64
-OPERATORS = frozenset(
-    {
-        "Add",
-        "And",
-        "ArgMax",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Conv",
-        "CumSum",
-        "DequantizeLinear",
-        "Div",
-        "Equal",
-        "Expand",
-        "Gather",
-        "GatherElements",
-        "GatherND",
-        "Gelu",
-        "Gemm",
-        "Identity",
-        "IsNaN",
-        "LayerNormalization",
-        "LpNormalization",
-        "MatMul",
-        "Max",
-        "Mul",
-        "Neg",
-        "Not",
-        "Pow",
-        "QuantizeLinear",
-        "Range",
-        "Reciprocal",
-        "ReduceL2",
-        "ReduceMean",
-        "ReduceSum",
-        "Relu",
-        "Reshape",
-        "Shape",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "Split",
-        "Sqrt",
-        "Squeeze",
-        "Sub",
-        "Tanh",
-        "TopK",
-        "Transpose",
-        "Unsqueeze",
-        "Where",
-    }
-)
+_OPERATORS = """
+    Add And ArgMax Cast Clip Concat Conv CumSum DequantizeLinear Div Equal Expand Gather GatherElements GatherND Gelu Gemm
+    Identity IsNaN LayerNormalization LpNormalization MatMul Max Mul Neg Not Pow QuantizeLinear Range Reciprocal ReduceL2
+    ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
+"""
+OPERATORS = frozenset(_OPERATORS.split())
 """Every operator that the exporter writes, over all towers and precisions."""
 _EXTERNAL = 1
+_NOWHERE = (0, 0)
 _VALUE_FIELDS = (4, 5, 7)
 _ENTRIES = ("location", "offset", "length")
 # onnx.TensorProto.DataType -> numpy's name, bytes of one element, and the field of values that are not in raw_data.
@@ -90,20 +45,20 @@ _TYPES = {
 }
 
 # The fields of onnx.proto by number; what is not here is rejected.
-_NUMBER, _TEXT, _FLOAT = Field("number"), Field("bytes"), Field("float")
-_NUMBERS, _TEXTS, _FLOATS = Field("number", repeated=True), Field("bytes", repeated=True), Field("float", repeated=True)
-_MODEL = {1: _NUMBER, 2: _TEXT, 3: _TEXT, 4: _TEXT, 5: _NUMBER, 6: _TEXT, 7: _TEXT, 8: _TEXTS, 14: _TEXTS}
+_NUMBER, _BYTES, _TEXT, _FLOAT = Field("number"), Field("bytes"), Field("text"), Field("float")
+_NUMBERS, _SEVERAL, _FLOATS = Field("number", repeated=True), Field("bytes", repeated=True), Field("float", repeated=True)
+_MODEL = {1: _NUMBER, 2: _BYTES, 3: _BYTES, 4: _BYTES, 5: _NUMBER, 6: _BYTES, 7: _BYTES, 8: _SEVERAL, 14: _SEVERAL}
 _OPSET_ID = {1: _TEXT, 2: _NUMBER}
-_GRAPH = {1: _TEXTS, 2: _TEXT, 5: _TEXTS, 10: _TEXT, 11: _TEXTS, 12: _TEXTS, 13: _TEXTS, 16: _TEXTS}
-_NODE = {1: _TEXTS, 2: _TEXTS, 3: _TEXT, 4: _TEXT, 5: _TEXTS, 6: _TEXT, 7: _TEXT, 9: _TEXTS}
-_ATTRIBUTE = {1: _TEXT, 2: _FLOAT, 3: _NUMBER, 4: _TEXT, 5: _TEXT, 7: _FLOATS, 8: _NUMBERS, 9: _TEXTS, 13: _TEXT, 20: _NUMBER}
-_TENSOR = {1: _NUMBERS, 2: _NUMBER, 4: _FLOATS, 5: _NUMBERS, 7: _NUMBERS, 8: _TEXT, 9: _TEXT, 12: _TEXT, 13: _TEXTS, 14: _NUMBER, 16: _TEXTS}
+_GRAPH = {1: _SEVERAL, 2: _BYTES, 5: _SEVERAL, 10: _BYTES, 11: _SEVERAL, 12: _SEVERAL, 13: _SEVERAL, 16: _SEVERAL}
+_NODE = {1: _SEVERAL, 2: _SEVERAL, 3: _BYTES, 4: _BYTES, 5: _SEVERAL, 6: _BYTES, 7: _BYTES, 9: _SEVERAL}
+_ATTRIBUTE = {1: _BYTES, 2: _FLOAT, 3: _NUMBER, 4: _BYTES, 5: _BYTES, 7: _FLOATS, 8: _NUMBERS, 9: _SEVERAL, 13: _BYTES, 20: _NUMBER}
+_TENSOR = {1: _NUMBERS, 2: _NUMBER, 4: _FLOATS, 5: _NUMBERS, 7: _NUMBERS, 8: _BYTES, 9: _BYTES, 12: _BYTES, 13: _SEVERAL, 14: _NUMBER, 16: _SEVERAL}
 _ENTRY = {1: _TEXT, 2: _TEXT}
-_VALUE = {1: _TEXT, 2: _TEXT, 3: _TEXT, 4: _TEXTS}
-_TYPE = {1: _TEXT, 6: _TEXT}
-_TENSOR_TYPE = {1: _NUMBER, 2: _TEXT}
-_SHAPE = {1: _TEXTS}
-_AXIS = {1: _NUMBER, 2: _TEXT, 3: _TEXT}
+_VALUE = {1: _TEXT, 2: _BYTES, 3: _BYTES, 4: _SEVERAL}
+_TYPE = {1: _BYTES, 6: _BYTES}
+_TENSOR_TYPE = {1: _NUMBER, 2: _BYTES}
+_SHAPE = {1: _SEVERAL}
+_AXIS = {1: _NUMBER, 2: _TEXT, 3: _BYTES}
 
 
 def check_graph(stream: BinaryIO, where: str, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
@@ -169,13 +124,8 @@ class _Graph:
                 self._reject(f"has the {kind} {_listed(found)}, but the manifest says {_listed(wanted)}")
 
     def _opset(self, start: int, end: int) -> tuple[str, int]:
-        domain, version = "", 0
-        for number, first, last in self.reader.message(start, end, _OPSET_ID, "an operator set"):
-            if number == 1:
-                domain = self.reader.text(first, last)
-            else:
-                version = first
-        return domain, version
+        found = self.reader.fields(start, end, _OPSET_ID, "an operator set")
+        return found.get(1, ""), found.get(2, 0)
 
     def _node(self, start: int, end: int) -> None:
         operator, domain = "", ""
@@ -231,13 +181,8 @@ class _Graph:
         return tensor
 
     def _entry(self, start: int, end: int, entries: list[tuple[str, str]]) -> None:
-        key, value = "", ""
-        for number, first, last in self.reader.message(start, end, _ENTRY, "an external location"):
-            if number == 1:
-                key = self.reader.text(first, last)
-            else:
-                value = self.reader.text(first, last)
-        entries.append((key, value))
+        found = self.reader.fields(start, end, _ENTRY, "an external location")
+        entries.append((found.get(1, ""), found.get(2, "")))
         if len(entries) > len(_ENTRIES):
             self._reject(f"has an external location of more than {len(_ENTRIES)} entries")
 
@@ -264,43 +209,21 @@ class _Graph:
 
     def _value(self, start: int, end: int) -> TensorSpec:
         """The name, dtype and axes of an input, output or inner value."""
-        name = ""
-        type_range: tuple[int, int] | None = None
-        for number, first, last in self.reader.message(start, end, _VALUE, "a value"):
-            if number == 1:
-                name = self.reader.text(first, last)
-            elif number == 2:
-                type_range = (first, last)
-        return TensorSpec(name, *self._type(*type_range)) if type_range else TensorSpec(name, "?", ())
-
-    def _type(self, start: int, end: int) -> tuple[str, tuple[int | str, ...]]:
-        dtype = "?"
-        axes: tuple[int | str, ...] = ()
-        for number, first, last in self.reader.message(start, end, _TYPE, "a type"):
-            if number == 1:
-                for part, begin, stop in self.reader.message(first, last, _TENSOR_TYPE, "a tensor's type"):
-                    if part == 1:
-                        dtype = _TYPES[begin][0] if begin in _TYPES else "?"
-                    else:
-                        axes = self._axes(begin, stop)
-        return dtype, axes
+        found = self.reader.fields(start, end, _VALUE, "a value")
+        kind = self.reader.fields(*found.get(2, _NOWHERE), _TYPE, "a type")
+        tensor = self.reader.fields(*kind.get(1, _NOWHERE), _TENSOR_TYPE, "a tensor's type")
+        dtype = _TYPES[tensor[1]][0] if tensor.get(1) in _TYPES else "?"
+        return TensorSpec(found.get(1, ""), dtype, self._axes(*tensor.get(2, _NOWHERE)))
 
     def _axes(self, start: int, end: int) -> tuple[int | str, ...]:
         axes: list[int | str] = []
         for _, first, last in self.reader.message(start, end, _SHAPE, "a shape"):
-            axes.append(self._axis(first, last))
+            found = self.reader.fields(first, last, _AXIS, "an axis")
+            found.pop(3, None)  # what the axis is for, in words
+            axes.append(next(reversed(found.values()), "?"))  # of a size and a name the last counts, as for every reader of protobuf
             if len(axes) > MAX_AXES:
                 self._reject(f"has a value of more than {MAX_AXES} axes")
         return tuple(axes)
-
-    def _axis(self, start: int, end: int) -> int | str:
-        axis: int | str = "?"
-        for number, first, last in self.reader.message(start, end, _AXIS, "an axis"):
-            if number == 1:
-                axis = first
-            elif number == 2:
-                axis = self.reader.text(first, last)
-        return axis
 
     def _reject(self, reason: str) -> NoReturn:
         raise BundleError(f"{self.where} {reason}; do not use this bundle, or export it again")

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 TEXT_BYTES = 4096
 """Most bytes of one text."""
 _WINDOW_BYTES = 1 << 16
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_WIRE = {"number": _VARINT, "bytes": _LENGTH, "float": _FIXED32}
+_WIRE = {"number": _VARINT, "bytes": _LENGTH, "text": _LENGTH, "float": _FIXED32}
 _MAX_VARINT_BYTES = 10
 
 
@@ -18,7 +18,7 @@ class MalformedMessage(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a message: "number" (a whole number), "bytes" (text, bytes or a message) or "float" (32 bits)."""
+    """One field of a message: "number" (a whole number), "text", "bytes" (any bytes, or a message) or "float" (32 bits)."""
 
     kind: str
     repeated: bool = False
@@ -60,7 +60,7 @@ class MessageReader:
                 if number in seen:
                     raise MalformedMessage(f"{what} has field {number} twice")
                 seen.add(number)
-            packed = wire == _LENGTH and field.repeated and field.kind != "bytes"
+            packed = wire == _LENGTH and field.repeated and field.kind in ("number", "float")
             if wire != _WIRE[field.kind] and not packed:
                 raise MalformedMessage(f"{what} has field {number} in another form")
             if wire == _VARINT:
@@ -75,6 +75,13 @@ class MessageReader:
             else:
                 yield number, position, position + length
             position += length
+
+    def fields(self, start: int, end: int, fields: Mapping[int, Field], what: str) -> dict[int, Any]:
+        """The fields of a small message by number, in their order: numbers, texts, and ranges of bytes; see `message`."""
+        return {
+            number: first if fields[number].kind == "number" else self.text(first, last) if fields[number].kind == "text" else (first, last)
+            for number, first, last in self.message(start, end, fields, what)
+        }
 
     def text(self, start: int, end: int) -> str:
         """The text of a range.
