@@ -1,6 +1,7 @@
 """The manifest of a bundle: what its files are, as typed values that read from and write to JSON."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ MAX_FILES = 10_000
 MAX_METADATA, METADATA_BYTES = 1000, 64 << 10
 TOKENIZER_BYTES = 64 << 20
 _NAME_BYTES, _PATH_BYTES = 255, 1024
-_RESERVED = set('\\:*?"<>|')
+_RESERVED = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +109,7 @@ class Manifest:
         Raises:
             KeepError: k is outside `keep_range`.
         """
-        if keep is None:
-            return self.default_keep
-        k = keep.resolve(self.prune.patches)
-        low, high = self.keep_range
-        if not low <= k <= high:
-            raise KeepError(f"k = {k} patches (keep {keep}), but this bundle allows {low} to {high}; export it again for other counts")
-        return k
+        return self.default_keep if keep is None else self._in_range(keep.resolve(self.prune.patches))
 
     def counts(self, keep: Keep | Sequence[int] | None) -> tuple[int, ...]:
         """Patches kept at each location for one call.
@@ -134,16 +129,18 @@ class Manifest:
                 f"keep counts {printable(list(given))}, but the locations {', '.join(map(str, places))} take {len(places)} whole numbers "
                 f"that do not rise, from at most {self.prune.patches} patches on, such as {list(self.prune.counts(self.default_keep))}"
             )
-        self.resolve(Keep.count(counts[-1]))
+        self._in_range(counts[-1])
         return counts
+
+    def _in_range(self, k: int) -> int:
+        low, high = self.keep_range
+        if not low <= k <= high:
+            raise KeepError(f"k = {k} patches, but this bundle allows {low} to {high}; export it again for other counts")
+        return k
 
     def theoretical_speedup(self, k: int) -> float:
         """The MAC ratio of the unpruned encoder to the one that keeps k patches."""
         return self.cost.theoretical_speedup(self.prune, self.prune.counts(k))
-
-    def min_gmacs(self) -> float:
-        """Cost of one image at the lowest count, in 10^9 MAC."""
-        return self.cost.pruned_gmacs(self.prune, self.prune.counts(self.keep_range[0]))
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -173,7 +170,7 @@ class Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """Holds the values against their limits and against each other.
+    """Checks the values' limits, and that they fit together.
 
     Raises:
         ConfigError: they do not fit together.
@@ -189,7 +186,8 @@ def _check(manifest: Manifest) -> None:
         check_value("the number of class names", len(manifest.classes.names), minimum=1, maximum=MAX_CLASSES)
     for name, macs in dataclasses.asdict(manifest.cost).items():
         check_value(f"cost.{name}", macs, minimum=0)
-    if not manifest.cost.full_gmacs(manifest.prune) > 0 or not manifest.min_gmacs() > 0:
+    cheapest = manifest.cost.pruned_gmacs(manifest.prune, manifest.prune.counts(low))
+    if not min(cheapest, manifest.cost.full_gmacs(manifest.prune)) > 0:
         raise ConfigError(f"{printable(manifest.cost)}, but an image must cost something")
     _check_metadata(manifest.metadata)
     _check_files(manifest)
@@ -223,12 +221,8 @@ def _check_name(name: str) -> None:
         parts = [part.encode() for part in name.split("/")]
     except UnicodeEncodeError:
         parts = []
-    plain = (
-        parts
-        and all(0 < len(part) <= _NAME_BYTES and part not in (b".", b"..") for part in parts)
-        and len("/".join(name.split("/")).encode()) <= _PATH_BYTES
-    )
-    if not plain or _RESERVED & set(name) or any(ord(character) < 32 or ord(character) == 127 for character in name):
+    plain = parts and all(0 < len(part) <= _NAME_BYTES and part not in (b".", b"..") for part in parts)
+    if not plain or len(name.encode()) > _PATH_BYTES or _RESERVED.search(name):
         raise ConfigError(f"files names {printable(repr(name))}, which is not a plain relative path inside the bundle; do not use this bundle")
 
 
