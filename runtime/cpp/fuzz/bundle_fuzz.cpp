@@ -10,7 +10,7 @@
 #include "errors.hpp"
 #include "graph_file.hpp"
 #include "manifest.hpp"
-#include "safetensors.hpp"
+#include "classes.hpp"
 #include "sha256.hpp"
 
 namespace {
@@ -35,7 +35,7 @@ void read_as_graph(const std::string& bytes) {
     prtool::check_graph(file, {"full.onnx", {}, {}}, {{"full.onnx.data", {4096, ""}}});
 }
 
-// The bytes are all of the manifest but its seal: no random change would get behind it.
+// The bytes are all of the manifest but its seal: no random change would get past it.
 void read_as_manifest(const std::string& bytes) {
     const std::string sealed = bytes + ",\n \"seal\": \"" + prtool::sha256_text(bytes) + "\"\n}\n";
     const prtool::Manifest manifest = prtool::read_manifest(sealed, "prtool.json");

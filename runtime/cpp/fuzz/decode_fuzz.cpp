@@ -37,9 +37,9 @@ bool declares_large(std::string_view file) {
     return false;
 }
 
-// With right checksums in the chunks of a PNG: random bytes would hardly ever get behind them.
+// With right checksums in the chunks of a PNG: random bytes would hardly ever get past them.
 std::string repaired(std::string file) {
-    constexpr std::size_t magic = 8, around = 12;  // length and name before a chunk's data, checksum behind them
+    constexpr std::size_t magic = 8, around = 12;  // length and name before a chunk's data, checksum after them
     if (file.compare(0, 4, "\x89PNG") != 0) return file;
     for (std::size_t at = magic; at + around <= file.size();) {
         const std::size_t size = number(std::string_view(file).substr(at, 4));

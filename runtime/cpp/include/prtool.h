@@ -49,7 +49,7 @@ typedef enum prtool_status {
     PRTOOL_SHAPE = 3,              /* an array's shape is not what was declared, or a score is NaN */
     PRTOOL_DATA = 4,               /* a folder cannot be listed */
     PRTOOL_IMAGE = 5,              /* an image cannot be decoded */
-    PRTOOL_BUNDLE = 6,             /* a bundle is missing, damaged, unsafe or of another schema, or lacks what was asked for */
+    PRTOOL_BUNDLE = 6,             /* a bundle is missing, damaged, unsafe or of another schema, or lacks what was requested */
     PRTOOL_ENGINE = 7,             /* an engine failed while it loaded or ran, or the encoder is closed */
     PRTOOL_ENGINE_UNAVAILABLE = 8, /* this library was built without the engine, or it finds no device */
     PRTOOL_STORAGE = 9,            /* a file could not be written */
@@ -119,7 +119,7 @@ PRTOOL_API const prtool_info* prtool_get_info(const prtool_encoder* encoder);
 /* How many patches a call keeps. Make it with one of the functions below. */
 typedef struct prtool_keep {
     double ratio;          /* share of all patches, above 0 and at most 1; 0 where it is not a ratio */
-    int64_t count;         /* patches behind the last location; 0 where it is not a count */
+    int64_t count;         /* patches kept at the last location; 0 where it is not a count */
     const int64_t* counts; /* one count for each location, none above the one before; NULL where it is not a list */
     int64_t length;        /* of counts */
 } prtool_keep;

@@ -16,7 +16,7 @@ const char* const kUsage =
     "  --engine NAME   what runs the graphs                                                               [ort]\n"
     "  --mode MODE     fused, split or full (unpruned)                                                    [fused]\n"
     "  --precision P   arithmetic                                                                         [fp32]\n"
-    "  --batch N       images a call                                                                      [8]\n"
+    "  --batch N       images per call                                                                    [8]\n"
     "  --threads N     CPU threads of a call; 0 takes all that the process may use                        [0]\n"
     "  --device N      number of the GPU                                                                  [0]\n"
     "  --cuda-graphs   trt and trt-rtx replay calls of sizes that came before as one CUDA graph\n"
@@ -26,12 +26,12 @@ const char* const kUsage =
 
 namespace {
 
-long whole(const std::string& name, const std::string& text, long least) {
+long whole(const std::string& name, const std::string& text, long min) {
     char* end = nullptr;
     errno = 0;
     const long value = std::strtol(text.c_str(), &end, 10);
-    if (text.empty() || *end != '\0' || errno != 0 || value < least || value > 1'000'000) {
-        throw UsageError(name + " = '" + text + "', but it must be a whole number from " + std::to_string(least) + " to 1000000");
+    if (text.empty() || *end != '\0' || errno != 0 || value < min || value > 1'000'000) {
+        throw UsageError(name + " = '" + text + "', but it must be a whole number from " + std::to_string(min) + " to 1000000");
     }
     return value;
 }
@@ -47,7 +47,7 @@ prtool::Keep keep_of(const std::string& text) {
         return prtool::Keep::counts(counts);
     }
     if (!text.empty() && text.find_first_not_of("0123456789") == std::string::npos) {
-        if (text == "1") throw UsageError("--keep 1 reads as a ratio or as a count; write 1.0 for every patch");
+        if (text == "1") throw UsageError("--keep 1 is either a ratio or a count; write 1.0 for every patch");
         return prtool::Keep::count(whole("--keep", text, 1));
     }
     char* end = nullptr;

@@ -44,11 +44,50 @@ std::string shown(const std::string& path) {
 // Searches folders, and counts what is left out.
 class Search {
 public:
-    std::vector<std::string> images_in(const fs::path& folder);
-    std::string note() const;
+    std::vector<std::string> images_in(const fs::path& folder) {
+        found_.clear();
+        waiting_ = {{folder, nullptr}};
+        while (!waiting_.empty()) {
+            const auto [inside, reason] = waiting_.back();
+            waiting_.pop_back();
+            std::error_code failed;
+            for (fs::directory_iterator entry(inside, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed)) take(*entry, reason);
+            if (failed && reason == nullptr) {
+                throw std::runtime_error(inside.string() + " cannot be listed: " + failed.message() + "; give a folder of images");
+            }
+        }
+        std::sort(found_.begin(), found_.end());
+        std::vector<std::string> names;
+        for (const fs::path& path : found_) names.push_back(path.string());
+        return names;
+    }
+
+    std::string note() const {
+        std::string text;
+        std::size_t total = 0;
+        for (const auto& [reason, items] : left_out_) {
+            text += (text.empty() ? "" : ", ") + std::to_string(items.first) + " " + reason + " (the first: " + items.second + ")";
+            total += items.first;
+        }
+        return text.empty() ? "" : std::to_string(total) + " image files are not used: " + text;
+    }
 
 private:
-    void take(const fs::directory_entry& entry, const char* reason);
+    void take(const fs::directory_entry& entry, const char* reason) {
+        std::error_code failed;  // of a link that leads nowhere, or to itself
+        const fs::path& path = entry.path();
+        const std::string name = path.filename().string();
+        if (entry.is_directory(failed)) {
+            if (entry.is_symlink(failed)) return leave_out(kLinks, path);
+            waiting_.emplace_back(path, reason != nullptr ? reason : why_folder(name));
+        } else if (is_image(path)) {
+            if (reason == nullptr && name.front() == '.') reason = kHidden;
+            if (reason == nullptr && !entry.is_regular_file(failed)) reason = failed || !entry.exists(failed) ? kBroken : kNotRegular;
+            if (reason != nullptr) return leave_out(reason, path);
+            found_.push_back(path);
+        }
+    }
+
     void leave_out(const char* reason, const fs::path& path) {
         auto& [count, first] = left_out_[reason];
         if (count++ == 0) first = shown(path.string());
@@ -58,49 +97,6 @@ private:
     std::vector<std::pair<fs::path, const char*>> waiting_;  // folders, and why their images are left out
     std::map<std::string, std::pair<std::size_t, std::string>> left_out_;
 };
-
-void Search::take(const fs::directory_entry& entry, const char* reason) {
-    std::error_code failed;  // of a link that leads nowhere, or to itself
-    const fs::path& path = entry.path();
-    const std::string name = path.filename().string();
-    if (entry.is_directory(failed)) {
-        if (entry.is_symlink(failed)) return leave_out(kLinks, path);
-        waiting_.emplace_back(path, reason != nullptr ? reason : why_folder(name));
-    } else if (is_image(path)) {
-        if (reason == nullptr && name.front() == '.') reason = kHidden;
-        if (reason == nullptr && !entry.is_regular_file(failed)) reason = failed || !entry.exists(failed) ? kBroken : kNotRegular;
-        if (reason != nullptr) return leave_out(reason, path);
-        found_.push_back(path);
-    }
-}
-
-std::vector<std::string> Search::images_in(const fs::path& folder) {
-    found_.clear();
-    waiting_ = {{folder, nullptr}};
-    while (!waiting_.empty()) {
-        const auto [inside, reason] = waiting_.back();
-        waiting_.pop_back();
-        std::error_code failed;
-        for (fs::directory_iterator entry(inside, failed); !failed && entry != fs::directory_iterator(); entry.increment(failed)) take(*entry, reason);
-        if (failed && reason == nullptr) {
-            throw std::runtime_error(inside.string() + " cannot be listed: " + failed.message() + "; give a folder of images");
-        }
-    }
-    std::sort(found_.begin(), found_.end());
-    std::vector<std::string> names;
-    for (const fs::path& path : found_) names.push_back(path.string());
-    return names;
-}
-
-std::string Search::note() const {
-    std::string text;
-    std::size_t total = 0;
-    for (const auto& [reason, items] : left_out_) {
-        text += (text.empty() ? "" : ", ") + std::to_string(items.first) + " " + reason + " (the first: " + items.second + ")";
-        total += items.first;
-    }
-    return text.empty() ? "" : std::to_string(total) + " image files are not used: " + text;
-}
 
 }  // namespace
 

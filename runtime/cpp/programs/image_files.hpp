@@ -1,4 +1,4 @@
-// Which files a list of paths stands for.
+// From paths of files and folders to image files.
 #pragma once
 
 #include <string>
@@ -11,5 +11,5 @@ struct ImageFiles {
 
 // Files as they are, and each folder's JPEG and PNG files with its sub-folders', sorted by the parts of their paths, in its place.
 // Left out are hidden files and folders (".name"), folders that systems make for thumbnails or deleted files ("@eaDir", ...), what is
-// no regular file, and links to folders. Throws std::runtime_error: a folder cannot be listed, or nothing was found.
+// not a regular file, and links to folders. Throws std::runtime_error: a folder cannot be listed, or nothing was found.
 ImageFiles expand_images(const std::vector<std::string>& paths);

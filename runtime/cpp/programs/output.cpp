@@ -61,7 +61,7 @@ void write_rows(std::ostream& out, const Embedded& embedded) {
     }
 }
 
-// One character of UTF-8 at `place`, and the place behind it; nothing where the bytes there are none.
+// One character of UTF-8 at `place`, and the place after it; nothing where the bytes there are not UTF-8.
 std::optional<std::uint32_t> character_at(const std::string& text, std::size_t& place) {
     const auto byte = [&text](std::size_t at) { return at < text.size() ? static_cast<unsigned char>(text[at]) : 0U; };
     const unsigned first = byte(place);
@@ -71,8 +71,8 @@ std::optional<std::uint32_t> character_at(const std::string& text, std::size_t& 
         if ((byte(place + more) & 0xC0U) != 0x80U) return std::nullopt;
         code = code << 6U | (byte(place + more) & 0x3fU);
     }
-    constexpr std::uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    if (length == 0 || code < least[length] || (code >= 0xD800 && code < 0xE000) || code > 0x10FFFF) return std::nullopt;
+    constexpr std::uint32_t smallest[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (length == 0 || code < smallest[length] || (code >= 0xD800 && code < 0xE000) || code > 0x10FFFF) return std::nullopt;
     place += length;
     return code;
 }
@@ -107,7 +107,7 @@ std::string paths_file(const std::string& path) {
     return path.substr(0, path.size() - 4) + ".paths.jsonl";
 }
 
-// Whether the beginning of a file is a row of embeddings: a path, and numbers behind it.
+// Whether the beginning of a file is a row of embeddings: a path, then numbers.
 bool is_row(const std::string& head) {
     std::size_t comma = head.find(',');
     if (head[0] == '"') {
@@ -132,7 +132,7 @@ bool is_of_kind(const std::string& path, Results what, const std::string& head) 
 }
 
 [[noreturn]] void reject(const std::string& path, const std::string& problem) {
-    throw std::runtime_error("output = " + path + ", but " + problem + "; name another file, or move away what stands there");
+    throw std::runtime_error("output = " + path + ", but " + problem + "; name another file, or move away what is there");
 }
 
 // Whether a file may be replaced by results.
@@ -141,14 +141,14 @@ void check_replaced(const std::string& path, Results what, const std::vector<std
     if (lstat(path.c_str(), &found) != 0) return;
     if (S_ISLNK(found.st_mode)) reject(path, "that is a link");
     if (S_ISDIR(found.st_mode)) reject(path, "that is a folder");
-    if (!S_ISREG(found.st_mode)) reject(path, "that is no regular file");
+    if (!S_ISREG(found.st_mode)) reject(path, "that is not a regular file");
     for (const std::string& input : inputs) {
         struct stat given {};
         if (stat(input.c_str(), &given) == 0 && given.st_dev == found.st_dev && given.st_ino == found.st_ino) reject(path, "that is one of the images");
     }
     std::string head(static_cast<std::size_t>(std::min<off_t>(found.st_size, kHeadBytes)), '\0');
     std::ifstream(path, std::ios::binary).read(head.data(), static_cast<std::streamsize>(head.size()));
-    if (!head.empty() && !is_of_kind(path, what, head)) reject(path, "that is no earlier output of this command");
+    if (!head.empty() && !is_of_kind(path, what, head)) reject(path, "that is not an earlier output of this command");
 }
 
 void check_stdout() {

@@ -20,7 +20,7 @@ enum class Results { embeddings, classes };
 void check_output(const std::string& path, Results what, const std::vector<std::string>& inputs, const std::string& bundle);
 
 // .npy: (n, width) float32, and the paths in a file of that name with .paths.jsonl in place of .npy: one JSON text a line, in ASCII; a
-// byte that is no UTF-8 is written as Python's surrogateescape does it.
+// byte that is not UTF-8 is written as Python's surrogateescape does it.
 // .csv and stdout (an empty path): a row an image, its path first. Throws std::runtime_error: it cannot be written.
 void write_embeddings(const Embedded& embedded, const std::string& path);
 

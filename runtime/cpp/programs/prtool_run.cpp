@@ -2,9 +2,12 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <future>
 #include <iostream>
 #include <string>
 #include <thread>
@@ -14,7 +17,6 @@
 #include "image_files.hpp"
 #include "new_files.hpp"
 #include "output.hpp"
-#include "prefetch.hpp"
 #include "prtool.hpp"
 
 namespace {
@@ -40,25 +42,55 @@ void hold_standard_streams() {
     }
 }
 
-// Encodes every file, batch after batch; what cannot be read is named on stderr and left out.
+// The pixels of one file, or the reason why it has none.
+struct Prepared {
+    std::vector<float> pixels;
+    std::string failure;
+};
+
+// Prepares files [begin, end) on all CPUs.
+std::vector<Prepared> prepare(const prtool::Encoder& encoder, const std::vector<std::string>& files, std::size_t begin, std::size_t end) {
+    const std::size_t each = std::size_t{3} * static_cast<std::size_t>(encoder.info().image_height) * static_cast<std::size_t>(encoder.info().image_width);
+    std::vector<Prepared> prepared(end - begin);
+    std::atomic<std::size_t> next{0};
+    const auto work = [&] {
+        for (std::size_t place = next++; place < prepared.size(); place = next++) {
+            std::vector<float> pixels(each);
+            const bool read = prtool_prepare_file(encoder.handle(), files[begin + place].c_str(), pixels.data()) == PRTOOL_OK;
+            prepared[place] = read ? Prepared{std::move(pixels), ""} : Prepared{{}, prtool_last_error()};
+        }
+    };
+    std::vector<std::future<void>> workers;
+    for (unsigned worker = 0; worker < std::max(1U, std::thread::hardware_concurrency()); ++worker) workers.push_back(std::async(std::launch::async, work));
+    for (std::future<void>& worker : workers) worker.get();
+    return prepared;
+}
+
+// Encodes every file, batch after batch, while the next files are prepared; what cannot be read is named on stderr and left out.
 Embedded embed(const prtool::Encoder& encoder, const std::vector<std::string>& files, const Arguments& arguments) {
     const auto batch = static_cast<std::size_t>(arguments.batch);
-    const unsigned workers = std::max(1U, std::thread::hardware_concurrency());
-    Prefetch source(encoder, files, workers + 2 * batch, workers);
+    const std::size_t ahead = 2 * batch + std::thread::hardware_concurrency();
+    const auto start = [&](std::size_t begin) {
+        return std::async(std::launch::async, [&, begin] { return prepare(encoder, files, begin, std::min(begin + ahead, files.size())); });
+    };
     Embedded result;
     result.width = static_cast<std::size_t>(encoder.info().embed_dim);
     std::vector<float> pixels;
     std::size_t waiting = 0;
-    for (std::size_t number = 0; number < files.size(); ++number) {
-        const Prefetch::Item item = source.next();
-        if (item.failure.empty()) {
-            pixels.insert(pixels.end(), item.pixels.begin(), item.pixels.end());
-            result.paths.push_back(files[number]);
-            ++waiting;
-        } else {
-            std::fprintf(stderr, "skipped: %s\n", item.failure.c_str());
-        }
-        if (waiting == batch || (waiting > 0 && number + 1 == files.size())) {
+    std::future<std::vector<Prepared>> coming = start(0);
+    for (std::size_t number = 0; number < files.size();) {
+        const std::vector<Prepared> group = coming.get();
+        if (number + group.size() < files.size()) coming = start(number + group.size());
+        for (const Prepared& item : group) {
+            const std::string& path = files[number++];
+            if (item.failure.empty()) {
+                pixels.insert(pixels.end(), item.pixels.begin(), item.pixels.end());
+                result.paths.push_back(path);
+                ++waiting;
+            } else {
+                std::fprintf(stderr, "skipped: %s\n", item.failure.c_str());
+            }
+            if (waiting < batch && (waiting == 0 || number < files.size())) continue;
             const std::vector<float> found = encoder.encode_pixels(pixels, arguments.keep);
             result.embeddings.insert(result.embeddings.end(), found.begin(), found.end());
             pixels.clear();

@@ -9,7 +9,6 @@
 #include "errors.hpp"
 #include "graph_file.hpp"
 #include "sha256.hpp"
-#include "text.hpp"
 
 namespace prtool {
 

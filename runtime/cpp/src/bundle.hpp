@@ -13,7 +13,7 @@ namespace prtool {
 class Bundle {
 public:
     // Opens a directory; `verify` checks every file's SHA-256. The manifest's seal, sizes, names and graphs are always checked.
-    // Throws Error(Status::bundle): no bundle, an unknown schema, an unsafe name, a file missing, changed, a link or no regular
+    // Throws Error(Status::bundle): no bundle, an unknown schema, an unsafe name, a file missing, changed, a link or not a regular
     // file, a graph that the exporter does not write, or files replaced meanwhile.
     static Bundle open(const std::string& path, bool verify);
 

@@ -131,19 +131,6 @@ prtool_info info_of(const prtool::Encoder& encoder) {
     return info;
 }
 
-prtool::RgbView view_of(const prtool_rgb& image) {
-    require(image.pixels, "an image's pixels");
-    if (image.width < 1 || image.height < 1 || image.width > prtool::kMaxPixels / image.height) {
-        throw Error(Status::shape, "an image has " + std::to_string(image.width) + " x " + std::to_string(image.height) + " pixels, but it must have 1 to " +
-                                       std::to_string(prtool::kMaxPixels));
-    }
-    const std::int64_t stride = image.stride == 0 ? 3 * image.width : image.stride;
-    if (stride < 3 * image.width) {
-        throw Error(Status::shape, "stride = " + std::to_string(stride) + " bytes, but a row of " + std::to_string(image.width) + " pixels has " + std::to_string(3 * image.width));
-    }
-    return {image.pixels, image.width, image.height, stride};
-}
-
 void prepare_rgb(const prtool::Rgb& image, const prtool::Preprocess& spec, float* out) {
     prtool::prepare({image.pixels.data(), image.width, image.height, 3 * image.width}, spec, out);
 }
@@ -160,7 +147,8 @@ void prepare(const prtool_bytes& image, std::int64_t place, const prtool::Prepro
 }
 
 void prepare(const prtool_rgb& image, std::int64_t, const prtool::Preprocess& spec, float* out) {
-    prtool::prepare(view_of(image), spec, out);
+    const bool tight = image.stride == 0 && image.width <= prtool::kMaxPixels;
+    prtool::prepare({image.pixels, image.width, image.height, tight ? 3 * image.width : image.stride}, spec, out);
 }
 
 // Prepares and encodes images, part after part; the embeddings are (count, embed_dim).
@@ -202,37 +190,30 @@ prtool_status prepare_one(const prtool_encoder* encoder, const Image& image, flo
     });
 }
 
-// `embeddings()` are (count, embed_dim), computed once the other arguments are known to be right.
-template <typename Embeddings>
-prtool_status classify(const prtool_encoder* encoder, const Embeddings& embeddings, std::int64_t count, std::int64_t top, std::int64_t* labels, float* probabilities) {
-    return guarded([&] {
-        require(encoder, "encoder");
-        require(labels, "labels");
-        require(probabilities, "probabilities");
-        require_count(count);
-        const prtool::ClassTable& classes = encoder->inner.classes();
-        const auto& rows = embeddings();
-        classes.classify(&rows[0], count, top, labels, probabilities);
-    });
+void classify(const prtool_encoder* encoder, const float* embeddings, std::int64_t count, std::int64_t top, std::int64_t* labels, float* probabilities) {
+    require(encoder, "encoder");
+    require(embeddings, "embeddings");
+    require(labels, "labels");
+    require(probabilities, "probabilities");
+    require_count(count);
+    encoder->inner.classes().classify(embeddings, count, top, labels, probabilities);
 }
 
 template <typename Image>
 prtool_status classify_images(
     const prtool_encoder* encoder, const Image* images, std::int64_t count, const prtool_keep& keep, std::int64_t top, std::int64_t* labels, float* probabilities) {
-    return classify(encoder, [&] { return encode_images(encoder, images, count, keep); }, count, top, labels, probabilities);
-}
-
-// Checks what encoding pixels needs, and encodes them with `call(encoder, keep)`.
-template <typename Call>
-prtool_status encode_tensor(
-    prtool_encoder* encoder, const float* pixels, std::int64_t batch, const prtool_keep& keep, const float* embeddings, const Call& call) {
     return guarded([&] {
         require(encoder, "encoder");
-        require(pixels, "pixels");
-        require(embeddings, "embeddings");
-        require_count(batch);
-        call(encoder->inner, keep_of(keep));
+        encoder->inner.classes();  // a bundle without them is an error before the work
+        classify(encoder, encode_images(encoder, images, count, keep).data(), count, top, labels, probabilities);
     });
+}
+
+void require_tensors(const prtool_encoder* encoder, const float* pixels, std::int64_t batch, const float* embeddings) {
+    require(encoder, "encoder");
+    require(pixels, "pixels");
+    require(embeddings, "embeddings");
+    require_count(batch);
 }
 
 #define PRTOOL_TEXT(number) PRTOOL_TEXT_OF(number)
@@ -301,13 +282,17 @@ prtool_keep prtool_keep_counts(const int64_t* counts, int64_t length) {
 }
 
 prtool_status prtool_encode_pixels(prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings) {
-    return encode_tensor(encoder, pixels, batch, keep, embeddings,
-                         [&](const prtool::Encoder& inner, const Keep& wanted) { inner.encode_pixels(pixels, batch, wanted, embeddings); });
+    return guarded([&] {
+        require_tensors(encoder, pixels, batch, embeddings);
+        encoder->inner.encode_pixels(pixels, batch, keep_of(keep), embeddings);
+    });
 }
 
 prtool_status prtool_encode_device_pixels(prtool_encoder* encoder, const float* pixels, int64_t batch, prtool_keep keep, float* embeddings, void* stream) {
-    return encode_tensor(encoder, pixels, batch, keep, embeddings,
-                         [&](const prtool::Encoder& inner, const Keep& wanted) { inner.encode_device_pixels(pixels, batch, wanted, embeddings, stream); });
+    return guarded([&] {
+        require_tensors(encoder, pixels, batch, embeddings);
+        encoder->inner.encode_device_pixels(pixels, batch, keep_of(keep), embeddings, stream);
+    });
 }
 
 prtool_status prtool_encode_rgb(prtool_encoder* encoder, const prtool_rgb* images, int64_t count, prtool_keep keep, float* embeddings) {
@@ -335,11 +320,7 @@ prtool_status prtool_prepare_rgb(const prtool_encoder* encoder, prtool_rgb image
 }
 
 prtool_status prtool_classify(prtool_encoder* encoder, const float* embeddings, int64_t count, int64_t top, int64_t* labels, float* probabilities) {
-    const auto given = [embeddings]() -> const float* {
-        require(embeddings, "embeddings");
-        return embeddings;
-    };
-    return classify(encoder, given, count, top, labels, probabilities);
+    return guarded([&] { classify(encoder, embeddings, count, top, labels, probabilities); });
 }
 
 prtool_status prtool_classify_files(

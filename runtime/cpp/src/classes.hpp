@@ -9,6 +9,14 @@
 
 namespace prtool {
 
+struct Tensor {
+    std::vector<std::int64_t> shape;
+    std::vector<float> values;
+};
+
+// One float32 tensor of a safetensors file. Throws Error(Status::bundle): the file is damaged, or has no such tensor.
+Tensor read_tensor(const GuardedFile& file, const std::string& name);
+
 class ClassTable {
 public:
     // Throws Error(Status::bundle): the bundle has no classes, or their file does not fit the manifest.

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "errors.hpp"
-#include "text.hpp"
 
 namespace prtool {
 
@@ -68,7 +67,7 @@ std::vector<std::int64_t> Encoder::counts_of(const Keep& keep) const {
     if (mode_ != "full") return bundle_.manifest().counts(keep);
     const std::vector<std::int64_t> everything(prune.locations.size(), prune.patches());
     if (!std::holds_alternative<Keep::Default>(keep.value) && bundle_.manifest().counts(keep) != everything) {
-        throw Error(Status::keep, "mode 'full' drops nothing, but fewer patches were asked for; give the default or 1.0, or open mode 'fused' or 'split'");
+        throw Error(Status::keep, "mode 'full' drops nothing, but fewer patches were requested; give the default or 1.0, or open mode 'fused' or 'split'");
     }
     return everything;
 }

@@ -9,7 +9,6 @@
 #include <thread>
 
 #include "errors.hpp"
-#include "text.hpp"
 
 namespace prtool {
 

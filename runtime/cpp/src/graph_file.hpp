@@ -17,7 +17,7 @@ namespace prtool {
 const std::vector<std::string>& graph_operators();
 
 // Walks one graph file. spec: its name, inputs and outputs in the manifest; files: every file of the bundle, by name.
-// Throws Error(Status::bundle): the file is no ONNX graph, or holds anything that the exporter does not write.
+// Throws Error(Status::bundle): the file is not an ONNX graph, or holds anything that the exporter does not write.
 void check_graph(const GuardedFile& file, const GraphSpec& spec, const std::map<std::string, FileDigest>& files);
 
 }  // namespace prtool

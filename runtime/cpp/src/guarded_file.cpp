@@ -1,7 +1,6 @@
 #include "guarded_file.hpp"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,24 +17,6 @@ namespace {
 constexpr std::int64_t kNanoseconds = 1'000'000'000;
 // O_NONBLOCK: a pipe without a writer is opened at once, and then rejected for what it is.
 constexpr int kReading = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
-
-class Descriptor {
-public:
-    explicit Descriptor(int number) : number_(number) {}
-    ~Descriptor() {
-        if (number_ >= 0) close(number_);
-    }
-    Descriptor(Descriptor&& other) noexcept : number_(other.release()) {}
-    Descriptor& operator=(Descriptor&& other) noexcept {
-        std::swap(number_, other.number_);
-        return *this;
-    }
-    int number() const { return number_; }
-    int release() { return std::exchange(number_, -1); }
-
-private:
-    int number_;
-};
 
 [[noreturn]] void cannot_be_opened(const std::string& path, int reason, bool is_link) {
     if (is_link) throw Error(Status::bundle, path + " is a link, and a bundle holds plain files only; copy the bundle with its links resolved");
@@ -79,23 +60,16 @@ GuardedFile::GuardedFile(const std::string& root, const std::string& name) : pat
     struct stat found {};
     if (fstat(folder.number(), &found) != 0) cannot_be_opened(path_, errno, false);
     if (!S_ISREG(found.st_mode)) {
-        throw Error(Status::bundle, path_ + " is no regular file, and a bundle holds plain files only; copy or export the bundle again");
+        throw Error(Status::bundle, path_ + " is not a regular file, and a bundle holds plain files only; copy or export the bundle again");
     }
     identity_ = FileIdentity::of(found);
-    descriptor_ = folder.release();
-}
-
-GuardedFile::GuardedFile(GuardedFile&& other) noexcept
-    : path_(std::move(other.path_)), descriptor_(std::exchange(other.descriptor_, -1)), identity_(other.identity_) {}
-
-GuardedFile::~GuardedFile() {
-    if (descriptor_ >= 0) close(descriptor_);
+    descriptor_ = std::move(folder);
 }
 
 std::size_t GuardedFile::read_at(std::int64_t offset, void* out, std::size_t count) const {
     std::size_t filled = 0;
     while (filled < count) {
-        const ssize_t got = pread(descriptor_, static_cast<char*>(out) + filled, count - filled, offset + static_cast<std::int64_t>(filled));
+        const ssize_t got = pread(descriptor_.number(), static_cast<char*>(out) + filled, count - filled, offset + static_cast<std::int64_t>(filled));
         if (got < 0 && errno == EINTR) continue;
         if (got < 0) throw Error(Status::bundle, path_ + " cannot be read: " + std::generic_category().message(errno) + "; copy or export the bundle again");
         if (got == 0) break;

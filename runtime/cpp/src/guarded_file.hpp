@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string>
 
+#include "descriptor.hpp"
+
 namespace prtool {
 
 // Which file it was, and that nothing was written to it since.
@@ -25,11 +27,8 @@ struct FileIdentity {
 class GuardedFile {
 public:
     // root: a folder, itself or through a link; name: a plain relative path in it, "/" between its parts.
-    // Throws Error(Status::bundle): missing, a link or behind one, no regular file, not readable.
+    // Throws Error(Status::bundle): missing, a link or reached through one, not a regular file, not readable.
     GuardedFile(const std::string& root, const std::string& name);
-    ~GuardedFile();
-    GuardedFile(GuardedFile&& other) noexcept;
-    GuardedFile& operator=(GuardedFile&&) = delete;
 
     const std::string& path() const { return path_; }
     const FileIdentity& identity() const { return identity_; }
@@ -43,7 +42,7 @@ public:
 
 private:
     std::string path_;
-    int descriptor_ = -1;
+    Descriptor descriptor_{-1};
     FileIdentity identity_;
 };
 

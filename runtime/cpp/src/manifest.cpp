@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <string_view>
 
 #include "errors.hpp"
-#include "json_reader.hpp"
-#include "seal.hpp"
+#include "json.hpp"
+#include "sha256.hpp"
 #include "signature.hpp"
-#include "strict_json.hpp"
-#include "text.hpp"
 
 namespace prtool {
 
@@ -35,10 +34,10 @@ constexpr std::int64_t kMostPatches = kMostGridSide * kMostGridSide;
     throw Error(Status::bundle, "the manifest holds values that do not fit together: " + what + "; export the bundle again");
 }
 
-// At most one number a location, and so a block. The length is looked at first: a list of millions is not read.
-std::vector<std::int64_t> read_counts(const JsonReader& json, std::int64_t least, std::int64_t most, std::int64_t depth) {
+// At most one number per location, and so per block. The length is checked first: a list of millions is not read.
+std::vector<std::int64_t> read_counts(const JsonReader& json, std::int64_t min, std::int64_t max, std::int64_t depth) {
     json.at_most(static_cast<std::size_t>(depth));
-    return json.list<std::int64_t>([least, most](const JsonReader& item) { return item.whole(least, most); });
+    return json.list<std::int64_t>([min, max](const JsonReader& item) { return item.whole(min, max); });
 }
 
 ModelInfo read_model(const JsonReader& json) {
@@ -58,10 +57,10 @@ void check_locations(const PruneSpec& prune) {
     }
     if (!rising) reject_together("pruning locations " + listed(prune.locations) + " must rise, from 1 to " + std::to_string(prune.depth));
     if (prune.learnable_from_block > prune.locations.front()) {
-        reject_together("tokens are appended at block " + std::to_string(prune.learnable_from_block) + ", behind the first location");
+        reject_together("learnable_from_block = " + std::to_string(prune.learnable_from_block) + ", but it must not be after the first location");
     }
     if (!prune.drop_ratios.empty() && (prune.drop_ratios.size() != prune.locations.size() || prune.drop_ratios.back() < 1)) {
-        reject_together("drops " + listed(prune.drop_ratios) + " for locations " + listed(prune.locations));
+        reject_together("drop_ratios " + listed(prune.drop_ratios) + " for locations " + listed(prune.locations));
     }
 }
 
@@ -74,9 +73,9 @@ PruneSpec read_prune(const JsonReader& json) {
     prune.depth = json.at("depth").whole(1, kMostDepth);
     prune.locations = {4};
     if (const auto found = json.maybe("locations")) prune.locations = read_counts(*found, 1, kMostDepth, prune.depth);
-    if (const auto found = json.maybe("prefix_tokens")) prune.prefix_tokens = found->whole(0, kMostExtraTokens);
-    if (const auto found = json.maybe("learnable_tokens")) prune.learnable_tokens = found->whole(0, kMostExtraTokens);
-    if (const auto found = json.maybe("learnable_from_block")) prune.learnable_from_block = found->whole(1, kMostDepth);
+    prune.prefix_tokens = json.whole_or("prefix_tokens", prune.prefix_tokens, 0, kMostExtraTokens);
+    prune.learnable_tokens = json.whole_or("learnable_tokens", prune.learnable_tokens, 0, kMostExtraTokens);
+    prune.learnable_from_block = json.whole_or("learnable_from_block", prune.learnable_from_block, 1, kMostDepth);
     if (const auto found = json.maybe("drop_ratios")) prune.drop_ratios = read_counts(*found, 0, kMostPatches, prune.depth);
     check_locations(prune);
     return prune;
@@ -100,10 +99,10 @@ T read_choice(const JsonReader& json, std::initializer_list<std::pair<const char
 
 // Every pixel stays finite in float32, in which it is computed.
 void check_normalised(const Preprocess& spec) {
-    constexpr double least = 1.2e-38, most = 3.4e38;
+    constexpr double min = 1.2e-38, max = 3.4e38;
     for (std::size_t channel = 0; channel < spec.mean.size(); ++channel) {
         const double mean = spec.mean[channel], std = spec.std[channel];
-        const bool finite = std::abs(mean) <= most && std >= least && std <= most && std::max(std::abs(mean), std::abs(1.0 - mean)) / std <= most;
+        const bool finite = std::abs(mean) <= max && std >= min && std <= max && std::max(std::abs(mean), std::abs(1.0 - mean)) / std <= max;
         if (!finite) reject_together("mean " + shown(mean) + " and std " + shown(std) + ", but std must be above 0, and pixels must stay finite in float32");
     }
 }
@@ -165,9 +164,9 @@ FileDigest read_digest(const JsonReader& json) {
 // Whether an image whose last block sees so many tokens costs anything.
 bool costs_something(const std::map<std::string, std::int64_t>& cost, std::int64_t last_tokens, bool scored) {
     const auto of = [&cost](const char* name) { return cost.count(name) != 0 ? cost.at(name) : 0; };
-    const bool answers = of("last_block_queries") > 0 && of("last_block_queries") < last_tokens;
+    const bool without_queries = of("last_block_queries") > 0 && of("last_block_queries") < last_tokens;
     return of("embed_macs") + of("head_macs") + of("head_token_macs") + of("token_macs") + of("attention_macs") > 0 ||
-           (answers && of("kv_token_macs") > 0) || (scored && of("scorer_macs") > 0);
+           (without_queries && of("kv_token_macs") > 0) || (scored && of("scorer_macs") > 0);
 }
 
 void check_cost(const JsonReader& json, const Manifest& manifest) {
@@ -175,8 +174,8 @@ void check_cost(const JsonReader& json, const Manifest& manifest) {
     std::map<std::string, std::int64_t> cost;
     for (const auto& [name, value] : json.entries()) cost[name] = value.whole(0, kMostWhole);
     const PruneSpec& prune = manifest.prune;
-    const std::int64_t least = prune.prefix_tokens + manifest.min_keep + prune.learnable_tokens;
-    if (!costs_something(cost, prune.prefix_tokens + prune.patches(), false) || !costs_something(cost, least, true)) {
+    const std::int64_t fewest = prune.prefix_tokens + manifest.min_keep + prune.learnable_tokens;
+    if (!costs_something(cost, prune.prefix_tokens + prune.patches(), false) || !costs_something(cost, fewest, true)) {
         reject_together("an image costs nothing");
     }
 }
@@ -238,8 +237,8 @@ void check_range(const Manifest& manifest, std::int64_t k) {
     }
 }
 
-// Patches that stay at each location: they drop in proportion to `drops`, and the last location leaves k.
-std::vector<std::int64_t> spread(const PruneSpec& prune, std::int64_t k) {
+// Patches kept at each location: they are dropped in proportion to `drop_ratios`, and the last location leaves k.
+std::vector<std::int64_t> distribute(const PruneSpec& prune, std::int64_t k) {
     const std::vector<std::int64_t> drops = prune.drop_ratios.empty() ? std::vector<std::int64_t>(prune.locations.size(), 1) : prune.drop_ratios;
     const std::int64_t all = std::accumulate(drops.begin(), drops.end(), std::int64_t{0});
     const std::int64_t patches = prune.patches();
@@ -271,10 +270,27 @@ std::vector<std::int64_t> checked(const Manifest& manifest, const std::vector<st
     if (!fits) {
         throw Error(Status::keep, "keep counts " + listed(counts) + ", but the locations " + listed(prune.locations) + " take " +
                                       std::to_string(prune.locations.size()) + " whole numbers that do not rise, from at most " +
-                                      std::to_string(prune.patches()) + " patches on, such as " + listed(spread(prune, manifest.default_keep)));
+                                      std::to_string(prune.patches()) + " patches on, such as " + listed(distribute(prune, manifest.default_keep)));
     }
     check_range(manifest, counts.back());
     return counts;
+}
+
+// The last member is the digest of all bytes before it, so that a change is noticed before anything is believed.
+constexpr std::string_view kSealBefore = ",\n \"seal\": \"";
+constexpr std::string_view kSealBehind = "\"\n}\n";
+constexpr std::size_t kSealDigits = 64;
+constexpr std::size_t kSealBytes = kSealBefore.size() + kSealDigits + kSealBehind.size();
+
+void check_seal(const std::string& bytes, const std::string& where) {
+    const std::string_view all = bytes;
+    const std::string_view sealed = all.substr(0, all.size() - std::min(all.size(), kSealBytes));
+    const std::string_view seal = all.substr(sealed.size());
+    const bool formed = seal.size() == kSealBytes && seal.substr(0, kSealBefore.size()) == kSealBefore && seal.substr(kSealBefore.size() + kSealDigits) == kSealBehind;
+    if (!formed) throw Error(Status::bundle, where + " does not end in its seal; it is damaged or of an older schema: make a new bundle with 'prtool export'");
+    if (seal.substr(kSealBefore.size(), kSealDigits) != sha256_text(sealed)) {
+        throw Error(Status::bundle, where + " was changed: its SHA-256 is not that of its seal; copy or export the bundle again");
+    }
 }
 
 }  // namespace
@@ -285,7 +301,7 @@ std::vector<std::int64_t> Manifest::counts(const Keep& keep) const {
     if (const auto* ratio = std::get_if<double>(&keep.value)) k = of_ratio(*ratio, prune.patches());
     if (const auto* count = std::get_if<std::int64_t>(&keep.value)) k = *count;
     check_range(*this, k);
-    return spread(prune, k);
+    return distribute(prune, k);
 }
 
 Manifest read_manifest(const std::string& json, const std::string& where) {

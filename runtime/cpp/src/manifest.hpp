@@ -13,7 +13,7 @@ namespace prtool {
 
 inline constexpr std::int64_t kSchema = 1;
 
-// One graph input or output: name, numpy's name of its dtype, and axes: a size, or the name of a free axis.
+// One graph input or output: name, numpy's name of its dtype, and axes: a size, or the name of a dynamic axis.
 struct TensorSpec {
     std::string name;
     std::string dtype;
@@ -77,7 +77,7 @@ struct Manifest {
 
 // Throws Error(Status::bundle): not sealed, changed, no JSON, an unknown schema, or a field missing, unknown, of the wrong kind
 // or out of range.
-// `where` stands in the message for the file.
+// `where` names the file in messages.
 Manifest read_manifest(const std::string& json, const std::string& where);
 
 }  // namespace prtool

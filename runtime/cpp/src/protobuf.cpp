@@ -66,7 +66,7 @@ MessageReader::Tag MessageReader::tag(ByteRange& rest, const MessageRules& rules
     return {*rule, wire};
 }
 
-// The bytes of a field, and `rest` behind them.
+// The bytes of a field, and `rest` moves past them.
 ByteRange MessageReader::payload(ByteRange& rest, const Tag& tag, const char* what) {
     const std::uint64_t length = tag.wire == kLength ? varint(rest) : 4;
     if (length > static_cast<std::uint64_t>(rest.end - rest.begin)) {
@@ -82,7 +82,7 @@ std::string MessageReader::text(ByteRange range) {
     if (length > kMostTextBytes) throw MalformedMessage("a text has " + std::to_string(length) + " bytes");
     std::string found(static_cast<std::size_t>(length), '\0');
     for (char& letter : found) letter = static_cast<char>(byte(range.begin++));
-    if (!is_utf8(found)) throw MalformedMessage("a text is no UTF-8");
+    if (!is_utf8(found)) throw MalformedMessage("a text is not UTF-8");
     return found;
 }
 

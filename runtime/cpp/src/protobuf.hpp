@@ -44,7 +44,7 @@ public:
     // Throws MalformedMessage: a field is not in `rules`, of another kind, repeated where it may not be, or longer than the message.
     void message(ByteRange range, const MessageRules& rules, const char* what, const Take& take);
 
-    // Throws MalformedMessage: it is too long, or no UTF-8.
+    // Throws MalformedMessage: it is too long, or not UTF-8.
     std::string text(ByteRange range);
 
 private:

@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "errors.hpp"
-#include "text.hpp"
 
 namespace prtool {
 

@@ -6,7 +6,7 @@
 #include <fstream>
 
 #include "errors.hpp"
-#include "safetensors.hpp"
+#include "classes.hpp"
 
 namespace {
 

@@ -4,7 +4,6 @@
 
 #include "cuda/kernels.hpp"
 #include "errors.hpp"
-#include "text.hpp"
 
 namespace prtool::cuda {
 

@@ -12,7 +12,6 @@
 
 #include "engine.hpp"
 #include "errors.hpp"
-#include "text.hpp"
 
 namespace prtool {
 

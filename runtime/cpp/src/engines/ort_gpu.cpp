@@ -9,7 +9,7 @@
 #include "cuda/cuda.hpp"
 #include "cuda/gpu_device.hpp"
 #include "engines/ort_session.hpp"
-#include "text.hpp"
+#include "errors.hpp"
 
 namespace prtool {
 

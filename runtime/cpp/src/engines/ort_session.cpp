@@ -2,7 +2,7 @@
 
 #include <cstdlib>
 
-#include "text.hpp"
+#include "errors.hpp"
 
 namespace prtool {
 

@@ -18,7 +18,7 @@ struct Rgb {
     std::vector<std::uint8_t> pixels;
 };
 
-// `name` stands in error messages. Throws Error(Status::image), or Error(Status::memory).
+// `name` is for error messages. Throws Error(Status::image), or Error(Status::memory).
 Rgb decode_image(const std::uint8_t* bytes, std::size_t size, const std::string& name);
 
 // Reads a whole file or pipe and decodes it. Throws Error(Status::image): it cannot be opened, is a device or a socket, is empty,

@@ -20,73 +20,38 @@ bool is_whole_number(std::uint64_t type) {
     return type == 3 || type == 4 || type == 6 || type == 8 || type == 9 || type == 13 || type == 16;
 }
 
-struct Entry {
-    std::uint64_t tag, type, bytes;
-    std::string_view field;  // the value itself where it fits into 4 bytes, else where it lies
-};
-
-// One directory of a TIFF file, read as far as Pillow would: a value that lies outside the file ends it.
-class Directory {
-public:
-    // The orientation, if this directory has one.
-    static std::optional<int> orientation(std::string_view tiff, ByteOrder order) {
-        return Directory(tiff, order).find();
-    }
-
-private:
-    Directory(std::string_view tiff, ByteOrder order) : tiff_(tiff), order_(order) {}
-
-    std::optional<int> find() {
-        const std::uint64_t begin = number(tiff_.substr(4, 4), order_);
-        const std::optional<std::string_view> count = at(begin, 2);
-        const std::uint64_t entries = count ? number(*count, order_) : 0;
-        for (std::uint64_t i = 0; i < entries && !ended_; ++i) {
-            const std::optional<std::string_view> record = at(begin + 2 + 12 * i, 12);
-            if (!record) break;
-            const Entry entry = parse(*record);
-            if (entry.bytes == 0 || stored_.count(entry.tag) > 0) continue;
-            const std::optional<std::string_view> value = value_of(entry);
-            if (!value) continue;
-            stored_.insert(entry.tag);
-            if (entry.tag == kOrientationTag) return first_number(entry, *value);
+// The orientation that a directory of a TIFF file holds, read as far as Pillow would: a value that lies outside the file ends it.
+std::optional<int> in_directory(std::string_view tiff, ByteOrder order) {
+    const auto at = [tiff](std::uint64_t begin, std::uint64_t size) {
+        const bool inside = begin <= tiff.size() && size <= tiff.size() - begin;
+        return inside ? std::optional(tiff.substr(begin, size)) : std::nullopt;
+    };
+    const std::uint64_t begin = number(tiff.substr(4, 4), order);
+    const std::optional<std::string_view> count = at(begin, 2);
+    const std::uint64_t entries = count ? number(*count, order) : 0;
+    std::set<std::uint64_t> stored;   // of a tag that comes twice, the first counts
+    std::uint64_t outside_bytes = 0;  // that values outside of their entries claim, all together
+    for (std::uint64_t i = 0; i < entries; ++i) {
+        const std::optional<std::string_view> record = at(begin + 2 + 12 * i, 12);
+        if (!record) break;
+        const std::uint64_t tag = number(record->substr(0, 2), order), type = number(record->substr(2, 2), order);
+        const std::uint64_t each = type < kTypeBytes.size() ? kTypeBytes[type] : 0, bytes = each * number(record->substr(4, 4), order);
+        if (bytes == 0 || stored.count(tag) > 0) continue;
+        std::optional<std::string_view> value = record->substr(8, 4);  // its offset, if it is longer
+        if (bytes > 4) {
+            outside_bytes += bytes;
+            if (outside_bytes > tiff.size()) continue;
+            value = at(number(*value, order), bytes);
+            if (!value) break;
         }
-        return std::nullopt;
-    }
-
-    Entry parse(std::string_view record) const {
-        const std::uint64_t type = number(record.substr(2, 2), order_);
-        const std::uint64_t size = type < kTypeBytes.size() ? kTypeBytes[type] : 0;
-        const std::uint64_t count = number(record.substr(4, 4), order_);
-        return {number(record.substr(0, 2), order_), type, size * count, record.substr(8, 4)};
-    }
-
-    std::optional<std::string_view> value_of(const Entry& entry) {
-        if (entry.bytes <= 4) return entry.field.substr(0, entry.bytes);
-        outside_bytes_ += entry.bytes;
-        if (outside_bytes_ > tiff_.size()) return std::nullopt;
-        const std::optional<std::string_view> value = at(number(entry.field, order_), entry.bytes);
-        ended_ = !value;
-        return value;
-    }
-
-    // Any other kind of value than a whole number counts as upright.
-    int first_number(const Entry& entry, std::string_view value) const {
-        if (!is_whole_number(entry.type)) return kUpright;
-        const std::uint64_t first = number(value.substr(0, kTypeBytes[entry.type]), order_);
+        stored.insert(tag);
+        if (tag != kOrientationTag) continue;
+        // Any other kind of value than a whole number counts as upright.
+        const std::uint64_t first = is_whole_number(type) ? number(value->substr(0, each), order) : 0;
         return first >= 1 && first <= 8 ? static_cast<int>(first) : kUpright;
     }
-
-    std::optional<std::string_view> at(std::uint64_t begin, std::uint64_t size) const {
-        if (begin > tiff_.size() || size > tiff_.size() - begin) return std::nullopt;
-        return tiff_.substr(begin, size);
-    }
-
-    std::string_view tiff_;
-    ByteOrder order_;
-    std::set<std::uint64_t> stored_;   // of a tag that comes twice, the first counts
-    std::uint64_t outside_bytes_ = 0;  // that values outside of their entries claim, all together
-    bool ended_ = false;
-};
+    return std::nullopt;
+}
 
 std::optional<int> in_exif(std::string_view exif) {
     constexpr std::string_view prefix("Exif\0\0", 6);
@@ -100,7 +65,7 @@ std::optional<int> in_exif(std::string_view exif) {
     const bool tiff = mark == std::string_view("\0*", 2) || mark == std::string_view("*\0", 2);
     const bool big_tiff = big && mark == std::string_view("\0+", 2);
     if (!(little || big) || !(tiff || big_tiff)) return kUpright;
-    return Directory::orientation(exif, little ? ByteOrder::little : ByteOrder::big);
+    return in_directory(exif, little ? ByteOrder::little : ByteOrder::big);
 }
 
 std::optional<int> in_xmp(std::string_view xmp) {

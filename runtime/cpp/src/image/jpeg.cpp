@@ -18,7 +18,7 @@ namespace prtool {
 namespace {
 
 // Pillow hands a file to libjpeg in blocks of this size. Where a file is damaged, the result depends on them: what
-// lies behind the block in which the pixels end is never looked at, and arithmetic coding must not cross their borders.
+// follows the block in which the pixels end is never read, and arithmetic coding must not cross their borders.
 constexpr std::size_t kBlockBytes = 65'536;
 
 struct Errors {
@@ -37,7 +37,7 @@ void print_nothing(j_common_ptr) {}
 
 struct Source {
     jpeg_source_mgr base;
-    std::size_t to_skip;  // bytes that lie behind the ones shown so far
+    std::size_t to_skip;  // bytes after the ones shown so far
 };
 
 void do_nothing(j_decompress_ptr) {}
@@ -51,6 +51,20 @@ void skip(j_decompress_ptr info, long count) {
     source->base.next_input_byte += now;
     source->base.bytes_in_buffer -= now;
     source->to_skip = bytes - now;
+}
+
+// (a * b) / 255, rounded, for 8-bit values.
+int scaled(int a, int b) {
+    const int product = a * b + 128;
+    return ((product >> 8) + product) >> 8;
+}
+
+// Pillow takes every file with four inks for one of Adobe, which stores 255 minus the ink.
+void inks_to_rgb(const std::uint8_t* inks, std::int64_t count, std::uint8_t* rgb) {
+    for (std::int64_t i = 0; i < count; ++i, inks += 4, rgb += 3) {
+        const int light = inks[3];
+        for (int c = 0; c < 3; ++c) rgb[c] = static_cast<std::uint8_t>(light - scaled(255 - inks[c], light));
+    }
 }
 
 // One use of libjpeg.
@@ -71,7 +85,22 @@ public:
     Decompressor(const Decompressor&) = delete;
     Decompressor& operator=(const Decompressor&) = delete;
 
-    Rgb decode(const JpegFacts& facts);
+    Rgb decode(const JpegFacts& facts) {
+        read_header(facts);
+        check_size(facts.width, facts.height);
+        check_memory(facts.width, facts.height, held(facts), orientation(facts.sources) != 1);
+        Rgb image = allocate(facts.width, facts.height);
+        info_.out_color_space = facts.components == 4 ? JCS_CMYK : JCS_RGB;
+        complete([this] { return jpeg_start_decompress(&info_) != FALSE; });
+        if (facts.components == 4) {
+            read_inks(image);
+        } else {
+            read_rgb(image);
+        }
+        // Once all pixels are there, a missing end is not damage.
+        guarded([this] { return jpeg_finish_decompress(&info_) != FALSE; });
+        return image;
+    }
 
 private:
     // Runs libjpeg, whose errors jump here. `step` may not hold anything with a destructor: it would not run.
@@ -81,7 +110,7 @@ private:
         return step();
     }
 
-    // Runs a step that answers false where it needs more of the file.
+    // Runs a step that returns false where it needs more of the file.
     template <class Step>
     void complete(Step step) {
         while (!guarded(step)) show_more();
@@ -92,103 +121,66 @@ private:
         return damaged(errors_.message);
     }
 
-    void show_more();
-    void read_header(const JpegFacts& facts);
-    Held held(const JpegFacts& facts);
-    void read_rgb(Rgb& image);
-    void read_inks(Rgb& image);
+    void show_more() {
+        do {
+            if (unseen_.empty()) throw truncated();
+            const std::size_t block = std::min(kBlockBytes, unseen_.size());
+            unseen_.remove_prefix(block);
+            source_.base.bytes_in_buffer += block;
+            skip(&info_, static_cast<long>(source_.to_skip));
+        } while (source_.to_skip > 0);
+    }
+
+    void read_header(const JpegFacts& facts) {
+        guarded([this] {
+            jpeg_create_decompress(&info_);
+            info_.src = &source_.base;
+            return true;
+        });
+        complete([this] {
+            int status;
+            do {
+                status = jpeg_read_header(&info_, FALSE);
+            } while (status == JPEG_HEADER_TABLES_ONLY);
+            return status != JPEG_SUSPENDED;
+        });
+        const bool agree = info_.image_width == facts.width && info_.image_height == facts.height;
+        if (!agree || info_.num_components != facts.components) throw damaged("it has several frame headers");
+    }
+
+    // In several scans, libjpeg holds all coefficients, of 2 bytes.
+    Held held(const JpegFacts& facts) {
+        const int coefficients = jpeg_has_multiple_scans(&info_) != FALSE ? 2 * facts.components : 0;
+        if (facts.components == 1) return {"L", 1, coefficients};
+        return {facts.components == 4 ? "CMYK" : "RGB", 4, coefficients};
+    }
+
+    void read_rgb(Rgb& image) {
+        complete([this, &image] {
+            while (info_.output_scanline < info_.output_height) {
+                JSAMPROW row = image.pixels.data() + 3 * image.width * static_cast<std::int64_t>(info_.output_scanline);
+                if (jpeg_read_scanlines(&info_, &row, 1) != 1) return false;
+            }
+            return true;
+        });
+    }
+
+    void read_inks(Rgb& image) {
+        std::vector<std::uint8_t> inks(static_cast<std::size_t>(4 * image.width));
+        for (std::int64_t y = 0; y < image.height; ++y) {
+            complete([this, &inks] {
+                JSAMPROW row = inks.data();
+                return jpeg_read_scanlines(&info_, &row, 1) == 1;
+            });
+            inks_to_rgb(inks.data(), image.width, image.pixels.data() + 3 * image.width * y);
+        }
+    }
 
     std::string_view unseen_;
     Errors errors_{};
     Source source_{};
     jpeg_decompress_struct info_{};
 };
-
-void Decompressor::show_more() {
-    do {
-        if (unseen_.empty()) throw truncated();
-        const std::size_t block = std::min(kBlockBytes, unseen_.size());
-        unseen_.remove_prefix(block);
-        source_.base.bytes_in_buffer += block;
-        skip(&info_, static_cast<long>(source_.to_skip));
-    } while (source_.to_skip > 0);
-}
-
-void Decompressor::read_header(const JpegFacts& facts) {
-    guarded([this] {
-        jpeg_create_decompress(&info_);
-        info_.src = &source_.base;
-        return true;
-    });
-    complete([this] {
-        int status;
-        do {
-            status = jpeg_read_header(&info_, FALSE);
-        } while (status == JPEG_HEADER_TABLES_ONLY);
-        return status != JPEG_SUSPENDED;
-    });
-    const bool agree = info_.image_width == facts.width && info_.image_height == facts.height;
-    if (!agree || info_.num_components != facts.components) throw damaged("it has several frame headers");
-}
-
-void Decompressor::read_rgb(Rgb& image) {
-    complete([this, &image] {
-        while (info_.output_scanline < info_.output_height) {
-            JSAMPROW row = image.pixels.data() + 3 * image.width * static_cast<std::int64_t>(info_.output_scanline);
-            if (jpeg_read_scanlines(&info_, &row, 1) != 1) return false;
-        }
-        return true;
-    });
-}
-
-// (a * b) / 255, rounded, for 8-bit values.
-int scaled(int a, int b) {
-    const int product = a * b + 128;
-    return ((product >> 8) + product) >> 8;
-}
-
-// Pillow takes every file with four inks for one of Adobe, which stores 255 minus the ink.
-void inks_to_rgb(const std::uint8_t* inks, std::int64_t count, std::uint8_t* rgb) {
-    for (std::int64_t i = 0; i < count; ++i, inks += 4, rgb += 3) {
-        const int light = inks[3];
-        for (int c = 0; c < 3; ++c) rgb[c] = static_cast<std::uint8_t>(light - scaled(255 - inks[c], light));
-    }
-}
-
-void Decompressor::read_inks(Rgb& image) {
-    std::vector<std::uint8_t> inks(static_cast<std::size_t>(4 * image.width));
-    for (std::int64_t y = 0; y < image.height; ++y) {
-        complete([this, &inks] {
-            JSAMPROW row = inks.data();
-            return jpeg_read_scanlines(&info_, &row, 1) == 1;
-        });
-        inks_to_rgb(inks.data(), image.width, image.pixels.data() + 3 * image.width * y);
-    }
-}
-
-// In several scans, libjpeg holds all coefficients, of 2 bytes.
-Held Decompressor::held(const JpegFacts& facts) {
-    const int coefficients = jpeg_has_multiple_scans(&info_) != FALSE ? 2 * facts.components : 0;
-    if (facts.components == 1) return {"L", 1, coefficients};
-    return {facts.components == 4 ? "CMYK" : "RGB", 4, coefficients};
-}
-
-Rgb Decompressor::decode(const JpegFacts& facts) {
-    read_header(facts);
-    check_size(facts.width, facts.height);
-    check_memory(facts.width, facts.height, held(facts), orientation(facts.sources) != 1);
-    Rgb image = allocate(facts.width, facts.height);
-    info_.out_color_space = facts.components == 4 ? JCS_CMYK : JCS_RGB;
-    complete([this] { return jpeg_start_decompress(&info_) != FALSE; });
-    if (facts.components == 4) {
-        read_inks(image);
-    } else {
-        read_rgb(image);
-    }
-    // Once all pixels are there, a missing end is no damage.
-    guarded([this] { return jpeg_finish_decompress(&info_) != FALSE; });
-    return image;
-}
 
 }  // namespace
 

@@ -2,8 +2,6 @@
 
 #include <string>
 
-#include "image/decoding.hpp"
-
 namespace prtool {
 
 namespace {
@@ -16,7 +14,7 @@ bool is_frame(std::uint8_t marker) {
     return (marker >= 0xC0 && marker <= 0xCF && !other) || marker == kHierarchy;
 }
 
-// Markers without a segment behind them.
+// Markers without a segment after them.
 bool is_bare(std::uint8_t marker) {
     return marker == 0xC8 || (marker >= 0xD0 && marker <= 0xD9) || (marker >= 0xF0 && marker < kComment);
 }
@@ -68,7 +66,7 @@ void read_segment(std::uint8_t marker, std::string_view segment, JpegFacts& fact
     }
 }
 
-// Moves `at` behind the next marker: 0xFF, perhaps several of them, and a byte above 0.
+// Moves `at` past the next marker: 0xFF, perhaps several of them, and a byte above 0.
 std::uint8_t next_marker(std::string_view file, std::size_t& at) {
     for (;;) {
         at = file.find('\xFF', at);
@@ -94,7 +92,7 @@ std::string_view next_segment(std::string_view file, std::size_t& at) {
 
 JpegFacts read_jpeg_segments(std::string_view file) {
     JpegFacts facts;
-    std::size_t at = 2;  // behind the start of the image
+    std::size_t at = 2;  // after the start of the image
     for (;;) {
         const std::uint8_t marker = next_marker(file, at);
         if (is_bare(marker)) continue;

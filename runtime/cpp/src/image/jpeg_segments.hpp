@@ -1,4 +1,4 @@
-// What stands in a JPEG before its pixels, read by Pillow's rules.
+// What a JPEG holds before its pixels, read by Pillow's rules.
 #pragma once
 
 #include <cstdint>

@@ -22,7 +22,7 @@ struct Halves {
 
 PRTOOL_AVX2 inline __m128i load(const void* address) { return _mm_loadu_si128(static_cast<const __m128i*>(address)); }
 
-// `pairs` says which bytes of `weights` make the low parts; the high ones lie two bytes behind.
+// `pairs` says which bytes of `weights` make the low parts; the high ones follow two bytes later.
 PRTOOL_AVX2 inline Halves split(__m256i weights, __m256i pairs) {
     const __m256i low = _mm256_shuffle_epi8(weights, pairs);
     const __m256i high = _mm256_shuffle_epi8(weights, _mm256_add_epi8(pairs, _mm256_set1_epi8(2)));

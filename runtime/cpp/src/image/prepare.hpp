@@ -16,7 +16,7 @@ struct RgbView {
     std::int64_t stride = 0;  // bytes between rows, at least 3 * width
 };
 
-// Writes (3, height, width) float32 to `out`. Throws Error(Status::image | Status::memory | Status::config).
+// Writes (3, height, width) float32 to `out`. Throws Error(Status::shape): no pixels, or rows that overlap; Error(Status::memory).
 // May be called from many threads at once.
 void prepare(const RgbView& image, const Preprocess& spec, float* out);
 

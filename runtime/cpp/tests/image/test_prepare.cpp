@@ -1,7 +1,5 @@
 #include <doctest/doctest.h>
 
-#include <limits>
-
 #include "files.hpp"
 #include "image/prepare.hpp"
 
@@ -26,12 +24,12 @@ std::vector<float> prepared(const Bytes& pixels, std::int64_t width, std::int64_
     return out;
 }
 
-std::string error_of(const RgbView& image, const Preprocess& spec, Status status) {
+std::string error_of(const RgbView& image, const Preprocess& spec) {
     try {
         prepare(image, spec, nullptr);
         return "";
     } catch (const Error& error) {
-        CHECK(error.status() == status);
+        CHECK(error.status() == Status::shape);
         return error.what();
     }
 }
@@ -90,15 +88,7 @@ TEST_CASE("images of one pixel or one line") {
 
 TEST_CASE("what cannot be prepared is rejected") {
     const Bytes pixels = noise(12);
-    const RgbView image{pixels.data(), 2, 2, 6};
-    CHECK(error_of({pixels.data(), 0, 2, 6}, plain(2, 2), Status::image).find("0 x 2 pixels") != std::string::npos);
-    CHECK(error_of({nullptr, 2, 2, 6}, plain(2, 2), Status::image).find("pointer") != std::string::npos);
-    CHECK(error_of({pixels.data(), 2, 2, 5}, plain(2, 2), Status::image) ==
-          "an image has rows 5 bytes apart, but its 2 RGB pixels take 6");
-    CHECK(error_of(image, plain(0, 2), Status::config).find("2 x 0 pixels") != std::string::npos);
-    Preprocess spec = plain(2, 2);
-    spec.std = {0.5, 0.0, 0.5};
-    CHECK(error_of(image, spec, Status::config) == "std = (0.5, 0, 0.5), but each value must be above 0");
-    spec.std = {0.5, std::numeric_limits<double>::quiet_NaN(), 0.5};
-    CHECK(error_of(image, spec, Status::config).find("std = (0.5, nan, 0.5)") != std::string::npos);
+    CHECK(error_of({pixels.data(), 0, 2, 6}, plain(2, 2)).find("0 x 2 pixels") != std::string::npos);
+    CHECK(error_of({nullptr, 2, 2, 6}, plain(2, 2)).find("pointer") != std::string::npos);
+    CHECK(error_of({pixels.data(), 2, 2, 5}, plain(2, 2)).find("stride = 5") != std::string::npos);
 }

@@ -13,7 +13,6 @@
 #include "engines/trt/plans.hpp"
 #include "engines/trt/shapes.hpp"
 #include "errors.hpp"
-#include "text.hpp"
 
 namespace prtool {
 

@@ -6,7 +6,7 @@
 #include <array>
 #include <vector>
 
-#include "text.hpp"
+#include "errors.hpp"
 
 namespace prtool::trt::PRTOOL_TRT_LIBRARY {
 

@@ -11,10 +11,8 @@
 
 #include "errors.hpp"
 #include "guarded_file.hpp"
-#include "json_reader.hpp"
+#include "json.hpp"
 #include "sha256.hpp"
-#include "strict_json.hpp"
-#include "text.hpp"
 
 namespace prtool::trt {
 

@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "errors.hpp"
-#include "text.hpp"
 
 namespace prtool::trt {
 

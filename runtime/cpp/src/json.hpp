@@ -1,4 +1,4 @@
-// Strict reading of JSON: a value is of the declared kind, an object has the declared fields, or an error names the place.
+// JSON from untrusted files: parsed within bounds, then read strictly: a value is of the declared kind, or an error names its place.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,14 @@
 
 namespace prtool {
 
+inline constexpr int kMostNesting = 32;
+// Whole numbers that float64 holds exactly: every JSON reader agrees on them.
+inline constexpr std::int64_t kMostWhole = std::int64_t{1} << 53;
+
+// `where` names the file in messages. Throws Error(Status::bundle): not JSON in UTF-8, nested deeper than kMostNesting, a name
+// twice in one object, a whole number beyond +-kMostWhole, or a number that is not finite.
+nlohmann::json parse_strictly(const std::string& text, const std::string& where);
+
 // One value and its place ("manifest.prune.grid"). Every method throws Error(Status::bundle) where the value is another.
 class JsonReader {
 public:
@@ -20,15 +28,18 @@ public:
     std::string text() const;
     bool boolean() const;
     double number() const;
-    // A whole number from `least` to `most`.
-    std::int64_t whole(std::int64_t least = 0, std::int64_t most = std::int64_t{1} << 40) const;
-    bool is_null() const { return value_->is_null(); }
+    // A whole number from `min` to `max`.
+    std::int64_t whole(std::int64_t min = 0, std::int64_t max = std::int64_t{1} << 40) const;
     bool is_text() const { return value_->is_string(); }
 
     // An object with exactly the fields `required`, and any of `optional`.
     void fields(std::initializer_list<const char*> required, std::initializer_list<const char*> optional = {}) const;
     JsonReader at(const char* name) const;
     std::optional<JsonReader> maybe(const char* name) const;  // nothing where it is missing or null
+    std::int64_t whole_or(const char* name, std::int64_t otherwise, std::int64_t min, std::int64_t max) const {
+        const std::optional<JsonReader> found = maybe(name);
+        return found ? found->whole(min, max) : otherwise;
+    }
     std::vector<std::pair<std::string, JsonReader>> entries() const;
     std::vector<JsonReader> items() const;
     // A list or object of no more than so many items.
