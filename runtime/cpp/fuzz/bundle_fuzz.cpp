@@ -32,7 +32,7 @@ void read_as_tensor(const std::string& bytes) {
 void read_as_graph(const std::string& bytes) {
     std::ofstream(scratch(), std::ios::binary) << bytes;
     const prtool::GuardedFile file("/tmp", scratch().substr(5));
-    prtool::check_graph(file, {"full.onnx", {}, {}}, {{"full.onnx.data", {4096, ""}}});
+    prtool::check_graph(file, {"full.onnx", {}, {}}, {{"weights.bin", {4096, ""}}});
 }
 
 // The bytes are all of the manifest but its seal: no random change would get past it.
