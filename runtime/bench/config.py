@@ -1,13 +1,12 @@
 """What a benchmark measures, and for how long."""
 
-import difflib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
 from prtool.errors import ConfigError
+from prtool.records import check_settings, check_value, setting
 from prtool.runtime.bench.timing import Plan
 from prtool.runtime.pipeline import MODES
 from prtool.spec import Keep
@@ -24,72 +23,47 @@ SETTLE_S = 0.03
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
-    """What is measured: every combination, each with the unpruned model next to it.
+    """What is measured: every combination, each with the unpruned model next to it."""
 
-    Attributes:
-        engines: names of the engine registry.
-        precisions: arithmetic; each row is compared with the unpruned model on the same engine in the same precision.
-        batches: images a call, 1 to 1024.
-        keeps: a ratio (0.6), a count (118) or a `Keep` each; 1.0 shows what scoring and selection cost.
-        modes: of "fused", "split".
-        scopes: "encoder" (from prepared pixels) and "end-to-end" (from encoded files in memory: decode, preprocess, encode).
-        reference: every row is also related to the unpruned model of "ENGINE/PRECISION", or of the "slowest"; "" for neither.
-        images: files or their bytes for the end-to-end rows, at most 256 of them are used; none takes generated JPEGs of 500 x 375.
-        threads: CPU threads of one call; 0 takes what the machine grants this process.
-        device: number of the GPU, from 0.
-        streams: parts that a batch is cut into and that run side by side, on engines that have streams.
-        cache: folder of built engines; None takes the engines' own default.
-        build: how engines that compile ahead are built; widened to the batches that are measured.
-        budget_s: seconds of timed calls; loading and warming up come on top.
-        min_rounds, max_rounds: timed rounds whatever the budget says; a median with an interval needs 5.
-        warmup_rounds: rounds before them that do not count.
-        seed: of pixels, generated images and order.
-    """
-
-    engines: tuple[str, ...] = ("ort",)
-    precisions: tuple[str, ...] = ("fp32",)
-    batches: tuple[int, ...] = (1, 8)
-    keeps: tuple[Keep | float | int, ...] = (1.0, 0.6)
-    modes: tuple[str, ...] = ("fused",)
-    scopes: tuple[str, ...] = SCOPES
-    reference: str = ""
-    images: tuple[str | Path | bytes, ...] | None = None
-    threads: int = 0
-    device: int = 0
-    streams: int = 1
-    cache: Path | None = None
-    build: BuildOptions = field(default_factory=BuildOptions)
-    budget_s: float = 60.0
-    min_rounds: int = 5
-    max_rounds: int = 500
-    warmup_rounds: int = 2
-    seed: int = 0
+    engines: tuple[str, ...] = setting(("ort",), "names of the engine registry")
+    precisions: tuple[str, ...] = setting(("fp32",), "arithmetic; rows are compared with the unpruned model on the same engine in the same precision")
+    batches: tuple[int, ...] = setting((1, 8), "images per call", minimum=1, maximum=MAX_BATCH)
+    keeps: tuple[Keep | float | int, ...] = setting((1.0, 0.6), "ratios (0.6), counts (118) or `Keep`; 1.0 shows what scoring and selection cost")
+    modes: tuple[str, ...] = setting(("fused",), "pruned modes; the unpruned one is always measured, as the baseline", choices=PRUNED_MODES)
+    scopes: tuple[str, ...] = setting(
+        SCOPES, '"encoder" (from prepared pixels), "end-to-end" (from encoded files in memory: decode, preprocess, encode)', choices=SCOPES
+    )
+    reference: str = setting("", 'also relate every row to the unpruned model of "ENGINE/PRECISION", or of the "slowest"; "" for neither')
+    images: tuple[str | Path | bytes, ...] | None = setting(
+        None, f"files or their bytes for the end-to-end rows, the first {MAX_IMAGES}; None takes generated JPEGs of 500 x 375"
+    )
+    threads: int = setting(0, "CPU threads of one call; 0 takes what the machine grants this process", minimum=0, maximum=4096)
+    device: int = setting(0, "number of the GPU, from 0", minimum=0, maximum=4096)
+    streams: int = setting(1, "parts that a batch is cut into and that run side by side, on engines that have streams", minimum=1, maximum=4096)
+    cache: Path | None = setting(None, "folder of built engines; None takes the engines' own default")  # noqa: RUF009 - a field
+    build: BuildOptions = setting(BuildOptions(), "how engines that compile ahead are built; widened to the measured batches")  # noqa: RUF009
+    budget_s: float = setting(60.0, "seconds of timed calls; loading and warming up come on top", minimum=0.0)
+    min_rounds: int = setting(5, "least timed rounds; a median with an interval needs 5", minimum=5, maximum=MAX_ROUNDS)
+    max_rounds: int = setting(500, "most timed rounds, whatever the budget says", maximum=MAX_ROUNDS)
+    warmup_rounds: int = setting(2, "rounds before the timed ones", minimum=1, maximum=MAX_ROUNDS)
+    seed: int = setting(0, "of pixels, generated images and order", minimum=0, maximum=2**63 - 1)
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            numbers = value if item.name == "batches" else (value,) if isinstance(item.default, int) else ()
+            if any(type(number) is not int for number in numbers):
+                raise ConfigError(f"{item.name} = {value!r}, but it must be a whole number")
+        check_settings(self)
+        check_value("max_rounds", self.max_rounds, minimum=self.min_rounds)
         for name in ("engines", "precisions", "batches", "keeps", "modes", "scopes"):
             _check_some(name, getattr(self, name))
         _check_some("keeps", self.chosen_keeps())
-        _check_names("mode", self.modes, PRUNED_MODES, f" ({BASELINE_MODE!r} is always measured, as the baseline)")
-        _check_names("scope", self.scopes, SCOPES)
-        references = (SLOWEST, *(f"{engine}/{precision}" for engine in self.engines for precision in self.precisions))
-        _check_names("reference", (self.reference,) if self.reference else (), references)
-        if self.images is not None and not self.images:
-            raise ConfigError("images = (), but the end-to-end rows need at least one; give None for generated ones")
-        ranges = {
-            "threads": (0, 4096),
-            "device": (0, 4096),
-            "streams": (1, 4096),
-            "min_rounds": (5, MAX_ROUNDS),
-            "warmup_rounds": (1, MAX_ROUNDS),
-            "seed": (0, 2**63 - 1),
-        }
-        for name, (low, high) in ranges.items():
-            _check_range(name, getattr(self, name), low, high)
-        _check_range("max_rounds", self.max_rounds, self.min_rounds, MAX_ROUNDS)
-        for batch in self.batches:
-            _check_range("batch", batch, 1, MAX_BATCH)
-        if not (math.isfinite(self.budget_s) and self.budget_s >= 0.0):
-            raise ConfigError(f"budget_s = {self.budget_s}, but it must be a number of seconds, 0 or more (0 measures {self.min_rounds} rounds)")
+        if self.images is not None:
+            _check_some("images", self.images[:1])
+        if self.reference:
+            references = tuple(f"{engine}/{precision}" for engine in self.engines for precision in self.precisions)
+            check_value("reference", self.reference, choices=(SLOWEST, *references))
 
     def chosen_keeps(self) -> tuple[Keep, ...]:
         """The keeps as `Keep`.
@@ -116,16 +90,3 @@ def _check_some(name: str, values: Sequence[object]) -> None:
     for place, value in enumerate(values):
         if value in values[:place]:
             raise ConfigError(f"{name} names {value} twice; name each once")
-
-
-def _check_range(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{name} = {value!r}, but it must be a whole number from {low} to {high}")
-
-
-def _check_names(what: str, names: Sequence[str], known: Sequence[str], remark: str = "") -> None:
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{what} = {name!r}, but it must be one of {', '.join(known)}{remark}{hint}")

@@ -265,9 +265,9 @@ def test_notes_say_what_is_uncertain_and_what_pruning_cannot_shorten() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batches": (0,)}, "batch = 0"),
-        ({"batches": (1.5,)}, "batch = 1.5"),
-        ({"batches": (True,)}, "batch = True"),
+        ({"batches": (0,)}, r"batches.*0"),
+        ({"batches": (1.5,)}, r"batches.*1\.5"),
+        ({"batches": (True,)}, "batches.*True"),
         ({"batches": (2000,)}, "2000"),
         ({"batches": ()}, "batches"),
         ({"keeps": ()}, "keeps"),
