@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all test-builds cpp lint types bench peers clean
+.PHONY: help install demo test test-all test-builds cpp lint types docs bench peers clean
 
 help:
 	@echo "make demo      environment, then train, eval, export, bench and show on a small world (CPU, offline)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-all  also the tests marked slow"
 	@echo "make test-builds  TensorRT-RTX builds every graph of ViT-B/16 and ViT-L/14, without a GPU (10 minutes)"
 	@echo "make cpp       the C++ library: what it needs, gcc and clang builds, its tests plain and under sanitizers (10 minutes)"
+	@echo "make docs      docs/api.md from the docstrings, and the site in build/site"
 	@echo "make peers     ViT-B/16 against open_clip, torch.compile, token merging and every engine (half an hour)"
 	@echo "make lint      ruff      make types  mypy strict and pyright      make bench  ViT-B/16 encoder benchmark"
 
@@ -60,6 +61,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(STAMP)
+	$(BIN)/python tests/api_page.py
+	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: $(STAMP)
 	$(BIN)/prtool train --model ViT-B-16 --phase none -o runs/vit-b-16

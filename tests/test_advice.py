@@ -31,7 +31,7 @@ def literals() -> Iterator[tuple[Path, str]]:
 
 
 def test_the_names_of_extras_are_those_of_the_package() -> None:
-    assert set(get_args(Extra)) == KNOWN_EXTRAS - {"dev"}
+    assert set(get_args(Extra)) == KNOWN_EXTRAS - {"dev", "docs"}
     assert "pip install '.[openvino]'" in install_hint("openvino")
 
 

@@ -3,12 +3,17 @@
 import ast
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import click
+import numpy as np
 import pytest
+from api_page import PAGE, page
+from PIL import Image
+from support import REPO
 
 import prtool
 from prtool import api
@@ -20,6 +25,8 @@ from prtool.errors import PrtoolError
 from prtool.runtime.bench import BenchConfig
 from prtool.runtime.encoder import Encoder
 from prtool.spec import Keep
+from prtool.studies.demo.model import write_model
+from prtool.studies.demo.scenes import SceneCounts, write_dataset
 from prtool.studies.tune.config import TuneConfig
 from prtool.trainer.config import PRESETS, TrainConfig
 from prtool.trainer.evaluation.config import EvalConfig
@@ -190,3 +197,26 @@ def test_arguments_win_over_a_configuration_and_settings_over_arguments(tmp_path
 def test_a_wrong_configuration_is_named(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(prtool.ConfigError, match=said):
         api.train_config(**wrong)
+
+
+@pytest.mark.timeout(900)
+def test_the_readme_trains_exports_and_encodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As printed there, in a folder with what `make demo` makes first, on fewer scenes and steps."""
+    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL) if "prtool.train(" in code]
+    assert len(snippet.splitlines()) <= 12
+    write_dataset(tmp_path / "demo" / "data", SceneCounts(train=1, val=1, test=1), seed=0)
+    write_model(tmp_path / "demo" / "model")
+    for picture, name in zip(sorted((tmp_path / "demo" / "data" / "test").rglob("*.png")), ("cat.jpg", "dog.jpg"), strict=False):
+        Image.open(picture).convert("RGB").save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    Path("prtool.toml").write_text("[distill]\nsteps = 4\n")
+    found: dict[str, Any] = {}
+    exec(snippet, found)  # the project's own README
+    assert len(capsys.readouterr().out.split()) == 2
+    assert found["run"].resolve() == Path("runs/latest").resolve()
+    np.testing.assert_allclose(np.linalg.norm(found["embeddings"], axis=1), [1.0, 1.0], rtol=1e-5)
+    assert len(found["classes"][0]) == 3
+
+
+def test_the_page_of_the_api_is_what_the_docstrings_say() -> None:
+    assert PAGE.read_text() == page(), "run 'make docs'"

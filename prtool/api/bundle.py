@@ -136,7 +136,8 @@ def build(
         BundleError: the bundle is missing or damaged.
         ConfigError: the engine builds nothing ahead, or a value cannot be used (KeepError: a keep is outside the bundle's range).
         EngineUnavailable: the library is not installed, or builds only with a device and finds none.
-        EngineError: the library rejects a graph. StorageError: an engine cannot be written.
+        EngineError: the library rejects a graph.
+        StorageError: an engine cannot be written.
     """
     from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
     from prtool.engines.registry import builder

@@ -77,7 +77,8 @@ def train(
 
     Raises:
         ConfigError: a setting cannot be used, or something else stands at the output, or a run of other settings.
-        DataError: the data cannot be read. ModelError: the model cannot be loaded or pruned.
+        DataError: the data cannot be read.
+        ModelError: the model cannot be loaded or pruned.
         StorageError: the run cannot be written.
     """
     from prtool.trainer.runs.folder import check_training, run_name
@@ -215,7 +216,8 @@ def export_bundle(
     Raises:
         CheckpointError: there is no finished run, or it is damaged.
         ConfigError: a value cannot be used, int8 has too few images, or something else stands at the output.
-        DataError: the data cannot be read. ModelError: the model cannot be loaded or exported.
+        DataError: the data cannot be read.
+        ModelError: the model cannot be loaded or exported.
         ParityError: a graph disagrees with PyTorch; nothing was written.
         StorageError: the bundle cannot be written.
     """

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pytest
 from click.testing import CliRunner
 from fakes import FakeEncoder, fake_manifest
+from models import TinyModel, tiny_bundle
 from PIL import Image
 
 from prtool.cli.main import app
-from prtool.cli.parameters import EngineChoice
 from prtool.errors import ConfigError, DataError, KeepError, StorageError
 from prtool.runtime import embed
 from prtool.runtime.embed import EmbedOptions, EmbedResult, check_output, embed_folder, save_embeddings
@@ -192,9 +192,8 @@ def test_a_path_that_is_not_unicode_is_found_before_the_work(tmp_path: Path, mon
     write_images(tmp_path / "photos", 1)
     (tmp_path / "photos" / "000.png").rename(tmp_path / "photos" / os.fsdecode(b"caf\xe9.png"))
     loaded: list[object] = []
-    monkeypatch.setattr(EngineChoice, "open", lambda *_: None)
-    monkeypatch.setattr(EngineChoice, "counts", lambda *_: None)
-    monkeypatch.setattr(EngineChoice, "load", lambda _, bundle: loaded.append(bundle))
+    tiny_bundle(tmp_path / "bundle", TinyModel())
+    monkeypatch.setattr("prtool.runtime.encoder.Encoder.load", lambda *_, **named: loaded.append(named))
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["embed", "photos", "-o", "out.parquet"])
     assert result.exit_code == 1 and r"caf\xe9.png" in result.output and not loaded
