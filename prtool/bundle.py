@@ -45,8 +45,8 @@ class Bundle:
 
     Attributes:
         path: its directory.
-        manifest: what it says about itself.
-        identities: which file lay at each name, the manifest's too, when it was checked.
+        manifest: its manifest.
+        identities: which file each name stood for, prtool.json included, when it was checked.
     """
 
     path: Path
@@ -108,7 +108,7 @@ class Bundle:
 
     @contextlib.contextmanager
     def unchanged(self, name: str) -> Iterator[Path]:
-        """Yields the path of one of the bundle's files for a library that opens it, and checks before and after that it is still this bundle.
+        """Yields the path of one of the bundle's files for a library that opens it; checks before and after that no file was replaced.
 
         Raises:
             BundleError: there is no such file, or the bundle changed since it was opened.
@@ -130,7 +130,7 @@ class Bundle:
             return strict.read_bounded(stream, most_bytes)
 
     def check_unchanged(self) -> None:
-        """Holds every file against what lay there when it was checked.
+        """Checks that every file is still the one that was checked.
 
         Raises:
             BundleError: one was changed, replaced or removed.
@@ -202,7 +202,7 @@ def _open(root: Path, name: str) -> Iterator[BinaryIO]:
 
 
 def _check_content(stream: BinaryIO, path: Path, digest: FileDigest, verify: bool) -> FileIdentity:
-    """Holds size and SHA-256 against the manifest's."""
+    """Checks size and SHA-256 against the manifest."""
     identity = FileIdentity.of(os.fstat(stream.fileno()))
     if identity.size != digest.size:
         raise BundleError(f"{path} has {identity.size} bytes, but the manifest says {digest.size}; copy or export the bundle again")

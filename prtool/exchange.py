@@ -1,4 +1,4 @@
-"""Putting a finished file or folder in its place in one step, and clearing what a killed process left next to it."""
+"""Put a finished file or folder in its place in one step, and clear what a killed process left next to it."""
 
 import contextlib
 import ctypes
@@ -131,7 +131,7 @@ def _prefix(path: Path) -> str:
 
 def _hold(path: Path) -> int | None:
     """A descriptor that locks `path`, -1 where nothing can be locked here, None where another process has swept it meanwhile."""
-    if sys.platform == "win32":  # a live process cannot be told from a dead one, so nothing is swept
+    if sys.platform == "win32":  # a live process cannot be distinguished from a dead one, so nothing is swept
         return -1
     descriptor = -1
     try:

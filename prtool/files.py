@@ -66,7 +66,7 @@ class FileDigest:
 NEW_FOLDER = OutputKind("an empty folder", lambda _: False, is_folder=True)
 """Replaces nothing."""
 PICTURE_METADATA = {"Software": "prtool"}
-"""What a PNG of ours says of itself."""
+"""Metadata that marks a PNG as drawn by prtool."""
 
 
 def file_kind(name: str, beginnings: Mapping[str, re.Pattern[bytes]]) -> OutputKind:
@@ -84,7 +84,7 @@ PICTURE = file_kind("a picture that prtool drew", {".png": re.compile(rb"\x89PNG
 
 
 def check_output(path: str | Path, kind: OutputKind, inputs: Iterable[str | Path] = ()) -> None:
-    """Finds out, before any work, whether an output may be written to a place: it is missing, empty, or of the kind that is written.
+    """Checks, before any work, that an output may be written to a place: it is missing, empty, or of the kind that is written.
 
     Args:
         path: the file or folder; it need not exist, nor the folders above it.
@@ -108,7 +108,7 @@ def check_output(path: str | Path, kind: OutputKind, inputs: Iterable[str | Path
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Maps what a full disk or a missing permission raises in the body, in Python or in a library, to a StorageError that names `path`."""
+    """Maps errors of a full disk or a missing permission in the body, from Python or a library, to a StorageError that names `path`."""
     try:
         yield
     except PrtoolError:
@@ -147,7 +147,7 @@ def new_directory(path: Path, kind: OutputKind = NEW_FOLDER, inputs: Iterable[st
 
     Args:
         path: the directory.
-        kind: what it may replace; see `check_output`, which is asked before the body and after it.
+        kind: what it may replace; see `check_output`, which runs before and after the body.
         inputs: what it must not be or hold.
 
     Raises:
@@ -202,7 +202,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes `value` as indented JSON to `path` atomically; NaN and infinity are refused."""
+    """Writes `value` as indented JSON to `path` atomically; NaN and infinity raise ValueError."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""How long work tells its caller how far it is, so that the library itself prints nothing."""
+"""How long work reports its progress to the caller; the library itself prints nothing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Hears about one stage after another: `start`, any number of `advance`, `finish`, then perhaps the next `start`.
+    """Receives one stage after another: `start`, any number of `advance`, `finish`, then perhaps the next `start`.
 
     Work calls it from the thread that called the work, never from a worker thread. An exception raised by
     `advance` stops the work, so a caller can cancel with it.
@@ -16,7 +16,7 @@ class Progress(Protocol):
         """A stage begins.
 
         Args:
-            what: the stage in words, with what it counts, such as "embedding images".
+            what: the stage's name with what it counts, such as "embedding images".
             total: items the stage has; a stage that resumes advances at once by those already done.
         """
         ...
@@ -31,7 +31,7 @@ class Progress(Protocol):
 
 
 class SilentProgress:
-    """A Progress that tells nobody; what library functions take by default."""
+    """A Progress that ignores every call; the default of library functions."""
 
     def start(self, what: str, total: int) -> None:
         """Does nothing."""

@@ -21,7 +21,7 @@ _LONG_NAME = re.compile(rf"(?<![\w-]){_NAME}(?:[ \t]*+\.[ \t]*+{_NAME}){{{JSON_N
 
 
 def open_regular(path: Path, *, follow_links: bool = True, buffering: int = -1) -> BinaryIO:
-    """Opens a regular file for reading; a FIFO or a device is not waited for.
+    """Opens a regular file for reading; a FIFO or a device does not block.
 
     Args:
         path: the file.
@@ -128,7 +128,7 @@ def check_plain(value: object) -> None:
 
 def _check_number(item: object) -> None:
     if isinstance(item, float) and not math.isfinite(item):
-        raise ValueError(f"it holds {item}, which is no number")
+        raise ValueError(f"it holds {item}, which is not a number")
     if isinstance(item, int) and abs(item) > JSON_INTEGER:
         raise ValueError("it holds a whole number beyond +-2^53")
 

@@ -51,7 +51,7 @@ class TrainConfig:
     device: str = setting("auto", "auto (CUDA where there is one), cpu or cuda", choices=DEVICES)
     phases: tuple[str, ...] = setting(
         ("predictor",),
-        "rank (golden ranking), predictor (train the scorer), tokens (train learnable tokens), none (an untrained scorer, for speed work)",
+        "phases to run: rank (golden ranking), predictor (train the scorer), tokens (train learnable tokens), none (an untrained scorer)",
         choices=PHASES,
     )
     objective: str = setting(

@@ -5,6 +5,7 @@ An option has the name of its parameter in `prtool.api`, and takes its default f
 
 import functools
 import inspect
+import operator
 import os
 import tomllib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -113,6 +114,26 @@ DEFAULTS = {"bundle": api.BUNDLE, "keep": None, "batch": 8, "engine": "ort", "pr
 """Of commands that use an `Encoder` and no function of `prtool.api`: those of `Encoder.load` and `EngineOptions`."""
 
 
+class SettingOption(click.Option):
+    """An option for a setting of `prtool.toml`; its help is the setting's meaning, read when it is printed: the settings take time to import."""
+
+    def __init__(self, *names: Any, setting: str, **attributes: Any) -> None:  # noqa: ANN401 - as click.Option
+        """`setting`: its dotted name."""
+        super().__init__(*names, **attributes)
+        self.setting = setting
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """See click.Option."""
+        from prtool.records import meanings
+        from prtool.trainer.config import TrainConfig
+
+        default = operator.attrgetter(self.setting)(TrainConfig())
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        text = meanings(TrainConfig)[self.setting]
+        self.help = f"{text[0].upper()}{text[1:]}.{f'  [default: {shown}]' if shown else ''}"
+        return super().get_help_record(ctx)
+
+
 def option(verb: Verb | None, *names: str, joined: str = ",", **attributes: Any) -> Decorator:  # noqa: ANN401 - as click.option
     """An option of a verb's command, named as the verb's parameter, with its default; a list shows `joined`."""
     name = names[-1].lstrip("-").replace("-", "_")
@@ -122,7 +143,7 @@ def option(verb: Verb | None, *names: str, joined: str = ",", **attributes: Any)
     several = isinstance(default, tuple) and default
     shown = f"  [default: {joined.join(map(str, default))}]" if several else ""
     scalar = isinstance(default, (str, int, float)) and not isinstance(default, bool)
-    return click.option(*names, name, default=default, show_default=scalar, **{**attributes, "help": attributes["help"] + shown})
+    return click.option(*names, name, default=default, show_default=scalar, **{**attributes, "help": attributes.get("help", "") + shown})
 
 
 def shared(*names: str, verb: Verb | None = None, several: Collection[str] = (), **unset: str) -> Decorator:

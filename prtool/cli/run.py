@@ -7,7 +7,7 @@ import click
 
 from prtool import api
 from prtool.cli.console import BarProgress, message, print_report, result_text
-from prtool.cli.parameters import FOLDER, FileName, Values, json_option, option, run_argument, settings_option, shared, whole, word
+from prtool.cli.parameters import FOLDER, FileName, SettingOption, Values, json_option, option, run_argument, settings_option, shared, whole, word
 
 _SPLIT = click.Choice(["train", "val", "test"])
 _METHODS = ("patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "avit", "tome", "random", "golden")
@@ -15,11 +15,11 @@ _METHODS = ("patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "a
 
 @click.command()
 @option(api.train, "--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TOML file.  [default: prtool.toml]")
-@option(api.train, "--model", help="open_clip architecture, hf-hub:ORG/REPO or local-dir:PATH.")
-@option(api.train, "--pretrained", help="open_clip tag or checkpoint file; none gives random weights.")
+@option(api.train, "--model", cls=SettingOption, setting="model")
+@option(api.train, "--pretrained", cls=SettingOption, setting="pretrained")
 @shared("data", verb=api.train)
-@option(api.train, "--location", type=Values("block", whole), help="Blocks (1-based) on entry to which patches drop, e.g. 4,6,8,10.  [default: 4]")
-@option(api.train, "--phase", type=Values("phase", word("rank", "predictor", "tokens", "none")), help="Phases to run.  [default: predictor]")
+@option(api.train, "--location", type=Values("block", whole), cls=SettingOption, setting="prune.locations")
+@option(api.train, "--phase", type=Values("phase", word("rank", "predictor", "tokens", "none")), cls=SettingOption, setting="phases")
 @option(api.train, "--preset", type=click.Choice(["default", "leave-one-out", "paper"]), help="Settings by name; options and --set win over them.")
 @option(api.train, "--overwrite", is_flag=True, help="Replace a trained run of other settings in the run folder.")
 @settings_option("all that --show-config prints, e.g. golden.group=1")

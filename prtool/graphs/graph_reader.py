@@ -1,4 +1,4 @@
-"""What a graph file holds, read from its protobuf bytes before any engine sees it; docs/bundle-format.md, section 9, is normative.
+"""Validate a graph file from its protobuf bytes before any engine sees it; docs/bundle-format.md, section 9, is normative.
 
 An engine is native code that follows what a file says: loops, functions, external files. Only graphs that the exporter can
 write pass here. Payloads of tensors are skipped, so the time grows with the number of nodes, not with the weights.
@@ -146,7 +146,7 @@ class _Graph:
                 self._tensor(first, last)
 
     def _tensor(self, start: int, end: int) -> None:
-        """Holds the bytes of a tensor against its dtype and shape, wherever they lie."""
+        """Checks the number of bytes of a tensor, inline or external, against its dtype and shape."""
         tensor = self._read_tensor(start, end)
         if tensor.dtype not in _TYPES or any(axis < 0 for axis in tensor.shape):
             self._reject(f"holds the tensor {tensor.name} of type {tensor.dtype} and shape {tensor.shape[:8]}, which the exporter never writes")
@@ -219,7 +219,7 @@ class _Graph:
         axes: list[int | str] = []
         for _, first, last in self.reader.message(start, end, _SHAPE, "a shape"):
             found = self.reader.fields(first, last, _AXIS, "an axis")
-            found.pop(3, None)  # what the axis is for, in words
+            found.pop(3, None)  # denotation
             axes.append(next(reversed(found.values()), "?"))  # of a size and a name the last counts, as for every reader of protobuf
             if len(axes) > MAX_AXES:
                 self._reject(f"has a value of more than {MAX_AXES} axes")
@@ -231,7 +231,7 @@ class _Graph:
 
 @dataclass(slots=True)
 class _Tensor:
-    """What a tensor says: name, dtype by number, shape; bytes of raw_data, values by field, or where they lie otherwise."""
+    """A tensor's name, dtype by number and shape; its bytes of raw_data, its number of values by field, or its external location."""
 
     name: str = "?"
     dtype: int = 0
@@ -243,5 +243,5 @@ class _Tensor:
 
 
 def _listed(specs: Collection[TensorSpec]) -> str:
-    """Tensors as they stand in a message, shortened."""
+    """Tensors for a message, shortened."""
     return printable(", ".join(map(str, specs)), 200) or "nothing"

@@ -50,7 +50,7 @@ def run_name(config: TrainConfig) -> str:
 
 @contextlib.contextmanager
 def only_trainer(run: Path) -> Iterator[None]:
-    """Holds the right to write into a run's folder; waits, and says so, while another process works there.
+    """Holds the lock on a run's folder; waits, with a logged warning, while another process holds it.
 
     Raises:
         ConfigError: its name is not valid UTF-8, which safetensors does not read.
@@ -86,7 +86,7 @@ def input_paths(model: str, pretrained: str, data: str | Path | None) -> tuple[P
 
 
 def check_training(config: TrainConfig, run: Path) -> None:
-    """Finds out whether a run could be trained.
+    """Checks that a run can be trained.
 
     Raises:
         ConfigError: a phase needs data and none is given; or `run` is or holds an input, or holds something else than a run.
@@ -103,7 +103,7 @@ def check_training(config: TrainConfig, run: Path) -> None:
 
 
 def check_evaluation(run: Path, data: str | Path | None, config: EvalConfig) -> None:
-    """Finds out whether a run could be evaluated.
+    """Checks that a run can be evaluated.
 
     Raises:
         CheckpointError: there is no finished run.
@@ -116,7 +116,7 @@ def check_evaluation(run: Path, data: str | Path | None, config: EvalConfig) -> 
 
 
 def data_of(run: Path, record: Record, data: str | Path | None) -> str:
-    """The data that are given, else the run's.
+    """The given data, or the run's.
 
     Raises:
         ConfigError: there are neither.
