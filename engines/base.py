@@ -1,6 +1,6 @@
 """What an engine is: one loaded graph that turns named arrays into named arrays."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
@@ -20,7 +20,7 @@ DeviceArray = Any
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What really runs: engine name, its library's version, and the device in words."""
+    """What really runs: engine name, its library's version, and the device, for people."""
 
     name: str
     version: str
@@ -40,7 +40,7 @@ class ShapeRange:
             raise ConfigError(f"shape range {self.min}:{self.opt}:{self.max}, but MIN:OPT:MAX must rise from at least 1")
 
 
-Profile = Mapping[str, ShapeRange]
+Profile = dict[str, ShapeRange]
 """One range of shapes that an engine is compiled for: the name of a dynamic axis ("batch", "tokens") -> its sizes,
 and the name of an input that is itself a shape ("k") -> its values."""
 
@@ -99,8 +99,8 @@ class EngineOptions:
     build: BuildOptions = BuildOptions()
 
     def __post_init__(self) -> None:
-        least = {"threads": (0, "0 (all) or more"), "streams": (1, "1 or more"), "device": (0, "0 or more: GPUs are counted from 0")}
-        for name, (low, possible) in least.items():
+        minima = {"threads": (0, "0 (all) or more"), "streams": (1, "1 or more"), "device": (0, "0 or more: GPUs are counted from 0")}
+        for name, (low, possible) in minima.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < low:
                 raise ConfigError(f"{name} = {printable(repr(value))}, but it must be a whole number, {possible}")
@@ -188,7 +188,7 @@ class ArrayLibrary(Protocol):
 
     @property
     def device(self) -> str:
-        """The device in words: "cpu", "cuda:0"."""
+        """The device's name: "cpu", "cuda:0"."""
         ...
 
     def to_device(self, array: object) -> DeviceArray:
@@ -228,6 +228,25 @@ def reason(cause: BaseException, lines: int = 8) -> str:
     """What a library says of its failure, on one line of limited length: its first lines that are not empty, or the kind of the failure."""
     found = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return printable("; ".join(found[:lines]), 400) or type(cause).__name__
+
+
+def check_file(model_path: Path) -> None:
+    """Raises EngineError where there is no such graph file."""
+    if not model_path.is_file():
+        raise EngineError(f"{model_path} is missing; copy the whole bundle again, or export it again")
+
+
+def check_signature(model_path: Path, found: Iterable[str], inputs: Sequence[TensorSpec]) -> None:
+    """Compares the input names of a loaded graph with the declared ones.
+
+    Raises:
+        EngineError: they differ.
+    """
+    names, declared = sorted(found), sorted(spec.name for spec in inputs)
+    if names != declared:
+        raise EngineError(
+            f"{model_path} takes {', '.join(names) or 'nothing'}, but it was declared to take {', '.join(declared)}; copy or export the bundle again"
+        )
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array], graph: str) -> None:

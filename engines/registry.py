@@ -53,25 +53,25 @@ class EngineModule(Protocol):
         """Loads an ONNX file.
 
         Raises:
-            EngineError: the file is missing or damaged, or the engine refuses it; the message names file and reason.
+            EngineError: the file is missing or damaged, or the engine rejects it; the message names file and reason.
         """
         ...
 
 
 class BuilderModule(EngineModule, Protocol):
-    """What the module of an engine that builds ahead offers besides."""
+    """What the module of an engine that builds ahead offers as well."""
 
     def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, *, rebuild: bool = False) -> "CachedEngine":
         """The engine file of one graph, from the cache or built now; without a GPU where the library can.
 
         Raises:
-            EngineError: the library refuses the graph, or the stored engine is damaged.
+            EngineError: the library rejects the graph, or the stored engine is damaged.
             StorageError: the engine cannot be written.
         """
         ...
 
     def build_target(self, device: int) -> str:
-        """The device that a build is for, in words; "no device" and the reason where there is none."""
+        """The device that a build is for; "no device" and the reason where there is none."""
         ...
 
 

@@ -8,16 +8,16 @@ import functools
 import os
 import platform
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prtool.engines.base import Profile, ShapeRange
+from prtool.engines.base import Profile, check_file
 from prtool.engines.profiles import profiles_text
 from prtool.errors import EngineError
 from prtool.files import sha256_file
 from prtool.graphs.signature import WEIGHTS_NAME
+from prtool.records import from_plain, to_plain
 from prtool.store import digest
 from prtool.strict import parse_json, read_regular
 
@@ -62,7 +62,7 @@ class EngineKey:
     weights_sha256: str
     precision: str
     profiles: tuple[Profile, ...]
-    options: Mapping[str, int]
+    options: dict[str, int | bool]
     builder: str
     library: str
     library_version: str
@@ -75,7 +75,7 @@ class EngineKey:
     @property
     def digest(self) -> str:
         """The name of the engine's folder in a cache: 32 hexadecimal digits over every field."""
-        return digest(dataclasses.asdict(self))[:_DIGEST_CHARACTERS]
+        return digest(to_plain(self))[:_DIGEST_CHARACTERS]
 
     def changes_since(self, earlier: "EngineKey") -> list[str]:
         """Each field and option that differs, as "device changed from 'A' to 'B'"."""
@@ -109,7 +109,7 @@ class BuildRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The record as it is written."""
-        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return {"schema": SCHEMA, **to_plain(self)}
 
 
 def graph_digests(model_path: Path) -> tuple[str, str]:
@@ -119,8 +119,7 @@ def graph_digests(model_path: Path) -> tuple[str, str]:
         EngineError: there is no such graph.
         OSError: a file cannot be read.
     """
-    if not model_path.is_file():
-        raise EngineError(f"{model_path} is missing; copy the whole bundle again, or export it again")
+    check_file(model_path)
     weights = model_path.parent / WEIGHTS_NAME
     return _digest_of(model_path), _digest_of(weights) if weights.is_file() else ""
 
@@ -134,14 +133,14 @@ def read_record(folder: Path) -> BuildRecord | None:
     path = folder / RECORD_FILE
     try:
         value = parse_json(read_regular(path, _RECORD_BYTES))
-        if isinstance(value, dict) and value.get("schema") != SCHEMA:
+        if isinstance(value, dict) and value.pop("schema", None) != SCHEMA:
             return None
-        record = _record(value)
+        record: BuildRecord = from_plain(BuildRecord, value)
     except (FileNotFoundError, NotADirectoryError):
         if (folder / ENGINE_FILE).exists():
             raise EngineError(rejection(path, "it is missing")) from None
         return None
-    except (OSError, ValueError, TypeError, AttributeError) as cause:
+    except (OSError, ValueError) as cause:
         raise EngineError(rejection(path, f"it is no record of a build: {cause}")) from cause
     if record.key.digest != folder.name:
         raise EngineError(rejection(path, "its key is not the one that its folder is named by"))
@@ -176,19 +175,3 @@ def _digest_of(path: Path) -> str:
 def _digest_at(path: Path, size: int, modified_ns: int) -> str:  # noqa: ARG001 - they make another entry of a changed file
     """The graphs of a bundle share a file of weights, which is read once."""
     return sha256_file(path)
-
-
-def _record(value: Any) -> BuildRecord:  # noqa: ANN401 - any JSON
-    """Raises ValueError, TypeError or AttributeError where a field is missing, unknown or of another kind."""
-    given = {**value}
-    given.pop("schema")
-    key = {**given.pop("key", None)}
-    profiles = tuple({name: ShapeRange(**sizes) for name, sizes in profile.items()} for profile in key.pop("profiles", None))
-    options = {**key.pop("options", None)}
-    missing = {item.name for item in dataclasses.fields(EngineKey)} - {*key, "profiles", "options"}
-    if missing or not all(isinstance(text, str) for text in key.values()) or not all(isinstance(number, int) for number in options.values()):
-        raise ValueError(f"its key lacks {', '.join(sorted(missing)) or 'texts'}")
-    record = BuildRecord(EngineKey(profiles=profiles, options=options, **key), **given)
-    if not (isinstance(record.size, int) and isinstance(record.sha256, str) and isinstance(record.source, str)):
-        raise ValueError("its size, sha256 or source is of another type")
-    return record

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from prtool.engines.cache.record import ENGINE_FILE, RECORD_FILE, SCHEMA, BuildRecord, EngineKey, damage, default_root, read_record, rejection
 from prtool.errors import EngineError, StorageError
+from prtool.exchange import claimed, sweep
 from prtool.files import OutputKind, locked, new_directory, new_file, sha256_file, storage_errors, write_json
 
 _ENTRY_NAME = re.compile(r"[0-9a-f]{32}")
@@ -94,7 +94,7 @@ class EngineCache:
     """A folder of built engines; many threads and processes may use it at once.
 
     Whoever can write to the folder can make this process run their code: an engine is native code, and its
-    digest lies beside it. The check finds damage, not an attack.
+    digest lies next to it. The check finds damage, not an attack.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -152,7 +152,7 @@ class EngineCache:
         removed, busy = [], []
         for digest in dict.fromkeys(digests):
             folder = self.root / digest
-            if not _ENTRY_NAME.fullmatch(digest) or not (_holds_engine(folder) or self._leftovers(digest)):
+            if not _ENTRY_NAME.fullmatch(digest) or not (_holds_engine(folder) or digest in self._unfinished()):
                 continue
             with self._lock(digest, busy="") as held:
                 if held:
@@ -162,13 +162,12 @@ class EngineCache:
 
     def clear_all(self) -> Cleared:
         """Removes every engine, what interrupted builds left, and the builders' timing caches; engines that are being built stay."""
-        left = [match.group(1) for path in self._children() if (match := _LEFTOVER_NAME.fullmatch(path.name))]
         with storage_errors(self.timing_folder):
             for path in self.timing_folder.glob("*.timing"):
                 path.unlink()
             with contextlib.suppress(OSError):  # missing, or somebody else's files are in it
                 self.timing_folder.rmdir()
-        return self.clear([*(entry.digest for entry in self.entries()), *left])
+        return self.clear([*(entry.digest for entry in self.entries()), *self._unfinished()])
 
     @property
     def timing_folder(self) -> Path:
@@ -204,7 +203,6 @@ class EngineCache:
 
     def _build(self, key: EngineKey, build: Callable[[Path], None], source: str, reason: str) -> CachedEngine:
         folder = self.root / key.digest
-        self._sweep(key.digest)
         with new_directory(folder, _ENTRY) as fresh:
             started = time.monotonic()
             with new_file(fresh / ENGINE_FILE) as temporary:
@@ -221,21 +219,16 @@ class EngineCache:
         return locked(self.root / ".locks" / f"{digest}.lock", busy, "--set cache=FOLDER")
 
     def _remove(self, folder: Path) -> None:
-        self._sweep(folder.name)
+        """Readers find the whole folder or none."""
         with storage_errors(folder):
-            if folder.exists():
-                # Readers find the whole folder or none.
-                folder.rename(folder.with_name(f".{folder.name}.removed"))
-        self._sweep(folder.name)
+            sweep(folder)
+            with claimed(folder, folder=True) as aside:
+                if folder.exists():
+                    folder.rename(aside / folder.name)
 
-    def _sweep(self, digest: str) -> None:
-        """Removes what an interrupted build or removal of `digest` left; its lock is held."""
-        for path in self._leftovers(digest):
-            with storage_errors(path):
-                shutil.rmtree(path)
-
-    def _leftovers(self, digest: str) -> list[Path]:
-        return [path for path in self._children() if (match := _LEFTOVER_NAME.fullmatch(path.name)) and match.group(1) == digest and path.is_dir()]
+    def _unfinished(self) -> list[str]:
+        """Digests of the engines that are being built or removed, now or when a process was killed."""
+        return [match.group(1) for path in self._children() if (match := _LEFTOVER_NAME.fullmatch(path.name))]
 
     def _children(self) -> list[Path]:
         try:

@@ -1,8 +1,7 @@
-"""The engine cache for people: what is in it, and which of it to clear."""
+"""The engine cache as `prtool engine-cache` shows it: what is in it, and which of it to clear."""
 
-import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from prtool.engines.cache.store import CacheEntry, Cleared, EngineCache
 from prtool.errors import ConfigError
+from prtool.records import to_plain
 
 _MIB = 1 << 20
 _DAY_S = 86_400
@@ -42,43 +42,35 @@ class CacheView:
         return columns, [_row(entry) for entry in self.rows]
 
 
-@dataclass(frozen=True, slots=True)
-class ClearRequest:
-    """Which engines to remove; what several conditions name is removed.
+def clear(
+    cache: EngineCache, digests: Sequence[str] = (), *, days: float | None = None, max_mib: float | None = None, everything: bool = False
+) -> Cleared:
+    """Removes every engine that one of the conditions names; engines that are being built stay.
 
-    Attributes:
+    Args:
+        cache: the folder of engines.
         digests: ids, as the list shows them.
-        days: those not used for that long; None asks for none.
-        max_mib: those used longest ago, until the others take at most this; None asks for none.
-        everything: all of them, and what the builders measured.
-    """
-
-    digests: tuple[str, ...] = ()
-    days: float | None = None
-    max_mib: float | None = None
-    everything: bool = False
-
-
-def clear(cache: EngineCache, request: ClearRequest) -> Cleared:
-    """Removes what was asked for; engines that are being built stay.
+        days: those not used for that long.
+        max_mib: those used longest ago, until the others take at most this.
+        everything: all of them, and the builders' measurements.
 
     Raises:
-        ConfigError: nothing was asked for, or an id is not in the cache.
+        ConfigError: there is no condition, or an id is not in the cache.
         StorageError: a folder cannot be removed.
     """
-    if request == ClearRequest():
-        raise ConfigError("nothing to clear was named; give ids of 'prtool engine-cache list', --older-than DAYS, --max-mib MIB or --all")
-    if request.everything:
+    if everything:
         return cache.clear_all()
+    if not digests and days is None and max_mib is None:
+        raise ConfigError("nothing to clear was named; give ids of 'prtool engine-cache list', --older-than DAYS, --max-mib MIB or --all")
     entries = cache.entries()
-    unknown = sorted(set(request.digests) - {entry.digest for entry in entries})
+    unknown = sorted(set(digests) - {entry.digest for entry in entries})
     if unknown:
         raise ConfigError(f"id = {unknown[0]!r}, but {cache.root} holds no such engine; 'prtool engine-cache list' shows what it holds")
-    chosen = list(request.digests)
-    if request.days is not None:
-        chosen += unused_for(entries, request.days)
-    if request.max_mib is not None:
-        chosen += beyond_size(entries, int(request.max_mib * _MIB))
+    chosen = list(digests)
+    if days is not None:
+        chosen += unused_for(entries, days)
+    if max_mib is not None:
+        chosen += beyond_size(entries, int(max_mib * _MIB))
     return cache.clear(chosen)
 
 
@@ -101,7 +93,7 @@ def beyond_size(entries: Iterable[CacheEntry], limit: int) -> list[str]:
 
 def _plain(entry: CacheEntry) -> dict[str, Any]:
     record = entry.record
-    known = {} if record is None else {"key": dataclasses.asdict(record.key), "source": record.source, "built_at": record.built_at}
+    known = {} if record is None else {"key": to_plain(record.key), "source": record.source, "built_at": record.built_at}
     return {"id": entry.digest, "bytes": entry.size, "last_used": _date(entry.last_used), "problem": entry.problem, **known}
 
 

@@ -10,7 +10,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
 
 from prtool.cpus import granted_cpus
-from prtool.engines.base import Array, EngineInfo, EngineOptions, check_inputs, reason
+from prtool.engines.base import Array, EngineInfo, EngineOptions, check_file, check_inputs, check_signature, reason
 from prtool.errors import EngineError
 from prtool.manifest import TensorSpec
 
@@ -37,21 +37,18 @@ class OrtEngine:
         """Loads `model_path`.
 
         Args:
-            model_path: the ONNX file; its external data, if any, lies beside it.
+            model_path: the ONNX file; its external data, if any, lies next to it.
             inputs: the declared inputs, which every call is checked against.
             options: `threads` and `spinning` are used.
 
         Raises:
-            EngineError: the file is missing or damaged, ONNX Runtime refuses it, or its inputs are not the declared ones.
+            EngineError: the file is missing or damaged, ONNX Runtime rejects it, or its inputs are not the declared ones.
         """
         self._file = model_path
         self._inputs = tuple(inputs)
         self._threads = options.threads or granted_cpus()
         self._session: Any = self._open(options)
-        found = sorted(item.name for item in self._session.get_inputs())
-        declared = sorted(spec.name for spec in inputs)
-        if found != declared:
-            raise EngineError(f"{model_path} takes {', '.join(found)}, but it was declared to take {', '.join(declared)}; export it again")
+        check_signature(model_path, (item.name for item in self._session.get_inputs()), inputs)
         self._outputs = [item.name for item in self._session.get_outputs()]
 
     @property
@@ -111,10 +108,9 @@ def open_session(model_path: Path, settings: Any, providers: Sequence[str | tupl
     """Loads a graph; ONNX Runtime may not exchange a provider that fails for another.
 
     Raises:
-        EngineError: the file is missing or damaged, or ONNX Runtime refuses it.
+        EngineError: the file is missing or damaged, or ONNX Runtime rejects it.
     """
-    if not model_path.is_file():
-        raise EngineError(f"{model_path} is missing; copy the whole bundle again, or export it again")
+    check_file(model_path)
     try:
         return onnxruntime.InferenceSession(os.fspath(model_path), settings, providers=list(providers), enable_fallback=0)
     except FAILURES as cause:

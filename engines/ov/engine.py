@@ -23,7 +23,7 @@ class OvEngine:
     """One ONNX graph, compiled by OpenVINO for the CPU.
 
     Where a profile of the options holds a single size of an axis (or a single k), the graph is compiled once
-    for each such combination and other sizes are refused; every other axis takes any size. A count fixed in a
+    for each such combination and other sizes are rejected; every other axis takes any size. A count fixed in a
     profile is built in only where the graph takes one count (one pruning location).
 
     `run` may be called from many threads at once. Outputs belong to the caller.
@@ -33,7 +33,7 @@ class OvEngine:
         """Reads and compiles `model_path`.
 
         Args:
-            model_path: the ONNX file; its external data, if any, lies beside it.
+            model_path: the ONNX file; its external data, if any, lies next to it.
             inputs: the declared inputs, which every call is checked against.
             options: `precision`, `threads`, `streams` and `profiles` are used. OpenVINO lowers `threads` to the CPUs
                 that the process may use; `info` has the number.
@@ -41,7 +41,7 @@ class OvEngine:
         Raises:
             ConfigError: the precision is not one of OpenVINO's, or there are more streams than threads.
             EngineUnavailable: the CPU has no arithmetic of that precision.
-            EngineError: the file is missing or damaged, OpenVINO refuses it, or its inputs are not the declared ones.
+            EngineError: the file is missing or damaged, OpenVINO rejects it, or its inputs are not the declared ones.
         """
         self._file = model_path
         self._inputs = tuple(inputs)
@@ -81,7 +81,7 @@ class OvEngine:
         self._graph = None
 
     def _cut(self, feed: dict[str, Array]) -> list[dict[str, Array]]:
-        """Nearly equal parts of the batch, at most one a stream; inputs without a batch axis go whole to each."""
+        """Nearly equal parts of the batch, at most one per stream; inputs without a batch axis go whole to each."""
         batched = {spec.name for spec in self._inputs if spec.shape[:1] == (_BATCH,)}
         count = min([self._streams, *(len(feed[name]) for name in batched)]) if batched else 1
         if count == 1:

@@ -12,7 +12,7 @@ import numpy as np
 import openvino
 from openvino import frontend
 
-from prtool.engines.base import Array, Profile, reason
+from prtool.engines.base import Array, Profile, check_file, check_signature, reason
 from prtool.engines.forks import track
 from prtool.errors import EngineError, EngineUnavailable, KeepError, ShapeError
 from prtool.manifest import TensorSpec
@@ -63,7 +63,7 @@ class OvGraph:
         """Reads the file; compiles nothing yet.
 
         Args:
-            model_path: the ONNX file; its external data, if any, lies beside it.
+            model_path: the ONNX file; its external data, if any, lies next to it.
             inputs: the declared inputs.
             settings: OpenVINO's properties of a compiled model.
 
@@ -77,11 +77,8 @@ class OvGraph:
         self._compiled: dict[tuple[tuple[str, int], ...], Requests] = {}
         self._lock = threading.Lock()
         # A tensor can have several names once a graph is simplified; its node keeps the file's.
-        found = sorted(item.get_node().get_friendly_name() for item in self._model.inputs)
+        check_signature(model_path, (item.get_node().get_friendly_name() for item in self._model.inputs), inputs)
         self._outputs = [item.get_node().get_friendly_name().removesuffix(_OUTPUT_SUFFIX) for item in self._model.outputs]
-        declared = sorted(spec.name for spec in inputs)
-        if found != declared:
-            raise EngineError(f"{model_path} takes {', '.join(found)}, but it was declared to take {', '.join(declared)}; export it again")
 
     def compiled(self, fixed: Fixed) -> Requests:
         """The model for these sizes; the first call with them compiles.
@@ -133,8 +130,7 @@ def read(model_path: Path) -> Any:  # noqa: ANN401 - openvino has no types
     Raises:
         EngineError: the file is missing, damaged or holds operators that OpenVINO lacks.
     """
-    if not model_path.is_file():
-        raise EngineError(f"{model_path} is missing; copy the whole bundle again, or export it again")
+    check_file(model_path)
     try:
         # Straight to the ONNX reader: Core.read_model offers a damaged file to every reader, and some of them write to stderr.
         onnx = frontend.FrontEndManager().load_by_framework("onnx")

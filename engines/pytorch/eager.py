@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prtool.cpus import granted_cpus
-from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, GraphOptions, check_inputs, reason
+from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, GraphOptions, check_inputs, check_signature, reason
 from prtool.engines.cuda import described
 from prtool.engines.pytorch.arrays import TorchArrays, torch_arrays
 from prtool.engines.pytorch.graph import TorchGraph, load_graph
@@ -34,7 +34,7 @@ class TorchEngine:
         """Loads `model_path`; `open_graph` is the way in.
 
         Args:
-            model_path: the ONNX file; its external data, if any, lies beside it.
+            model_path: the ONNX file; its external data, if any, lies next to it.
             inputs: the declared inputs, which every call is checked against.
             options: `device` is used where there is CUDA, `threads` where there is none: PyTorch has one number of
                 threads for everything, so it is set for the time of a call and put back afterwards.
@@ -49,11 +49,7 @@ class TorchEngine:
         self._threads = options.threads or (granted if (granted := granted_cpus()) < torch.get_num_threads() else 0)
         self._exact = options.precision == "fp32"
         graph = load_graph(model_path, self._device)
-        declared = sorted(spec.name for spec in inputs)
-        if sorted(graph.inputs) != declared:
-            raise EngineError(
-                f"{model_path} takes {', '.join(sorted(graph.inputs))}, but it was declared to take {', '.join(declared)}; export it again"
-            )
+        check_signature(model_path, graph.inputs, inputs)
         self._graph: TorchGraph | None = graph
         self._call = prepare(graph, self._device)
         self._weights = {tensor.untyped_storage().data_ptr() for tensor in graph.module.buffers()}

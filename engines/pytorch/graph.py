@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 from torch import Tensor, fx, nn
 
-from prtool.engines.base import reason
+from prtool.engines.base import check_file, reason
 from prtool.engines.pytorch.fusion import ATTENTION, HALF_NORM, Node, fuse
 from prtool.engines.pytorch.operators import (
     HOST_OPERATORS,
@@ -57,13 +57,12 @@ class TorchGraph:
 
 
 def load_graph(path: Path, device: torch.device) -> TorchGraph:
-    """Reads an ONNX file of opset 18 to 20, whose weights may lie in a file beside it.
+    """Reads an ONNX file of opset 18 to 20, whose weights may lie in a file next to it.
 
     Raises:
         EngineError: the file is missing or damaged, or it has an operator that is not in the table.
     """
-    if not path.is_file():
-        raise EngineError(f"{path} is missing; copy the whole bundle again, or export it again")
+    check_file(path)
     try:
         graph = _read(path)
         return _Translator(graph, path.parent, device).result()

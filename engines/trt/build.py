@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prtool.engines.base import BuildOptions, Profile, ShapeRange
+from prtool.engines.base import BuildOptions, Profile, ShapeRange, check_file, check_signature
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
 from prtool.files import write_bytes
 from prtool.manifest import TensorSpec
@@ -23,9 +23,9 @@ _NO_DEVICE = ("cudaError 35", "cudaError 100", "insufficient for CUDA runtime", 
 
 
 class Messages:
-    """What a TensorRT library complained about since it was last asked; the library itself prints nothing.
+    """The errors of a TensorRT library since they were last taken; the library itself prints nothing.
 
-    All builders and runtimes of a process share it, as TensorRT wants, so complaints of two threads can mix.
+    All builders and runtimes of a process share them, as TensorRT wants, so errors of two threads can mix.
     """
 
     def __init__(self, trt: Any) -> None:  # noqa: ANN401 - the library has no types
@@ -43,7 +43,7 @@ class Messages:
         self.logger: Any = Logger()
 
     def take(self) -> str:
-        """Every complaint, each once, and forgets them."""
+        """Every error once, and forgets them."""
         texts: list[str] = []
         while self._found:
             texts.append(self._found.popleft())
@@ -58,7 +58,7 @@ class TrtLibrary:
         engine: the engine's name in the registry.
         title: the library's name for people.
         module: the imported module.
-        messages: its complaints.
+        messages: its errors.
         times_kernels: the builder runs kernels to choose among them, so a timing cache saves time.
         lacks: build options that it has not, by their names in `BuildOptions`, and why.
     """
@@ -103,7 +103,7 @@ def build_plan(
 
     Args:
         library: what builds.
-        model_path: the ONNX file; its external data, if any, lies beside it.
+        model_path: the ONNX file; its external data, if any, lies next to it.
         inputs: the declared inputs; their symbolic axes name the ranges of the profiles.
         profiles: the ranges to build for, as `graph_profiles` gives them.
         options: how to build; `batch` and `keeps` are in `profiles` already.
@@ -112,7 +112,7 @@ def build_plan(
     Raises:
         ConfigError: an option is one that the library lacks.
         EngineUnavailable: the library builds only with a GPU and finds none.
-        EngineError: the file is missing or damaged, or the library refuses it; the message has every reason that it gives.
+        EngineError: the file is missing or damaged, or the library rejects it; the message has every reason that it gives.
     """
     check_options(library, options)
     trt = library.module
@@ -142,16 +142,11 @@ def _new_builder(library: TrtLibrary) -> Any:  # noqa: ANN401
 
 
 def _parse(library: TrtLibrary, parser: Any, network: Any, path: Path, inputs: Sequence[TensorSpec]) -> None:  # noqa: ANN401
-    if not path.is_file():
-        raise EngineError(f"{path} is missing; copy the whole bundle again, or export it again")
+    check_file(path)
     if not parser.parse_from_file(str(path)):
         reasons = "; ".join(_parser_error(parser.get_error(place)) for place in range(parser.num_errors))
         raise EngineError(f"{library.title} cannot load {path}: {reasons or library.messages.take()}; copy or export the bundle again")
-    found = sorted(network.get_input(place).name for place in range(network.num_inputs))
-    declared = sorted(spec.name for spec in inputs)
-    if found != declared:
-        wrong = f"it takes {', '.join(found) or 'nothing'}, but it was declared to take {', '.join(declared)}"
-        raise EngineError(f"{library.title} cannot use {path}: {wrong}; copy or export the bundle again")
+    check_signature(path, (network.get_input(place).name for place in range(network.num_inputs)), inputs)
 
 
 def _parser_error(error: Any) -> str:  # noqa: ANN401
@@ -185,7 +180,7 @@ def _add_profile(library: TrtLibrary, builder: Any, config: Any, network: Any, s
         elif any(isinstance(axis, str) for axis in spec.shape):
             made.set_shape(tensor.name, *(_dimensions(spec, profile, which) for which in range(3)))
     if config.add_optimization_profile(made) < 0:
-        raise library.failure(f"{library.title} refuses the profile {dict(profile)}")
+        raise library.failure(f"{library.title} rejects the profile {dict(profile)}")
 
 
 def _dimensions(spec: TensorSpec, profile: Profile, which: int) -> tuple[int, ...]:
@@ -205,7 +200,7 @@ def _set_timings(library: TrtLibrary, config: Any, path: Path) -> Any:  # noqa: 
         timings = b""
     cache = config.create_timing_cache(timings)
     if not config.set_timing_cache(cache, False):
-        raise library.failure(f"{library.title} refuses the timings in {path}; remove the file")
+        raise library.failure(f"{library.title} rejects the timings in {path}; remove the file")
     return cache
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from prtool.engines.base import BuildOptions, EngineInfo, GraphOptions
 from prtool.engines.cache.record import NO_DEVICE, EngineKey, graph_digests
@@ -12,7 +12,7 @@ from prtool.engines.cuda import cuda_arrays
 from prtool.engines.nvidia import DeviceScope, Gpu, gpu
 from prtool.engines.profiles import graph_profiles
 from prtool.engines.trt.build import TrtLibrary, build_plan, check_options
-from prtool.engines.trt.run import TrtContext, TrtEngine, TrtPlan
+from prtool.engines.trt.run import TrtEngine, TrtPlan
 from prtool.errors import EngineError, EngineUnavailable
 from prtool.manifest import TensorSpec
 
@@ -79,7 +79,7 @@ def open_graph(library: TrtLibrary, model_path: Path, inputs: Sequence[TensorSpe
         inputs=tuple(inputs),
         outputs=_outputs(library, engine),
         profiles=key.profiles,
-        new_context=lambda: _context(library, engine),
+        new_context=lambda: engine.create_execution_context(library.module.ExecutionContextAllocationStrategy.USER_MANAGED),
         failure=library.failure,
         on_device=scope,
         keeps=keeps,
@@ -156,11 +156,6 @@ def _outputs(library: TrtLibrary, engine: Any) -> dict[str, str]:  # noqa: ANN40
     if strange:
         raise EngineError(f"outputs {strange} have dtypes that no array here has; known are {', '.join(_DTYPES)}")
     return {name: _DTYPES[kind] for name, kind in kinds.items()}
-
-
-def _context(library: TrtLibrary, engine: Any) -> TrtContext | None:  # noqa: ANN401
-    strategy = library.module.ExecutionContextAllocationStrategy.USER_MANAGED
-    return cast("TrtContext | None", engine.create_execution_context(strategy))
 
 
 def _plain(name: str) -> str:

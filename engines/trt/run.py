@@ -1,14 +1,11 @@
-"""Running a TensorRT plan: one execution context for each set of shapes, on the caller's stream, from and to device memory.
-
-What needs a GPU is behind three small protocols (`TrtContext`, `TrtPlan`, `StreamArrays`).
-"""
+"""Running a TensorRT plan: one execution context for each set of shapes, on the caller's stream, from and to device memory."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,19 +21,6 @@ CONTEXTS_KEPT = 16
 _MIB = 1 << 20
 
 
-class TrtContext(Protocol):
-    """What is used of TensorRT's IExecutionContext; setters return whether they did it."""
-
-    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool: ...  # noqa: D102 - TensorRT's
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool: ...  # noqa: D102
-    def set_tensor_address(self, name: str, memory: int) -> bool: ...  # noqa: D102
-    def infer_shapes(self) -> Sequence[str]: ...  # noqa: D102
-    def get_tensor_shape(self, name: str) -> Sequence[int]: ...  # noqa: D102
-    def update_device_memory_size_for_shapes(self) -> int: ...  # noqa: D102
-    def set_device_memory(self, memory: int, size: int) -> None: ...  # noqa: D102
-    def execute_async_v3(self, stream_handle: int) -> bool: ...  # noqa: D102
-
-
 @dataclass(frozen=True)
 class TrtPlan:
     """A deserialised plan.
@@ -47,7 +31,7 @@ class TrtPlan:
         inputs: the graph's declared inputs.
         outputs: name -> numpy dtype name (or "bfloat16") of each output.
         profiles: the ranges that it was built for, in its order.
-        new_context: makes an execution context without memory of its own, or None where it cannot.
+        new_context: makes an execution context (IExecutionContext) without memory of its own, or None where it cannot.
         failure: an error with a problem and the library's own reason.
         on_device: makes the plan's GPU the calling thread's current one.
         keeps: what must live as long as the contexts (TensorRT's runtime and engine).
@@ -58,7 +42,7 @@ class TrtPlan:
     inputs: tuple[TensorSpec, ...]
     outputs: Mapping[str, str]
     profiles: tuple[Profile, ...]
-    new_context: Callable[[], TrtContext | None]
+    new_context: Callable[[], Any]
     failure: Callable[[str], EngineError]
     on_device: AbstractContextManager[object]
     keeps: tuple[Any, ...] = ()
@@ -68,7 +52,7 @@ class TrtPlan:
 class _Bucket:
     """A context made ready for one set of shapes; scratch memory and shape values live as long as it does."""
 
-    context: TrtContext
+    context: Any
     output_shapes: Mapping[str, tuple[int, ...]]
     scratch: DeviceArray
     shape_values: Mapping[str, Array]
@@ -196,9 +180,9 @@ class TrtEngine:
         context = plan.new_context()
         if context is None:
             raise self._failed(plan, call, "makes no execution context")
-        _done(plan, context.set_optimization_profile_async(call.profile, stream), f"refuses profile {call.profile}")
+        _done(plan, context.set_optimization_profile_async(call.profile, stream), f"rejects profile {call.profile}")
         for name, shape in call.shapes:
-            _done(plan, context.set_input_shape(name, shape), f"refuses {name} of shape {shape}")
+            _done(plan, context.set_input_shape(name, shape), f"rejects {name} of shape {shape}")
         values = {name: np.array(numbers, np.int64) for name, numbers in call.values}
         for name, numbers in values.items():
             _done(plan, context.set_tensor_address(name, numbers.ctypes.data), f"takes no address for {name}")

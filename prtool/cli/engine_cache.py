@@ -38,9 +38,9 @@ def list_built(cache: Path | None, as_json: bool) -> None:
 def clear_built(digests: tuple[str, ...], days: float | None, max_mib: float | None, everything: bool, cache: Path | None, as_json: bool) -> None:
     """Remove built engines by id, age or size, or all; those that are being built stay."""
     from prtool.engines.cache.store import EngineCache
-    from prtool.engines.cache.view import ClearRequest, clear
+    from prtool.engines.cache.view import clear
 
-    done = clear(EngineCache(cache), ClearRequest(digests, days, max_mib, everything))
+    done = clear(EngineCache(cache), digests, days=days, max_mib=max_mib, everything=everything)
     if as_json:
         result_json({"removed": list(done.removed), "busy": list(done.busy)})
     for digest in done.busy:

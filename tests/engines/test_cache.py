@@ -21,7 +21,7 @@ from prtool.engines.base import ShapeRange
 from prtool.engines.cache import store as cache_module
 from prtool.engines.cache.record import ENGINE_FILE, NO_DEVICE, RECORD_FILE, EngineKey, default_root, graph_digests
 from prtool.engines.cache.store import EngineCache
-from prtool.engines.cache.view import CacheView, ClearRequest, beyond_size, clear, unused_for
+from prtool.engines.cache.view import CacheView, beyond_size, clear, unused_for
 from prtool.errors import ConfigError, EngineError, StorageError
 from prtool.graphs.signature import WEIGHTS_NAME
 
@@ -309,7 +309,7 @@ def test_of_many_threads_one_builds(cache: EngineCache) -> None:
 
 
 def test_a_killed_build_is_swept_by_the_next(cache: EngineCache) -> None:
-    left = cache.root / f".{KEY.digest}.abc.part"
+    left = cache.root / f".{KEY.digest}.0123abcd.part"
     left.mkdir(parents=True)
     (left / ENGINE_FILE).write_bytes(b"half")
     assert cache.entries() == []
@@ -359,7 +359,7 @@ def test_clearing(cache: EngineCache) -> None:
         cache.obtain(key, writes())
     assert cache.clear([KEY.digest, "0" * 32, "../.."]).removed == (KEY.digest,)
     assert [entry.digest for entry in cache.entries()] == [other.digest]
-    (cache.root / f".{KEY.digest}.abc.part").mkdir()
+    (cache.root / f".{KEY.digest}.0123abcd.part").mkdir()
     cache.timing_folder.mkdir()
     assert cache.clear_all().removed == (other.digest, KEY.digest)
     assert [path.name for path in cache.root.iterdir()] == [".locks"]
@@ -414,16 +414,16 @@ def test_the_view_shows_whole_and_damaged_engines(cache: EngineCache) -> None:
     assert by_id[KEY.digest]["device"] == "NVIDIA H200"
     assert "build.json" in by_id[broken.name]["graph"]
     assert {item["id"]: bool(item["problem"]) for item in json.loads(json.dumps(view.to_json()))["engines"]} == {KEY.digest: False, broken.name: True}
-    assert clear(cache, ClearRequest((broken.name,))).removed == (broken.name,)
+    assert clear(cache, [broken.name]).removed == (broken.name,)
 
 
 def test_what_to_clear_must_be_said(cache: EngineCache) -> None:
     cache.obtain(KEY, writes())
     with pytest.raises(ConfigError, match=r"--older-than.*--max-mib.*--all"):
-        clear(cache, ClearRequest())
+        clear(cache)
     with pytest.raises(ConfigError, match="id = 'abc'"):
-        clear(cache, ClearRequest(("abc",)))
-    assert clear(cache, ClearRequest(days=1)).removed == ()
-    assert clear(cache, ClearRequest(max_mib=1)).removed == ()
-    assert clear(cache, ClearRequest(days=0, max_mib=0)).removed == (KEY.digest,)
-    assert clear(cache, ClearRequest(everything=True)).removed == ()
+        clear(cache, ["abc"])
+    assert clear(cache, days=1).removed == ()
+    assert clear(cache, max_mib=1).removed == ()
+    assert clear(cache, days=0, max_mib=0).removed == (KEY.digest,)
+    assert clear(cache, everything=True).removed == ()
