@@ -1,9 +1,10 @@
 """Helpers that several tests share: where real data lies, and tiny seeded models."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
@@ -30,3 +31,11 @@ def edit_manifest(root: Path, change: Callable[[dict[str, Any]], object]) -> Non
     value = unseal(path.read_bytes())
     change(value)
     path.write_bytes(seal(value))
+
+
+def settable(kind: type, prefix: str = "") -> set[str]:
+    """The dotted names of a configuration's fields."""
+    found = set()
+    for name, hint in get_type_hints(kind).items():
+        found |= settable(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name}
+    return found

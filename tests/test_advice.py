@@ -1,18 +1,27 @@
-"""What messages and documents advise exists: extras, commands and their options."""
+"""What messages and documents advise exists: extras, commands with their options and settings, files, Python names."""
 
 import ast
+import contextlib
+import importlib.util
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import get_args
 
 import click
 import pytest
-from support import REPO
+from support import REPO, settable
 
+import prtool
 from prtool.cli.main import app
+from prtool.engines.base import BuildOptions, EngineOptions
 from prtool.extras import Extra, install_hint
+from prtool.runtime.bench import BenchConfig
+from prtool.studies.tune.config import TuneConfig
+from prtool.trainer.config import TrainConfig
 
 FOLDERS = ("prtool", "trainer", "export", "runtime", "engines")
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md")), *sorted((REPO / "benchmarks").glob("*.md"))]
@@ -120,3 +129,48 @@ def test_a_mode_that_is_advised_can_be_given() -> None:
     for name in ("embed", "classify"):
         (mode,) = (item for item in app.commands[name].params if item.name == "mode")
         assert mode.type.convert("full", mode, None) == "full"
+
+
+FOLDER = "docs|benchmarks|examples|tests|prtool|trainer|export|runtime|engines|.ci"
+NAMED_FILE = re.compile(rf"(?<![\w/.<-])(?:{FOLDER})/[\w./-]*\w\.(?:md|py|json|toml|sh|hpp|h|cpp|yml)\b")
+LINK = re.compile(r"\]\((?!\w+:)([^)#\s]+)")
+DOTTED = re.compile(r"(?<![\w./-])prtool(?:\.\w+)+(?![\w/])")
+SETTING = re.compile(r"--set ([\w.]+)=")
+
+
+def test_every_file_that_is_named_exists() -> None:
+    wrong = [(path.name, name) for path, text in literals() for name in NAMED_FILE.findall(text) if not (REPO / name).exists()]
+    wrong += [(path.name, name) for path in DOCUMENTS for name in LINK.findall(path.read_text()) if not (path.parent / name).exists()]
+    assert wrong == []
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name leads to a module, even one whose library is not installed, or to an attribute of one."""
+    found: object = prtool
+    parts = name.split(".")
+    for place, part in enumerate(parts[1:], 2):
+        module = ".".join(parts[:place])
+        if isinstance(found, ModuleType) and not hasattr(found, part) and importlib.util.find_spec(module) is not None:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
+            found = sys.modules.get(module)
+        else:
+            found = getattr(found, part, ...)
+    return found is not ...
+
+
+def test_every_python_name_exists() -> None:
+    others = ("prtool.json", "prtool.toml", "prtool.hpp", "prtool.h", "prtool.pc", "prtool.trainer.x")
+    named = {(path.name, name) for path, text in literals() for name in DOTTED.findall(text) if name not in others}
+    assert len(named) > 50
+    assert sorted(item for item in named if not exists(item[1])) == []
+
+
+def test_every_setting_exists() -> None:
+    """Of the command that is shown, or, in a message, of some command."""
+    kinds = {"tune": [TuneConfig], "bench": [BenchConfig], "build": [BuildOptions, EngineOptions], "train": [TrainConfig], "reproduce": [TrainConfig]}
+    known = {command: set().union(*map(settable, kinds.get(command, [EngineOptions]))) for command in COMMANDS}
+    shown = [(path.name, name, known[command]) for path, command, rest in calls() for name in SETTING.findall(rest)]
+    shown += [(path.name, name, set().union(*known.values())) for path, text in literals() for name in SETTING.findall(text)]
+    assert len(shown) > 20
+    assert [item[:2] for item in shown if item[1] not in (*item[2], "KEY")] == []

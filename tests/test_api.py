@@ -6,14 +6,14 @@ import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import click
 import numpy as np
 import pytest
 from api_page import PAGE, page
 from PIL import Image
-from support import REPO
+from support import REPO, settable
 
 import prtool
 from prtool import api
@@ -134,14 +134,6 @@ def test_defaults_of_functions_are_those_of_their_configurations() -> None:
             assert fields[field] == (tuple(map(Keep.of, default)) if field == "keeps" else default), (verb, name)
     batch = BuildOptions().batch
     assert inspect.signature(prtool.build).parameters["batch"].default == tuple(dataclasses.astuple(batch))
-
-
-def settable(kind: type, prefix: str = "") -> set[str]:
-    """The dotted names of a configuration's fields."""
-    found = set()
-    for name, hint in get_type_hints(kind).items():
-        found |= settable(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else {prefix + name}
-    return found
 
 
 @pytest.mark.parametrize(

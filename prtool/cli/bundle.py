@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from prtool import api
-from prtool.cli.console import BarProgress, message, print_report, result_json, result_table
+from prtool.cli.console import BarProgress, counted, message, print_report, result_json, result_table
 from prtool.cli.parameters import (
     FOLDER,
     FileName,
@@ -104,7 +104,7 @@ def embed(*, images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep |
         skipped = [{"path": path, "reason": reason} for path, reason in result.skipped]
         facts = {"output": str(output), "images": len(result.paths), "keep": result.keep, "images_per_s": result.images_per_s}
         result_json({**facts, "skipped": skipped})
-    message(f"wrote {output}: {len(result.paths)} embeddings, {len(result.skipped)} skipped, {result.images_per_s:.1f} images/s")
+    message(f"wrote {output}: {counted(len(result.paths), 'embedding')}, {len(result.skipped)} skipped, {result.images_per_s:.1f} images/s")
 
 
 @click.command()

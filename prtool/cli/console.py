@@ -127,6 +127,11 @@ def message(text: str) -> None:
     _messages.say(text)
 
 
+def counted(count: int, noun: str) -> str:
+    """Such as "1 engine" and "2 engines"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def result_text(text: str) -> None:
     """The result as text on stdout; a character that its encoding lacks is written as an escape.
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from prtool.cli.console import message, print_report, result_json
+from prtool.cli.console import counted, message, print_report, result_json
 from prtool.cli.parameters import FOLDER, json_option
 
 _cache = click.option("--engine-cache", "cache", type=FOLDER, help="Folder of built engines.  [default: in the user's cache folder]")
@@ -25,7 +25,7 @@ def list_built(cache: Path | None, as_json: bool) -> None:
 
     view = CacheView.of(EngineCache(cache))
     print_report(view, as_json)
-    message(f"{view.root}: {len(view.rows)} engines, {view.mib:.1f} MiB")
+    message(f"{view.root}: {counted(len(view.rows), 'engine')}, {view.mib:.1f} MiB")
 
 
 @engine_cache.command(name="clear")
@@ -45,4 +45,4 @@ def clear_built(digests: tuple[str, ...], days: float | None, max_mib: float | N
         result_json({"removed": list(done.removed), "busy": list(done.busy)})
     for digest in done.busy:
         message(f"kept {digest}: it is being built")
-    message(f"removed {len(done.removed)} engines")
+    message(f"removed {counted(len(done.removed), 'engine')}")

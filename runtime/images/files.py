@@ -41,7 +41,7 @@ class LeftOut:
         """One line for the user; "" where nothing is left out."""
         parts = [f"{count} {reason} (the first: {printable(first)})" for reason, (count, first) in self.found.items()]
         total = sum(count for count, _ in self.found.values())
-        return f"{total} files are not used: {', '.join(parts)}" if parts else ""
+        return f"{total} {'file is' if total == 1 else 'files are'} not used: {', '.join(parts)}" if parts else ""
 
 
 @dataclass(slots=True)
