@@ -9,7 +9,7 @@ from prtool.bundle import Bundle
 from prtool.engines.base import Array
 from prtool.errors import BundleError, ConfigError, ShapeError
 from prtool.runtime.select import select
-from prtool.runtime.tensors import read_tensors
+from prtool.runtime.tensors import checked, read_tensors
 from prtool.spec import plain_number
 from prtool.text_safety import printable
 
@@ -54,17 +54,13 @@ class ClassTable:
         classes, model = bundle.manifest.classes, bundle.manifest.model
         if classes is None:
             raise BundleError(f"{bundle.path} has no classes, so it cannot classify; export it again with class names, or use its embeddings")
-        shape = (len(classes.names), model.embed_dim)
-        embeddings = _read_embeddings(bundle, classes.file, 4 * shape[0] * shape[1] + _HEADER_BYTES)
-        if embeddings.shape != shape or embeddings.dtype != np.float32:
-            raise BundleError(
-                f"{classes.file} of {bundle.path} holds {embeddings.shape} {embeddings.dtype}, "
-                f"but the manifest says {shape} float32; export the bundle again"
-            )
+        shape, path = (len(classes.names), model.embed_dim), bundle.path / classes.file
+        tensors = read_tensors(bundle, classes.file, 4 * shape[0] * shape[1] + _HEADER_BYTES)
+        embeddings = checked(tensors, TENSOR_NAME, shape, "float32", path)
         lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
         if not np.allclose(lengths, 1.0, atol=_LENGTH_TOLERANCE):
             worst = float(lengths[np.abs(lengths - 1.0).argmax()])
-            raise BundleError(f"{classes.file} of {bundle.path} has an embedding of length {worst:.4g}, but all must be 1; export the bundle again")
+            raise BundleError(f"{path} has an embedding of length {worst:.4g}, but all must be 1; export the bundle again")
         return cls(classes.names, embeddings, model.logit_scale, model.logit_bias)
 
     def probabilities(self, embeddings: Array) -> npt.NDArray[np.float64]:
@@ -114,11 +110,3 @@ class ClassTable:
             [Prediction(int(label), self.names[label], float(row[label])) for label in labels]
             for row, labels in zip(probabilities, best, strict=True)
         ]
-
-
-def _read_embeddings(bundle: Bundle, name: str, most_bytes: int) -> npt.NDArray[np.float32]:
-    tensors = read_tensors(bundle, name, most_bytes)
-    if TENSOR_NAME not in tensors:
-        held = printable(", ".join(tensors)) or "nothing"
-        raise BundleError(f"{bundle.path / name} has no tensor {TENSOR_NAME!r}; it holds {held}; export the bundle again")
-    return tensors[TENSOR_NAME]

@@ -20,6 +20,7 @@ from prtool.errors import ConfigError, DataError, ImageError
 from prtool.extras import install_hint
 from prtool.files import OutputKind, new_file
 from prtool.progress import Progress, SilentProgress, stage
+from prtool.records import check_settings, setting
 from prtool.runtime.encoder import Encoder, KeepLike
 from prtool.runtime.images.decode import expand_images
 from prtool.runtime.images.preprocess import Pixels, prepare
@@ -33,23 +34,14 @@ _REASONS_SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class EmbedOptions:
-    """How a collection is embedded.
+    """How a collection is embedded."""
 
-    Attributes:
-        keep: patches kept of each image, as `Encoder` takes them; None takes the bundle's default.
-        batch_size: images per call of the encoder.
-        workers: threads that decode; 0 takes one for each core of this process, at most 16.
-    """
-
-    keep: KeepLike = None
-    batch_size: int = 32
-    workers: int = 0
+    keep: KeepLike = setting(None, "patches kept of each image, as `Encoder` takes them; None takes the bundle's default")  # noqa: RUF009 - a field
+    batch_size: int = setting(32, "images per call of the encoder", minimum=1)
+    workers: int = setting(0, f"threads that decode; 0 takes one for each core of this process, at most {_MAX_WORKERS}", minimum=0)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch size = {self.batch_size}, but it must be 1 or more")
-        if self.workers < 0:
-            raise ConfigError(f"workers = {self.workers}, but it must be 0 (one for each core) or more")
+        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

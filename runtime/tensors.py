@@ -1,5 +1,8 @@
 """Tensors of a bundle's safetensors files."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -30,3 +33,18 @@ def read_tensors(bundle: Bundle, name: str, most_bytes: int) -> dict[str, Array]
     except _FAILURES as cause:
         reason = printable(cause) or type(cause).__name__
         raise BundleError(f"{path} cannot be read ({reason}); copy or export the bundle again") from cause
+
+
+def checked(tensors: Mapping[str, Array], name: str, shape: tuple[int, ...], dtype: str, path: Path) -> Array:
+    """The tensor of that name, which must have a shape and dtype, and at least one element.
+
+    Raises:
+        BundleError: it is missing or another; `path` is named.
+    """
+    found = tensors.get(name)
+    if found is None:
+        held = printable(", ".join(tensors)) or "nothing"
+        raise BundleError(f"{path} has no tensor {name}; it holds {held}; export the bundle again")
+    if found.shape != shape or found.dtype != dtype or found.size == 0:
+        raise BundleError(f"{path} holds {name} as {found.dtype} {found.shape}, but it must be {dtype} {shape}; export the bundle again")
+    return found

@@ -16,7 +16,7 @@ from prtool.engines.base import Array, EngineInfo, EngineOptions
 from prtool.errors import BundleError, ConfigError, ParityError
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.pipeline import MODES
-from prtool.runtime.tensors import read_tensors
+from prtool.runtime.tensors import checked, read_tensors
 from prtool.spec import Keep
 
 PROBE_NAME = "probe.safetensors"
@@ -183,18 +183,15 @@ def read_probe(bundle: Bundle) -> Tensors:
     tensors: Tensors = read_tensors(bundle, PROBE_NAME, PROBE_BYTES)
     manifest, path = bundle.manifest, bundle.path / PROBE_NAME
     images, prompts = (len(tensors[name]) if name in tensors and tensors[name].ndim else 0 for name in ("pixels", "text_tokens"))
-    embedding = ((images, manifest.model.embed_dim), "float32")
-    wanted = {"pixels": ((images, 3, *manifest.preprocess.size), "float32"), "embedding_full": embedding}
+    checked(tensors, "pixels", (images, 3, *manifest.preprocess.size), "float32", path)
+    if not _counts(tensors):
+        raise BundleError(f"{path} has no tensor {_COUNT_PREFIX}<count>; export the bundle again")
+    width = manifest.model.embed_dim
+    for name in ("embedding_full", *(_COUNT_PREFIX + str(k) for k in _counts(tensors))):
+        checked(tensors, name, (images, width), "float32", path)
     if manifest.text:
-        wanted |= {"text_tokens": ((prompts, manifest.text.context_length), "int64"), "text_embedding": ((prompts, embedding[0][1]), "float32")}
-    missing = sorted(set(wanted) - set(tensors))
-    if missing or not _counts(tensors):
-        raise BundleError(f"{path} lacks {', '.join(missing) or 'embedding_k<count>'}; export the bundle again")
-    wanted |= {_COUNT_PREFIX + str(k): embedding for k in _counts(tensors)}
-    for name, (shape, dtype) in wanted.items():
-        found = tensors[name]
-        if found.shape != shape or found.dtype != dtype or found.size == 0:
-            raise BundleError(f"{path} holds {name} as {found.dtype} {found.shape}, but it must be {dtype} {shape}; export the bundle again")
+        checked(tensors, "text_tokens", (prompts, manifest.text.context_length), "int64", path)
+        checked(tensors, "text_embedding", (prompts, width), "float32", path)
     return tensors
 
 
