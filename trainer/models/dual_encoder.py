@@ -1,6 +1,5 @@
 """Loading a dual encoder by any name that open_clip takes."""
 
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +12,14 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError, ModelError
 from prtool.spec import Preprocess
+from prtool.store import digest
 from prtool.text_safety import printable
 from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.loading.check import check_towers
 from prtool.trainer.models.loading.libraries import foreign, library_warnings
 from prtool.trainer.models.loading.source import ModelSource, resolve
 from prtool.trainer.models.loading.tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
-from prtool.trainer.models.loading.weights import BIG_VISION, fitted, is_openai, load_big_vision, read_weights
+from prtool.trainer.models.loading.weights import BIG_VISION, fitted, is_openai, read_weights
 from prtool.trainer.models.tower import VisionTower
 from prtool.trainer.stored_tensors import tensors_digest
 
@@ -72,9 +72,8 @@ class DualEncoder:
             ModelError: a template does not hold `{}` once.
             ConfigError: a prompt is longer than the model reads.
         """
-        for template in templates:
-            if template.count("{}") != 1:
-                raise ModelError(f"prompt template {template!r} must hold {{}} exactly once, where the class name goes")
+        if wrong := [template for template in templates if template.count("{}") != 1]:
+            raise ModelError(f"prompt template {wrong[0]!r} must hold {{}} exactly once, where the class name goes")
         prompts = [template.replace("{}", name.replace("_", " ")) for name in classnames for template in templates]
         device = next(self.tower.parameters()).device
         chunks = [self.text(self.token_ids(prompts[i : i + batch]).to(device)) for i in range(0, len(prompts), batch)]
@@ -85,7 +84,7 @@ class DualEncoder:
         """Token ids (prompts, context length) int64 of prompts that the model reads whole.
 
         Raises:
-            ConfigError: a prompt is longer; the tokenizer would cut it, and say nothing.
+            ConfigError: a prompt is longer; the tokenizer would cut it silently.
         """
         texts = list(prompts)
         cut = cut_prompts(self.tokenizer, texts)
@@ -116,7 +115,7 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
     source = resolve(name, pretrained)
     notes = dict(source.notes)
     with library_warnings(notes):
-        # Before the weights, for this fails within a second where a library or a file is missing.
+        # Before the weights: this fails within a second where a library or a file is missing.
         tokenizer = make_tokenizer(source)
         model = _build(source, notes).eval().requires_grad_(False)
         tower = tower_of(cast(nn.Module, model.visual)).eval()
@@ -140,12 +139,17 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
 
 
 def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:
-    """The model with its weights, on the CPU; `notes` loses what the weights answer."""
+    """The model with its weights, on the CPU; clears the notes where the weights leave nothing to assume."""
     config, failed = dict(source.config), f"model {source.name!r} cannot be built"
-    if source.weights is None or source.weights.suffix in BIG_VISION:
+    path = source.weights
+    if path is None or path.suffix in BIG_VISION:
         model = foreign(failed, lambda: _construct(config))
-        return model if source.weights is None else load_big_vision(model, source.weights)
-    state = read_weights(source.weights)
+        if path is not None:
+            from open_clip.convert import load_big_vision_weights
+
+            foreign(f"{path} does not fit the model", lambda: load_big_vision_weights(cast(Any, model), str(path)))
+        return model
+    state = read_weights(path)
     if source.is_file and is_openai(state):
         config["quick_gelu"] = True
         notes.clear()
@@ -154,21 +158,21 @@ def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:
     # Without memory first: a configuration can ask for any amount, and the weights must fit it exactly.
     with torch.device("meta"):
         outline = foreign(failed, lambda: _construct(config))
-    fitting = fitted(outline, state, source.weights)
+    fitting = fitted(outline, state, path)
     model = foreign(failed, lambda: _construct(config))
     foreign(failed, lambda: model.load_state_dict(fitting, strict=True))
     return model
 
 
 def _construct(config: Mapping[str, Any]) -> nn.Module:
-    """open_clip's module for a checked `model_cfg`, as its `create_model` chooses it."""
+    """open_clip's module for a checked `model_cfg`, of the class that its `create_model` takes."""
     from open_clip.coca_model import CoCa
     from open_clip.model import CLIP, CustomTextCLIP
 
     hf_text = config["text_cfg"].get("hf_model_name")
     if hf_text:
         check_text_model(hf_text)
-    own: dict[str, Any] = {key: value for key, value in config.items() if key not in ("custom_text", "vision_cfg", "text_cfg")}
+    own = {key: value for key, value in config.items() if key != "custom_text"}
     own["vision_cfg"] = {**config["vision_cfg"], "timm_model_pretrained": False}
     own["text_cfg"] = {**config["text_cfg"], "hf_model_pretrained": False}
     custom = config.get("custom_text") or hf_text
@@ -178,20 +182,15 @@ def _construct(config: Mapping[str, Any]) -> nn.Module:
 
 def tensor_digest(module: nn.Module) -> str:
     """SHA-256 over a module's named tensors: name, dtype, shape and bytes, in name order."""
-    return tensors_digest({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()})
+    return tensors_digest(module.state_dict())
 
 
 def content_digest(part: Tensor | nn.Module | None) -> str | None:
-    """SHA-256 of a tensor, or of a module's kind, parameters and buffers, kept or not; None of None."""
+    """SHA-256 of a tensor, or of a module's kind, parameters and all its buffers, also those outside its state dict; None of None."""
     if part is None:
         return None
-    found = hashlib.sha256()
     named = [("", part)] if isinstance(part, Tensor) else [*part.named_parameters(), *part.named_buffers()]
-    found.update(type(part).__name__.encode())
-    for name, tensor in named:
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+    return digest(type(part).__name__, tensors_digest(dict(named)))
 
 
 def _preprocess(config: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
@@ -210,8 +209,8 @@ def _preprocess(config: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
 
 
 def _three(values: float | Sequence[float]) -> tuple[float, float, float]:
-    listed = [float(v) for v in values] if isinstance(values, (list, tuple)) else [float(cast(float, values))] * 3
-    return listed[0], listed[1], listed[2]
+    first, second, third = map(float, values if isinstance(values, Sequence) else [values] * 3)
+    return first, second, third
 
 
 def _number(model: nn.Module, name: str, convert: Callable[[float], float], source: ModelSource) -> float:

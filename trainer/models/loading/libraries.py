@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 def foreign(what: str, call: Callable[[], Value]) -> Value:
-    """Calls a model library; whatever it raises becomes one ModelError that begins with `what`."""
+    """Calls a model library; raises whatever it raises as a ModelError that begins with `what`."""
     try:
         return call()
     except ModelError:
@@ -29,37 +29,32 @@ def foreign(what: str, call: Callable[[], Value]) -> Value:
 @contextlib.contextmanager
 def library_warnings(notes: dict[str, str]) -> Iterator[None]:
     """Collects what model libraries warn of as notes, where it can change numbers; announcements about their own future are dropped."""
-    heard = _Heard(notes)
-    root = logging.getLogger()
-    root.addHandler(heard)
+    collector, root = _Collector(logging.WARNING), logging.getLogger()
+    root.addHandler(collector)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield
     finally:
-        root.removeHandler(heard)
-    for warning in caught:
-        if not issubclass(warning.category, _ABOUT_LIBRARIES):
-            heard.note(warning.filename, str(warning.message))
+        root.removeHandler(collector)
+    collector.found += [(each.filename, str(each.message)) for each in caught if not issubclass(each.category, _ABOUT_LIBRARIES)]
+    for file, text in collector.found:
+        library = next((name for name in _LIBRARIES if name in Path(file).parts), "a library")
+        line = printable(text.strip().partition("\n")[0], _LINE)
+        notes[line] = f"{library} warns: {line}"
 
 
-class _Heard(logging.Handler):
-    """Turns the log records of other libraries into notes."""
+class _Collector(logging.Handler):
+    """Collects the log records of other libraries as files and texts."""
 
-    def __init__(self, notes: dict[str, str]) -> None:
-        super().__init__(logging.WARNING)
-        self.notes = notes
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.found: list[tuple[str, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keeps a record that is not prtool's own."""
         if not record.name.startswith("prtool"):
-            self.note(record.pathname, record.getMessage())
-
-    def note(self, file: str, text: str) -> None:
-        """Keeps the first line of a text."""
-        library = next((name for name in _LIBRARIES if name in Path(file).parts), "a library")
-        line = printable(text.strip().partition("\n")[0], _LINE)
-        self.notes[line] = f"{library} warns: {line}"
+            self.found.append((record.pathname, record.getMessage()))
 
 
 def reason(cause: BaseException) -> str:

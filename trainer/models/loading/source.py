@@ -17,11 +17,11 @@ _LOCAL, _HUB = "local-dir:", "hf-hub:"
 _QUICK = "-quickgelu"
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 _READ_FROM_TAGS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+# Of a model folder; the first that exists is taken, in open_clip's order.
 _WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
     *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
-"""File names of weights in a model folder, the first that exists is taken; open_clip's order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class ModelSource:
         weights: the weights file; None gives random weights.
         tokenizer: folder or repository of a Hugging Face tokenizer; "" takes CLIP's byte pairs.
         is_file: the weights are a file that the user named, next to an architecture.
-        notes: what could not be known and was assumed, by subject.
+        notes: assumptions about what the files do not say, by subject.
     """
 
     name: str
@@ -70,12 +70,12 @@ def canonical_name(name: str) -> str:
         return f"{_LOCAL}{folder.resolve()}"
     if name.startswith(_LOCAL):
         raise ModelError(f"{printable(folder)} holds no {CONFIG_NAME}; give 'local-dir:' and a folder in open_clip's format")
-    near = _near(name.replace("/", "-"), known, 4, 0.4)
-    raise ModelError(f"unknown model {printable(name)!r}; near names: {', '.join(near) or 'none'}; or give 'hf-hub:ORG/REPO' or 'local-dir:PATH'")
+    near = ", ".join(_near(name.replace("/", "-"), known, 0.4)) or "none"
+    raise ModelError(f"unknown model {printable(name)!r}; near names: {near}; or give 'hf-hub:ORG/REPO' or 'local-dir:PATH'")
 
 
 def architectures() -> list[str]:
-    """The architectures of open_clip: where it is not imported yet, which takes seconds, the names of its files of settings.
+    """The architectures of open_clip; where it is not imported yet, which takes seconds, the names of its configuration files.
 
     Raises:
         ModuleNotFoundError: open_clip is not installed.
@@ -90,14 +90,12 @@ def architectures() -> list[str]:
 
 
 def check_pretrained(name: str, pretrained: str) -> None:
-    """The part of `canonical_pretrained` that needs no import of open_clip: whether a file of weights, by its looks, is there.
+    """The checks of `canonical_pretrained` that need no import of open_clip.
 
     Raises:
-        ModelError: there is no such file, or the name brings its own weights.
+        ModelError: what looks like a file does not exist, or the name brings its own weights.
     """
-    if not pretrained:
-        return
-    if name.startswith((_LOCAL, _HUB)):
+    if pretrained and name.startswith((_LOCAL, _HUB)):
         raise ModelError(f"pretrained = {printable(pretrained)!r}, but {name!r} brings its own weights; leave pretrained out")
     looks_like_file = Path(pretrained).suffix in _WEIGHT_SUFFIXES or "/" in pretrained
     if looks_like_file and not _is_file(_user_path(pretrained)):
@@ -125,8 +123,8 @@ def canonical_pretrained(name: str, pretrained: str) -> str:
         return tag
     if _is_file(_user_path(pretrained)):
         return str(_user_path(pretrained).resolve())
-    near = _near(pretrained, tags, 4, 0.3) or tags
-    raise ModelError(f"unknown pretrained tag {printable(pretrained)!r} for {name}, and no such file; known tags: {', '.join(near) or 'none'}")
+    near = ", ".join(_near(pretrained, tags, 0.3) or tags) or "none"
+    raise ModelError(f"unknown pretrained tag {printable(pretrained)!r} for {name}, and no such file; known tags: {near}")
 
 
 def resolve(name: str, pretrained: str = "") -> ModelSource:
@@ -146,9 +144,7 @@ def resolve(name: str, pretrained: str = "") -> ModelSource:
         config, preprocess = read_config(folder / CONFIG_NAME)
         tokenizer = str(folder) if config["text_cfg"].get("hf_tokenizer_name") else ""
         return ModelSource(chosen, "", config, preprocess, weights_in(folder), tokenizer)
-    if chosen.startswith(_HUB):
-        return _from_hub(chosen)
-    return _from_registry(chosen, weights)
+    return _from_hub(chosen) if chosen.startswith(_HUB) else _from_registry(chosen, weights)
 
 
 def weights_in(folder: Path) -> Path:
@@ -168,13 +164,11 @@ def weights_in(folder: Path) -> Path:
 
 
 def _from_hub(name: str) -> ModelSource:
-    from open_clip import factory
+    from open_clip.factory import download_pretrained_from_hf
 
-    repository = name.removeprefix(_HUB)
-    failed = f"model {name!r} cannot be downloaded"
-    path = foreign(failed, lambda: factory.download_pretrained_from_hf(repository, filename=CONFIG_NAME))
-    config, preprocess = read_config(Path(path))
-    weights = foreign(failed, lambda: factory.download_pretrained_from_hf(repository))
+    repository, failed = name.removeprefix(_HUB), f"model {name!r} cannot be downloaded"
+    config, preprocess = read_config(Path(foreign(failed, lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME))))
+    weights = foreign(failed, lambda: download_pretrained_from_hf(repository))
     return ModelSource(name, "", config, preprocess, Path(weights), config["text_cfg"].get("hf_tokenizer_name") or "")
 
 
@@ -186,73 +180,60 @@ def _from_registry(name: str, pretrained: str) -> ModelSource:
     source = ModelSource(name, pretrained, config, _agreed_preprocess(name) or {}, tokenizer=tokenizer)
     if not pretrained:
         return source
-    if pretrained in open_clip.list_pretrained_tags_by_model(name):
-        return _with_tag(source)
-    return _with_file(source)
+    return _with_tag(source) if pretrained in open_clip.list_pretrained_tags_by_model(name) else _with_file(source)
 
 
 def _with_tag(source: ModelSource) -> ModelSource:
     from open_clip import factory, get_pretrained_cfg
 
     tag: dict[str, Any] = get_pretrained_cfg(source.name, source.pretrained)
-    path = foreign(
-        f"the weights {source.pretrained!r} of {source.name} cannot be downloaded",
-        lambda: factory.download_pretrained(tag),
-    )
-    quick, notes = bool(source.config.get("quick_gelu")), source.notes
-    if tag.get("quick_gelu"):
-        quick = True
-    elif quick and not source.name.endswith(_QUICK):
-        # A tag without the entry says nothing; its weights were trained with the architecture's own activation.
+    failed = f"the weights {source.pretrained!r} of {source.name} cannot be downloaded"
+    path = Path(foreign(failed, lambda: factory.download_pretrained(tag)))
+    own, named, notes = bool(source.config.get("quick_gelu")), bool(tag.get("quick_gelu")), source.notes
+    if own and not named and not source.name.endswith(_QUICK):
+        # A tag without the entry leaves it open; its weights were trained with the architecture's own activation.
         notes = {"activation": f"the tag {source.pretrained!r} does not name its activation; QuickGELU is used, as {source.name} says"}
-    return replace(
-        source, config={**source.config, "quick_gelu": quick}, preprocess=_tag_preprocess(source.name, tag), weights=Path(path), notes=notes
-    )
+    config = {**source.config, "quick_gelu": own or named}
+    return replace(source, config=config, preprocess=_tag_preprocess(source.name, tag), weights=path, notes=notes)
 
 
 def _with_file(source: ModelSource) -> ModelSource:
-    """The weights are a file, which says neither its activation nor its preprocessing; a configuration next to it may."""
+    """The weights are a file, which names neither its activation nor its preprocessing; a configuration next to it may."""
     path = Path(source.pretrained)
     found = replace(source, weights=path, is_file=True)
-    beside = path.parent / CONFIG_NAME
-    if _is_file(beside):
-        config, preprocess = read_config(beside)
+    if _is_file(path.parent / CONFIG_NAME):
+        config, preprocess = read_config(path.parent / CONFIG_NAME)
         if _same_towers(config, source.config):
             return replace(found, config={**found.config, "quick_gelu": bool(config.get("quick_gelu"))}, preprocess=preprocess)
     quick, notes = _file_activation(source)
     if _agreed_preprocess(source.name) is None:
         notes["preprocessing"] = (
-            f"{printable(path.name)} does not say how its images are prepared; OpenAI's mean and standard deviation, bicubic and a centre crop are "
+            f"{printable(path.name)} does not name its preprocessing; OpenAI's mean and standard deviation, bicubic and a centre crop are "
             f"used; put an {CONFIG_NAME} with its preprocess_cfg next to it if it was trained otherwise"
         )
     return replace(found, config={**found.config, "quick_gelu": quick}, notes=notes)
 
 
 def _file_activation(source: ModelSource) -> tuple[bool, dict[str, str]]:
-    """Whether a file's weights want QuickGELU, and a note where that cannot be known."""
-    import open_clip
-
-    own = bool(source.config.get("quick_gelu"))
-    sibling = source.name + _QUICK
-    said = {own or bool(tag.get("quick_gelu")) for tag in _tags(source.name)}
-    if source.name.endswith(_QUICK) or (said <= {own} and sibling not in open_clip.list_models()):
+    """Whether a file's weights need QuickGELU, and a note where that is assumed."""
+    own, sibling = bool(source.config.get("quick_gelu")), source.name + _QUICK
+    published = {own or bool(tag.get("quick_gelu")) for tag in _tags(source.name)}
+    if source.name.endswith(_QUICK) or (published <= {own} and sibling not in architectures()):
         return own, {}
-    file, quick = printable(Path(source.pretrained).name), own or said == {True}
+    quick = own or published == {True}
     if quick:
-        why = f"QuickGELU is used, as all published weights of {source.name} want it; give a model folder if these were trained with GELU"
+        why = f"QuickGELU is used, as all published weights of {source.name} need it; give a model folder if these were trained with GELU"
     else:
         why = f"GELU is used, as {source.name} says; weights of OpenAI, MetaCLIP and DFN need --model {sibling}"
-    return quick, {"activation": f"{file} does not name its activation; {why}"}
+    return quick, {"activation": f"{printable(Path(source.pretrained).name)} does not name its activation; {why}"}
 
 
-def _same_towers(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two configurations describe weights of the same shapes."""
+def _same_towers(*configs: Mapping[str, Any]) -> bool:
+    """Whether configurations describe weights of the same shapes."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-    def towers(config: Mapping[str, Any]) -> tuple[object, ...]:
-        return config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
-
-    return towers(first) == towers(second)
+    first, *others = [(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])) for config in configs]
+    return all(other == first for other in others)
 
 
 def _tags(name: str) -> list[dict[str, Any]]:
@@ -274,10 +255,10 @@ def _agreed_preprocess(name: str) -> dict[str, Any] | None:
     return found[0] if found and all(each == found[0] for each in found) else None
 
 
-def _near(name: str, known: list[str], count: int, cutoff: float) -> list[str]:
-    """Known names near a misspelt one, whatever their case."""
+def _near(name: str, known: list[str], cutoff: float) -> list[str]:
+    """At most four known names near a misspelt one, whatever their case."""
     lower = {each.lower(): each for each in known}
-    return [lower[each] for each in difflib.get_close_matches(name.lower(), list(lower), n=count, cutoff=cutoff)]
+    return [lower[each] for each in difflib.get_close_matches(name.lower(), list(lower), n=4, cutoff=cutoff)]
 
 
 def _user_path(text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Make a model's tokenizer without running code of its folder, and hold it against the text side's table."""
+"""Make a model's tokenizer without running code of its folder, and check it against the text side's table."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -36,12 +36,9 @@ def make_tokenizer(source: ModelSource) -> Tokenizer:
     if not source.tokenizer:
         return cast(Tokenizer, foreign(failed, lambda: SimpleTokenizer(**options)))
     require_transformers(f"the tokenizer of {source.name} needs transformers")
-    made = foreign(
-        failed,
-        # open_clip hands whatever else it gets to transformers; False is also the answer to its question on a terminal.
-        lambda: HFTokenizer(source.tokenizer, tokenizer_mode=text.get("tokenizer_mode"), trust_remote_code=False, **options),
-    )
-    return cast(Tokenizer, made)
+    # open_clip hands whatever else it gets to transformers; False is also the answer to its question on a terminal.
+    options |= {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
+    return cast(Tokenizer, foreign(failed, lambda: HFTokenizer(source.tokenizer, **options)))
 
 
 def require_transformers(what: str) -> None:
@@ -51,7 +48,7 @@ def require_transformers(what: str) -> None:
 
 
 def check_text_model(name: str) -> None:
-    """Checks a text tower of transformers before it is made: of a kind that open_clip knows, so that its code is transformers' own.
+    """Checks that a text tower of transformers is of a kind that open_clip knows, so that its code is transformers' own.
 
     Raises:
         ModelError: transformers is not installed, its configuration cannot be had, or it is of another kind.
@@ -66,15 +63,10 @@ def check_text_model(name: str) -> None:
 
 
 def check_vocabulary(tokenizer: Tokenizer, text: nn.Module, name: str) -> str:
-    """Holds a tokenizer against the table of token embeddings.
-
-    Args:
-        tokenizer: of the model.
-        text: the host model, whose text side is looked at.
-        name: of the model, for messages.
+    """Checks a tokenizer against the table of token embeddings of the host model `text`.
 
     Returns:
-        A note where CLIP's byte pairs meet a table made for another vocabulary; else "".
+        A note where CLIP's byte pairs are used with a table made for another vocabulary; else "".
 
     Raises:
         ModelError: it gives ids beyond the table.

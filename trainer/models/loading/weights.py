@@ -44,20 +44,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def is_openai(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state comes from one of OpenAI's own archives, all of which were trained with QuickGELU."""
+    """Whether a state dict comes from one of OpenAI's own archives, all of which were trained with QuickGELU."""
     return all(name in state for name in _OPENAI_ONLY)
-
-
-def load_big_vision(model: nn.Module, path: Path) -> nn.Module:
-    """Fills a model from big_vision's arrays, and returns it.
-
-    Raises:
-        ModelError: the file cannot be read, or is another model's.
-    """
-    from open_clip.convert import load_big_vision_weights
-
-    foreign(f"{path} does not fit the model", lambda: load_big_vision_weights(cast(Any, model), str(path)))
-    return model
 
 
 def fitted(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
