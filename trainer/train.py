@@ -227,7 +227,7 @@ def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence
     state = run.folder / (f"fit-{place}.safetensors" if later else "fit.safetensors")
     tokens = _features(run, place)
     if config.objective == RANKING:
-        learned, judged = (Examples(part, golden.ranking, golden.scores, later) for part, golden in zip(tokens, rankings[place], strict=True))
+        learned, judged = (Examples(part, golden.ranking, later) for part, golden in zip(tokens, rankings[place], strict=True))
         return train_scorer(scorer, RankingObjective(learned, judged, config.fit), config.fit, state, run.progress)
     location = _scored_locations(config)[place]
     seen, held = (

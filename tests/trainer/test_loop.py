@@ -26,7 +26,7 @@ def examples(images, seed):
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randn(images, 1 + PATCHES, WIDTH, generator=generator)
     golden = tokens[:, 1:] @ torch.linspace(-1, 1, WIDTH)
-    return Examples(Features.of(tokens), torch.argsort(golden, dim=1).short(), golden)
+    return Examples(Features.of(tokens), torch.argsort(golden, dim=1).short())
 
 
 TRAIN, VAL = examples(48, 0), examples(16, 1)
@@ -159,7 +159,7 @@ def test_m_above_the_patches_is_refused():
 
 def test_examples_must_belong_together():
     with pytest.raises(ShapeError):
-        Examples(TRAIN.features, VAL.ranking, VAL.golden)
+        Examples(TRAIN.features, VAL.ranking)
 
 
 def test_a_random_part_of_the_patches_keeps_its_order() -> None:
@@ -168,9 +168,8 @@ def test_a_random_part_of_the_patches_keeps_its_order() -> None:
     batch, prefix, patches = 3, 2, 9
     tokens = torch.randn(batch, prefix + patches, 4, generator=random)
     ranking = torch.stack([torch.randperm(patches, generator=random) for _ in range(batch)])
-    golden = torch.randn(batch, patches, generator=random)
     for seed in range(5):
-        part, order, scores = some_ranked(tokens, ranking, golden, torch.Generator().manual_seed(seed))
+        part, order = some_ranked(tokens, ranking, torch.Generator().manual_seed(seed))
         count = order.shape[1]
         assert patches // 4 <= count <= patches
         for image in range(batch):
@@ -178,4 +177,3 @@ def test_a_random_part_of_the_patches_keeps_its_order() -> None:
             shown = [next(p for p in range(patches) if torch.equal(tokens[image, prefix + p], row)) for row in part[image, prefix:]]
             assert shown == sorted(set(shown))
             assert [shown[place] for place in order[image].tolist()] == [p for p in ranking[image].tolist() if p in shown]
-            assert torch.equal(scores[image], golden[image, shown])

@@ -21,7 +21,7 @@ from prtool.trainer.models.loading.source import ModelSource, resolve
 from prtool.trainer.models.loading.tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
 from prtool.trainer.models.loading.weights import BIG_VISION, fitted, is_openai, read_weights
 from prtool.trainer.models.tower import VisionTower
-from prtool.trainer.stored_tensors import tensors_digest
+from prtool.trainer.store import tensors_digest
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from prtool.trainer.features import Features
 from prtool.trainer.loop import predict
 from prtool.trainer.models.predictor import PatchScorer
 from prtool.trainer.models.pruned import gather
-from prtool.trainer.objectives.losses import loss_named
+from prtool.trainer.objectives.losses import LOSSES
 from prtool.trainer.objectives.matching import default_count, matching_rate, order_of
 from prtool.trainer.settings import FitConfig
 from prtool.trainer.store import tensors_digest
@@ -24,22 +24,17 @@ class Examples:
     Attributes:
         features: the tokens of each image.
         ranking: (images, N) integer, golden ranking, most to least important.
-        golden: (images, N) float32, golden scores by patch, high = prune first.
         subsets: each step shows a random part of every image's patches, so that the scorer learns to order any that are left;
             for scorers that treat their tokens as a set, as those of later locations do.
     """
 
     features: Features
     ranking: Tensor
-    golden: Tensor
     subsets: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.features) != len(self.ranking) or self.ranking.shape != self.golden.shape or not len(self.ranking):
-            raise ShapeError(
-                f"tokens of {len(self.features)} images, rankings {tuple(self.ranking.shape)} and golden scores "
-                f"{tuple(self.golden.shape)} do not belong together; give the same images, at least one"
-            )
+        if len(self.features) != len(self.ranking) or not len(self.ranking):
+            raise ShapeError(f"tokens of {len(self.features)} images and {len(self.ranking)} rankings; give one for each image, at least one")
 
 
 class RankingObjective:
@@ -53,12 +48,12 @@ class RankingObjective:
         match_at: m, `config.match_at` or the default for this number of patches.
 
     Raises:
-        ConfigError: there is no such loss, or m is above N.
+        ConfigError: m is above N.
     """
 
     def __init__(self, train: Examples, val: Examples, config: FitConfig) -> None:
         patches = train.ranking.shape[1]
-        self._train, self._val, self._config, self._loss = train, val, config, loss_named(config.loss)
+        self._train, self._val, self._config, self._loss = train, val, config, LOSSES[config.loss]
         self.match_at = config.match_at or default_count(patches)
         if self.match_at > patches:
             raise ConfigError(f"fit.match_at = {self.match_at}, but there are {patches} patches; give 1 to {patches}, or 0 for the default")
@@ -68,18 +63,17 @@ class RankingObjective:
 
     def digest(self) -> str:
         """See `prtool.trainer.loop.Objective`."""
-        parts = (self._train, self._val)
-        rankings = [tensors_digest({"ranking": part.ranking, "golden": part.golden}) for part in parts]
-        return digest(rankings, [part.features.digest for part in parts], self._train.subsets, self.match_at)
+        data = [[part.features.digest, tensors_digest({"ranking": part.ranking})] for part in (self._train, self._val)]
+        return digest(data, self._train.subsets, self.match_at)
 
     def loss(self, scorer: PatchScorer, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """See `prtool.trainer.loop.Objective`."""
         device = next(scorer.parameters()).device
         tokens = noisy(self._train.features.batch(chosen.tolist()), self._config.noise, generator)
-        ranking, golden = self._train.ranking[chosen].long(), self._train.golden[chosen]
+        ranking = self._train.ranking[chosen].long()
         if self._train.subsets:
-            tokens, ranking, golden = some_ranked(tokens, ranking, golden, generator)
-        return self._loss(scorer(tokens.to(device)), ranking.to(device), golden.to(device), generator)
+            tokens, ranking = some_ranked(tokens, ranking, generator)
+        return self._loss(scorer(tokens.to(device)), ranking.to(device), generator)
 
     def judge(self, scorer: PatchScorer) -> float:
         """The matching rate @m."""
@@ -91,13 +85,12 @@ def noisy(tokens: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     return tokens + noise * tokens.std() * torch.randn(tokens.shape, generator=generator) if noise else tokens
 
 
-def some_ranked(tokens: Tensor, ranking: Tensor, golden: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def some_ranked(tokens: Tensor, ranking: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The same number of random patches of each image, from a quarter of them to all, in their order and numbered from 0.
 
     Args:
         tokens: (batch, prefix + N, D).
         ranking: (batch, N) int64, most to least important.
-        golden: (batch, N) by patch.
         generator: draws the number and the patches.
     """
     batch, patches = ranking.shape
@@ -105,4 +98,4 @@ def some_ranked(tokens: Tensor, ranking: Tensor, golden: Tensor, generator: torc
     shown = torch.rand(batch, patches, generator=generator).argsort(dim=1)[:, :count].sort(dim=1).values
     number = torch.full((batch, patches), -1).scatter_(1, shown, torch.arange(count).expand(batch, -1))
     renumbered = number.gather(1, ranking)
-    return gather(tokens, shown, tokens.shape[1] - patches), renumbered[renumbered >= 0].view(batch, count), golden.gather(1, shown)
+    return gather(tokens, shown, tokens.shape[1] - patches), renumbered[renumbered >= 0].view(batch, count)

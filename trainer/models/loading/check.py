@@ -1,5 +1,7 @@
 """Run a model's parts once while it loads, so that what cannot run or be exported fails before any training."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -25,18 +27,18 @@ def check_towers(tower: VisionTower, text: nn.Module, token_ids: Tensor, name: s
     if tuple(declared) != tower.image_size:
         raise ModelError(f"{name} declares images of {tuple(declared)}, but its image tower reads {tower.image_size}; correct vision_cfg.image_size")
     foreign(f"the cost of the image tower of {name} cannot be counted", tower.cost)
-    failed = f"the image tower of {name} does not run"
-    tokens = foreign(failed, lambda: tower.embed(torch.zeros(1, 3, *tower.image_size)))
-    _check(tokens, (1, tower.prefix_tokens + tower.patches, tower.width), f"the patch embedding of {name}")
-    left = foreign(failed, lambda: tower.run_blocks(tokens, 1, 1))
-    _check(left, tuple(tokens.shape), f"the first block of {name}")
-    _check(foreign(failed, lambda: tower.head(left)), (1, tower.embed_dim), f"the image head of {name}")
-    _check(foreign(f"the text side of {name} does not run", lambda: text(token_ids)), (1, tower.embed_dim), f"the text side of {name}")
+    embedding, sequence = (1, tower.embed_dim), (1, tower.prefix_tokens + tower.patches, tower.width)
+    tokens = _run(f"the patch embedding of {name}", lambda: tower.embed(torch.zeros(1, 3, *tower.image_size)), sequence)
+    left = _run(f"the first block of {name}", lambda: tower.block(0, tokens), sequence)
+    _run(f"the image head of {name}", lambda: tower.head(left), embedding)
+    _run(f"the text side of {name}", lambda: text(token_ids), embedding)
 
 
-def _check(found: object, shape: tuple[int, ...], what: str) -> None:
+def _run(what: str, call: Callable[[], Tensor], shape: tuple[int, ...]) -> Tensor:
+    found = foreign(f"{what} does not run", call)
     if not isinstance(found, Tensor) or tuple(found.shape) != shape:
         seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ModelError(f"{what} gives {seen}, but {shape} is needed; use another model")
     if not bool(torch.isfinite(found).all()):
         raise ModelError(f"{what} gives values that are not finite; check the weights")
+    return found
