@@ -1,10 +1,10 @@
 """What an engine is: one loaded graph that turns named arrays into named arrays."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,12 @@ from prtool.errors import ConfigError, EngineError, ShapeError
 from prtool.manifest import GraphSpec, TensorSpec
 from prtool.text_safety import printable
 
+if TYPE_CHECKING:
+    from prtool.engines.pytorch.arrays import TorchArrays
+
 Array = npt.NDArray[Any]
 DeviceArray = Any
-"""An array on an engine's device: a torch tensor, as its `ArrayLibrary` makes them."""
+"""An array on an engine's device: a torch tensor, as its `arrays` makes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,7 @@ class DeviceEngine(Engine, Protocol):
     """An engine whose arrays can stay on its device between two graphs."""
 
     @property
-    def arrays(self) -> "ArrayLibrary":
+    def arrays(self) -> "TorchArrays":
         """How arrays on this engine's device are made, selected and read; engines of one device share it."""
         ...
 
@@ -180,47 +183,6 @@ class DeviceEngine(Engine, Protocol):
             ShapeError: a name, dtype or shape differs from the graph's, or lies outside what was built.
             EngineError: the engine failed.
         """
-        ...
-
-
-class ArrayLibrary(Protocol):
-    """Arrays on one device, and the selection between two graphs there; the counterpart of `prtool.runtime.select`."""
-
-    @property
-    def device(self) -> str:
-        """The device's name: "cpu", "cuda:0"."""
-        ...
-
-    def to_device(self, array: object) -> DeviceArray:
-        """A contiguous array on the device, from numpy, or from anything with DLPack or the CUDA array interface (not copied where it is there)."""
-        ...
-
-    def to_host(self, array: DeviceArray) -> Array:
-        """A numpy array; waits for the work that gives it. Half-precision floats come as float32."""
-        ...
-
-    def select(self, scores: DeviceArray, k: int) -> DeviceArray:
-        """(batch, patches) -> (batch, k) int64 by falling score, the lower index first among equals; as `prtool.runtime.select.select`."""
-        ...
-
-    def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, learnable_tokens: int) -> DeviceArray:
-        """(batch, prefix + patches + appended, D) -> (batch, prefix + k + appended, D); as `prtool.runtime.select.gather`."""
-        ...
-
-    def capture(self, step: Callable[[], DeviceArray]) -> "Recording":
-        """Records the work of `step` as one unit to replay (a CUDA graph); where the device has none, `replay` calls `step`."""
-        ...
-
-    def synchronise(self) -> None:
-        """Waits until the device has done everything that was asked of it."""
-        ...
-
-
-class Recording(Protocol):
-    """Recorded work; it reads and writes the same memory in each replay."""
-
-    def replay(self) -> DeviceArray:
-        """Does the work again; the array is the same one each time and is overwritten by the next replay."""
         ...
 
 

@@ -1,35 +1,22 @@
 """Tensors on a CUDA device, for the engines that bring none of their own: PyTorch's, and what a native library must know of one."""
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prtool.engines.base import Array, ArrayLibrary, DeviceArray
+from prtool.engines.base import Array, DeviceArray
 from prtool.errors import EngineUnavailable, ShapeError
 
-
-class StreamArrays(ArrayLibrary, Protocol):
-    """Arrays on one GPU, with what a native library needs to know about them."""
-
-    @property
-    def stream(self) -> int:
-        """The handle of the calling thread's current CUDA stream; 0 is the default stream."""
-        ...
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """A contiguous array on the device whose content is not set; its memory is that of the current stream.
-
-        Raises:
-            RuntimeError: no memory is left, as the library reports it.
-        """
-        ...
+if TYPE_CHECKING:
+    from prtool.engines.pytorch.arrays import CudaTorchArrays
 
 
-def cuda_arrays(device: int) -> StreamArrays:
+def cuda_arrays(device: int, *, records: bool = True) -> "CudaTorchArrays":
     """PyTorch's arrays on one CUDA device; the same object in each call.
 
     Args:
         device: number of the GPU, from 0.
+        records: whether the engine's work can be recorded as a CUDA graph.
 
     Raises:
         EngineUnavailable: PyTorch cannot be imported, or does not find the device.
@@ -37,17 +24,16 @@ def cuda_arrays(device: int) -> StreamArrays:
     try:
         import torch
 
-        from prtool.engines.pytorch.arrays import CudaTorchArrays, torch_arrays
+        from prtool.engines.pytorch.arrays import cuda_torch_arrays
     except ImportError as cause:
         raise EngineUnavailable(f"arrays on cuda:{device} are PyTorch's, but torch cannot be imported ({cause}); pip install torch") from cause
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    arrays = torch_arrays(f"cuda:{device}")
-    if device >= count or not isinstance(arrays, CudaTorchArrays):
+    if device >= count:
         raise EngineUnavailable(
             f"arrays on cuda:{device} are PyTorch's, but torch {torch.__version__} finds {count} CUDA devices; "
             "pip install a torch that is built for CUDA, and check the driver with nvidia-smi"
         )
-    return arrays
+    return cuda_torch_arrays(device, records)
 
 
 def address(array: DeviceArray) -> int:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, ArrayLibrary, BuildOptions, DeviceArray, EngineInfo, EngineOptions, ShapeRange
+from prtool.engines.base import Array, BuildOptions, DeviceArray, EngineInfo, EngineOptions, ShapeRange
 from prtool.errors import BundleError, ConfigError, EngineError, InputWarning, KeepError, ShapeError
 from prtool.manifest import Manifest
 from prtool.runtime.classes import DEFAULT_TOP, ClassTable, Prediction
@@ -29,6 +29,9 @@ from prtool.runtime.pipeline import Graphs, Pipeline, Stage, mode_named
 from prtool.runtime.text.encode import TextEncoder
 from prtool.spec import Keep
 from prtool.text_safety import printable
+
+if TYPE_CHECKING:
+    from prtool.engines.pytorch.arrays import TorchArrays
 
 KeepLike = Keep | float | int | tuple[int, ...] | list[int] | npt.NDArray[np.integer[Any]] | None
 Embeddings = npt.NDArray[np.float32]
@@ -151,7 +154,7 @@ class Encoder:
         return self._loaded().pipeline.info
 
     @property
-    def arrays(self) -> ArrayLibrary | None:
+    def arrays(self) -> "TorchArrays | None":
         """Makes and reads arrays on the engine's device, for `encode_device`; None where the engine keeps no arrays there."""
         return self._loaded().pipeline.arrays
 

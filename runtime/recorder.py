@@ -3,27 +3,17 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
-from prtool.engines.base import ArrayLibrary, DeviceArray, Recording
+from prtool.engines.base import DeviceArray
 from prtool.engines.forks import track
+
+if TYPE_CHECKING:
+    from prtool.engines.pytorch.arrays import Recording, TorchArrays
 
 # A recording holds the activations of its largest graph; at batch 256 of ViT-L/14 that is gigabytes.
 MAX_RECORDINGS = 8
 _Key = tuple[tuple[int, ...], str, tuple[int, ...]]
-
-
-@runtime_checkable
-class RecordingArrays(ArrayLibrary, Protocol):
-    """Arrays whose `capture` records, so that a replay costs one launch; CUDA's have all of this."""
-
-    def copy(self, array: DeviceArray) -> DeviceArray:
-        """A new array of the same content."""
-        ...
-
-    def fence(self) -> Callable[[], None]:
-        """Marks the end of the work on the current stream so far; calling the result makes the caller's stream wait for it."""
-        ...
 
 
 class Recorder:
@@ -33,7 +23,7 @@ class Recorder:
     the call before has read its result.
     """
 
-    def __init__(self, arrays: ArrayLibrary, work: Callable[[DeviceArray, tuple[int, ...]], DeviceArray], most: int = MAX_RECORDINGS) -> None:
+    def __init__(self, arrays: "TorchArrays", work: Callable[[DeviceArray, tuple[int, ...]], DeviceArray], most: int = MAX_RECORDINGS) -> None:
         """Records nothing yet.
 
         Args:
@@ -41,7 +31,7 @@ class Recorder:
             work: pixels and counts to an array that belongs to the caller.
             most: recordings that are kept; the least recently used one goes first.
         """
-        self._arrays = arrays if isinstance(arrays, RecordingArrays) else None
+        self._arrays = arrays if arrays.records else None
         self._work = work
         self._most = most
         self._slots: OrderedDict[_Key, _Slot] = OrderedDict()
@@ -72,7 +62,7 @@ class Recorder:
         for slot in dropped:
             slot.free()
 
-    def _remember(self, key: _Key, arrays: RecordingArrays, counts: tuple[int, ...]) -> None:
+    def _remember(self, key: _Key, arrays: "TorchArrays", counts: tuple[int, ...]) -> None:
         dropped = []
         with self._lock:
             self._slots.setdefault(key, _Slot(arrays, lambda static: self._work(static, counts)))
@@ -85,7 +75,7 @@ class Recorder:
 class _Slot:
     """One recording with the memory that it reads; made by the first call that uses it."""
 
-    def __init__(self, arrays: RecordingArrays, work: Callable[[DeviceArray], DeviceArray]) -> None:
+    def __init__(self, arrays: "TorchArrays", work: Callable[[DeviceArray], DeviceArray]) -> None:
         self._arrays = arrays
         self._work = work
         self._recorded: tuple[DeviceArray, Recording] | None = None
@@ -109,7 +99,7 @@ class _Slot:
                 self._arrays.synchronise()
                 self._recorded = self._read = None
 
-    def _record(self, pixels: DeviceArray) -> tuple[DeviceArray, Recording]:
+    def _record(self, pixels: DeviceArray) -> "tuple[DeviceArray, Recording]":
         static = self._arrays.copy(pixels)
         self._recorded = (static, self._arrays.capture(lambda: self._work(static)))
         return self._recorded

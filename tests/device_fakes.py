@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from prtool.engines.base import DeviceArray, EngineInfo, EngineOptions, Recording
+from prtool.engines.base import DeviceArray, EngineInfo, EngineOptions
 from prtool.engines.pytorch import eager as torch_
-from prtool.engines.pytorch.arrays import TorchArrays
+from prtool.engines.pytorch.arrays import Recording, TorchArrays
 from prtool.errors import EngineUnavailable
 from prtool.manifest import TensorSpec
 
@@ -22,6 +22,8 @@ class FakeGpuArrays(TorchArrays):
         waits: number of fences that were waited for.
         synchronisations: number of calls of `synchronise`.
     """
+
+    records = True
 
     def __init__(self) -> None:
         super().__init__(torch.device("cpu"))
@@ -48,7 +50,7 @@ class FakeGpuArrays(TorchArrays):
         self.synchronisations += 1
 
 
-class _Recorded:
+class _Recorded(Recording):
     def __init__(self, arrays: FakeGpuArrays, step: Callable[[], DeviceArray]) -> None:
         self.arrays, self.step, self.result = arrays, step, step()
 

@@ -23,13 +23,14 @@ SCRATCH = 1 << 10
 
 @dataclass
 class HostArrays:
-    """`StreamArrays` on host memory: numpy arrays with an address, and streams that are numbers."""
+    """`CudaTorchArrays` on host memory: numpy arrays with an address, and streams that are numbers."""
 
     stream: int = 7
     room: int = 1 << 30
     made: list[tuple[tuple[int, ...], str]] = field(default_factory=list)
     waits: int = 0
     device: str = "cuda:0"
+    records: bool = True
 
     def to_device(self, array: Any) -> "HostArray":
         return np.array(array).view(HostArray)

@@ -63,13 +63,15 @@ def test_a_file_imports_only_from_its_own_layer_and_lower_ones(module: str) -> N
 
 
 def imported_at_once(path: Path) -> set[str]:
-    """What importing the file imports: everything but what stands inside a function."""
+    """What importing the file imports: everything but what stands inside a function, or is for type checkers only."""
     waiting: list[ast.AST] = [ast.parse(path.read_text())]
     found: set[str] = set()
     while waiting:
         node = waiting.pop()
         found |= names_in(node)
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             waiting += ast.iter_child_nodes(node)
     return found
 

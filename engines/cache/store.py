@@ -149,7 +149,8 @@ class EngineCache:
         Raises:
             StorageError: a folder cannot be removed.
         """
-        removed, busy = [], []
+        removed: list[str] = []
+        busy: list[str] = []
         for digest in dict.fromkeys(digests):
             folder = self.root / digest
             if not _ENTRY_NAME.fullmatch(digest) or not (_holds_engine(folder) or digest in self._unfinished()):

@@ -2,20 +2,23 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 
-from prtool.engines.base import Array, ArrayLibrary, DeviceArray, EngineInfo, EngineOptions, Recording, check_inputs
-from prtool.engines.cuda import StreamArrays, address, cuda_arrays, described
+from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, check_inputs
+from prtool.engines.cuda import address, cuda_arrays, described
 from prtool.engines.nvidia import gpu
 from prtool.engines.ort.cpu import FAILURES, OrtEngine, open_session, session_settings
 from prtool.errors import EngineUnavailable
 from prtool.extras import INSTALL_GPU
 from prtool.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    from prtool.engines.pytorch.arrays import CudaTorchArrays
 
 _NAME = "ort-cuda"
 _PROVIDER = "CUDAExecutionProvider"
@@ -77,21 +80,20 @@ class OrtCudaEngine(OrtEngine):
 class OrtDeviceEngine(OrtCudaEngine):
     """The same, from device arrays to device arrays as well: nothing passes through the host."""
 
-    def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, arrays: StreamArrays) -> None:
+    def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, arrays: "CudaTorchArrays") -> None:
         """Loads `model_path`; see `OrtCudaEngine`.
 
         Args:
             model_path, inputs, options: as there.
-            arrays: arrays on the same device; the session works on the stream that is current now.
+            arrays: arrays on the same device that do not record; the session works on the stream that is current now.
         """
-        self._library = arrays
-        self._arrays = _Uncaptured(arrays)
+        self._arrays = arrays
         self._stream = arrays.stream
         super().__init__(model_path, inputs, options, self._stream)
 
     @property
-    def arrays(self) -> ArrayLibrary:
-        """Arrays on the session's device. ONNX Runtime allocates while it runs, so `capture` records nothing: `replay` runs again."""
+    def arrays(self) -> "CudaTorchArrays":
+        """Arrays on the session's device."""
         return self._arrays
 
     def run_device(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
@@ -107,7 +109,7 @@ class OrtDeviceEngine(OrtCudaEngine):
         session = self._opened()
         host = {name: described(name, array) for name, array in inputs.items()}
         check_inputs(self._inputs, host, self._file.name)
-        in_order = self._stream != 0 and self._library.stream == self._stream
+        in_order = self._stream != 0 and self._arrays.stream == self._stream
         try:
             with self._turn:
                 binding = session.io_binding()
@@ -116,39 +118,19 @@ class OrtDeviceEngine(OrtCudaEngine):
                 for name in self._outputs:
                     binding.bind_output(name, "cuda", self._device)
                 if not in_order:
-                    self._library.synchronise()
+                    self._arrays.synchronise()
                 session.run_with_iobinding(binding, _run_options(waits=not in_order))
                 results = binding.get_outputs()
         except FAILURES as cause:
             raise self._failed(host, cause) from cause
         # Through DLPack: the array holds ONNX Runtime's memory and gives it back when it goes.
-        return {name: self._library.to_device(value) for name, value in zip(self._outputs, results, strict=True)}
+        return {name: self._arrays.to_device(value) for name, value in zip(self._outputs, results, strict=True)}
 
     def _bind(self, binding: Any, name: str, array: DeviceArray, host: Array) -> None:  # noqa: ANN401 - onnxruntime has no types
         if isinstance(array, np.ndarray):
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         else:
             binding.bind_input(name, "cuda", self._device, host.dtype.type, list(host.shape), address(array))
-
-
-class _Uncaptured:
-    """An array library that cannot record; all else is the library's."""
-
-    def __init__(self, arrays: StreamArrays) -> None:
-        self.device = arrays.device
-        self.to_device, self.to_host = arrays.to_device, arrays.to_host
-        self.select, self.gather, self.synchronise = arrays.select, arrays.gather, arrays.synchronise
-
-    def capture(self, step: Callable[[], DeviceArray]) -> Recording:
-        """Records nothing: `replay` calls `step`."""
-        return _Repeated(step)
-
-
-class _Repeated:
-    """Work that is done again by calling it."""
-
-    def __init__(self, step: Callable[[], DeviceArray]) -> None:
-        self.replay = step
 
 
 def probe() -> EngineInfo:
@@ -164,7 +146,8 @@ def probe() -> EngineInfo:
 def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> OrtCudaEngine:
     """Loads an ONNX file; see `OrtCudaEngine`. Where PyTorch finds the GPU, arrays stay there between graphs."""
     try:
-        arrays = cuda_arrays(options.device)
+        # ONNX Runtime allocates while it runs, which cannot be recorded.
+        arrays = cuda_arrays(options.device, records=False)
     except EngineUnavailable:
         return OrtCudaEngine(model_path, inputs, options)
     return OrtDeviceEngine(model_path, inputs, options, arrays)

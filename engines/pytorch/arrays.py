@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prtool.engines.base import Array, DeviceArray, Recording, reason
+from prtool.engines.base import Array, DeviceArray, reason
 from prtool.errors import EngineError, KeepError, ShapeError
 
 # Lazy work of the libraries (handles, workspaces, autotuning) must be over before anything is recorded.
@@ -17,7 +17,15 @@ _WARM_UPS = 3
 
 
 class TorchArrays:
-    """An `ArrayLibrary` of torch tensors, as it stands for the CPU; safe from many threads. `torch_arrays` makes the one of a device."""
+    """Torch tensors on one device, and the selection between two graphs there; the counterpart of `prtool.runtime.select`.
+
+    As it stands for the CPU; safe from many threads. `torch_arrays` makes the one of a device.
+
+    Attributes:
+        records: whether `capture` records work, so that a replay costs one launch.
+    """
+
+    records = False
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -28,7 +36,7 @@ class TorchArrays:
         return str(self._device)
 
     def to_device(self, array: object) -> DeviceArray:
-        """A contiguous tensor on the device; see `ArrayLibrary.to_device`. On a CPU it shares the memory of a contiguous array.
+        """A contiguous tensor on the device, from numpy, torch, or anything with DLPack or the CUDA array interface; not copied where it is there.
 
         Raises:
             ShapeError: the object is no array, or of a dtype that torch has not.
@@ -46,7 +54,7 @@ class TorchArrays:
             ) from cause
 
     def to_host(self, array: DeviceArray) -> Array:
-        """A numpy array; see `ArrayLibrary.to_host`."""
+        """A numpy array; waits for the work that gives it. Half-precision floats come as float32."""
         tensor: Tensor = array
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
@@ -55,7 +63,7 @@ class TorchArrays:
         return found
 
     def select(self, scores: DeviceArray, k: int) -> DeviceArray:
-        """The k patches with the highest scores; see `ArrayLibrary.select`.
+        """(batch, patches) -> (batch, k) int64 by falling score, the lower index first among equals.
 
         Raises:
             ShapeError: scores are not two-dimensional, not floating, or hold NaN.
@@ -71,7 +79,7 @@ class TorchArrays:
         return torch.sort(scores + 0.0, dim=1, descending=True, stable=True).indices[:, :k].contiguous()
 
     def gather(self, tokens: DeviceArray, indices: DeviceArray, prefix_tokens: int, learnable_tokens: int) -> DeviceArray:
-        """The sequence with only the selected patches; see `ArrayLibrary.gather`.
+        """(batch, prefix + patches + learnable, D) -> (batch, prefix + k + learnable, D): the sequence with only the selected patches.
 
         Raises:
             ShapeError: the shapes do not fit together, or an index names no patch.
@@ -88,12 +96,21 @@ class TorchArrays:
         # Whole rows of one flat array: the sequence is written once, and no index is read for each channel.
         return tokens.reshape(batch * length, width).index_select(0, rows.flatten()).reshape(batch, -1, width)
 
-    def capture(self, step: Callable[[], DeviceArray]) -> Recording:
-        """A CPU records nothing: `replay` calls `step`."""
-        return _Repeated(step)
+    def copy(self, array: DeviceArray) -> DeviceArray:
+        """A new, contiguous tensor of the same content."""
+        copied: Tensor = array.clone(memory_format=torch.contiguous_format)
+        return copied
 
     def synchronise(self) -> None:
-        """A CPU has done everything when a call returns."""
+        """Waits until the device has done everything that was asked of it; a CPU has when a call returns."""
+
+    def fence(self) -> Callable[[], None]:
+        """Marks the end of the work so far on the current stream; calling the result makes the caller's stream wait for it."""
+        return self.synchronise
+
+    def capture(self, step: Callable[[], DeviceArray]) -> "Recording":
+        """Records the work of `step`, to be replayed; where nothing is recorded, `replay` calls `step`."""
+        return Recording(step)
 
     def _check_scores(self, scores: Tensor) -> None:
         if bool(scores.isnan().any()):
@@ -135,6 +152,10 @@ class CudaTorchArrays(TorchArrays):
     (it shows as an embedding that is not finite) and indices out of range (`select` gives none).
     """
 
+    def __init__(self, device: torch.device, records: bool = True) -> None:
+        super().__init__(device)
+        self.records = records
+
     @property
     def stream(self) -> int:
         """The handle of the calling thread's current stream; 0 is the default stream."""
@@ -149,23 +170,20 @@ class CudaTorchArrays(TorchArrays):
         made: Tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self._device)
         return made
 
-    def copy(self, array: DeviceArray) -> DeviceArray:
-        """A new tensor of the same content."""
-        copied: Tensor = array.clone(memory_format=torch.contiguous_format)
-        return copied
-
     def fence(self) -> Callable[[], None]:
-        """Marks the end of what was asked for so far on this stream; calling the result makes the caller's stream wait for it."""
+        """Marks the end of the work so far; see `TorchArrays.fence`."""
         event = cast(Any, torch.cuda.Event)()
         event.record(torch.cuda.current_stream(self._device))
         return lambda: torch.cuda.current_stream(self._device).wait_event(event)
 
-    def capture(self, step: Callable[[], DeviceArray]) -> Recording:
+    def capture(self, step: Callable[[], DeviceArray]) -> "Recording":
         """A CUDA graph of `step`, in memory of its own.
 
         Raises:
             EngineError: `step` does something that cannot be recorded (waiting for the device, a copy from the host), or memory ran out.
         """
+        if not self.records:
+            return super().capture(step)
         try:
             with torch.cuda.device(self._device), torch.no_grad():
                 return self._record(step)
@@ -173,7 +191,7 @@ class CudaTorchArrays(TorchArrays):
             raise EngineError(f"the work on {self.device} cannot be recorded as a CUDA graph: {reason(cause, 1)}") from cause
 
     def synchronise(self) -> None:
-        """Waits until the device is idle; see `ArrayLibrary.synchronise`."""
+        """Waits until the device is idle; see `TorchArrays.synchronise`."""
         with self._mapped():
             torch.cuda.synchronize(self._device)
 
@@ -183,7 +201,7 @@ class CudaTorchArrays(TorchArrays):
     def _check_indices(self, indices: Tensor, patches: int) -> None:
         pass
 
-    def _record(self, step: Callable[[], DeviceArray]) -> Recording:
+    def _record(self, step: Callable[[], DeviceArray]) -> "Recording":
         side = cast(Any, torch.cuda.Stream)()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -197,20 +215,22 @@ class CudaTorchArrays(TorchArrays):
         return _Graph(graph, result)
 
 
-class _Repeated:
+class Recording:
     """Work that is done again by calling it."""
 
     def __init__(self, step: Callable[[], DeviceArray]) -> None:
         self._step = step
 
     def replay(self) -> DeviceArray:
+        """Does the work again; a CUDA graph gives the same array each time, which the next replay overwrites."""
         return self._step()
 
 
-class _Graph:
+class _Graph(Recording):
     """A CUDA graph and the tensor that it writes."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph, result: DeviceArray) -> None:
+        super().__init__(lambda: result)
         self._graph = graph
         self._result = result
 
@@ -226,4 +246,10 @@ class _Graph:
 def torch_arrays(device: str) -> TorchArrays:
     """The arrays of a device by its torch name ("cpu", "cuda:0"); the same object for all engines of that device."""
     chosen = torch.device(device)
-    return CudaTorchArrays(chosen) if chosen.type == "cuda" else TorchArrays(chosen)
+    return cuda_torch_arrays(chosen.index or 0, True) if chosen.type == "cuda" else TorchArrays(chosen)
+
+
+@functools.cache
+def cuda_torch_arrays(device: int, records: bool) -> CudaTorchArrays:
+    """The arrays of the CUDA device of that number; those that do not record run work again instead."""
+    return CudaTorchArrays(torch.device("cuda", device), records)

@@ -114,8 +114,8 @@ def _obtain(
     timing_file = cache.timing_folder / f"{library.engine}-{library.version}-{_plain(key.device)}.timing"
 
     def write(path: Path) -> None:
-        options = dataclasses.replace(BuildOptions(), **key.options)  # type: ignore[arg-type] - their names and types are a key's
-        path.write_bytes(build_plan(library, model_path, inputs, key.profiles, options, timing_file))
+        options: dict[str, Any] = key.options
+        path.write_bytes(build_plan(library, model_path, inputs, key.profiles, BuildOptions(**options), timing_file))
 
     return cache.obtain(key, write, source=str(model_path.absolute()), rebuild=rebuild)
 

@@ -5,16 +5,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prtool.engines.base import Array, ArrayLibrary, DeviceArray, EngineInfo, Profile, check_inputs, reason
-from prtool.engines.cuda import StreamArrays, address, described
+from prtool.engines.base import Array, DeviceArray, EngineInfo, Profile, check_inputs, reason
+from prtool.engines.cuda import address, described
 from prtool.engines.nvidia import free_memory, is_capturing
 from prtool.engines.profiles import Sizes, call_sizes, choose_profile, is_shape_input
 from prtool.errors import EngineError
 from prtool.manifest import TensorSpec
+
+if TYPE_CHECKING:
+    from prtool.engines.pytorch.arrays import CudaTorchArrays
 
 # Each holds scratch memory for its shapes. The first call of a new set of shapes is slow, so the ones used last are kept.
 CONTEXTS_KEPT = 16
@@ -76,7 +79,7 @@ class TrtEngine:
     long as the engine.
     """
 
-    def __init__(self, plan: TrtPlan, arrays: StreamArrays, info: EngineInfo) -> None:
+    def __init__(self, plan: TrtPlan, arrays: "CudaTorchArrays", info: EngineInfo) -> None:
         """Makes no context yet.
 
         Args:
@@ -98,7 +101,7 @@ class TrtEngine:
         return self._info
 
     @property
-    def arrays(self) -> ArrayLibrary:
+    def arrays(self) -> "CudaTorchArrays":
         """Arrays on the engine's GPU."""
         return self._arrays
 
