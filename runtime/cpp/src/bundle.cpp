@@ -90,13 +90,6 @@ void check_names(const Manifest& manifest) {
     }
 }
 
-template <typename Value>
-std::string names_of(const std::map<std::string, Value>& values) {
-    std::vector<std::string> names;
-    for (const auto& [name, value] : values) names.push_back(name);
-    return joined(names);
-}
-
 }  // namespace
 
 Bundle Bundle::open(const std::string& path, bool verify) {
@@ -119,16 +112,16 @@ void Bundle::check_files(bool verify) {
 const GraphSpec& Bundle::graph(const std::string& role, const std::string& precision) const {
     const auto roles = manifest_.graphs.find(precision);
     if (roles == manifest_.graphs.end()) {
-        throw Error(Status::config, "precision = '" + precision + "', but " + path_ + " holds " + names_of(manifest_.graphs) + "; export it with --precision " + precision);
+        throw Error(Status::config, "precision = '" + precision + "', but " + path_ + " holds " + joined(names_of(manifest_.graphs)) + "; export it with --precision " + precision);
     }
     const auto found = roles->second.find(role);
-    if (found == roles->second.end()) throw Error(Status::config, "graph = '" + role + "', but " + path_ + " holds " + names_of(roles->second));
+    if (found == roles->second.end()) throw Error(Status::config, "graph = '" + role + "', but " + path_ + " holds " + joined(names_of(roles->second)));
     return found->second;
 }
 
 std::string Bundle::file(const std::string& name) const {
     if (manifest_.files.count(name) == 0) {
-        throw Error(Status::bundle, path_ + " has no file '" + shortened(name) + "'; it holds " + names_of(manifest_.files));
+        throw Error(Status::bundle, path_ + " has no file '" + shortened(name) + "'; it holds " + joined(names_of(manifest_.files)));
     }
     return (fs::path(path_) / name).string();
 }

@@ -62,13 +62,13 @@ public:
     // Throws what the steps throw; Error(Status::shape): a score is NaN; Error(Status::engine): the device failed.
     virtual void run(const Call& call, const float* pixels, float* embeddings, const Steps& steps) = 0;
 
-    // From device memory to device memory, behind what is on the cudaStream_t `stream` and before what is put there later;
+    // From device memory to device memory, in the order of the cudaStream_t `stream`;
     // may return before it is done. A score that is NaN ranks last.
     // Throws Error(Status::config): the engine works in host memory.
     virtual void run_on_device(const Call& call, const float* pixels, float* embeddings, void* stream, const Steps& steps) = 0;
 };
 
-// Host memory; `engine` names the engine in a refusal.
+// Host memory; `engine` names the engine in errors.
 std::unique_ptr<Device> make_host_device(const char* engine);
 
 }  // namespace prtool

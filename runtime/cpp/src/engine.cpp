@@ -110,7 +110,7 @@ int granted_cpus() {
         if (first == std::string::npos || second == std::string::npos) continue;
         const std::string controllers = line.substr(first + 1, second - first - 1), path = line.substr(second + 1);
         if (path.find("..") != std::string::npos || (!controllers.empty() && ("," + controllers + ",").find(",cpu,") == std::string::npos)) continue;
-        // A container often sees its own group as the mount itself, so every group up to there is looked at.
+        // A container often sees its own group as the mount itself, so every group up to there is checked.
         for (std::size_t end = path.size(); end != std::string::npos; end = end == 0 ? std::string::npos : path.rfind('/', end - 1)) {
             for (const std::string& mount : {std::string(), "/" + controllers, std::string("/cpu"), std::string("/unified")}) {
                 granted = std::min(granted, cpu_quota("/sys/fs/cgroup" + mount + path.substr(0, end)));

@@ -47,7 +47,7 @@ public:
 struct EngineInfo {
     std::string name;
     std::string version;
-    std::string device;  // in words: "CPU, 2 threads"
+    std::string device;  // human-readable: "CPU, 2 threads"
 };
 
 struct EngineSettings {
@@ -63,10 +63,10 @@ class Engine {
 public:
     virtual ~Engine() = default;
     virtual const EngineInfo& info() const = 0;
-    // The precision of the graphs that it runs to compute in the one asked for.
+    // The precision of the graphs that it runs for the requested one.
     virtual std::string graph_precision() const = 0;
     virtual Device& device() = 0;
-    // Throws Error(Status::engine): the file is damaged, or the engine refuses it.
+    // Throws Error(Status::engine): the file is damaged, or the engine rejects it.
     virtual std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) = 0;
 };
 

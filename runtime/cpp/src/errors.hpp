@@ -102,6 +102,13 @@ inline std::string joined(const std::vector<std::string>& names) {
     return text;
 }
 
+template <typename Map>
+std::vector<std::string> names_of(const Map& values) {
+    std::vector<std::string> names;
+    for (const auto& [name, value] : values) names.push_back(name);
+    return names;
+}
+
 inline std::string listed(const std::vector<std::int64_t>& values) {
     std::string text;
     for (const std::int64_t value : values) {

@@ -47,7 +47,7 @@ std::int64_t token_width(const GraphSpec& pre) {
     throw Error(Status::bundle, "graph 'pre' declares no output tokens of a fixed width; export the bundle again");
 }
 
-// PRE, then for each location a selection and the graph behind it; the last one is POST.
+// PRE, then for each location a selection and the graph after it; the last one is POST.
 class SplitPipeline final : public Pipeline {
 public:
     SplitPipeline(const Bundle& bundle, std::unique_ptr<Engine> engine)
@@ -57,23 +57,23 @@ public:
     }
 
 private:
-    enum Room : std::size_t { kTokens, kScores, kKept, kRooms };
+    enum Buffer : std::size_t { kTokens, kScores, kKept, kBuffers };
 
     void steps(Work& work, const Call& call, const float* pixels, float* embeddings) override {
         const std::int64_t batch = call.batch;
         std::int64_t patches = prune_.patches();
-        float* tokens = room(work, 0, kTokens, batch * length(patches) * width_);
-        float* scores = room(work, 0, kScores, batch * patches);
+        float* tokens = buffer(work, 0, kTokens, batch * length(patches) * width_);
+        float* scores = buffer(work, 0, kScores, batch * patches);
         pre_->run({input_of("pixels", pixels, pixels_shape(batch))},
                   {output_of("tokens", tokens, shape(batch, patches)), output_of("scores", scores, {batch, patches})}, work);
         for (std::size_t place = 0; place < call.counts.size(); ++place) {
             const std::int64_t k = call.counts[place];
-            float* kept = room(work, place, kKept, batch * length(k) * width_);
+            float* kept = buffer(work, place, kKept, batch * length(k) * width_);
             work.keep_best(scores, tokens, {batch, patches, width_, prune_.prefix_tokens, prune_.learnable_tokens}, k, kept);
             patches = k;
             if (place < middle_.size()) {
-                tokens = room(work, place + 1, kTokens, batch * length(k) * width_);
-                scores = room(work, place + 1, kScores, batch * k);
+                tokens = buffer(work, place + 1, kTokens, batch * length(k) * width_);
+                scores = buffer(work, place + 1, kScores, batch * k);
                 middle_[place]->run({input_of("tokens", kept, shape(batch, k))},
                                     {output_of("tokens_out", tokens, shape(batch, k)), output_of("scores", scores, {batch, k})}, work);
             } else {
@@ -82,9 +82,9 @@ private:
         }
     }
 
-    // The tensors at each location have rooms of their own: a room keeps its memory only while its size stays.
-    static float* room(Work& work, std::size_t place, Room what, std::int64_t count) {
-        return work.floats(place * kRooms + what, static_cast<std::size_t>(count));
+    // Each location has its own buffers: a buffer keeps its memory only while its size stays.
+    static float* buffer(Work& work, std::size_t place, Buffer what, std::int64_t count) {
+        return work.floats(place * kBuffers + what, static_cast<std::size_t>(count));
     }
     std::int64_t length(std::int64_t patches) const { return prune_.prefix_tokens + patches + prune_.learnable_tokens; }
     std::vector<std::int64_t> shape(std::int64_t batch, std::int64_t patches) const { return {batch, length(patches), width_}; }

@@ -5,7 +5,6 @@
 #include <numeric>
 
 #include "errors.hpp"
-#include "rank.hpp"
 
 namespace prtool {
 

@@ -45,15 +45,11 @@ std::string sha256_of(const GuardedFile& file) {
     return hexadecimal({reinterpret_cast<const char*>(digest.data()), length});
 }
 
-std::string sha256_bytes(std::string_view content) {
+std::string sha256_text(std::string_view content) {
     std::array<unsigned char, EVP_MAX_MD_SIZE> digest{};
     unsigned int length = 0;
     require(EVP_Digest(content.data(), content.size(), digest.data(), &length, EVP_sha256(), nullptr));
-    return {reinterpret_cast<const char*>(digest.data()), length};
-}
-
-std::string sha256_text(std::string_view content) {
-    return hexadecimal(sha256_bytes(content));
+    return hexadecimal({reinterpret_cast<const char*>(digest.data()), length});
 }
 
 }  // namespace prtool

@@ -1,4 +1,4 @@
-// SHA-256 of a file, in one pass, and of bytes.
+// SHA-256 of a file, in one pass, and of bytes; as 64 hexadecimal digits in lower case.
 #pragma once
 
 #include <string>
@@ -8,11 +8,8 @@
 
 namespace prtool {
 
-// 64 hexadecimal digits, lower case. Throws Error(Status::bundle): the file cannot be read.
+// Throws Error(Status::bundle): the file cannot be read.
 std::string sha256_of(const GuardedFile& file);
-
-// Of bytes: 32 bytes, and the same as 64 hexadecimal digits.
-std::string sha256_bytes(std::string_view content);
 std::string sha256_text(std::string_view content);
 
 }  // namespace prtool

@@ -11,13 +11,6 @@ namespace {
 constexpr const char* kFirstPrecision = "fp32";
 constexpr std::int64_t kMostWidth = 65'536;
 
-template <typename Value>
-std::vector<std::string> names_of(const std::map<std::string, Value>& values) {
-    std::vector<std::string> names;
-    for (const auto& [name, value] : values) names.push_back(name);
-    return names;
-}
-
 // The width D of a token, which only the graphs say: the last axis of POST's input.
 std::int64_t token_width(const std::map<std::string, GraphSpec>& roles) {
     const auto post = roles.find("post");

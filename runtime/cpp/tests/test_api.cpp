@@ -201,7 +201,7 @@ TEST_CASE("what was opened stays what it was, or the next part is an error") {
     fs::remove_all(copy);
 }
 
-TEST_CASE("a GPU is asked for in vain where the engine has none") {
+TEST_CASE("device pixels are rejected where the engine has no GPU") {
     const Encoder encoder(bundle_path(), options_of("fused"));
     const std::vector<float> pixels = noise(encoder.info(), 1, 3);
     std::vector<float> out(static_cast<std::size_t>(encoder.info().embed_dim), 7.0F);

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "errors.hpp"
-#include "rank.hpp"
 #include "select.hpp"
 
 namespace {
@@ -62,7 +61,7 @@ TEST_CASE("prefix and appended tokens stay around the kept patches") {
     CHECK(out == std::vector<float>{0, 0, 3, 3, 1, 1, 4, 4, 5, 5, 7, 7, 8, 8, 9, 9});
 }
 
-TEST_CASE("ranks by counting are the order of select, with NaN behind all") {
+TEST_CASE("ranks by counting are the order of select, with NaN last") {
     const float infinity = std::numeric_limits<float>::infinity();
     const std::vector<float> scores = {0.5F, -infinity, 2.0F, -0.0F, 0.0F, 2.0F, infinity, 0.5F};
     const auto patches = static_cast<std::int64_t>(scores.size());

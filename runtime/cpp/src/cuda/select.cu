@@ -4,7 +4,7 @@
 
 #include "cuda/cuda.hpp"
 #include "cuda/kernels.hpp"
-#include "rank.hpp"
+#include "select.hpp"
 
 namespace prtool::cuda {
 

@@ -147,10 +147,10 @@ private:
 };
 
 // The settings of the Python package, so that both languages run alike.
-ov::AnyMap settings_of(const EngineSettings& asked, int threads) {
+ov::AnyMap settings_of(const EngineSettings& settings, int threads) {
     return {
         // Left to itself, OpenVINO takes bf16 on every processor that has it. An int8 graph says itself what is quantised.
-        ov::hint::inference_precision(asked.precision == "bf16" ? ov::element::bf16 : ov::element::f32),
+        ov::hint::inference_precision(settings.precision == "bf16" ? ov::element::bf16 : ov::element::f32),
         ov::inference_num_threads(threads),
         ov::num_streams(1),
         // The number of threads is the caller's; without this it is lowered to the physical cores.
@@ -162,13 +162,13 @@ ov::AnyMap settings_of(const EngineSettings& asked, int threads) {
 
 class OpenVinoEngine final : public Engine {
 public:
-    explicit OpenVinoEngine(const EngineSettings& asked) : precision_(asked.precision), threads_(asked.threads > 0 ? asked.threads : granted_cpus()) {
+    explicit OpenVinoEngine(const EngineSettings& settings) : precision_(settings.precision), threads_(settings.threads > 0 ? settings.threads : granted_cpus()) {
         const std::vector<std::string> able = core().get_property(kDevice, ov::device::capabilities);
         if (precision_ == "bf16" && std::find(able.begin(), able.end(), "BF16") == able.end()) {
             throw Error(Status::engine_unavailable,
                         "precision = bf16, but " + cpu_name() + " computes in " + joined(able) + " only (bf16 needs AVX512_BF16 or AMX); use fp32 or int8");
         }
-        settings_ = settings_of(asked, threads_);
+        settings_ = settings_of(settings, threads_);
         info_ = {"openvino", version_text(), cpu_name() + ", " + std::to_string(threads_) + (threads_ > 1 ? " threads" : " thread")};
     }
 

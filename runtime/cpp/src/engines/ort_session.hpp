@@ -16,7 +16,7 @@ Ort::SessionOptions session_options(int threads, bool spinning);
 
 class OrtSession {
 public:
-    // Throws Error(Status::engine): the file is damaged, or ONNX Runtime refuses it.
+    // Throws Error(Status::engine): the file is damaged, or ONNX Runtime rejects it.
     OrtSession(const std::string& path, const GraphSpec& spec, const Ort::SessionOptions& options);
 
     Ort::Session& get() { return session_; }

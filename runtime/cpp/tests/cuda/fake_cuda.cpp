@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "cuda/kernels.hpp"
-#include "rank.hpp"
+#include "select.hpp"
 
 namespace {
 
