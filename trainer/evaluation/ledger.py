@@ -1,7 +1,5 @@
 """Ledger: what an evaluation has found for each image, kept on disk so that an interrupted one goes on where it stopped."""
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prtool.exchange import sweep
-from prtool.files import storage_errors
-from prtool.trainer.stored_tensors import keep_tensors, recall_tensors
+from prtool.store import digest
+from prtool.trainer.store import TensorStore
 
 _SAVE_SECONDS = 30.0
 _DONE = "done"
@@ -31,11 +28,11 @@ class Ledger:
     def __init__(
         self, images: int, folder: Path | None, identity: Mapping[str, object], save_seconds: float = _SAVE_SECONDS, name: str = "unfinished"
     ) -> None:
-        self._key = hashlib.sha256(json.dumps([images, identity], sort_keys=True).encode()).hexdigest()
-        self._path = None if folder is None else folder / f"{name}-{self._key[:16]}.safetensors"
+        key = digest(images, identity)
+        self._store, self._name = TensorStore(folder, key), f"{name}-{key[:16]}.safetensors"
         self._columns: dict[str, Tensor] = {_DONE: torch.zeros(images, dtype=torch.bool)}
         self._save_seconds, self._saved = save_seconds, time.monotonic()
-        found = None if self._path is None else recall_tensors(self._path, self._key)
+        found = self._store.read_tensors(self._name)
         if found is not None:
             self._columns = found.tensors
 
@@ -65,8 +62,7 @@ class Ledger:
         Raises:
             StorageError: it cannot be written.
         """
-        if self._path is not None:
-            keep_tensors(self._path, self._key, self._columns)
+        self._store.write_tensors(self._name, self._columns)
         self._saved = time.monotonic()
 
     def rows(self, name: str, indices: Sequence[int]) -> Tensor | None:
@@ -84,7 +80,4 @@ class Ledger:
         Raises:
             StorageError: it cannot be deleted.
         """
-        if self._path is not None:
-            with storage_errors(self._path):
-                self._path.unlink(missing_ok=True)
-                sweep(self._path)
+        self._store.remove(self._name)

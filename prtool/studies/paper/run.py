@@ -1,23 +1,22 @@
 """Runs the grid of a table: what is finished is kept, and what cannot run is named without stopping the rest."""
 
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from prtool.errors import ConfigError, PrtoolError, StorageError
-from prtool.files import storage_errors
+from prtool.files import sha256_file, storage_errors
 from prtool.progress import Progress
+from prtool.records import from_plain, to_plain
 from prtool.runtime.machine import library_versions
-from prtool.stored import keep_json, recall_json
+from prtool.store import Store, digest
 from prtool.studies.paper.plan import Cell, DataSet, Job, Study
 from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.data.load import load_split, templates_for
 from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
-from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow
+from prtool.trainer.evaluation.report import UNPRUNED, EvalReport
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import RECORD_NAME
 from prtool.trainer.train import train
@@ -186,9 +185,11 @@ def _evaluated(run: Path, job: Job, bench: _Bench) -> EvalReport:
         templates=templates,
         unpruned=bench.folder / "cache" / "unpruned",
     )
-    path = bench.folder / "evaluations" / f"{_evaluation_key(run, job, bench.study, asked)}.json"
-    report = _recalled(path)
-    if report is not None:
+    key = _evaluation_key(run, job, bench.study, asked)
+    store, name = Store(bench.folder / "evaluations", key), f"{key[:16]}.json"
+    found = store.read(name)
+    if found is not None:
+        report: EvalReport = from_plain(EvalReport, found)
         return report
     try:
         report = bench.verbs.evaluate(run, Path(job.test_on.address), asked, bench.progress)
@@ -196,7 +197,7 @@ def _evaluated(run: Path, job: Job, bench: _Bench) -> EvalReport:
         if len(job.methods) < 2:
             raise
         return _one_by_one(run, job, bench)
-    keep_json(path, path.stem, report.to_json())
+    store.write(name, to_plain(report))
     return report
 
 
@@ -244,7 +245,7 @@ def run_folder(config: TrainConfig, train_on: Sequence[DataSet], folder: Path) -
     """
     plain = {name: value for name, value in config.to_json().items() if name != "phases"}
     kind = "none" if config.phases == ("none",) else "rank" in config.phases
-    return folder / "runs" / f"{'-'.join(data.name for data in train_on)}-{_key([plain, kind])[:12]}"
+    return folder / "runs" / f"{'-'.join(data.name for data in train_on)}-{digest(plain, kind)[:12]}"
 
 
 def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig, Checkpoint]:
@@ -262,10 +263,10 @@ def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig
 
 def _evaluation_key(run: Path, job: Job, study: Study, asked: EvalConfig) -> str:
     """Names an evaluation after everything that it depends on."""
-    checkpoint = hashlib.sha256((run / RECORD_NAME).read_bytes()).hexdigest()
+    checkpoint = sha256_file(run / RECORD_NAME)
     images = load_split(job.test_on.address, "test").take(study.images, asked.drawn_by)
     keeps = [str(keep) for keep in asked.keeps]
-    return _key([SCHEMA, checkpoint, images.digest(), images.classnames, keeps, asked.methods, asked.seed, asked.templates, library_versions()])[:16]
+    return digest(SCHEMA, checkpoint, images.digest(), images.classnames, keeps, asked.methods, asked.seed, asked.templates, library_versions())
 
 
 def _with_untuned(report: EvalReport, methods: Sequence[str]) -> EvalReport:
@@ -276,16 +277,6 @@ def _with_untuned(report: EvalReport, methods: Sequence[str]) -> EvalReport:
     return replace(report, rows=tuple(rows))
 
 
-def _recalled(path: Path) -> EvalReport | None:
-    """A finished evaluation; None where there is none, or it is damaged and is made again."""
-    plain = recall_json(path, path.stem)
-    if plain is None:
-        return None
-    rows = tuple(EvalRow(**{name: row[name] for name in EvalRow.__slots__}) for row in plain.pop("results"))
-    lists = {name: tuple(value) for name, value in plain.items() if isinstance(value, list)}
-    return EvalReport(rows=rows, **{**plain, **lists})
-
-
 def _templates(data: DataSet) -> tuple[str, ...]:
     return templates_for(data.address) if data.known is None else (data.known.template,)
 
@@ -294,7 +285,3 @@ def _title(job: Job) -> str:
     learned = "+".join(data.name for data in job.train_on)
     settings = ", ".join(f"{name} = {value}" for name, value in job.settings)
     return f"{', '.join(job.methods)} on {job.test_on.name} (run on {learned}, seed {job.seed}, {settings})"
-
-
-def _key(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -8,7 +8,7 @@ from prtool.errors import CheckpointError, ConfigError
 from prtool.files import file_kind, sha256_file
 from prtool.records import from_plain, to_plain
 from prtool.spec import Keep
-from prtool.stored import read_sealed, write_sealed
+from prtool.store import read_sealed, write_sealed
 from prtool.text_safety import printable
 from prtool.trainer.runs.record import RECORD_NAME
 

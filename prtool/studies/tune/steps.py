@@ -1,8 +1,6 @@
 """The steps behind `prtool tune`: a run for each candidate's locations, its quality, its bundle and its speed, each kept and reused."""
 
 import functools
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +19,7 @@ from prtool.progress import Progress
 from prtool.runtime.bench import BenchConfig, BenchReport, bench
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.spec import Keep, PruneSpec
-from prtool.stored import keep_json, recall_json
+from prtool.store import Store, digest
 from prtool.studies.tune.config import TUNE_FOLDER
 from prtool.studies.tune.quality import evaluate_quality
 from prtool.studies.tune.result import record_digest
@@ -223,9 +221,9 @@ def qualities(shop: Workshop, site: Site, ask: QualityAsk, keeps: Sequence[Keep]
     Raises:
         Everything that `evaluate_quality` raises.
     """
-    path = site.folder / f"evaluation-{ask.split}.json"
-    key = _key(SCHEMA, record_digest(site.run), ask.data_sha256, ask.split, ask.images, library_versions())
-    found = recall_json(path, key) or {"rows": {}, "notes": []}
+    name = f"evaluation-{ask.split}.json"
+    store = Store(site.folder, digest(SCHEMA, record_digest(site.run), ask.data_sha256, ask.split, ask.images, library_versions()))
+    found = store.read(name) or {"rows": {}, "notes": []}
     counts = {keep.resolve(site.spec.patches): keep for keep in keeps}
     missing = {k: keep for k, keep in counts.items() if str(k) not in found["rows"]}
     if missing:
@@ -235,7 +233,7 @@ def qualities(shop: Workshop, site: Site, ask: QualityAsk, keeps: Sequence[Keep]
         report = shop.tools.evaluate(site.run, ask.data, asked, Named(shop.progress, site.name))
         rows = {str(k): _quality(row) for k, row in zip(missing, report.of(method), strict=True)}
         found = {"rows": {**found["rows"], "0": _quality(report.unpruned), **rows}, "notes": list(report.notes)}
-        keep_json(path, key, found)
+        store.write(name, found)
     return {k: Quality(**found["rows"][str(k)]) for k in (0, *counts)}, tuple(found["notes"])
 
 
@@ -245,13 +243,13 @@ def ensure_bundle(shop: Workshop, site: Site, ask: QualityAsk, precision: str) -
     Raises:
         Everything that `export_run` raises.
     """
-    bundle, path = site.folder / "bundle", site.folder / "bundle.json"
+    bundle, name = site.folder / "bundle", "bundle.json"
     scales = ask.data_sha256 if precision == "int8" else ""
-    key = _key(SCHEMA, record_digest(site.run), scales, library_versions())
-    if (recall_json(path, key) or {}).get("manifest") == _manifest_digest(bundle) and _has(bundle, precision):
+    store = Store(site.folder, digest(SCHEMA, record_digest(site.run), scales, library_versions()))
+    if (store.read(name) or {}).get("manifest") == _manifest_digest(bundle) and _has(bundle, precision):
         return bundle
     shop.tools.export(site.run, bundle, ExportOptions(_BUNDLE_KEEP, (precision,)), ask.data, Named(shop.progress, site.name))
-    keep_json(path, key, {"manifest": _manifest_digest(bundle)})
+    store.write(name, {"manifest": _manifest_digest(bundle)})
     return bundle
 
 
@@ -272,13 +270,13 @@ def timing(shop: Workshop, site: Site, bundle: Path, config: BenchConfig) -> Tim
     info = shop.tools.probe(engine)
     settings = [engine, config.precisions, config.batches, counts, config.threads, config.budget_s, config.min_rounds]
     host = [machine.cpu, machine.threads_granted, machine.system, info.version, info.device]
-    path = site.folder / f"speed-{engine}-{config.precisions[0]}-{config.batches[0]}.json"
-    key = _key(SCHEMA, _manifest_digest(bundle), settings, host, library_versions())
-    found = recall_json(path, key)
+    name = f"speed-{engine}-{config.precisions[0]}-{config.batches[0]}.json"
+    store = Store(site.folder, digest(SCHEMA, _manifest_digest(bundle), settings, host, library_versions()))
+    found = store.read(name)
     if found is None:
         report = shop.tools.bench(bundle, config, Named(shop.progress, site.name))
         found = _timing(report, counts)
-        keep_json(path, key, found)
+        store.write(name, found)
     speeds = {int(k): Speed(*values) for k, values in found["speeds"].items()}
     return Timing(found["unpruned_ms"], speeds, found["device"], found["versions"], tuple(found["notes"]))
 
@@ -323,7 +321,3 @@ def _has(bundle: Path, precision: str) -> bool:
         return precision in Bundle.open(bundle).manifest.graphs
     except BundleError:
         return False
-
-
-def _key(*parts: object) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
