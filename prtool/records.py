@@ -34,7 +34,7 @@ def setting(default: object, meaning: str, **limits: Unpack[Limits]) -> Any:  # 
     return dataclasses.field(default=default, metadata={"meaning": meaning, "limits": limits})
 
 
-def meanings(kind: type, prefix: str = "") -> dict[str, str]:
+def meanings(kind: Any, prefix: str = "") -> dict[str, str]:  # noqa: ANN401 - a dataclass
     """Dotted name -> meaning of every setting of a dataclass and of its sections."""
     found: dict[str, str] = {}
     for item in dataclasses.fields(kind):

@@ -210,8 +210,9 @@ class _Graph:
     def _value(self, start: int, end: int) -> TensorSpec:
         """The name, dtype and axes of an input, output or inner value."""
         found = self.reader.fields(start, end, _VALUE, "a value")
-        kind = self.reader.fields(*found.get(2, _NOWHERE), _TYPE, "a type")
-        tensor = self.reader.fields(*kind.get(1, _NOWHERE), _TENSOR_TYPE, "a tensor's type")
+        first, last = found.get(2, _NOWHERE)
+        first, last = self.reader.fields(first, last, _TYPE, "a type").get(1, _NOWHERE)
+        tensor = self.reader.fields(first, last, _TENSOR_TYPE, "a tensor's type")
         dtype = _TYPES[tensor[1]][0] if tensor.get(1) in _TYPES else "?"
         return TensorSpec(found.get(1, ""), dtype, self._axes(*tensor.get(2, _NOWHERE)))
 

@@ -18,7 +18,7 @@ from towers import open_clip_visual, timm_visual
 from prtool.errors import ConfigError, KeepError, ShapeError, StorageError
 from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep, Preprocess
-from prtool.trainer.config import PruneConfig, TrainConfig
+from prtool.trainer.config import TrainConfig
 from prtool.trainer.data.load import ImageSet, load_split
 from prtool.trainer.evaluation import evaluate as module
 from prtool.trainer.evaluation.baselines.random_ import Random
@@ -29,6 +29,7 @@ from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
 from prtool.trainer.models.tower import VisionTower
 from prtool.trainer.objectives.golden import GoldenConfig
+from prtool.trainer.settings import PruneConfig
 from prtool.trainer.train import train
 
 LOCATION, SIDE, CELL, IMAGES = 2, 64, 16, 12

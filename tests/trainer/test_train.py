@@ -18,7 +18,7 @@ from prtool.errors import ConfigError, DataError, ModelError
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
 from prtool.trainer import train as module
-from prtool.trainer.config import PruneConfig, TrainConfig
+from prtool.trainer.config import TrainConfig
 from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.objectives.golden import GoldenSearch
@@ -26,6 +26,7 @@ from prtool.trainer.objectives.golden_store import rank_images
 from prtool.trainer.objectives.matching import constant_ranking, matching_rate
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import RECORD_NAME
+from prtool.trainer.settings import PruneConfig
 from prtool.trainer.train import point_latest, run_images, train
 
 SETTINGS = {"prune.locations": [2], "golden.group": 1, "golden.precision": "fp32", "device": "cpu"}
@@ -134,7 +135,8 @@ import sys, torch
 from pathlib import Path
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
-from prtool.trainer.config import PruneConfig, TrainConfig
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.settings import PruneConfig
 from prtool.trainer.train import train
 class Wait(SilentProgress):
     def start(self, what, total):

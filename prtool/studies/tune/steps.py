@@ -23,10 +23,10 @@ from prtool.store import Store, digest
 from prtool.studies.tune.config import TUNE_FOLDER
 from prtool.studies.tune.quality import evaluate_quality
 from prtool.studies.tune.result import record_digest
-from prtool.trainer.config import RANKING, PruneConfig, TrainConfig
+from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.evaluation.evaluate import EvalConfig, EvalReport, EvalRow
 from prtool.trainer.runs.checkpoint import Checkpoint
-from prtool.trainer.settings import PATCH_RANKING_TOKENS
+from prtool.trainer.settings import PATCH_RANKING_TOKENS, PruneConfig
 from prtool.trainer.train import train
 
 SCHEMA = 1
