@@ -69,10 +69,10 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/prtool train --model ViT-B-16 --phase none -o runs/vit-b-16
 	$(BIN)/prtool export runs/vit-b-16 --keep 0.6 -o runs/vit-b-16/bundle
-	$(BIN)/python benchmarks/encoder.py runs/vit-b-16/bundle --batch 8 --keep 0.6 --mode fused,split --seconds 120
+	$(BIN)/prtool bench --bundle runs/vit-b-16/bundle --batch 8 --keep 0.6 --mode fused,split --set budget_s=120 -o benchmarks/results/encoder-vit-b-16-ort
 
 peers: $(STAMP)
-	$(BIN)/python benchmarks/peers.py --model ViT-B-16 --precision fp32,bf16 --accuracy benchmarks/results/accuracy-dual-s14-engines.json
+	$(BIN)/python -m benchmarks.peers --model ViT-B-16 --precision fp32,bf16 --accuracy benchmarks/results/accuracy-dual-s14-engines.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

@@ -1,6 +1,5 @@
-"""Times of work on a device, interleaved: CUDA events where there is CUDA, the host's clock on a CPU."""
+"""Interleaved times of work on a device, through `prtool.runtime.bench.timing`: CUDA events on a GPU, the host's clock on a CPU."""
 
-import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +8,9 @@ from typing import Any
 
 import torch
 
-from prtool.runtime.bench.timing import Samples, speedup
+from prtool.progress import Progress, SilentProgress
+from prtool.runtime.bench.sensors import CudaEvents
+from prtool.runtime.bench.timing import Case, Mark, Plan, Samples, Sensors, measure, speedup
 
 Work = Callable[[], object]
 
@@ -20,53 +21,52 @@ class Clock:
 
     Attributes:
         device: where the work runs.
-        rounds: timed rounds; each does every piece of work once, in a shuffled order.
-        seconds: most time for the rounds of one group; at least 5 run.
-        least_ms: work is repeated within one timing until it takes this long, so that the clock's own steps do not count.
+        rounds: maximum number of timed rounds; each does every piece of work once, in a shuffled order.
+        seconds: after this time no further round starts, once there are 5.
+        min_ms: work is repeated within one timing until it takes this long, so that the clock's own steps do not count; 0 never repeats.
         seed: of the order.
     """
 
     device: torch.device
     rounds: int = 25
     seconds: float = 10.0
-    least_ms: float = 4.0
+    min_ms: float = 4.0
     seed: int = 0
 
-    def time(self, work: Work, times: int = 1) -> float:
-        """Milliseconds of one of `times` repetitions, from start to end on the device."""
-        if self.device.type != "cuda":
-            start = time.perf_counter_ns()
-            for _ in range(times):
-                work()
-            return (time.perf_counter_ns() - start) / 1e6 / times
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+    def interleaved(self, works: Mapping[str, Work], progress: Progress | None = None) -> dict[str, list[float]]:
+        """Name -> milliseconds, one entry a round; a warm-up round does not count."""
+        times = {name: self._repetitions(work) for name, work in works.items()}
+        events = CudaEvents(torch) if self.device.type == "cuda" else None
+        cases = [Case(_repeated(work, times[name]), device_clock=events) for name, work in works.items()]
+        plan = Plan(min(5, self.rounds), self.rounds, 1, self.seconds, self.seed)
+        (samples,) = measure([cases], plan, Sensors(), progress or SilentProgress())
+        return {name: [ns / 1e6 / times[name] for ns in found.device_ns or found.total_ns] for name, found in zip(works, samples, strict=True)}
+
+    def _repetitions(self, work: Work) -> int:
+        if self.min_ms <= 0.0:
+            return 1
+        for _ in range(2):  # the first call may compile
+            self._synchronise()
+            started = time.perf_counter()
+            work()
+            self._synchronise()
+        return max(1, round(self.min_ms / max(1e3 * (time.perf_counter() - started), 1e-3)))
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _repeated(work: Work, times: int) -> Callable[[int, Mark], None]:
+    def run(_round: int, _mark: Mark) -> None:
         for _ in range(times):
             work()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / times
 
-    def interleaved(self, works: Mapping[str, Work]) -> dict[str, list[float]]:
-        """Name -> milliseconds, one a round; two rounds before them do not count."""
-        times = {}
-        for name, work in works.items():
-            self.time(work)
-            times[name] = max(1, round(self.least_ms / max(self.time(work), 1e-3)))
-        found: dict[str, list[float]] = {name: [] for name in works}
-        order = random.Random(self.seed)
-        started = time.monotonic()
-        for number in range(self.rounds):
-            if number >= min(5, self.rounds) and time.monotonic() - started > self.seconds:
-                break
-            for name in order.sample(list(works), len(works)):
-                found[name].append(self.time(works[name], times[name]))
-        return found
+    return run
 
 
-def compared(baseline: list[float], case: list[float], bound: float | None = None) -> dict[str, Any]:
-    """Median of a case, its speed-up over the baseline by pairs of one round, and that as a share of the bound."""
-    as_ns = [Samples(total_ns=[round(1e6 * value) for value in values]) for values in (baseline, case)]
-    gained = speedup(*as_ns)
+def compared(baseline: list[float], case: list[float], theoretical: float | None = None) -> dict[str, Any]:
+    """Median of a case, and its speed-up over the baseline by pairs of one round, also as a share of the theoretical speed-up."""
+    gained = speedup(*(Samples(total_ns=[round(1e6 * value) for value in values]) for values in (baseline, case)))
     row = {"median_ms": median(case), "speedup": gained.median, "speedup_low": gained.low, "speedup_high": gained.high, "rounds": len(case)}
-    return row if bound is None else {**row, "bound": bound, "share_of_bound": gained.median / bound}
+    return row if theoretical is None else {**row, "theoretical_speedup": theoretical, "share_of_theoretical": gained.median / theoretical}

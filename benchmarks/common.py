@@ -1,36 +1,31 @@
-"""What the benchmark scripts share: reading lists, naming and writing a result, showing it, and errors in one line."""
+"""What the benchmark scripts share: their command class, and naming, writing and showing a result."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
 from prtool.cli.console import message, result_table
+from prtool.cli.parameters import Values, whole, word
 from prtool.errors import PrtoolError
 from prtool.files import write_json
 from prtool.spec import Keep
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Table = tuple[list[str], list[list[str]]]
+NAMES, COUNTS, KEEPS = Values("name", word()), Values("number", whole), Values("keep", Keep.parse)
+output_option = click.option("-o", "--output", type=click.Path(path_type=Path), help="Result file; named after what was measured if absent.")
 
 
-def words(text: object) -> tuple[str, ...]:
-    """A comma-separated list."""
-    return tuple(item.strip() for item in str(text).split(",") if item.strip())
+class Script(click.Command):
+    """A command whose errors of prtool become one line on stderr and exit status 1."""
 
-
-def numbers(text: object) -> tuple[int, ...]:
-    """A comma-separated list of whole numbers."""
-    items = words(text)
-    if not all(item.isascii() and item.isdigit() for item in items):
-        raise click.BadParameter(f"{text!r} is not a list of whole numbers such as 1,8")
-    return tuple(int(item) for item in items)
-
-
-def keeps(text: object) -> tuple[Keep, ...]:
-    """A comma-separated list of keep ratios or counts."""
-    return tuple(Keep.parse(item) for item in words(text))
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except PrtoolError as error:
+            raise click.ClickException(str(error)) from error
 
 
 def short(model: str) -> str:
@@ -38,30 +33,20 @@ def short(model: str) -> str:
     return model.rstrip("/").split("/")[-1].split(":")[-1]
 
 
-def named(output: object, *facts: object) -> Path:
+def named(output: Path | None, *facts: object) -> Path:
     """`output` where one was given, else a name in results/ made of `facts`, without a suffix."""
-    return output if isinstance(output, Path) else RESULTS / re.sub(r"[^a-z0-9]+", "-", " ".join(map(str, facts)).lower()).strip("-")
+    return output or RESULTS / re.sub(r"[^a-z0-9]+", "-", " ".join(map(str, facts)).lower()).strip("-")
 
 
 def publish_json(path: Path, report: object) -> Path:
-    """Writes the report to `path`, ending in .json; returns where it lies."""
+    """Writes the report to `path`, ending in .json; returns the file."""
     file = path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
     write_json(file, report)
     return file
 
 
 def show(table: Table, title: str, notes: Sequence[str], files: Sequence[Path]) -> None:
-    """The table on stdout; notes and the names of what was written on stderr."""
+    """The table on stdout; notes and the names of the files written on stderr."""
     result_table(*table, title=title)
-    for note in notes:
-        message(note)
-    for file in files:
-        message(f"written to {file}")
-
-
-def in_one_line(run: Callable[[dict[str, object]], None], options: dict[str, object]) -> None:
-    """Runs a script; an error of ours becomes one line on stderr and exit status 1."""
-    try:
-        run(options)
-    except PrtoolError as error:
-        raise click.ClickException(str(error)) from error
+    for line in (*notes, *(f"wrote {file}" for file in files)):
+        message(line)

@@ -1,10 +1,9 @@
-"""C++ beside Python on one bundle: the same embeddings and classes, images a second in one interleaved run, and memory.
+"""C++ compared with Python on one bundle: the same embeddings and classes, images a second in one interleaved run, and memory.
 
-usage: python benchmarks/languages.py BUNDLE IMAGES... --build runtime/cpp/build/release [--keep 1.0,0.6,0.4] [--rounds 3] [-o FILE.json]
+python -m benchmarks.languages BUNDLE IMAGES... --build runtime/cpp/build/release [--keep 1.0,0.6,0.4] [--rounds 3] [-o FILE.json]
 IMAGES are files or folders. Needs one pruning location, for ONNX Runtime alone.
 """
 
-import argparse
 import json
 import os
 import re
@@ -15,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 
+from benchmarks.common import NAMES, Script, publish_json
 from prtool.bundle import Bundle
-from prtool.files import write_json
 from prtool.runtime.classes import ClassTable
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.spec import Keep
@@ -26,14 +26,14 @@ from prtool.spec import Keep
 
 @dataclass(frozen=True)
 class Ended:
-    """A program that ran: what it said on stderr, and the most memory that it held."""
+    """A program that ran: its output, and its peak memory."""
 
     said: str
     peak_mib: float
 
     @property
     def images_per_s(self) -> float:
-        """The rate that it named."""
+        """The rate that it printed."""
         return float(re.findall(r"([\d.]+) images/s", self.said)[-1])
 
 
@@ -50,21 +50,21 @@ def run(words: list[object]) -> Ended:
     return Ended(said, usage.ru_maxrss / 1024)
 
 
-def compare(bundle: Bundle, arguments: argparse.Namespace, keep: str, folder: Path) -> dict[str, Any]:
+def compare(bundle: Bundle, images: tuple[Path, ...], keep: str, options: dict[str, Any], folder: Path) -> dict[str, Any]:
     """One keep: both languages in turn, `rounds` times, and what they gave."""
     cpp, python = folder / "cpp.npy", folder / "python.npz"
-    options = ["--keep", keep, "--batch", arguments.batch]
+    build, batch, chosen = options["build"], options["batch"], ["--keep", keep, "--batch", options["batch"]]
     both: dict[str, list[Ended]] = {"cpp": [], "python": []}
-    for number in range(arguments.rounds):
+    for number in range(options["rounds"]):
         order = ("cpp", "python") if number % 2 == 0 else ("python", "cpp")
         for language in order:
             if language == "cpp":
-                words = [arguments.build / "programs" / "prtool-run", "embed", bundle.path, *arguments.images, "-o", cpp, *options]
+                words = [build / "programs" / "prtool-run", "embed", bundle.path, *images, "-o", cpp, *chosen]
             else:
-                words = [Path(sys.executable).parent / "prtool", "embed", "--bundle", bundle.path, *arguments.images, "-o", python, *options]
+                words = [Path(sys.executable).parent / "prtool", "embed", "--bundle", bundle.path, *images, "-o", python, *chosen]
             both[language].append(run(words))
-    alone = run([arguments.build / "benchmarks" / "ort-alone", bundle.file("fused.onnx"), bundle.manifest.preprocess.size[0],
-                 bundle.manifest.resolve(Keep.parse(keep)), arguments.batch, 20, os.cpu_count()])  # fmt: skip
+    alone = run([build / "benchmarks" / "ort-alone", bundle.file("fused.onnx"), bundle.manifest.preprocess.size[0],
+                 bundle.manifest.resolve(Keep.parse(keep)), batch, 20, os.cpu_count()])  # fmt: skip
     found, wanted = np.load(cpp), np.load(python)
     names = [json.loads(line) for line in Path(str(cpp.with_suffix("")) + ".paths.jsonl").read_text().splitlines()]
     if names != list(wanted["paths"]):
@@ -88,31 +88,30 @@ def compare(bundle: Bundle, arguments: argparse.Namespace, keep: str, folder: Pa
     }
 
 
-def main() -> None:
-    """Parses, measures, prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("images", nargs="+", type=Path)
-    parser.add_argument("--build", type=Path, required=True, help="build folder of runtime/cpp, with -DPRTOOL_BENCHMARKS=ON")
-    parser.add_argument("--keep", default="1.0,0.6,0.4")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path)
-    arguments = parser.parse_args()
-    bundle = Bundle.open(arguments.bundle)
+@click.command(cls=Script)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--build", type=click.Path(path_type=Path), required=True, help="Build folder of runtime/cpp, with -DPRTOOL_BENCHMARKS=ON.")
+@click.option("--keep", "keeps", type=NAMES, default="1.0,0.6,0.4", show_default=True, help="Ratios or counts.")
+@click.option("--batch", default=8, show_default=True, help="Images a call.")
+@click.option("--rounds", default=3, show_default=True, help="Runs of each language.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Also write a JSON file.")
+def main(bundle: Path, images: tuple[Path, ...], keeps: tuple[str, ...], output: Path | None, **options: Any) -> None:
+    """Embeds IMAGES (files or folders) in both languages."""
+    opened = Bundle.open(bundle)
     with tempfile.TemporaryDirectory() as folder:
-        rows = [compare(bundle, arguments, keep, Path(folder)) for keep in arguments.keep.split(",")]
+        rows = [compare(opened, images, keep, options, Path(folder)) for keep in keeps]
     report = {
-        "model": bundle.manifest.model.name,
+        "model": opened.manifest.model.name,
         "machine": asdict(this_machine()),
         "versions": library_versions(),
-        "batch": arguments.batch,
-        "rounds": arguments.rounds,
+        "batch": options["batch"],
+        "rounds": options["rounds"],
         "rows": rows,
     }
     print(json.dumps(report, indent=2))
-    if arguments.output:
-        write_json(arguments.output, report)
+    if output:
+        publish_json(output, report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Where an OpenVINO call spends its time, by kind of operator; beside what the processor could do at most.
+"""Where an OpenVINO call spends its time, by kind of operator, compared with the peak rate of the processor.
 
-python benchmarks/where_time_goes.py runs/b16/bundle --precision int8 --keep 0.5 --batch 8
+python -m benchmarks.profile_openvino runs/b16/bundle --precision int8 --keep 0.5 --batch 8
 
 The peak is measured, not looked up: a square product of the same precision, large enough to keep every core busy.
 """
@@ -13,12 +13,12 @@ from pathlib import Path
 import click
 import numpy as np
 import openvino as ov
-from results_file import in_one_line, named, publish_json, short, show
 
+from benchmarks.common import Script, named, output_option, publish_json, short, show
 from prtool.bundle import Bundle
 from prtool.cpus import granted_cpus
 from prtool.engines.base import Array, GraphOptions
-from prtool.engines.ov.engine import OvEngine, open_graph
+from prtool.engines.ov.engine import open_graph
 from prtool.engines.ov.graph import core
 from prtool.engines.registry import graph_precision
 from prtool.runtime.machine import library_versions, this_machine
@@ -42,11 +42,6 @@ def operators(bundle: Bundle, precision: str, feed: dict[str, Array]) -> dict[st
         for name, milliseconds in found.items() if call else ():
             spent[name].append(milliseconds)
     return {name: float(np.median(values)) for name, values in spent.items()}
-
-
-def call_ms(engine: OvEngine, feed: dict[str, Array]) -> float:
-    """Milliseconds of one call as users make it, the median."""
-    return _median_ms(lambda: engine.run(feed))
 
 
 def peak_gmacs(precision: str, size: int = 3072) -> float:
@@ -76,27 +71,23 @@ def _median_ms(call: Callable[[], object]) -> float:
     return float(np.median(spent[1:]))
 
 
-@click.command()
+@click.command(cls=Script)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--precision", default="int8", show_default=True, type=click.Choice(list(_HINTS)), help="As `prtool bench --engine openvino`.")
 @click.option("--keep", default="0.6", show_default=True, help="Ratio or count of patches.")
 @click.option("--batch", default=8, show_default=True, help="Images a call.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=None, help="JSON file; named after the model if absent.")
-def main(**options: object) -> None:
+@output_option
+def main(bundle: Path, precision: str, keep: str, batch: int, output: Path | None) -> None:
     """Profiles the fused graph of BUNDLE in OpenVINO."""
-    in_one_line(_run, options)
-
-
-def _run(options: dict[str, object]) -> None:
-    bundle = Bundle.open(Path(str(options["bundle"])))
-    precision, batch, manifest = str(options["precision"]), int(str(options["batch"])), bundle.manifest
-    k = manifest.resolve(Keep.parse(str(options["keep"])))
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    k = manifest.resolve(Keep.parse(keep))
     pixels = np.random.default_rng(0).standard_normal((batch, 3, *manifest.preprocess.size)).astype(np.float32)
     feed: dict[str, Array] = {"pixels": pixels, "k": np.array([k], np.int64)}
-    graph = bundle.graph("fused", graph_precision("openvino", precision))
-    engine = open_graph(bundle.file(graph.file), graph.inputs, GraphOptions(precision=precision))
-    spent, whole, peak = operators(bundle, precision, feed), call_ms(engine, feed), peak_gmacs(precision)
-    gmacs = batch * manifest.cost.pruned_gmacs(manifest.prune, Keep.count(k))
+    graph = opened.graph("fused", graph_precision("openvino", precision))
+    engine = open_graph(opened.file(graph.file), graph.inputs, GraphOptions(precision=precision))
+    spent, whole, peak = operators(opened, precision, feed), _median_ms(lambda: engine.run(feed)), peak_gmacs(precision)
+    gmacs = batch * manifest.cost.pruned_gmacs(manifest.prune, manifest.prune.counts(k))
     rows = sorted(spent.items(), key=lambda item: -item[1])
     report = {
         "what": "milliseconds of one call of the fused graph in OpenVINO, by kind of operator (with counters on), and as users call it",
@@ -107,12 +98,12 @@ def _run(options: dict[str, object]) -> None:
         "call_ms": round(whole, 2),
         "gmacs": round(gmacs, 2),
         "peak_gmacs_per_s": round(peak, 1),
-        "least_ms_at_peak": round(1e3 * gmacs / peak, 2),
+        "min_ms_at_peak": round(1e3 * gmacs / peak, 2),
         "operators_ms": {name: round(value, 3) for name, value in rows},
         "cpu": this_machine().cpu,
         "versions": library_versions() | {"openvino": engine.info.version},
     }
-    file = publish_json(named(options["output"], "profile", short(manifest.model.name), "openvino", precision), report)
+    file = publish_json(named(output, "profile", short(manifest.model.name), "openvino", precision), report)
     cells = [[name, f"{value:.1f}"] for name, value in rows if value >= 0.5]
     title = f"{whole:.0f} ms a call; {gmacs:.0f} GMAC take {1e3 * gmacs / peak:.0f} ms at the measured peak of {peak:.0f} GMAC/s"
     show((["operator", "ms"], cells), title, (), [file])

@@ -1,6 +1,6 @@
 """Many threads on one encoder for a long time: every result bit-equal to that of one thread, and memory and open files that stay flat.
 
-python benchmarks/soak.py bundle --engine ort,openvino --seconds 900
+python -m benchmarks.soak bundle --engine ort,openvino --seconds 900
 
 Each call has a random batch, keep and mode; its expected result was computed before, by the same encoders in one thread.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import click
 import numpy as np
-from results_file import in_one_line
 
+from benchmarks.common import NAMES, Script
 from prtool.bundle import Bundle
 from prtool.engines.base import Array, EngineOptions
 from prtool.errors import EngineError
@@ -135,28 +135,23 @@ def _sample(seconds: float, calls: int) -> Sample:
     return Sample(seconds, calls, pages * os.sysconf("SC_PAGE_SIZE") / 2**20, files, threading.active_count())
 
 
-@click.command()
+@click.command(cls=Script)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--engine", "engines", default="ort,openvino", show_default=True, help="Engines, one after the other.")
+@click.option("--engine", "engines", type=NAMES, default="ort,openvino", show_default=True, help="Engines, one after the other.")
 @click.option("--seconds", default=900.0, show_default=True, help="For each engine.")
-@click.option("--threads", default=8, show_default=True, help="That call at once.")
-@click.option("--engine-threads", default=0, help="CPU threads of one call; 0 takes all that are granted.  [default: 0]")
-@click.option("--seed", default=0, show_default=True)
-def main(**options: object) -> None:
+@click.option("--callers", default=8, show_default=True, help="Threads that call at once.")
+@click.option("--threads", default=0, help="CPU threads of one call; 0 takes all that are granted.  [default: 0]")
+@click.option("--seed", default=0, show_default=True, help="Of the calls.")
+def main(bundle: Path, engines: tuple[str, ...], seconds: float, callers: int, threads: int, seed: int) -> None:
     """Soaks the encoders of BUNDLE; exit status 1 where a result differs or memory or open files grow."""
-    in_one_line(_run, options)
-
-
-def _run(options: dict[str, object]) -> None:
-    bundle, seconds = Bundle.open(Path(str(options["bundle"]))), float(str(options["seconds"]))
-    settings = EngineOptions(threads=int(str(options["engine_threads"])))
-    for engine in str(options["engines"]).split(","):
-        with ExitStack() as opened:
-            encoders = {mode: opened.enter_context(Encoder.load(bundle, engine=engine, mode=mode, options=settings)) for mode in MODES}
+    opened = Bundle.open(bundle)
+    for engine in engines:
+        with ExitStack() as stack:
+            options = EngineOptions(threads=threads)
+            encoders = {mode: stack.enter_context(Encoder.load(opened, engine=engine, mode=mode, options=options)) for mode in MODES}
             info = encoders["fused"].info
-            print(f"{info.name} {info.version}, {info.device}; {options['threads']} threads call")
-            cases = make_cases(encoders, int(str(options["seed"])))
-            result = run(cases, int(str(options["threads"])), seconds, _show)
+            print(f"{info.name} {info.version}, {info.device}; {callers} threads call")
+            result = run(make_cases(encoders, seed), callers, seconds, _show)
         if problems := result.problems(min(_WARM_S, seconds / 2)):
             raise EngineError(f"{engine}: {'; '.join(problems[:5])}")
         print(f"{engine}: {result.samples[-1].calls} calls, every result equal to that of one thread\n")

@@ -1,1 +1,1 @@
-"""What `benchmarks/gpu.py` measures, one part a file."""
+"""What `python -m benchmarks.gpu` measures, one part per file."""

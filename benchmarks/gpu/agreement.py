@@ -1,4 +1,4 @@
-"""How far half precision is from float32 at each keep: with its own choice of patches, and with float32's."""
+"""How far half precision is from float32 at each keep: with the patches that it keeps itself, and with those that float32 keeps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from on_gpu.record import Record
-from on_gpu.towers import make_encoder, pixels_for
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.towers import make_encoder, pixels_for
 from prtool.engines.pytorch.arrays import torch_arrays
 
 

@@ -1,44 +1,43 @@
 """The same bundle on every engine that a GPU has, through `Encoder.encode_device`; an engine that cannot run says why."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from on_gpu.clock import Clock, Work, compared
-from on_gpu.record import Record
-from on_gpu.towers import LOCATION, TINY
+from benchmarks.clock import Clock, Work, compared
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.towers import LOCATION, make_default_scorer
 from prtool.bundle import Bundle
 from prtool.engines.base import EngineOptions, ShapeRange
 from prtool.engines.registry import ENGINES
 from prtool.runtime.encoder import Encoder
 from prtool.spec import Keep
+from prtool.trainer.models.dual_encoder import load_model
+from prtool.trainer.models.predictor import ScorerConfig
+from prtool.trainer.models.pruned import PrunedEncoder
 
 KEEPS = (1.0, 0.6)
 PRUNED_MODES = ("split", "fused")
 
 
 def export(model: str, folder: Path, precisions: Sequence[str]) -> Path:
-    """A bundle of random weights, with a scorer as it is shipped, proved against PyTorch like any other."""
-    import torch
-
+    """A bundle of random weights with the default scorer, validated against PyTorch like any other."""
+    # Here, because a bundle that is there needs no onnx.
     from prtool.export.source import ExportSource
     from prtool.export.write import ExportOptions, export_bundle
-    from prtool.trainer.models.checkerboard import CheckerboardScorer
-    from prtool.trainer.models.dual_encoder import load_model
-    from prtool.trainer.models.predictor import ScorerConfig, make_scorer
-    from prtool.trainer.models.pruned import PrunedEncoder
 
     torch.manual_seed(0)
     dual = load_model(model)
-    tower, config = dual.tower, ScorerConfig()
-    scorer = CheckerboardScorer(make_scorer(config, tower.width, tower.patches, tower.prefix_tokens), tower.grid, config.checkerboard)
-    pruned = PrunedEncoder(tower, [scorer], tower.prune_spec((LOCATION,))).eval().requires_grad_(False)
-    out = folder / model
-    export_bundle(ExportSource(dual, pruned, config.arch, False, scorer.macs()), out, ExportOptions(Keep.ratio(0.6), tuple(precisions)))
+    scorer = make_default_scorer(dual.tower)
+    pruned = PrunedEncoder(dual.tower, [scorer], dual.tower.prune_spec((LOCATION,))).eval().requires_grad_(False)
+    out, options = folder / model, ExportOptions(Keep.ratio(0.6), tuple(precisions))
+    export_bundle(ExportSource(dual, pruned, ScorerConfig().arch, False, scorer.macs()), out, options)
     return out
 
 
@@ -59,30 +58,23 @@ def measure_engine(bundle: Path, engine: str, precision: str, batch: int, clock:
     """
     opened = Bundle.open(bundle)
     chosen = precision if precision in ENGINES[engine].precisions else "fp32"
+    counts = {keep: opened.manifest.resolve(Keep.ratio(keep)) for keep in KEEPS}
     options = EngineOptions()
-    sizes = ShapeRange(batch, batch, batch)
-    options = replace(options, build=replace(options.build, batch=sizes, keeps=tuple(opened.manifest.resolve(Keep.ratio(keep)) for keep in KEEPS)))
-    height, width = opened.manifest.preprocess.size
-    pixels = np.random.default_rng(0).standard_normal((batch, 3, height, width)).astype(np.float32)
-    encoders = {mode: Encoder.load(opened, engine=engine, mode=mode, precision=chosen, options=options) for mode in ("full", *PRUNED_MODES)}
-    try:
-        libraries = {mode: encoder.arrays for mode, encoder in encoders.items()}
-        on_device = None not in libraries.values()
-        works: dict[str, Work] = {}
-        for mode, encoder in encoders.items():
-            for keep in (None,) if mode == "full" else KEEPS:
-                works[f"{mode} {keep}"] = _call(encoder, pixels, keep)
-        times = clock.interleaved(works)
+    options = replace(options, build=replace(options.build, batch=ShapeRange(batch, batch, batch), keeps=tuple(counts.values())))
+    pixels = np.random.default_rng(0).standard_normal((batch, 3, *opened.manifest.preprocess.size)).astype(np.float32)
+    with ExitStack() as stack:
+        encoders = {
+            mode: stack.enter_context(Encoder.load(opened, engine=engine, mode=mode, precision=chosen, options=options))
+            for mode in ("full", *PRUNED_MODES)
+        }
+        cases = [("full", None), *((mode, keep) for mode in PRUNED_MODES for keep in KEEPS)]
+        times = clock.interleaved({f"{mode} {keep}": _call(encoders[mode], pixels, keep) for mode, keep in cases})
         rows = []
-        for case, values in times.items():
-            mode, _, keep = case.partition(" ")
-            bound = None if mode == "full" else opened.manifest.theoretical_speedup(opened.manifest.resolve(Keep.ratio(float(keep))))
-            rows.append({"mode": mode, "keep": None if mode == "full" else float(keep), **compared(times["full None"], values, bound)})
-        info = encoders["full"].info
+        for mode, keep in cases:
+            theoretical = None if keep is None else opened.manifest.theoretical_speedup(counts[keep])
+            rows.append({"mode": mode, "keep": keep, **compared(times["full None"], times[f"{mode} {keep}"], theoretical)})
+        info, on_device = encoders["full"].info, all(encoder.arrays is not None for encoder in encoders.values())
         return {"engine": info.name, "version": info.version, "device": info.device, "precision": chosen, "arrays_on_device": on_device, "rows": rows}
-    finally:
-        for encoder in encoders.values():
-            encoder.close()
 
 
 def _call(encoder: Encoder, pixels: npt.NDArray[np.float32], keep: float | None) -> Work:
@@ -95,8 +87,3 @@ def _call(encoder: Encoder, pixels: npt.NDArray[np.float32], keep: float | None)
 def gpu_engines() -> list[str]:
     """Every engine of the registry but those that are for CPUs alone."""
     return [name for name in ENGINES if name not in ("ort", "openvino")]
-
-
-def is_exportable(model: str) -> bool:
-    """Whether open_clip makes a whole dual encoder of that name."""
-    return model != TINY

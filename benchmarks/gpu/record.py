@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 @dataclass(slots=True)
 class Record:
-    """Figures by part and name; a name that is there already is not measured again.
+    """Figures by part and name; a figure that is there already is not measured again.
 
     Attributes:
         path: the JSON file.
@@ -37,10 +37,10 @@ class Record:
     parts: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     late: bool = False
 
-    def measure(self, part: str, name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the work gives
+    def measure(self, part: str, name: str, work: Callable[[], Any]) -> Any:
         """Does the work once and keeps its result or its error; None where there is no result.
 
-        A failure of one figure is a fact about that figure: out of memory, a library that is missing or refuses a graph.
+        A failure belongs to one figure: out of memory, a library that is missing or rejects a graph.
         """
         known = self.parts.setdefault(part, {}).get(name)
         if known is not None and known["state"] == "done":
@@ -62,7 +62,7 @@ class Record:
             say(f"[{part}] failed: {cause}"[:200])
         self.write()
 
-    def _kept(self, part: str, name: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def _kept(self, part: str, name: str, work: Callable[[], Any]) -> Any:
         started = time.monotonic()
         result = None
         try:

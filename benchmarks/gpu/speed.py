@@ -1,4 +1,4 @@
-"""Pruned beside unpruned in PyTorch, each whole chain as one CUDA graph, and the split chain beside the sum of its parts."""
+"""Pruned and unpruned in PyTorch, each whole chain as one CUDA graph, and the split chain compared with the sum of its parts."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -9,21 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from on_gpu.clock import Clock, Work, compared
-from on_gpu.record import Record
-from on_gpu.towers import Encoder, make_encoder, pixels_for
+from benchmarks.clock import Clock, Work, compared
+from benchmarks.gpu.record import Record
+from benchmarks.gpu.towers import Encoder, make_encoder, pixels_for
 from prtool.engines.pytorch.arrays import torch_arrays
 
 PARTS_AT = 0.6
-
-
-@dataclass(frozen=True, slots=True)
-class Halves:
-    """The functions that are timed: as they are, or compiled."""
-
-    full: Callable[[Tensor], Tensor]
-    pre: Callable[[Tensor], tuple[Tensor, Tensor]]
-    post: Callable[[Tensor], Tensor]
+Forwards = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], tuple[Tensor, Tensor]], Callable[[Tensor], Tensor]]
+"""full, pre and post of an `Encoder`, as they are or compiled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +41,20 @@ def measure_speed(record: Record, plan: SpeedPlan, clock: Clock) -> None:
             encoder = make_encoder(model, precision, clock.device)
             for way in plan.ways:
                 torch.compiler.reset()
-                halves = _halves(encoder, way, plan.compile_mode)
+                forwards = _forwards(encoder, way, plan.compile_mode)
                 for batch in plan.batches:
-                    record.measure("speed", names[way, batch], lambda b=batch, h=halves, e=encoder: measure_batch(e, h, b, plan.keeps, clock))
-            del encoder, halves
+                    record.measure("speed", names[way, batch], lambda b=batch, f=forwards, e=encoder: measure_batch(e, f, b, plan.keeps, clock))
+            del encoder, forwards
             _free(clock.device)
 
 
-def measure_batch(encoder: Encoder, halves: Halves, batch: int, keeps: Sequence[float], clock: Clock) -> dict[str, Any]:
+def measure_batch(encoder: Encoder, forwards: Forwards, batch: int, keeps: Sequence[float], clock: Clock) -> dict[str, Any]:
     """Times of one batch size; what is recorded goes when it is done."""
     _free(clock.device)
     if clock.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(clock.device)
     with torch.no_grad():
-        works = _works(encoder, halves, pixels_for(encoder, batch, clock.device), keeps)
+        works = _works(encoder, forwards, pixels_for(encoder, batch, clock.device), keeps)
         times = clock.interleaved(works)
     rows = [{"keep": None, "k": encoder.prune.patches, "images_per_s": 1e3 * batch / median(times["full"]), **compared(times["full"], times["full"])}]
     for keep in keeps:
@@ -76,32 +69,33 @@ def measure_batch(encoder: Encoder, halves: Halves, batch: int, keeps: Sequence[
     return found
 
 
-def _works(encoder: Encoder, halves: Halves, pixels: Tensor, keeps: Sequence[float]) -> dict[str, Work]:
+def _works(encoder: Encoder, forwards: Forwards, pixels: Tensor, keeps: Sequence[float]) -> dict[str, Work]:
+    full, pre, post = forwards
     arrays, prefix = torch_arrays(str(pixels.device)), encoder.prune.prefix_tokens
 
     def chain(k: int) -> Callable[[], Tensor]:
         def run() -> Tensor:
-            tokens, scores = halves.pre(pixels)
-            kept: Tensor = halves.post(arrays.gather(tokens, arrays.select(scores, k), prefix, 0))
+            tokens, scores = pre(pixels)
+            kept: Tensor = post(arrays.gather(tokens, arrays.select(scores, k), prefix, 0))
             return kept
 
         return run
 
-    works: dict[str, Work] = {"full": arrays.capture(lambda: halves.full(pixels)).replay}
+    works: dict[str, Work] = {"full": arrays.capture(lambda: full(pixels)).replay}
     for keep in keeps:
         works[f"keep {keep}"] = arrays.capture(chain(encoder.count(keep))).replay
     if PARTS_AT in keeps:
         k = encoder.count(PARTS_AT)
-        tokens, scores = halves.pre(pixels)
+        tokens, scores = pre(pixels)
         kept = arrays.gather(tokens, arrays.select(scores, k), prefix, 0)
-        works["part pre"] = arrays.capture(lambda: halves.pre(pixels)[1]).replay
+        works["part pre"] = arrays.capture(lambda: pre(pixels)[1]).replay
         works["part select"] = arrays.capture(lambda: arrays.gather(tokens, arrays.select(scores, k), prefix, 0)).replay
-        works["part post"] = arrays.capture(lambda: halves.post(kept)).replay
+        works["part post"] = arrays.capture(lambda: post(kept)).replay
     return works
 
 
 def _parts(times: dict[str, list[float]]) -> dict[str, float]:
-    """The chain beside the sum of its parts, each part a CUDA graph of its own in the same rounds."""
+    """The chain compared with the sum of its parts, each part a CUDA graph of its own in the same rounds."""
     parts = [times[f"part {name}"] for name in ("pre", "select", "post")]
     sums = [sum(values) for values in zip(*parts, strict=True)]
     whole = times[f"keep {PARTS_AT}"]
@@ -121,17 +115,17 @@ def _tflops(encoder: Encoder, batch: int, milliseconds: float) -> float:
     return giga_operations / milliseconds
 
 
-def _halves(encoder: Encoder, way: str, mode: str) -> Halves:
+def _forwards(encoder: Encoder, way: str, mode: str) -> Forwards:
     if way == "eager":
-        return Halves(encoder.full, encoder.pre, encoder.post)
-    made = (torch.compile(function, fullgraph=True, mode=mode) for function in (encoder.full, encoder.pre, encoder.post))
-    return Halves(*(_dynamic(function) for function in made))
+        return encoder.full, encoder.pre, encoder.post
+    full, pre, post = (_dynamic(torch.compile(function, fullgraph=True, mode=mode)) for function in (encoder.full, encoder.pre, encoder.post))
+    return full, pre, post
 
 
 def _dynamic(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     """Batch and tokens are symbolic, so that one program serves all sizes (a batch of 1 has its own)."""
 
-    def call(tensor: Tensor) -> Any:  # noqa: ANN401 - as the function
+    def call(tensor: Tensor) -> Any:
         view = tensor.view(tensor.shape)
         for axis in (0, 1) if tensor.dim() == 3 else (0,):
             torch._dynamo.maybe_mark_dynamic(view, axis)

@@ -1,4 +1,4 @@
-"""Image towers with random weights in half precision, whole and in the two halves that pruning makes of them."""
+"""Image towers with random weights in half precision: the whole tower, and the parts before and after the pruning location."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,8 +56,8 @@ class Encoder:
         return Keep.ratio(keep).resolve(self.prune.patches)
 
     def theoretical_speedup(self, keep: float) -> float:
-        """The most that pruning can gain."""
-        return self.cost.theoretical_speedup(self.prune, self.prune.counts(Keep.ratio(keep)))
+        """Multiply-accumulates of the unpruned tower over those of the pruned one."""
+        return self.cost.theoretical_speedup(self.prune, self.prune.counts(self.count(keep)))
 
 
 def make_encoder(name: str, precision: str, device: torch.device) -> Encoder:
@@ -65,12 +65,16 @@ def make_encoder(name: str, precision: str, device: torch.device) -> Encoder:
     torch.manual_seed(0)
     with torch.device(device):
         tower = tower_of(_visual(name)).eval().requires_grad_(False)
-        spread = ScorerConfig()
-        inner = make_scorer(spread, tower.width, tower.patches, tower.prefix_tokens)
-        scorer = CheckerboardScorer(inner, tower.grid, spread.checkerboard).eval().requires_grad_(False)
+        scorer = make_default_scorer(tower).eval().requires_grad_(False)
     cost = replace(tower.cost(), scorer_macs=scorer.macs())
     # Buffers that a `torch.device` block does not reach (numpy made them) go along here.
     return Encoder(tower.to(device, DTYPES[precision]), scorer.to(device), tower.prune_spec((LOCATION,)), cost, DTYPES[precision])
+
+
+def make_default_scorer(tower: VisionTower) -> CheckerboardScorer:
+    """The default patch scorer with random weights."""
+    config = ScorerConfig()
+    return CheckerboardScorer(make_scorer(config, tower.width, tower.patches, tower.prefix_tokens), tower.grid, config.checkerboard)
 
 
 def pixels_for(encoder: Encoder, batch: int, device: torch.device) -> Tensor:

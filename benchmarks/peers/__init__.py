@@ -1,1 +1,1 @@
-"""The peers that a pruned encoder races against, and the result of the race."""
+"""The pruned encoder compared with its peers: open_clip, torch.compile and token merging."""

@@ -1,7 +1,7 @@
-"""Accuracy beside speed: the file that says how accurate each method, precision and keep rate is.
+"""The accuracy file: how accurate each method, precision and keep rate is, to be put next to its speed.
 
-The file is JSON: a list of entries, or an object whose "rows" is that list and whose "model" and "data" say in words what
-was measured. An entry is
+The file is JSON: a list of entries, or an object whose "rows" is that list and whose "model" and "data" say what was
+measured. An entry is
 
     {"method": "patch-ranking", "engine": "openvino", "precision": "bf16", "keep": 0.6,
      "accuracy": {"caltech101": 94.0, "oxford_pets": 81.9}, "mean": 87.9}
@@ -9,7 +9,7 @@ was measured. An entry is
 `method` is "unpruned", "patch-ranking" or "tome"; `engine` is a name of the registry, "torch" for PyTorch itself, or "any" for
 all that have no entry of their own; `keep` is the share of patches, 1.0 for "unpruned"; `accuracy` is in percent for each
 data set, and `mean` their mean. Points are counted from ("unpruned", "fp32"), which the file must have; PyTorch in fp32, which
-every export is proved equal to, has that accuracy unless it has an entry of its own.
+every export is validated against, has that accuracy unless it has an entry of its own.
 """
 
 import json
@@ -43,7 +43,7 @@ class Accuracies:
         try:
             value = json.loads(path.read_text())
         except (OSError, ValueError) as cause:
-            raise DataError(f"{path} cannot be read as JSON: {cause}; give a file as benchmarks/accuracy.py writes it") from cause
+            raise DataError(f"{path} cannot be read as JSON: {cause}; give a file that 'python -m benchmarks.accuracy' wrote") from cause
         entries = value.get("rows") if isinstance(value, dict) else value
         if not isinstance(entries, list):
             raise DataError(f"{path} holds no list of accuracies; give a list, or an object with 'rows'")
@@ -60,7 +60,7 @@ class Accuracies:
         return sum(found) / len(found)
 
     def of(self, method: str, engine: str, precision: str, keep: float) -> float | None:
-        """Percent; None where the file does not say. In fp32 any engine's figure stands for all: each is proved equal to PyTorch."""
+        """Percent; None where the file does not say. In fp32 any engine's figure stands for all: each is validated against PyTorch."""
         others = sorted({name for _, name, _, _ in self.means}) if precision == "fp32" and method != MERGED else []
         for name in (engine, ANY, *others):
             found = self.means.get((method, name, precision, _rounded(keep)))
@@ -69,7 +69,7 @@ class Accuracies:
         return None
 
 
-def _entry(path: Path, entry: Any) -> tuple[Key, float]:  # noqa: ANN401 - it comes from a file
+def _entry(path: Path, entry: Any) -> tuple[Key, float]:
     try:
         key = (str(entry["method"]), str(entry["engine"]), str(entry["precision"]), _rounded(float(entry["keep"])))
         mean = float(entry["mean"])

@@ -20,6 +20,8 @@ from prtool.trainer.models.dual_encoder import DualEncoder
 
 Forward = Callable[[Tensor], Tensor]
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+Schedule = tuple[float, tuple[int, ...], float]
+"""Keep rate, merges per block and 10^9 multiply-accumulates of a merged encoder."""
 
 OPEN_CLIP, COMPILED, FROZEN, TOME, TOME_COMPILED = "open_clip eager", "torch.compile", "torch.compile, frozen", "ToMe", "ToMe, torch.compile"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,8 +30,8 @@ _MAX_RECOMPILATIONS = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Rival:
-    """One way to encode images in PyTorch.
+class Baseline:
+    """One encoder in PyTorch.
 
     Attributes:
         method: what it is, for the table.
@@ -48,23 +50,8 @@ class Rival:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RivalPlan:
-    """Which rivals take part.
-
-    Attributes:
-        precisions: of `DTYPES`.
-        keeps: of the pruned encoder; a merged encoder of the same cost runs for each below 1.
-        compiled: what also runs through torch.compile: "none", "whole" encoders, or "all", the merged ones too.
-    """
-
-    precisions: tuple[str, ...]
-    keeps: tuple[Keep, ...]
-    compiled: str = "whole"
-
-
-class Rivals:
-    """Makes the rivals of one model on one device."""
+class Baselines:
+    """The baselines of one model on one device."""
 
     def __init__(self, model: DualEncoder, spec: PruneSpec, cost: Cost, device: str) -> None:
         """Keeps the model; copies in other precisions are made as they are needed.
@@ -79,46 +66,50 @@ class Rivals:
         self.gmacs = model.tower.cost().full_gmacs(spec)
         self.left_out: list[str] = []
 
-    def all(self, plan: RivalPlan, inputs: Sequence[npt.NDArray[np.float32]], progress: Progress) -> list[Rival]:
-        """Every rival; the compiled ones have run on each input, and what cannot be compiled is named in `left_out`.
+    def all(
+        self, precisions: Sequence[str], keeps: Sequence[Keep], compiled: str, inputs: Sequence[npt.NDArray[np.float32]], progress: Progress
+    ) -> list[Baseline]:
+        """Every baseline; the compiled ones have run on each input, and what cannot be compiled is named in `left_out`.
 
         Args:
-            plan: who takes part.
+            precisions: of `DTYPES`.
+            keeps: of the pruned encoder; a merged encoder of the same cost runs for each below 1.
+            compiled: what also runs through torch.compile: "none", "whole" encoders, or "all", the merged ones too.
             inputs: pixels of each batch that will be timed, because what is compiled is compiled for one batch.
-            progress: hears about compiling.
+            progress: advanced once per encoder and batch that is compiled.
         """
-        found = list(self._eager(plan, inputs[0][:1]))
-        compiled = [] if plan.compiled == "none" else list(self._compiled(plan))
-        if compiled:
-            with stage(progress, "compiling (encoders and batches)", len(compiled) * len(inputs)):
-                found += [rival for rival in compiled if all([self._works(rival, pixels, progress) for pixels in inputs])]
+        schedules = list(self._schedules(keeps))
+        found = list(self._eager(precisions, schedules, inputs[0][:1]))
+        if compiled != "none":
+            candidates = list(self._compiled(precisions, schedules if compiled == "all" else []))
+            with stage(progress, "compiling (encoders and batches)", len(candidates) * len(inputs)):
+                found += [baseline for baseline in candidates if all([self._works(baseline, pixels, progress) for pixels in inputs])]
         return found
 
-    def _eager(self, plan: RivalPlan, probe: npt.NDArray[np.float32]) -> Iterator[Rival]:
-        for precision in plan.precisions:
+    def _eager(self, precisions: Sequence[str], schedules: Sequence[Schedule], probe: npt.NDArray[np.float32]) -> Iterator[Baseline]:
+        for precision in precisions:
             visual, detail = self._fastest(precision, probe)
-            yield Rival(OPEN_CLIP, precision, 1.0, self.gmacs, self._running(visual), detail)
-            for keep, merges, gmacs in self._schedules(plan):
+            yield Baseline(OPEN_CLIP, precision, 1.0, self.gmacs, self._running(visual), detail)
+            for keep, merges, gmacs in schedules:
                 merged = self._merged(precision, merges)
-                yield Rival(TOME, precision, keep, gmacs, self._running(merged), _merging(merges, precision))
+                yield Baseline(TOME, precision, keep, gmacs, self._running(merged), _merging(merges, precision))
 
-    def _compiled(self, plan: RivalPlan) -> Iterator[Rival]:
+    def _compiled(self, precisions: Sequence[str], schedules: Sequence[Schedule]) -> Iterator[Baseline]:
         torch._dynamo.config.recompile_limit = _MAX_RECOMPILATIONS
-        for precision in plan.precisions:
+        for precision in precisions:
             visual = _embedding(cast(Any, self.model.tower).host, DTYPES[precision])
             for method, options in ((COMPILED, None), (FROZEN, {"freezing": True})):
-                yield Rival(method, precision, 1.0, self.gmacs, self._running(_compile(visual, options)), _storage(precision))
-            for keep, merges, gmacs in self._schedules(plan) if plan.compiled == "all" else ():
+                yield Baseline(method, precision, 1.0, self.gmacs, self._running(_compile(visual, options)), _storage(precision))
+            for keep, merges, gmacs in schedules:
                 merged = _compile(self._merged(precision, merges), None)
-                yield Rival(TOME_COMPILED, precision, keep, gmacs, self._running(merged), _merging(merges, precision))
+                yield Baseline(TOME_COMPILED, precision, keep, gmacs, self._running(merged), _merging(merges, precision))
 
-    def _schedules(self, plan: RivalPlan) -> Iterator[tuple[float, tuple[int, ...], float]]:
-        """Keep rate, merges and cost of each merged encoder."""
+    def _schedules(self, keeps: Sequence[Keep]) -> Iterator[Schedule]:
         tower = self.model.tower
-        for keep in plan.keeps:
+        for keep in keeps:
             k = keep.resolve(self.spec.patches)
             if k < self.spec.patches:
-                merges = schedule(tower, self.cost.pruned_gmacs(self.spec, self.spec.counts(keep)))
+                merges = schedule(tower, self.cost.pruned_gmacs(self.spec, self.spec.counts(k)))
                 yield k / self.spec.patches if keep.is_count else keep.value, merges, merged_gmacs(tower, merges)
 
     def _merged(self, precision: str, merges: Sequence[int]) -> Forward:
@@ -136,11 +127,11 @@ class Rivals:
             with torch.autocast(self.device, DTYPES[precision]):
                 return cast(Tensor, host.encode_image(pixels, normalize=True))
 
-        ways: dict[str, Forward] = {f"weights in {precision}": half, "autocast": autocast}
-        seconds = {name: _seconds(self._running(way), probe) for name, way in ways.items()}
+        forwards: dict[str, Forward] = {f"weights in {precision}": half, "autocast": autocast}
+        seconds = {name: _seconds(self._running(forward), probe) for name, forward in forwards.items()}
         best = min(seconds, key=lambda name: seconds[name])
         tried = ", ".join(f"{name} {1e3 * value:.0f} ms" for name, value in seconds.items())
-        return ways[best], f"{best} (tried once with one image: {tried})"
+        return forwards[best], f"{best} (tried once with one image: {tried})"
 
     def _running(self, forward: Forward) -> Run:
         def run(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -151,14 +142,14 @@ class Rivals:
 
         return run
 
-    def _works(self, rival: Rival, pixels: npt.NDArray[np.float32], progress: Progress) -> bool:
-        """Compiles a rival by a first call; false, with the reason kept, where this machine cannot."""
+    def _works(self, baseline: Baseline, pixels: npt.NDArray[np.float32], progress: Progress) -> bool:
+        """Compiles a baseline by a first call; false, with the reason kept, where this machine cannot."""
         try:
-            rival.run(pixels)
+            baseline.run(pixels)
         # Inductor maps what goes wrong below it (no C++ compiler, an unsupported operator) to subclasses of RuntimeError.
         except RuntimeError as cause:
             reason = str(cause).strip().splitlines()[0]
-            self.left_out.append(f"{rival.method} in {rival.precision} at batch {len(pixels)} (keep {rival.keep:g}) is left out: {reason}")
+            self.left_out.append(f"{baseline.method} in {baseline.precision} at batch {len(pixels)} (keep {baseline.keep:g}) is left out: {reason}")
             return False
         finally:
             progress.advance()
@@ -219,6 +210,6 @@ def _storage(precision: str) -> str:
 
 
 def _merging(merges: Sequence[int], precision: str) -> str:
-    """(9, 9, 8) -> "merges a block: 2 x 9, 1 x 8; weights in fp32"."""
+    """(9, 9, 8) -> "merges per block: 2 x 9, 1 x 8; weights in fp32"."""
     counts = ", ".join(f"{len(list(run))} x {value}" for value, run in itertools.groupby(merges))
-    return f"merges a block: {counts}; {_storage(precision)}"
+    return f"merges per block: {counts}; {_storage(precision)}"

@@ -1,12 +1,12 @@
-"""The picture of the race: images a second against the cost of an image, a panel a batch."""
+"""The plot of the comparison: images a second against the cost of an image, one panel per batch."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.peers.report import PeersReport, PeersRow
 from prtool.files import PICTURE_METADATA, new_file
 from prtool.runtime.bench.plot import COLOURS
-from race.report import RaceReport, RaceRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 _MARKERS = {"fp32": "o", "bf16": "s", "fp16": "D", "int8": "^"}
 
 
-def plot_race(report: RaceReport, path: Path) -> None:
-    """Writes a PNG: a colour a way, a marker a precision, a line from the whole encoder to the cheapest one.
+def plot_peers(report: PeersReport, path: Path) -> None:
+    """Writes a PNG: one colour per encoder, one marker per precision, a line from the whole encoder to the cheapest one.
 
     Raises:
         StorageError: the file cannot be written.
@@ -23,8 +23,8 @@ def plot_race(report: RaceReport, path: Path) -> None:
     from matplotlib.figure import Figure
 
     batches = sorted({row.batch for row in report.rows})
-    ways = list(dict.fromkeys(_way(row) for row in report.rows))
-    colours = dict(zip(ways, COLOURS * len(ways), strict=False))
+    names = list(dict.fromkeys(_name(row) for row in report.rows))
+    colours = dict(zip(names, COLOURS * len(names), strict=False))
     figure = Figure(figsize=(5.2 * len(batches), 6.2), dpi=150, layout="constrained")
     panels = figure.subplots(1, len(batches), squeeze=False)[0]
     for axes, batch in zip(panels, batches, strict=True):
@@ -38,12 +38,12 @@ def plot_race(report: RaceReport, path: Path) -> None:
         figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
 
 
-def _draw(axes: "Axes", rows: Sequence[RaceRow], colours: dict[str, str]) -> None:
-    for way, precision in dict.fromkeys((_way(row), row.precision) for row in rows):
-        own = [row for row in rows if (_way(row), row.precision) == (way, precision)]
+def _draw(axes: "Axes", rows: Sequence[PeersRow], colours: dict[str, str]) -> None:
+    for name, precision in dict.fromkeys((_name(row), row.precision) for row in rows):
+        own = [row for row in rows if (_name(row), row.precision) == (name, precision)]
         best = {row.gmacs: max(item.images_per_s for item in own if item.gmacs == row.gmacs) for row in own}
         points = sorted(best.items())
-        axes.plot(*zip(*points, strict=True), color=colours[way], marker=_MARKERS.get(precision, "v"), linewidth=1.2, label=f"{way} {precision}")
+        axes.plot(*zip(*points, strict=True), color=colours[name], marker=_MARKERS.get(precision, "v"), linewidth=1.2, label=f"{name} {precision}")
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("cost of one image (GMAC)")
     axes.grid(color="#DDDDDD", linewidth=0.7)
@@ -51,6 +51,6 @@ def _draw(axes: "Axes", rows: Sequence[RaceRow], colours: dict[str, str]) -> Non
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _way(row: RaceRow) -> str:
-    """A bundle's engine with its pruned and unpruned graphs is one way; so is each method of PyTorch."""
+def _name(row: PeersRow) -> str:
+    """One name for a bundle's pruned and unpruned graphs on an engine, and one for each method of PyTorch."""
     return row.method if row.mode == "" else f"prtool on {row.engine}"

@@ -1,4 +1,4 @@
-"""The result of the race: a row for each way, batch and keep rate, related to open_clip eager in fp32."""
+"""The result of the comparison: a row for each encoder, batch and keep, relative to open_clip eager in fp32."""
 
 import dataclasses
 import re
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.peers.accuracy import MERGED, PRUNED, UNPRUNED, Accuracies
 from prtool.files import file_kind
 from prtool.runtime.machine import Machine
-from race.accuracy import MERGED, PRUNED, UNPRUNED, Accuracies
 
-RACE = file_kind(
-    "a result of benchmarks/peers.py", {".json": re.compile(rb'\{\n "schema": \d+,\n "model"'), ".csv": re.compile(rb"method,kind,engine,")}
+RESULT = file_kind(
+    "a result of 'python -m benchmarks.peers'", {".json": re.compile(rb'\{\n "schema": \d+,\n "model"'), ".csv": re.compile(rb"method,kind,engine,")}
 )
 SCHEMA = 1
 WITHIN = 1.0
@@ -20,8 +20,8 @@ RATIO_METHOD = "median over rounds of open_clip eager fp32 time / time in the sa
 
 
 @dataclass(frozen=True, slots=True)
-class RaceRow:
-    """One way at one batch.
+class PeersRow:
+    """One encoder at one batch.
 
     Attributes:
         method: "open_clip eager", "torch.compile", "ToMe", ..., and "unpruned" and "patch-ranking" for the bundle's graphs.
@@ -36,8 +36,8 @@ class RaceRow:
         images_per_s: batch / p50.
         ratio, ratio_low, ratio_high: against open_clip eager in fp32 at the same batch, and its 95 % interval.
         speedup: against the unpruned encoder in the same method's own form, engine, precision and batch.
-        bound: unpruned over own multiply-accumulates.
-        share_of_bound: speedup / bound.
+        theoretical_speedup: unpruned over own multiply-accumulates.
+        share_of_theoretical: speedup / theoretical_speedup.
         accuracy: mean in percent, from the accuracy file; None where it does not say.
         points: accuracy minus that of the unpruned encoder in fp32.
         cosine: worst cosine to open_clip eager fp32 on noise; None for encoders that drop or merge tokens.
@@ -59,8 +59,8 @@ class RaceRow:
     ratio_low: float
     ratio_high: float
     speedup: float
-    bound: float
-    share_of_bound: float
+    theoretical_speedup: float
+    share_of_theoretical: float
     accuracy: float | None
     points: float | None
     cosine: float | None
@@ -68,7 +68,7 @@ class RaceRow:
 
     @property
     def name(self) -> str:
-        """In words, without the batch."""
+        """Human-readable, without the batch."""
         keep = "" if self.kind == UNPRUNED else f", keep {self.keep:g}"
         mode = f", {self.mode}" if self.mode in ("fused", "split") else ""
         method = self.method if self.engine == "torch" and self.mode == "" else f"{self.method} on {self.engine}"
@@ -76,13 +76,13 @@ class RaceRow:
 
 
 @dataclass(frozen=True, slots=True)
-class RaceReport:
+class PeersReport:
     """Rows and circumstances of one run.
 
     Attributes:
         model: name and weights.
-        device: what PyTorch ran on, in words; the engines' devices are in `engines`.
-        engines: name -> device in words.
+        device: what PyTorch ran on; the engines' devices are in `engines`.
+        engines: name -> device.
         accuracy: of what model and data the accuracies are, and the unpruned fp32 one; None without a file.
         rounds, seed, threads, streams: of the measurement.
         settle_ms: rest between calls of different libraries, not timed, so that none competes with its predecessor's idle threads.
@@ -93,7 +93,7 @@ class RaceReport:
     device: str
     engines: dict[str, str]
     versions: dict[str, str]
-    rows: tuple[RaceRow, ...]
+    rows: tuple[PeersRow, ...]
     accuracy: dict[str, str | float] | None
     rounds: int
     seed: int
@@ -127,7 +127,7 @@ class RaceReport:
         return tuple(notes)
 
 
-def verdict(rows: Sequence[RaceRow]) -> list[str]:
+def verdict(rows: Sequence[PeersRow]) -> list[str]:
     """For the rows of one batch: the fastest pruned one that loses little accuracy, and the others that are as accurate and faster."""
     good = [row for row in rows if row.kind == PRUNED and row.points is not None and row.points >= -WITHIN]
     if not good:
@@ -136,12 +136,12 @@ def verdict(rows: Sequence[RaceRow]) -> list[str]:
     faster = [row for row in rows if row.kind != PRUNED and row.ratio > best.ratio]
     as_accurate = [row for row in faster if row.accuracy is not None and best.accuracy is not None and row.accuracy >= best.accuracy]
     unknown = [row for row in faster if row.accuracy is None]
-    rivals = "no other row at equal or better accuracy is faster" if not as_accurate else f"faster at equal or better accuracy: {_list(as_accurate)}"
+    others = "no other row at equal or better accuracy is faster" if not as_accurate else f"faster at equal or better accuracy: {_list(as_accurate)}"
     doubt = f"; faster at unknown accuracy: {_list(unknown)}" if unknown else ""
-    return [f"Batch {best.batch}: the fastest pruned row within {WITHIN:g} point is {_list([best])}; {rivals}{doubt}."]
+    return [f"Batch {best.batch}: the fastest pruned row within {WITHIN:g} point is {_list([best])}; {others}{doubt}."]
 
 
-def with_accuracy(row: RaceRow, accuracies: Accuracies | None) -> RaceRow:
+def with_accuracy(row: PeersRow, accuracies: Accuracies | None) -> PeersRow:
     """The row with the accuracy that the file has for it."""
     found = None if accuracies is None else accuracies.of(row.kind, row.engine, row.precision, row.keep)
     if accuracies is None or found is None:
@@ -156,7 +156,7 @@ def kind_of(method: str) -> str:
     return PRUNED if method == PRUNED else UNPRUNED
 
 
-def _list(rows: Sequence[RaceRow]) -> str:
+def _list(rows: Sequence[PeersRow]) -> str:
     points = ["" if row.points is None else f", {row.points:+.1f} points" for row in rows]
     return ", ".join(f"{row.name} ({row.ratio:.2f}x{extra})" for row, extra in zip(rows, points, strict=True))
 

@@ -1,4 +1,4 @@
-"""The race against peers: one real run on a tiny model, and its table, accuracy and verdict against plain arithmetic."""
+"""The comparison with peers: one real run on a tiny model, and its table, accuracy and verdict against plain arithmetic."""
 
 import csv
 import json
@@ -15,14 +15,14 @@ import torch
 from click.testing import CliRunner, Result
 from local_model import write_model
 from models import TinyModel, tiny_bundle
-from peers import main
 from PIL import Image
-from race.accuracy import Accuracies
-from race.report import RaceRow, verdict, with_accuracy
-from race.rivals import OPEN_CLIP, TOME, Rival, RivalPlan, Rivals, agreement
-from race.table import cells, markdown
 from support import REPO
 
+from benchmarks.peers.__main__ import main
+from benchmarks.peers.accuracy import Accuracies
+from benchmarks.peers.baselines import OPEN_CLIP, TOME, Baseline, Baselines, agreement
+from benchmarks.peers.report import PeersRow, verdict, with_accuracy
+from benchmarks.peers.table import cells, markdown
 from prtool.bundle import seal
 from prtool.errors import DataError
 from prtool.progress import SilentProgress
@@ -35,9 +35,9 @@ def run(*arguments: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def raced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The smoke run's JSON; `folder` and `stdout` beside it."""
-    root = tmp_path_factory.mktemp("race")
+    root = tmp_path_factory.mktemp("peers")
     accuracy = root / "accuracy.json"
     entries = [
         {"method": "unpruned", "engine": "any", "precision": "fp32", "keep": 1.0, "accuracy": {"a": 90.0, "b": 80.0}, "mean": 85.0},
@@ -54,8 +54,8 @@ def raced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": root, "stdout": result.stdout, **json.loads((root / "out.json").read_text())}
 
 
-def test_everyone_takes_part_in_one_run(raced: dict[str, Any]) -> None:
-    found = {(row["method"], row["engine"], row["precision"], row["mode"], row["keep"]) for row in raced["rows"]}
+def test_everyone_takes_part_in_one_run(compared: dict[str, Any]) -> None:
+    found = {(row["method"], row["engine"], row["precision"], row["mode"], row["keep"]) for row in compared["rows"]}
     assert found == {
         ("open_clip eager", "torch", "fp32", "", 1.0),
         ("open_clip eager", "torch", "bf16", "", 1.0),
@@ -65,17 +65,17 @@ def test_everyone_takes_part_in_one_run(raced: dict[str, Any]) -> None:
         ("patch-ranking", "ort", "fp32", "fused", 0.6),
         ("patch-ranking", "ort", "fp32", "split", 0.6),
     }
-    assert {row["batch"] for row in raced["rows"]} == {1, 2} and len(raced["rows"]) == 2 * len(found)
-    assert any("ort/bf16" in note for note in raced["left_out"])
-    assert {"ort", "torch", "open_clip", "prtool"} <= set(raced["versions"]) and raced["rounds"] == 5 and raced["settle_ms"] == 30.0
+    assert {row["batch"] for row in compared["rows"]} == {1, 2} and len(compared["rows"]) == 2 * len(found)
+    assert any("ort/bf16" in note for note in compared["left_out"])
+    assert {"ort", "torch", "open_clip", "prtool"} <= set(compared["versions"]) and compared["rounds"] == 5 and compared["settle_ms"] == 30.0
 
 
-def test_rows_hold_together(raced: dict[str, Any]) -> None:
-    rows = {(row["method"], row["precision"], row["mode"], row["batch"]): row for row in raced["rows"]}
-    for row in raced["rows"]:
+def test_rows_hold_together(compared: dict[str, Any]) -> None:
+    rows = {(row["method"], row["precision"], row["mode"], row["batch"]): row for row in compared["rows"]}
+    for row in compared["rows"]:
         assert row["images_per_s"] == pytest.approx(1e3 * row["batch"] / row["p50_ms"], rel=1e-3)
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-        assert row["share_of_bound"] == pytest.approx(row["speedup"] / row["bound"], rel=1e-3)
+        assert row["share_of_theoretical"] == pytest.approx(row["speedup"] / row["theoretical_speedup"], rel=1e-3)
     for batch in (1, 2):
         eager, merged = rows["open_clip eager", "fp32", "", batch], rows["ToMe", "fp32", "", batch]
         whole, pruned = rows["unpruned", "fp32", "full", batch], rows["patch-ranking", "fp32", "fused", batch]
@@ -87,25 +87,25 @@ def test_rows_hold_together(raced: dict[str, Any]) -> None:
     assert "autocast" in rows["open_clip eager", "bf16", "", 1]["detail"]
 
 
-def test_files_and_table(raced: dict[str, Any]) -> None:
-    with (raced["folder"] / "out.csv").open() as stream:
+def test_files_and_table(compared: dict[str, Any]) -> None:
+    with (compared["folder"] / "out.csv").open() as stream:
         records = list(csv.DictReader(stream))
-    assert [float(record["ratio"]) for record in records] == [row["ratio"] for row in raced["rows"]]
-    with Image.open(raced["folder"] / "out.png") as picture:
+    assert [float(record["ratio"]) for record in records] == [row["ratio"] for row in compared["rows"]]
+    with Image.open(compared["folder"] / "out.png") as picture:
         assert picture.format == "PNG" and len(np.unique(np.asarray(picture))) > 10
-    assert "patch-ranking" in raced["stdout"] and any(note.startswith("Batch 1: ") for note in raced["notes"])
-    printed = run("--table", str(raced["folder"] / "out.json"))
+    assert "patch-ranking" in compared["stdout"] and any(note.startswith("Batch 1: ") for note in compared["notes"])
+    printed = run("--table", str(compared["folder"] / "out.json"))
     assert printed.exit_code == 0 and printed.stdout.rstrip("\n") == markdown(
-        {name: raced[name] for name in raced if name not in ("folder", "stdout")}
+        {name: compared[name] for name in compared if name not in ("folder", "stdout")}
     )
     lines = printed.stdout.splitlines()
     assert lines[0] == "| encoder | engine | precision | keep | GMAC | batch 1 | batch 2 | accuracy % |"
-    best = max(row["images_per_s"] for row in raced["rows"] if (row["method"], row["batch"]) == ("patch-ranking", 2))
+    best = max(row["images_per_s"] for row in compared["rows"] if (row["method"], row["batch"]) == ("patch-ranking", 2))
     line = next(line for line in lines if line.startswith("| patch-ranking | ort | fp32 | 0.6 |"))
     assert f"| {best:.1f} (" in line and line.endswith("| 84.5 (-0.5) |")
-    kept = run("--table", str(raced["folder"] / "out.json"), "--within", "0.2").stdout
+    kept = run("--table", str(compared["folder"] / "out.json"), "--within", "0.2").stdout
     assert "| unpruned" in kept and "patch-ranking |" not in kept and "ToMe |" not in kept
-    assert cells(raced, 1.0)[1][-1][0] == "patch-ranking"
+    assert cells(compared, 1.0)[1][-1][0] == "patch-ranking"
 
 
 def test_bad_input_is_one_line(tmp_path: Path) -> None:
@@ -131,29 +131,29 @@ def test_another_models_bundle_is_refused(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "000000000000" in result.stderr.replace("\n", " ")
 
 
-def rivals(folder: Path) -> tuple[Rivals, list[Rival], np.ndarray]:
+def baselines(folder: Path) -> tuple[Baselines, list[Baseline], np.ndarray]:
     model = load_seeded(write_model(folder / "model"), "", 0)
     pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
-    made = Rivals(model, model.tower.prune_spec((2,)), model.tower.cost(), "cpu")
-    plan = RivalPlan(("fp32", "bf16"), (Keep.ratio(1.0), Keep.count(9), Keep.ratio(0.5)), "none")
-    return made, made.all(plan, [pixels], SilentProgress()), pixels
+    made = Baselines(model, model.tower.prune_spec((2,)), model.tower.cost(), "cpu")
+    keeps = (Keep.ratio(1.0), Keep.count(9), Keep.ratio(0.5))
+    return made, made.all(("fp32", "bf16"), keeps, "none", [pixels], SilentProgress()), pixels
 
 
-def test_rivals_compute_what_open_clip_does(tmp_path: Path) -> None:
-    made, found, pixels = rivals(tmp_path)
-    assert [(rival.method, rival.precision, rival.keep) for rival in found] == [
+def test_baselines_compute_what_open_clip_does(tmp_path: Path) -> None:
+    made, found, pixels = baselines(tmp_path)
+    assert [(baseline.method, baseline.precision, baseline.keep) for baseline in found] == [
         (method, precision, keep) for precision in ("fp32", "bf16") for method, keep in ((OPEN_CLIP, 1.0), (TOME, 0.5625), (TOME, 0.5))
     ]
     host: Any = made.model.text.host
     with torch.inference_mode():
         wanted = host.encode_image(torch.from_numpy(pixels), normalize=True).numpy()
-    for rival in found:
-        embeddings = rival.run(pixels)
+    for baseline in found:
+        embeddings = baseline.run(pixels)
         assert embeddings.dtype == np.float32 and np.allclose(np.linalg.norm(embeddings, axis=1), 1.0, atol=0.01)
-        if rival.method == OPEN_CLIP:
-            assert agreement(embeddings, wanted) > (0.9999 if rival.precision == "fp32" else 0.99)
+        if baseline.method == OPEN_CLIP:
+            assert agreement(embeddings, wanted) > (0.9999 if baseline.precision == "fp32" else 0.99)
     assert all(parameter.dtype == torch.float32 for parameter in made.model.tower.parameters()), "a copy in bf16 changed the model"
-    kept = {rival.keep: rival.gmacs for rival in found if rival.method == TOME}
+    kept = {baseline.keep: baseline.gmacs for baseline in found if baseline.method == TOME}
     for keep, gmacs in kept.items():
         assert gmacs == pytest.approx(made.cost.pruned_gmacs(made.spec, made.spec.counts(Keep.ratio(keep))), rel=0.1), (
             "16 patches merge in coarse steps"
@@ -167,10 +167,10 @@ def test_what_cannot_be_compiled_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
         return fail
 
-    made, _, pixels = rivals(tmp_path)
-    monkeypatch.setattr("race.rivals._compile", broken)
-    found = made.all(RivalPlan(("fp32",), (Keep.ratio(0.5),), "all"), [pixels], SilentProgress())
-    assert [rival.method for rival in found] == [OPEN_CLIP, TOME]
+    made, _, pixels = baselines(tmp_path)
+    monkeypatch.setattr("benchmarks.peers.baselines._compile", broken)
+    found = made.all(("fp32",), (Keep.ratio(0.5),), "all", [pixels], SilentProgress())
+    assert [baseline.method for baseline in found] == [OPEN_CLIP, TOME]
     assert made.left_out[0] == "torch.compile in fp32 at batch 2 (keep 1) is left out: no C++ compiler" and len(made.left_out) == 3
 
 
@@ -184,23 +184,23 @@ from local_model import write_model
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
 from prtool.trainer.runs.checkpoint import load_seeded
-from race.rivals import RivalPlan, Rivals, agreement
+from benchmarks.peers.baselines import Baselines, agreement
 
 model = load_seeded(write_model(Path(sys.argv[1]) / "model"), "", 0)
 pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
-made = Rivals(model, model.tower.prune_spec((2,)), model.tower.cost(), "cpu")
-found = made.all(RivalPlan(("fp32",), (Keep.ratio(0.5),), "all"), [pixels], SilentProgress())
-eager = {rival.method: rival.run(pixels) for rival in found[:2]}
-for rival in found:
-    print(rival.method, agreement(rival.run(pixels), eager["ToMe" if "ToMe" in rival.method else "open_clip eager"]) > 0.9999)
+made = Baselines(model, model.tower.prune_spec((2,)), model.tower.cost(), "cpu")
+found = made.all(("fp32",), (Keep.ratio(0.5),), "all", [pixels], SilentProgress())
+eager = {baseline.method: baseline.run(pixels) for baseline in found[:2]}
+for baseline in found:
+    print(baseline.method, agreement(baseline.run(pixels), eager["ToMe" if "ToMe" in baseline.method else "open_clip eager"]) > 0.9999)
 print(made.left_out)
 """
 
 
 @pytest.mark.slow
-def test_compiled_rivals_compute_the_same(tmp_path: Path) -> None:
+def test_compiled_baselines_compute_the_same(tmp_path: Path) -> None:
     """In a process of its own: compiling warns of what lies in its libraries."""
-    folders = [str(REPO / "tests"), str(REPO / "benchmarks")]
+    folders = [str(REPO / "tests"), str(REPO)]
     done = subprocess.run([sys.executable, "-c", COMPILED, str(tmp_path), *folders], capture_output=True, text=True, timeout=280, check=True)
     if "is left out" in done.stdout:
         pytest.skip(f"torch.compile does not work here: {done.stdout.splitlines()[-1]}")
@@ -246,8 +246,8 @@ def test_a_bad_accuracy_file_is_refused(tmp_path: Path, content: str, words: str
         Accuracies.load(path)
 
 
-def row(kind: str, ratio: float, points: float | None, **changes: Any) -> RaceRow:
-    values: dict[str, Any] = dict.fromkeys(RaceRow.__dataclass_fields__, 1.0)
+def row(kind: str, ratio: float, points: float | None, **changes: Any) -> PeersRow:
+    values: dict[str, Any] = dict.fromkeys(PeersRow.__dataclass_fields__, 1.0)
     values |= {
         "kind": kind,
         "method": kind,
@@ -257,7 +257,7 @@ def row(kind: str, ratio: float, points: float | None, **changes: Any) -> RaceRo
         "keep": 0.6,
     }
     values |= {"batch": 8, "ratio": ratio, "points": points, "accuracy": None if points is None else 80.0 + points}
-    return RaceRow(**values | changes)
+    return PeersRow(**values | changes)
 
 
 def test_the_verdict_names_the_best_row_and_whoever_beats_it() -> None:

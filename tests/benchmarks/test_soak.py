@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from models import TinyModel, tiny_bundle
-from soak import Case, Sample, Soak, main, run
+
+from benchmarks.soak import Case, Sample, Soak, main, run
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory and open files are read from /proc")
 
