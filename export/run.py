@@ -76,7 +76,7 @@ def source_of(run: Path) -> ExportSource:
     )
 
 
-def export_run(run: Path, out: Path, options: ExportOptions, data: Path | None = None, progress: Progress | None = None) -> Manifest:
+def export_run(run: Path, out: Path, options: ExportOptions, data: str | Path | None = None, progress: Progress | None = None) -> Manifest:
     """Exports a run; see `export_bundle`.
 
     Args:

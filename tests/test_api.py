@@ -126,12 +126,17 @@ def test_defaults_of_functions_are_those_of_their_configurations() -> None:
     for verb, kind, names in (
         (prtool.evaluate, EvalConfig, {"split": "split", "images": "images", "method": "methods", "keep": "keeps"}),
         (prtool.tune, TuneConfig, {"engine": "engine", "precision": "precision", "batch": "batch", "keep": "keeps", "location": "locations"}),
-        (prtool.benchmark, BenchConfig, {"engine": "engines", "precision": "precisions", "batch": "batches", "mode": "modes", "threads": "threads"}),
+        (
+            prtool.benchmark,
+            BenchConfig,
+            {"engine": "engines", "precision": "precisions", "batch": "batches", "keep": "keeps", "mode": "modes", "threads": "threads"},
+        ),
     ):
         fields = {item.name: item.default for item in dataclasses.fields(kind)}
         for name, field in names.items():
             default = inspect.signature(verb).parameters[name].default
-            assert fields[field] == (tuple(map(Keep.of, default)) if field == "keeps" else default), (verb, name)
+            found, wanted = (tuple(map(Keep.of, value)) if field == "keeps" else value for value in (fields[field], default))
+            assert found == wanted, (verb, name)
     batch = BuildOptions().batch
     assert inspect.signature(prtool.build).parameters["batch"].default == tuple(dataclasses.astuple(batch))
 

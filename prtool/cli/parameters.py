@@ -140,8 +140,7 @@ def option(verb: Verb | None, *names: str, joined: str = ",", **attributes: Any)
     default = DEFAULTS[name] if verb is None else inspect.signature(verb).parameters[name].default
     if default is inspect.Parameter.empty:
         return click.option(*names, name, required=True, **attributes)
-    several = isinstance(default, tuple) and default
-    shown = f"  [default: {joined.join(map(str, default))}]" if several else ""
+    shown = f"  [default: {joined.join(map(str, default))}]" if isinstance(default, tuple) and default else ""
     scalar = isinstance(default, (str, int, float)) and not isinstance(default, bool)
     return click.option(*names, name, default=default, show_default=scalar, **{**attributes, "help": attributes.get("help", "") + shown})
 

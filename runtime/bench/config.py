@@ -28,7 +28,9 @@ class BenchConfig:
     engines: tuple[str, ...] = setting(("ort",), "names of the engine registry")
     precisions: tuple[str, ...] = setting(("fp32",), "arithmetic; rows are compared with the unpruned model on the same engine in the same precision")
     batches: tuple[int, ...] = setting((1, 8), "images per call", minimum=1, maximum=MAX_BATCH)
-    keeps: tuple[Keep | float | int, ...] = setting((1.0, 0.6), "ratios (0.6), counts (118) or `Keep`; 1.0 shows what scoring and selection cost")
+    keeps: tuple[Keep | float | int, ...] = setting(
+        (1.0, 0.8, 0.6, 0.5), "ratios (0.6), counts (118) or `Keep`; 1.0 shows what scoring and selection cost"
+    )
     modes: tuple[str, ...] = setting(("fused",), "pruned modes; the unpruned one is always measured, as the baseline", choices=PRUNED_MODES)
     scopes: tuple[str, ...] = setting(
         SCOPES, '"encoder" (from prepared pixels), "end-to-end" (from encoded files in memory: decode, preprocess, encode)', choices=SCOPES

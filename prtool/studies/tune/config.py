@@ -67,8 +67,8 @@ class TuneConfig:
         Raises:
             ConfigError: the engine or precision is unknown, or a value is out of range.
         """
-        how = {"threads": self.threads, "device": self.device, "budget_s": self.budget_s, "cache": self.cache}
-        return replace(bench_config(self.engine, self.precision, self.batch, self.keeps), **how)
+        config = bench_config(self.engine, self.precision, self.batch, self.keeps)
+        return replace(config, threads=self.threads, device=self.device, budget_s=self.budget_s, cache=self.cache)
 
 
 def bench_config(engine: str, precision: str, batch: int, keeps: Sequence[Keep]) -> BenchConfig:

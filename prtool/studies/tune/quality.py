@@ -14,7 +14,7 @@ from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.settings import PATCH_RANKING_TOKENS
 
 
-def evaluate_quality(run: Path, data: Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
+def evaluate_quality(run: Path, data: str | Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
     """`evaluate_run`, and for images without labels the same rows with an accuracy of NaN.
 
     Args:

@@ -98,7 +98,7 @@ def _check_outputs(run: Path, folder: Path, sites: Sequence[Site]) -> None:
         check_output(site.folder / "bundle", BUNDLE)
 
 
-def _quality_ask(run: Path, checkpoint: Checkpoint, config: TuneConfig, data: Path | None) -> tuple[QualityAsk, str]:
+def _quality_ask(run: Path, checkpoint: Checkpoint, config: TuneConfig, data: str | Path | None) -> tuple[QualityAsk, str]:
     """What quality is measured on, checked before any work, and the data in words."""
     root = data_of(run, checkpoint, data)
     splits = available_splits(root)

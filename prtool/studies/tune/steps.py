@@ -209,7 +209,7 @@ def ensure_run(shop: Workshop, site: Site) -> None:
 class QualityAsk:
     """What quality is measured on: data folder (None: the run's), its digest, and which part of it."""
 
-    data: Path | None
+    data: str | Path | None
     data_sha256: str
     split: str
     images: int
