@@ -21,7 +21,6 @@ from prtool.text_safety import printable
 MANIFEST_NAME = "prtool.json"
 MANIFEST_BYTES = 16 << 20
 """Most bytes of a manifest."""
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +205,8 @@ def _check_content(stream: BinaryIO, path: Path, digest: FileDigest, verify: boo
     identity = FileIdentity.of(os.fstat(stream.fileno()))
     if identity.size != digest.size:
         raise BundleError(f"{path} has {identity.size} bytes, but the manifest says {digest.size}; copy or export the bundle again")
-    if verify:
-        found = hashlib.sha256()
-        while chunk := stream.read(_CHUNK_BYTES):
-            found.update(chunk)
-        if found.hexdigest() != digest.sha256:
-            raise BundleError(f"checksum mismatch: {path} (expected {digest.sha256[:12]}, found {found.hexdigest()[:12]}); copy or export it again")
+    if verify and (found := hashlib.file_digest(stream, "sha256").hexdigest()) != digest.sha256:
+        raise BundleError(f"checksum mismatch: {path} (expected {digest.sha256[:12]}, found {found[:12]}); copy or export it again")
     return identity
 
 

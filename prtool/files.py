@@ -17,7 +17,6 @@ from prtool.errors import ConfigError, PrtoolError, StorageError
 from prtool.exchange import claimed, put_folder, sweep
 
 _log = logging.getLogger(__name__)
-_CHUNK_BYTES = 1 << 20
 _HEAD_BYTES = 4096
 _REASONS = {
     errno.ENOSPC: "no space left on the disk; free some and run the command again",
@@ -208,11 +207,8 @@ def write_json(path: Path, value: object) -> None:
 
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -54,12 +54,9 @@ class MessageReader:
             tag, position = self._varint(position, end)
             number, wire = tag >> 3, tag & 7
             field = fields.get(number)
-            if field is None:
-                raise MalformedMessage(f"{what} has field {number}, which is not read")
-            if not field.repeated:
-                if number in seen:
-                    raise MalformedMessage(f"{what} has field {number} twice")
-                seen.add(number)
+            if field is None or (number in seen and not field.repeated):
+                raise MalformedMessage(f"{what} has field {number}{', which is not read' if field is None else ' twice'}")
+            seen.add(number)
             packed = wire == _LENGTH and field.repeated and field.kind in ("number", "float")
             if wire != _WIRE[field.kind] and not packed:
                 raise MalformedMessage(f"{what} has field {number} in another form")
