@@ -61,8 +61,8 @@ typedef enum prtool_status {
  * possible, and what to do. "" where there was none. */
 PRTOOL_API const char* prtool_last_error(void);
 
-/* What a status means in general, such as "invalid bundle"; "unknown status" for any other number. */
-PRTOOL_API const char* prtool_status_string(prtool_status status);
+/* What a prtool_status means in general, such as "invalid bundle"; "unknown status" for any other number. */
+PRTOOL_API const char* prtool_status_string(int status);
 
 /* The library's version, "0.1.0". */
 PRTOOL_API const char* prtool_version(void);

@@ -225,7 +225,7 @@ const char* prtool_last_error(void) {
     return last_error.c_str();
 }
 
-const char* prtool_status_string(prtool_status status) {
+const char* prtool_status_string(int status) {
     static const char* const kTexts[] = {"success",           "invalid option or argument", "keep out of range",  "wrong shape or NaN score",
                                          "unreadable folder", "undecodable image",          "invalid bundle",     "engine failed",
                                          "engine unavailable", "file not written",          "out of memory",      "internal error"};

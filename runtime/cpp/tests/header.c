@@ -25,7 +25,7 @@ int main(void) {
     snprintf(version, sizeof(version), "%d.%d.%d", PRTOOL_VERSION_MAJOR, PRTOOL_VERSION_MINOR, PRTOOL_VERSION_PATCH);
     EXPECT(strcmp(version, prtool_version()) == 0)
     EXPECT(strcmp(prtool_status_string(PRTOOL_BUNDLE), "invalid bundle") == 0)
-    EXPECT(strcmp(prtool_status_string((prtool_status)99), "unknown status") == 0)
+    EXPECT(strcmp(prtool_status_string(99), "unknown status") == 0)
     prtool_free(NULL);
     return 0;
 }
