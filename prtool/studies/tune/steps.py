@@ -52,8 +52,8 @@ class Tools:
     """The verbs that do the work; tests put quick ones in."""
 
     train: Trains = _train_again
-    evaluate: Callable[[Path, Path | None, EvalConfig, Progress | None], EvalReport] = evaluate_quality
-    export: Callable[[Path, Path, ExportOptions, Path | None, Progress | None], Manifest] = export_run
+    evaluate: Callable[[Path, str | Path | None, EvalConfig, Progress | None], EvalReport] = evaluate_quality
+    export: Callable[[Path, Path, ExportOptions, str | Path | None, Progress | None], Manifest] = export_run
     bench: Callable[[Path, BenchConfig, Progress | None], BenchReport] = bench
     probe: Callable[[str], EngineInfo] = probe
 
