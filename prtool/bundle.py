@@ -3,11 +3,12 @@
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from prtool import strict
 from prtool.errors import BundleError, ConfigError
@@ -205,7 +206,8 @@ def _check_content(stream: BinaryIO, path: Path, digest: FileDigest, verify: boo
     identity = FileIdentity.of(os.fstat(stream.fileno()))
     if identity.size != digest.size:
         raise BundleError(f"{path} has {identity.size} bytes, but the manifest says {digest.size}; copy or export the bundle again")
-    if verify and (found := hashlib.file_digest(stream, "sha256").hexdigest()) != digest.sha256:
+    # Opened unbuffered, so it is a FileIO.
+    if verify and (found := hashlib.file_digest(cast(io.FileIO, stream), "sha256").hexdigest()) != digest.sha256:
         raise BundleError(f"checksum mismatch: {path} (expected {digest.sha256[:12]}, found {found[:12]}); copy or export it again")
     return identity
 
