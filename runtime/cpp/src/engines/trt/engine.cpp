@@ -56,7 +56,7 @@ void refit(LoadedPlan& plan, const std::string& path) {
     if (parser->refitFromFile(path.c_str()) && refitter->refitCudaEngine()) return;
     std::string reasons;
     for (int place = 0; place < parser->getNbErrors(); ++place) reasons += (place == 0 ? "" : "; ") + std::string(parser->getError(place)->desc());
-    throw plan.library.failure(std::string(plan.library.title()) + " cannot put the weights of " + path + " into its engine (" +
+    throw plan.library.failure(std::string(kTitle) + " cannot put the weights of " + path + " into its engine (" +
                                (reasons.empty() ? "no parser error" : reasons) + ")");
 }
 
@@ -66,7 +66,7 @@ void deserialise(LoadedPlan& plan, const Plan& found, const std::string& graph_p
     if (found.version_compatible) plan.runtime->setEngineHostCodeAllowed(true);
     plan.engine.reset(plan.runtime->deserializeCudaEngine(found.content.data(), found.content.size()));
     if (plan.engine == nullptr) {
-        throw plan.library.failure(std::string(plan.library.title()) + " " + plan.library.version() + " does not load " + found.path +
+        throw plan.library.failure(std::string(kTitle) + " " + plan.library.version() + " does not load " + found.path +
                                    "; build it again with '" + plan.command + " --rebuild'");
     }
     if (found.strip_weights) refit(plan, graph_path);
@@ -227,8 +227,8 @@ public:
           gpu_(cuda::gpu(settings.device)),
           library_(Library::get()),
           cache_(settings.cache.empty() ? default_root() : settings.cache),
-          info_{library_.engine(), library_.version(), gpu_.words()},
-          device_(cuda::make_device(settings.device, {library_.engine(), settings.cuda_graphs, false})) {}
+          info_{kEngine, library_.version(), gpu_.words()},
+          device_(cuda::make_device(settings.device, {kEngine, settings.cuda_graphs, false})) {}
 
     const EngineInfo& info() const override { return info_; }
     std::string graph_precision() const override { return precision_; }
@@ -237,9 +237,9 @@ public:
     std::unique_ptr<Graph> load(const std::string& path, const GraphSpec& spec) override {
         const cuda::DeviceScope here(number_);
         const std::string bundle = path.substr(0, path.size() - std::min(path.size(), spec.file.size() + 1));
-        const std::string command = std::string("prtool build --engine ") + library_.engine() + " --bundle " + bundle + " --precision " + precision_;
+        const std::string command = std::string("prtool build --engine ") + kEngine + " --bundle " + bundle + " --precision " + precision_;
         const PlanKey key = plan_key(path, {{"precision", precision_},
-                                            {"library", Library::module()},
+                                            {"library", kModule},
                                             {"library_version", library_.version()},
                                             {"device", gpu_.name},
                                             {"compute_capability", gpu_.compute_capability},

@@ -41,7 +41,7 @@ void* open_library(const std::string& stem) {
         if (void* library = dlopen((stem + end).c_str(), RTLD_NOW | RTLD_LOCAL); library != nullptr) return library;
         reasons.emplace_back(dlerror());
     }
-    throw Error(Status::engine_unavailable, std::string(Library::title()) + " " + dotted({NV_TENSORRT_MAJOR}) + " cannot be loaded (" + joined(reasons) +
+    throw Error(Status::engine_unavailable, std::string(kTitle) + " " + dotted({NV_TENSORRT_MAJOR}) + " cannot be loaded (" + joined(reasons) +
                                                 "); install it, and name its folder in LD_LIBRARY_PATH");
 }
 
@@ -50,7 +50,7 @@ Function* function(void* library, const char* name) {
     void* const found = dlsym(library, name);
     if (found == nullptr) {
         throw Error(Status::engine_unavailable,
-                    std::string(Library::title()) + " has no function " + name + "; install version " + dotted({NV_TENSORRT_MAJOR}) + " of it");
+                    std::string(kTitle) + " has no function " + name + "; install version " + dotted({NV_TENSORRT_MAJOR}) + " of it");
     }
     return reinterpret_cast<Function*>(found);
 }
@@ -62,7 +62,7 @@ std::string checked_version(void* library) {
     const int patch = function<Number>(library, "getInferLibPatchVersion")(), build = function<Number>(library, "getInferLibBuildVersion")();
     const std::string version = dotted({major, minor, patch, build});
     if (major != NV_TENSORRT_MAJOR || minor < kMinMinor) {
-        throw Error(Status::engine_unavailable, std::string(Library::title()) + " " + version + " was found, but this library was built for " +
+        throw Error(Status::engine_unavailable, std::string(kTitle) + " " + version + " was found, but this library was built for " +
                                                     dotted({NV_TENSORRT_MAJOR, kMinMinor}) + " and later of " + dotted({NV_TENSORRT_MAJOR}) +
                                                     "; install such a version, or build this library with the headers of that one");
     }
@@ -111,20 +111,20 @@ void* Library::parser_library() {
 std::unique_ptr<nvinfer1::IRuntime> Library::runtime() {
     messages_.take();
     void* const made = function<void*(void*, std::int32_t)>(library_, "createInferRuntime_INTERNAL")(&messages_, NV_TENSORRT_VERSION);
-    if (made == nullptr) throw failure(std::string(title()) + " cannot run on this machine");
+    if (made == nullptr) throw failure(std::string(kTitle) + " cannot run on this machine");
     return std::unique_ptr<nvinfer1::IRuntime>(static_cast<nvinfer1::IRuntime*>(made));
 }
 
 std::unique_ptr<nvinfer1::IRefitter> Library::refitter(nvinfer1::ICudaEngine& engine) {
     void* const made = function<void*(void*, void*, std::int32_t)>(library_, "createInferRefitter_INTERNAL")(&engine, &messages_, NV_TENSORRT_VERSION);
-    if (made == nullptr) throw failure(std::string(title()) + " cannot put weights into an engine");
+    if (made == nullptr) throw failure(std::string(kTitle) + " cannot put weights into an engine");
     return std::unique_ptr<nvinfer1::IRefitter>(static_cast<nvinfer1::IRefitter*>(made));
 }
 
 std::unique_ptr<nvonnxparser::IParserRefitter> Library::parser_refitter(nvinfer1::IRefitter& refitter) {
     using Make = void*(void*, void*, std::int32_t);
     void* const made = function<Make>(parser_library(), "createNvOnnxParserRefitter_INTERNAL")(&refitter, &messages_, NV_ONNX_PARSER_VERSION);
-    if (made == nullptr) throw failure(std::string(title()) + " makes no parser of ONNX files");
+    if (made == nullptr) throw failure(std::string(kTitle) + " makes no parser of ONNX files");
     return std::unique_ptr<nvonnxparser::IParserRefitter>(static_cast<nvonnxparser::IParserRefitter*>(made));
 }
 
@@ -132,7 +132,7 @@ Error Library::failure(const std::string& problem) {
     const std::string reason = messages_.take();
     const auto says = [&reason](const char* sign) { return reason.find(sign) != std::string::npos; };
     if (std::any_of(kNoDevice.begin(), kNoDevice.end(), says)) {
-        return {Status::engine_unavailable, problem + ": " + reason + "; " + title() + " finds no usable GPU, check the driver with nvidia-smi"};
+        return {Status::engine_unavailable, problem + ": " + reason + "; " + kTitle + " finds no usable GPU, check the driver with nvidia-smi"};
     }
     return {Status::engine, problem + ": " + reason};
 }

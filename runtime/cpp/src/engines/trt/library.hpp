@@ -11,6 +11,13 @@
 
 namespace prtool::trt::PRTOOL_TRT_LIBRARY {
 
+// Its name in `make_engine`, for people, and of its Python module, which is in the records of engines.
+#if defined(PRTOOL_TRT_RTX)
+inline constexpr const char *kEngine = "trt-rtx", *kTitle = "TensorRT-RTX", *kModule = "tensorrt_rtx";
+#else
+inline constexpr const char *kEngine = "trt", *kTitle = "TensorRT", *kModule = "tensorrt";
+#endif
+
 // The library's errors since they were last taken; it prints nothing. All runtimes of a process share them, as TensorRT wants,
 // so errors of two threads can mix.
 class Messages final : public nvinfer1::ILogger {
@@ -28,10 +35,6 @@ class Library {
 public:
     // Throws Error(Status::engine_unavailable): it is not installed, or of a version that this source was not made for.
     static Library& get();
-
-    static constexpr const char* engine();  // its name in `make_engine`
-    static constexpr const char* title();   // its name for people
-    static constexpr const char* module();  // the name of its Python module, which is in the records of engines
 
     const std::string& version() const { return version_; }
     Messages& messages() { return messages_; }
@@ -54,29 +57,5 @@ private:
     void* parser_library_ = nullptr;  // loaded for plans without weights only
     std::string version_;
 };
-
-constexpr const char* Library::engine() {
-#if defined(PRTOOL_TRT_RTX)
-    return "trt-rtx";
-#else
-    return "trt";
-#endif
-}
-
-constexpr const char* Library::title() {
-#if defined(PRTOOL_TRT_RTX)
-    return "TensorRT-RTX";
-#else
-    return "TensorRT";
-#endif
-}
-
-constexpr const char* Library::module() {
-#if defined(PRTOOL_TRT_RTX)
-    return "tensorrt_rtx";
-#else
-    return "tensorrt";
-#endif
-}
 
 }  // namespace prtool::trt::PRTOOL_TRT_LIBRARY
