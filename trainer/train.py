@@ -165,7 +165,7 @@ def templates_of(config: TrainConfig) -> tuple[str, ...]:
 
 
 def check_latest(run: Path) -> Path:
-    """The link `latest` next to a run; ask before training whether it may be replaced.
+    """The link `latest` next to a run, checked before training to be replaceable.
 
     Raises:
         ConfigError: something that is no link has its name.

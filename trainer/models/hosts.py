@@ -136,7 +136,7 @@ class TimmTower(VisionTower):
 
     def embed(self, pixels: Tensor) -> Tensor:  # noqa: D102
         placed = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
-        # Eva returns its rotary table beside the tokens; it is None here, checked when the tower was made.
+        # Eva returns its rotary table with the tokens; it is None here, checked when the tower was made.
         tokens = placed[0] if isinstance(placed, tuple) else placed
         return cast(Tensor, self.trunk.norm_pre(tokens))
 

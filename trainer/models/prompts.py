@@ -157,14 +157,14 @@ def new_context(model: DualEncoder, count: int, words: str, template: str) -> Te
         ConfigError: the words make more than `count` tokens, or there are none and the template begins with the class name.
         ModelError: the text side has no table of token embeddings that is known.
     """
-    chosen = (words or template.partition("{}")[0]).strip()
-    if not chosen:
+    words = (words or template.partition("{}")[0]).strip()
+    if not words:
         raise ConfigError(
             f"template {template!r} has no words before {{}} to start the text context from; give tokens.text_words, such as 'a photo of a'"
         )
-    if (used := _token_count(model, chosen)) > count:
-        raise ConfigError(f"tokens.text = {count}, but {chosen!r} takes {used} tokens; give {used}, or fewer words in tokens.text_words")
-    text = " ".join([chosen, *[_PLACEHOLDER] * (count - used)])
+    if (used := _token_count(model, words)) > count:
+        raise ConfigError(f"tokens.text = {count}, but {words!r} takes {used} tokens; give {used}, or fewer words in tokens.text_words")
+    text = " ".join([words, *[_PLACEHOLDER] * (count - used)])
     if _token_count(model, text) != count:
         raise ConfigError(f"{text!r} does not take {count} tokens in this model's tokenizer; give other words with tokens.text_words")
     ids, table = model.tokenizer([text])[0, _start(model) :][:count], _token_embedding(model).weight

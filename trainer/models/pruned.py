@@ -21,7 +21,7 @@ def select(scores: Tensor, k: int) -> Tensor:
 
 
 def gather(tokens: Tensor, indices: Tensor, prefix_tokens: int, learnable_tokens: int = 0) -> Tensor:
-    """Keeps the chosen patches and every prefix and appended token.
+    """Keeps the selected patches and every prefix and appended token.
 
     Args:
         tokens: (batch, prefix + N + appended, D).

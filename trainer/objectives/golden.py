@@ -85,7 +85,7 @@ class GoldenSearch:
         return state.ranking()
 
     def _scores_without(self, tokens: Tensor, present: Tensor, images: Tensor, groups: Tensor, score: Score) -> Tensor:
-        """The score of each candidate: `images` and `groups` (candidates,) say whose tokens run without which group."""
+        """The score of each candidate: `images` and `groups` (candidates,) are the image and the group that it leaves out."""
         length = tokens.shape[1]
         before = self.model.tower.prefix_tokens
         kept = ((present.float() @ self.members.float()) > 0)[images] & ~self.members[groups]
@@ -148,7 +148,7 @@ class _State:
         return cls(members, torch.zeros(shape, device=device), torch.ones(shape, dtype=torch.bool, device=device), never)
 
     def searched(self, floor: int) -> Tensor:
-        """Groups whose turn it is: those present in images that are above the floor and have two groups at least."""
+        """Groups to score: those present in images that are above the floor and have two groups at least."""
         patches = self.present.float() @ self.members.sum(1).float()
         return self.present & ((patches > floor) & (self.present.sum(1) > 1))[:, None]
 

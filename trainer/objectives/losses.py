@@ -1,4 +1,4 @@
-"""Losses that teach a scorer an order of patches, by name."""
+"""Losses of a scorer against an order of patches, by name."""
 
 from collections.abc import Callable
 
@@ -65,5 +65,5 @@ LOSSES: dict[str, Loss] = {"kl": research_kl, "margin": margin_ranking, "listmle
 
 
 def _by_patch(ranking: Tensor, by_rank: Tensor) -> Tensor:
-    """Spreads values by rank (N,) to values by patch (batch, N)."""
+    """Values by rank (N,) -> values by patch (batch, N)."""
     return torch.zeros(ranking.shape, device=ranking.device).scatter(1, ranking, by_rank.expand(ranking.shape))

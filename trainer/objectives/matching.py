@@ -1,4 +1,4 @@
-"""Matching rate: how much of the golden ranking a prediction finds, and the baselines to print beside it."""
+"""Matching rate: how much of the golden ranking a prediction finds, and the rates of orders to compare it with."""
 
 import torch
 from torch import Tensor

@@ -89,7 +89,7 @@ _TEXT: _Rules = {
     "vocab_size": _whole(1, 10_000_000),
     "hf_tokenizer_name": _or_null(_text(f"({PLAIN_NAME.pattern})?", _NAME[0])),
     "tokenizer_mode": _or_null(_one_of("", "clips")),
-    # Whatever stands here goes to a tokenizer's constructor, where other keywords run code or read other files.
+    # All of this is passed to a tokenizer's constructor, where other keywords run code or read other files.
     "tokenizer_kwargs": {"clean": _one_of("lower", "whitespace", "canonicalize"), "strip_sep_token": _FLAG},
     "heads": _HEADS,
     "layers": _LAYERS,
@@ -146,7 +146,7 @@ def check_model(config: object, origin: str) -> dict[str, Any]:
 
     Args:
         config: as read from a file or from open_clip's registry.
-        origin: where it stands, for messages.
+        origin: its file or name, for messages.
 
     Raises:
         ModelError: names the key.

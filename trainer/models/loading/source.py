@@ -137,14 +137,14 @@ def resolve(name: str, pretrained: str = "") -> ModelSource:
     Raises:
         ModelError: unknown name or tag, a configuration that is not understood, or a download that failed.
     """
-    chosen = canonical_name(name)
-    weights = canonical_pretrained(chosen, pretrained)
-    if chosen.startswith(_LOCAL):
-        folder = Path(chosen.removeprefix(_LOCAL))
+    name = canonical_name(name)
+    weights = canonical_pretrained(name, pretrained)
+    if name.startswith(_LOCAL):
+        folder = Path(name.removeprefix(_LOCAL))
         config, preprocess = read_config(folder / CONFIG_NAME)
         tokenizer = str(folder) if config["text_cfg"].get("hf_tokenizer_name") else ""
-        return ModelSource(chosen, "", config, preprocess, weights_in(folder), tokenizer)
-    return _from_hub(chosen) if chosen.startswith(_HUB) else _from_registry(chosen, weights)
+        return ModelSource(name, "", config, preprocess, weights_in(folder), tokenizer)
+    return _from_hub(name) if name.startswith(_HUB) else _from_registry(name, weights)
 
 
 def weights_in(folder: Path) -> Path:

@@ -36,7 +36,7 @@ def make_tokenizer(source: ModelSource) -> Tokenizer:
     if not source.tokenizer:
         return cast(Tokenizer, foreign(failed, lambda: SimpleTokenizer(**options)))
     require_transformers(f"the tokenizer of {source.name} needs transformers")
-    # open_clip hands whatever else it gets to transformers; False is also the answer to its question on a terminal.
+    # open_clip passes other keywords on to transformers; False also keeps it from asking on a terminal.
     options |= {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
     return cast(Tokenizer, foreign(failed, lambda: HFTokenizer(source.tokenizer, **options)))
 
