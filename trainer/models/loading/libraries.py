@@ -23,7 +23,9 @@ def foreign(what: str, call: Callable[[], Value]) -> Value:
     except ModelError:
         raise
     except Exception as cause:  # model libraries raise any type for values that they do not check
-        raise ModelError(f"{what}: {reason(cause)}") from cause
+        line = printable(str(cause).strip().partition("\n")[0], _LINE)
+        kind = "" if isinstance(cause, OSError) and line else f"{type(cause).__name__}: "
+        raise ModelError(f"{what}: {kind}{line}".removesuffix(": ")) from cause
 
 
 @contextlib.contextmanager
@@ -55,10 +57,3 @@ class _Collector(logging.Handler):
         """Keeps a record that is not prtool's own."""
         if not record.name.startswith("prtool"):
             self.found.append((record.pathname, record.getMessage()))
-
-
-def reason(cause: BaseException) -> str:
-    """The first line of an exception, with its type where the text alone says little."""
-    text = str(cause).strip()
-    first = printable(text.splitlines()[0], _LINE) if text else ""
-    return first if isinstance(cause, OSError) and first else f"{type(cause).__name__}: {first}".removesuffix(": ")
