@@ -28,9 +28,9 @@ def check_towers(tower: VisionTower, text: nn.Module, token_ids: Tensor, name: s
         raise ModelError(f"{name} declares images of {tuple(declared)}, but its image tower reads {tower.image_size}; correct vision_cfg.image_size")
     foreign(f"the cost of the image tower of {name} cannot be counted", tower.cost)
     embedding, sequence = (1, tower.embed_dim), (1, tower.prefix_tokens + tower.patches, tower.width)
-    tokens = _run(f"the patch embedding of {name}", lambda: tower.embed(torch.zeros(1, 3, *tower.image_size)), sequence)
-    left = _run(f"the first block of {name}", lambda: tower.block(0, tokens), sequence)
-    _run(f"the image head of {name}", lambda: tower.head(left), embedding)
+    tokens = _run(f"the patch embedding of the image tower of {name}", lambda: tower.embed(torch.zeros(1, 3, *tower.image_size)), sequence)
+    left = _run(f"the first block of the image tower of {name}", lambda: tower.block(0, tokens), sequence)
+    _run(f"the head of the image tower of {name}", lambda: tower.head(left), embedding)
     _run(f"the text side of {name}", lambda: text(token_ids), embedding)
 
 
