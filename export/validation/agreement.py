@@ -1,6 +1,6 @@
-"""A finished bundle beside the PyTorch model that it came from, over many real images."""
+"""A bundle compared with the PyTorch model that it came from, on many real images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from prtool.bundle import Bundle
 from prtool.engines.base import EngineOptions
 from prtool.errors import ConfigError, ParityError
 from prtool.export.source import ExportSource
-from prtool.export.validation.decisions import COSINE, NEIGHBOURS, TOP1, Decisions, neighbour_overlap
+from prtool.export.validation.decisions import NEIGHBOURS, TOP1, Decisions, neighbour_overlap
 from prtool.export.validation.reference import Reference, overlap
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.verify import QUIET, gate_of
@@ -19,7 +19,7 @@ from prtool.spec import Keep
 from prtool.text_safety import printable
 
 _WORST = 5
-_WORDS = {TOP1: "first class", NEIGHBOURS: "nearest images"}
+_SHARES = {TOP1: "first class", NEIGHBOURS: "nearest images"}
 _BATCH = 8
 
 
@@ -30,9 +30,9 @@ class KeepAgreement:
     Attributes:
         k: patches kept.
         images: how many were compared.
-        cosine_min, cosine_mean: of the embeddings, each way with its own choice of patches.
+        cosine_min, cosine_mean: of the embeddings, each with its own selection of patches.
         same_patches: mean share of the kept patches that PyTorch keeps too.
-        top1: share of images with PyTorch's first choice of class; None without classes.
+        top1: share of images with the same first class as in PyTorch; None without classes.
         neighbours: mean share of each image's five nearest images, among those compared, that are its nearest in PyTorch too; None with
             fewer than four images.
         worst: numbers of the images with the lowest cosines, worst first, at most five.
@@ -48,16 +48,9 @@ class KeepAgreement:
     worst: tuple[int, ...]
 
 
-_SHARES: dict[str, Callable[[KeepAgreement], float | None]] = {
-    TOP1: lambda row: row.top1,
-    NEIGHBOURS: lambda row: row.neighbours,
-    COSINE: lambda _: None,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class VerifyRequest:
-    """What is compared with PyTorch: an engine of the registry, its precision, on how many images at most, and how the engine runs."""
+    """What is compared with PyTorch: an engine of the registry, its precision, the maximum number of images, and how the engine runs."""
 
     engine: str = "ort"
     precision: str = "fp32"
@@ -68,11 +61,11 @@ class VerifyRequest:
 def verify_with_model(
     bundle: Bundle, source: ExportSource, pixels: Tensor, counts: Sequence[int], ask: VerifyRequest | None = None
 ) -> tuple[KeepAgreement, ...]:
-    """Compares an engine with PyTorch in float32 over many images; nothing is gated.
+    """Compares an engine with PyTorch in float32 on many images; no gate is applied.
 
     Args:
-        bundle: the graphs, opened.
-        source: the model that made them; with classes, the first choice of each image is compared too.
+        bundle: an opened bundle.
+        source: the model that it was exported from; with classes, the first class of each image is compared too.
         pixels: (images, 3, height, width) float32, prepared.
         counts: keep counts.
         ask: engine and precision; all of `pixels` are compared.
@@ -85,18 +78,24 @@ def verify_with_model(
     """
     if not len(pixels):
         raise ConfigError("there are no images to compare on; give at least one")
-    classes = source.classes()
     chosen = ask or VerifyRequest()
+    found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {k: [] for k in counts}
     with Encoder.load(bundle, engine=chosen.engine, precision=chosen.precision, options=chosen.options) as encoder:
-        compared = [_compare(encoder, source, chunk, counts, classes) for chunk in torch.split(pixels, _BATCH)]
-    return tuple(_row(k, [batch[k] for batch in compared]) for k in counts)
+        for chunk in torch.split(pixels, _BATCH):
+            reference, array = Reference(source.pruned, chunk), chunk.numpy()
+            for k in counts:
+                keep = Keep.count(k)
+                route, kept = reference.route(source.spec.counts(keep)), torch.from_numpy(encoder.kept(array, keep)[-1])
+                found[k].append((torch.from_numpy(encoder.encode_pixels(array, keep)), route.embedding, overlap(route.patches, kept)))
+    classes = source.classes()
+    return tuple(_row(source, classes, k, *map(torch.cat, zip(*found[k], strict=True))) for k in counts)
 
 
 def check_agreement(rows: Sequence[KeepAgreement], ask: VerifyRequest, judged: Decisions, names: Sequence[str] = ()) -> None:
-    """Holds rows against the precision's gate: mean cosine, and what `judged` names.
+    """Applies the precision's gate: mean cosine, and what `judged` names.
 
     Args:
-        rows: as `verify_with_model` gives them.
+        rows: as `verify_with_model` returns them.
         ask: what computed them.
         judged: whether first classes decide, or nearest images.
         names: of the images, for the message; none gives their numbers.
@@ -106,52 +105,28 @@ def check_agreement(rows: Sequence[KeepAgreement], ask: VerifyRequest, judged: D
     """
     gate = gate_of(ask.precision)
     for row in rows:
-        share = _SHARES[judged.decided_by](row)
+        share = getattr(row, judged.decided_by) if judged.decided_by in _SHARES else None
         least = getattr(gate, judged.decided_by)
         if row.cosine_mean >= gate.mean_cosine and (share is None or share >= least):
             continue
         worst = ", ".join(printable(names[place]) if names else f"image {place}" for place in row.worst)
-        said = "" if share is None else f", {share:.1%} of images keep their {_WORDS[judged.decided_by]} (gate {least:.0%}; {judged.why})"
+        said = "" if share is None else f", {share:.1%} of images keep their {_SHARES[judged.decided_by]} (gate {least:.0%}; {judged.why})"
         raise ParityError(
             f"{ask.engine} in {ask.precision} disagrees with PyTorch at {row.k} patches over {row.images} images: mean cosine {row.cosine_mean:.6f} "
             f"(gate {gate.mean_cosine}){said}; worst: {worst}; use a higher precision, or export the bundle again from this run"
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Compared:
-    """For each image of one batch: cosine, share of patches in common, whether the first class is the same, and the embeddings."""
-
-    cosines: Tensor
-    same_patches: Tensor
-    same_class: Tensor | None
-    found: Tensor
-    wanted: Tensor
-
-
-def _compare(encoder: Encoder, source: ExportSource, pixels: Tensor, counts: Sequence[int], classes: Tensor | None) -> dict[int, _Compared]:
-    reference, array = Reference.of(source.pruned, pixels), pixels.numpy()
-    compared: dict[int, _Compared] = {}
-    for k in counts:
-        keep = Keep.count(k)
-        path, chosen = reference.path(source.spec.counts(keep)), torch.from_numpy(encoder.kept(array, keep)[-1])
-        found, wanted = torch.from_numpy(encoder.encode_pixels(array, keep)), path.embedding
-        shared = torch.tensor([overlap(a[None], b[None]) for a, b in zip(path.patches, chosen, strict=True)])
-        first = None if classes is None else source.model.logits(found, classes).argmax(1) == source.model.logits(wanted, classes).argmax(1)
-        compared[k] = _Compared(functional.cosine_similarity(found.double(), wanted.double()), shared, first, found, wanted)
-    return compared
-
-
-def _row(k: int, parts: Sequence[_Compared]) -> KeepAgreement:
-    cosines = torch.cat([part.cosines for part in parts])
-    classes = [part.same_class for part in parts if part.same_class is not None]
+def _row(source: ExportSource, classes: Tensor | None, k: int, found: Tensor, wanted: Tensor, shared: Tensor) -> KeepAgreement:
+    cosines = functional.cosine_similarity(found.double(), wanted.double())
+    first = [] if classes is None else [source.model.logits(embeddings, classes).argmax(1) for embeddings in (found, wanted)]
     return KeepAgreement(
         k=k,
         images=len(cosines),
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
-        same_patches=float(torch.cat([part.same_patches for part in parts]).double().mean()),
-        top1=float(torch.cat(classes).double().mean()) if classes else None,
-        neighbours=neighbour_overlap(torch.cat([part.found for part in parts]), torch.cat([part.wanted for part in parts])),
+        same_patches=float(shared.mean()),
+        top1=float((first[0] == first[1]).double().mean()) if first else None,
+        neighbours=neighbour_overlap(found, wanted),
         worst=tuple(int(place) for place in cosines.argsort(stable=True)[:_WORST]),
     )

@@ -1,4 +1,4 @@
-"""Whether a model's classes mean something on some images, so that what it decides can be a measure of a reduced precision."""
+"""Whether a model's classes are meaningful on some images, so that they can measure what a reduced precision changes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.export.source import ExportSource
-from prtool.export.validation.reference import Reference
+from prtool.export.validation.reference import overlap, unpruned
 from prtool.runtime.verify import Gate
 from prtool.trainer.data.load import NO_LABEL
 
@@ -22,10 +22,10 @@ _NOISE_DRAWS = 8
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What a reduced precision is held to besides the mean cosine, and why.
+    """What a reduced precision must reach in addition to the mean cosine, and why.
 
     Attributes:
-        decided_by: "top1" (images keep their first class), "neighbours" (images keep their nearest images) or "mean_cosine" (nothing besides).
+        decided_by: "top1" (images keep their first class), "neighbours" (images keep their nearest images) or "mean_cosine" (nothing else).
         why: in one line.
     """
 
@@ -48,26 +48,24 @@ class Unpruned:
     labels: Sequence[int] = ()
 
     @classmethod
-    @torch.no_grad()
     def of(cls, source: ExportSource, pixels: Tensor, labels: Sequence[int] = ()) -> "Unpruned":
         """Runs the unpruned tower on (images, 3, height, width) float32, prepared."""
-        embeddings = torch.cat([Reference.of(source.pruned, chunk).full() for chunk in torch.split(pixels, _BATCH)])
-        return cls(embeddings, source.classes(), labels)
+        return cls(torch.cat([unpruned(source.pruned, chunk) for chunk in torch.split(pixels, _BATCH)]), source.classes(), labels)
 
     def judged(self, gate: Gate) -> Decisions:
-        """What can decide about a precision besides the mean cosine: first classes, else nearest images, else nothing.
+        """What decides about a precision in addition to the mean cosine: first classes, else nearest images, else nothing.
 
-        First classes must mean something: with labels, the accuracy is above chance by 10 points and by three standard errors.
-        And noise of equal size in all directions, at the gate's mean cosine, must leave at least the gate's share of the classes,
-        or of the neighbours, as they are: else the two gates would contradict each other.
+        First classes must be meaningful: with labels, the accuracy is above chance by 10 points and by three standard errors.
+        And isotropic noise at the gate's mean cosine must leave at least the gate's share of the classes, or of the neighbours,
+        unchanged: else the two gates would contradict each other.
         """
-        if self.classes is None or len(self.classes) < 2:
+        classes = self.classes
+        if classes is None or len(classes) < 2:
             return self._by_neighbours(gate, "the run has no class names")
-        chance = self._no_better_than_chance(len(self.classes))
+        first = (self.embeddings @ classes.T).argmax(1)
+        chance = self._no_better_than_chance(first, len(classes))
         if chance:
             return self._by_neighbours(gate, chance)
-        classes = self.classes
-        first = (self.embeddings @ classes.T).argmax(1)
         kept = self._under_noise(gate, lambda found: float(((found @ classes.T).argmax(1) == first).double().mean()))
         why = f"noise at a cosine of {gate.mean_cosine} leaves {kept:.1%} of the first classes"
         return Decisions(TOP1, why) if kept >= gate.top1 else self._by_neighbours(gate, f"{why}, whose margins are too small")
@@ -78,18 +76,18 @@ class Unpruned:
         kept = self._under_noise(gate, lambda found: neighbour_overlap(found, self.embeddings) or 0.0)
         if kept >= gate.neighbours:
             return Decisions(NEIGHBOURS, reason)
-        return Decisions(COSINE, f"{reason}; noise at a cosine of {gate.mean_cosine} leaves {kept:.1%} of the neighbours: they are too alike")
+        return Decisions(COSINE, f"{reason}; noise at a cosine of {gate.mean_cosine} leaves {kept:.1%} of the neighbours: they are too similar")
 
-    def _no_better_than_chance(self, classes: int) -> str:
-        known = torch.tensor([label != NO_LABEL for label in self.labels], dtype=torch.bool)
-        if self.classes is None or not bool(known.any()):
+    def _no_better_than_chance(self, first: Tensor, classes: int) -> str:
+        labels = torch.tensor(list(self.labels) or [NO_LABEL] * len(first))
+        right = (first == labels)[labels != NO_LABEL]
+        if not len(right):
             return ""
-        right = (self.embeddings @ self.classes.T).argmax(1)[known] == torch.tensor(list(self.labels))[known]
         accuracy, chance = float(right.double().mean()), 1.0 / classes
         least = chance + max(_MIN_GAIN, _CHANCE_ERRORS * math.sqrt(chance * (1.0 - chance) / len(right)))
         if accuracy >= least:
             return ""
-        return f"the unpruned model has {accuracy:.1%} of {len(right)} images right, and {classes} classes mean something from {least:.1%} on"
+        return f"the unpruned model has {accuracy:.1%} of {len(right)} images right, and {classes} classes are meaningful from {least:.1%} on"
 
     def _under_noise(self, gate: Gate, measure: Callable[[Tensor], float]) -> float:
         """The mean of a measure over embeddings that seeded noise brings to the gate's mean cosine."""
@@ -113,10 +111,7 @@ def neighbour_overlap(found: Tensor, wanted: Tensor, most: int = 5) -> float | N
         None with fewer than four images.
     """
     count = min(most, (len(wanted) - 1) // 3)
-    if count < 1:
-        return None
-    near = [_nearest(embeddings, count) for embeddings in (found, wanted)]
-    return float((near[0].unsqueeze(2) == near[1].unsqueeze(1)).any(dim=2).double().mean())
+    return None if count < 1 else float(overlap(_nearest(found, count), _nearest(wanted, count)).mean())
 
 
 def _nearest(embeddings: Tensor, count: int) -> Tensor:

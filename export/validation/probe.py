@@ -1,4 +1,4 @@
-"""The few images that prove a bundle: chosen so that rounding cannot decide which patches they keep."""
+"""The few images that a bundle is compared on: chosen so that rounding does not decide which patches they keep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from prtool.errors import ShapeError
 from prtool.export.source import ExportSource
-from prtool.export.validation.reference import Reference
+from prtool.export.validation.reference import Reference, unpruned
 from prtool.spec import Keep
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
 
 PROBE_IMAGES = 3
-# Enough to find three clear ones among; each costs one run of the blocks before the first location, and one a count of those to the last.
+# Each costs one run of the blocks before the first location, and for each count one of the blocks up to the last location.
 CANDIDATES = 16
 _TINY = 1e-12
 GIVEN, NOISE = "given", "noise"
@@ -37,7 +37,7 @@ class Probe:
 
     @classmethod
     def choose(cls, source: ExportSource, pixels: Tensor | None, default_keep: int) -> "Probe":
-        """Takes the images whose scores are clearest apart at every count.
+        """Takes the images whose scores are farthest apart at every count.
 
         Args:
             source: the pruned encoder.
@@ -48,12 +48,11 @@ class Probe:
             ShapeError: `pixels` have another shape or dtype, or hold no image.
         """
         size = (3, *source.pruned.tower.image_size)
-        if pixels is None:
-            candidates = torch.randn(CANDIDATES, *size, generator=torch.Generator().manual_seed(0))
-        elif pixels.dtype != torch.float32 or tuple(pixels.shape[1:]) != size or len(pixels) == 0:
-            raise ShapeError(f"pixels have shape {tuple(pixels.shape)} and dtype {pixels.dtype}, but the model takes (images, *{size}) of float32")
-        else:
-            candidates = pixels[:CANDIDATES]
+        candidates = torch.randn(CANDIDATES, *size, generator=torch.Generator().manual_seed(0)) if pixels is None else pixels[:CANDIDATES]
+        if candidates.dtype != torch.float32 or tuple(candidates.shape[1:]) != size or len(candidates) == 0:
+            raise ShapeError(
+                f"pixels have shape {tuple(candidates.shape)} and dtype {candidates.dtype}, but the model takes (images, *{size}) of float32"
+            )
         counts = keep_counts(default_keep, source.spec.patches)
         gaps, largest = torch.stack([_gaps(source.pruned, image[None], counts) for image in candidates]).unbind(dim=1)
         # Each location has scores of its own size.
@@ -61,18 +60,18 @@ class Probe:
         return cls(candidates[clearest].contiguous(), counts, NOISE if pixels is None else GIVEN)
 
     def tensors(self, source: ExportSource) -> dict[str, Tensor]:
-        """What `prtool.runtime.verify` reads: the pixels, PyTorch's embeddings of them at each count, and prompts likewise."""
-        reference = Reference.of(source.pruned, self.pixels)
+        """What `prtool.runtime.verify` reads: pixels and prompts, and PyTorch's embeddings of them."""
+        reference = Reference(source.pruned, self.pixels)
         tokens = prompts(source)
         with torch.no_grad():
             embedding = source.model.text(tokens)
-        tensors = {"pixels": self.pixels, "embedding_full": reference.full(), "text_tokens": tokens, "text_embedding": embedding}
-        tensors |= {f"embedding_k{k}": reference.path(source.spec.counts(Keep.count(k))).embedding for k in self.counts}
+        tensors = {"pixels": self.pixels, "embedding_full": unpruned(source.pruned, self.pixels), "text_tokens": tokens, "text_embedding": embedding}
+        tensors |= {f"embedding_k{k}": reference.route(source.spec.counts(Keep.count(k))).embedding for k in self.counts}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def keep_counts(default: int, patches: int) -> tuple[int, int, int]:
-    """Three different keep counts to compare at: every patch, the default, and about a quarter.
+    """Three different keep counts: every patch, the default, and about a quarter.
 
     Raises:
         ShapeError: there are fewer than three patches.
@@ -86,7 +85,7 @@ def keep_counts(default: int, patches: int) -> tuple[int, int, int]:
 
 @torch.no_grad()
 def _gaps(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence[int]) -> Tensor:
-    """How far apart the last kept and the first dropped patch of one image score, and the largest score, at each cut: (2, cuts)."""
+    """At each cut of one image: score difference of the last kept and the first dropped patch, and the largest score; (2, cuts)."""
     cuts: list[tuple[float, float]] = []
     entered = encoder.run_pre(pixels)
     for keep in counts:
@@ -98,11 +97,11 @@ def _gaps(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence[int]) -> Tens
             tokens = encoder.drop(tokens, scores, k)
             if place < len(encoder.spec.locations):
                 tokens, scores = encoder.run_mid(place, tokens)
-                # A location that keeps the order of the first cuts where those scores lie apart, or not.
+                # A location that keeps the order of the first cuts in the scores of the first.
                 deciding = ranked[:, :k] if isinstance(encoder.scorers[place], FirstOrder) else scores
     return torch.tensor(cuts).T
 
 
 def prompts(source: ExportSource) -> Tensor:
-    """Token ids (prompts, context) int64 of a few fixed prompts."""
+    """Token ids (prompts, context) int64 of two fixed prompts."""
     return source.model.tokenizer(_PROMPTS).to(torch.int64)

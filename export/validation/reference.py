@@ -1,4 +1,4 @@
-"""What PyTorch says about one batch: the answers that graphs and engines must give."""
+"""PyTorch's outputs for one batch, which graphs and engines are compared with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,33 +9,27 @@ from torch.nn import functional
 
 from prtool.trainer.models.pruned import PrunedEncoder, gather, select
 
-# Scores nearer to each other than this many times the graph's own error rank by rounding, not by content.
+# Scores that differ by less than this many times the graph's own error are ordered by rounding.
 _TIE_ERRORS = 4.0
 
+Selection = tuple[Tensor, Tensor]
+"""What a graph selected at one location.
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """What a graph chose at one location.
-
-    Attributes:
-        scores: (batch, patches) float32, of the patches as they arrived.
-        indices: (batch, k) int64, places among them, in the order in which the next graph takes them.
-    """
-
-    scores: Tensor
-    indices: Tensor
+Scores (batch, patches) float32 of the patches as they arrived, and indices (batch, k) int64 among them in the order that
+the next graph takes.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Path:
+class Route:
     """One way through PyTorch, with one entry for each location.
 
     Attributes:
-        entering: tokens (batch, prefix + patches + appended, D) that enter the location.
+        entering: tokens (batch, prefix + patches + learnable, D) at the location.
         scores: (batch, patches) of these.
-        kept: tokens (batch, prefix + k + appended, D) that stay.
-        patches: (batch, k) int64, the patches that are left behind the last location, in their order; 0 is at the top left.
-        score_errors: largest difference of a graph's score from PyTorch's, where a graph was followed; else 0.
+        kept: tokens (batch, prefix + k + learnable, D) that stay.
+        patches: (batch, k) int64, row-major positions of the patches that are left behind the last location, in their order.
+        score_errors: largest difference between a followed graph's scores and PyTorch's; 0 where no graph was followed.
         embedding: (batch, E), L2-normalised.
     """
 
@@ -47,93 +41,74 @@ class Path:
     embedding: Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """Tokens and scores of one batch in PyTorch, from which any keep count follows.
-
-    Attributes:
-        encoder: the PyTorch encoder.
-        pixels: (batch, 3, height, width) float32.
-        tokens: (batch, prefix + N + appended, D) float32, entering the first location.
-        scores: (batch, N) float32.
-    """
-
-    encoder: PrunedEncoder
-    pixels: Tensor
-    tokens: Tensor
-    scores: Tensor
-
-    @classmethod
-    @torch.no_grad()
-    def of(cls, encoder: PrunedEncoder, pixels: Tensor) -> "Reference":
-        """Runs PyTorch on (batch, 3, height, width) float32."""
-        tokens, scores = encoder.run_pre(pixels)
-        return cls(encoder, pixels, tokens, scores)
+    """Tokens and scores of one batch in PyTorch, from which any keep count follows."""
 
     @torch.no_grad()
-    def full(self) -> Tensor:
-        """The embedding (batch, E) of the plain tower, without learnable tokens, L2-normalised; computed in each call."""
-        return functional.normalize(self.encoder.tower(self.pixels), dim=-1)
+    def __init__(self, encoder: PrunedEncoder, pixels: Tensor) -> None:
+        """Runs the blocks before the first location on (batch, 3, height, width) float32."""
+        self.encoder, self.pixels = encoder, pixels
+        self.tokens, self.scores = encoder.run_pre(pixels)
 
-    def path(self, counts: Sequence[int]) -> Path:
-        """PyTorch's own way, with `counts` patches kept at each location."""
-        return self._walk(counts, ())
-
-    def follow(self, choices: Sequence[Choice]) -> Path:
-        """The way to compare a graph with, image by image: PyTorch's own, but the graph's where only rounding decides.
-
-        An image leaves the graph's way at the first location where the two differ by more than near ties.
+    def route(self, counts: Sequence[int], follow: Sequence[Selection] = ()) -> Route:
+        """PyTorch's result with `counts` patches kept at each location.
 
         Args:
-            choices: the graph's, one a location.
+            counts: one a location.
+            follow: a graph's selections, one a location. They replace PyTorch's where only rounding decides, image by image, up
+                to the first location where the two differ by more than near ties.
         """
-        return self._walk([choice.indices.shape[1] for choice in choices], choices)
+        with torch.no_grad():
+            return self._walk(counts, follow)
 
-    @torch.no_grad()
-    def _walk(self, counts: Sequence[int], choices: Sequence[Choice]) -> Path:
+    def _walk(self, counts: Sequence[int], follow: Sequence[Selection]) -> Route:
         tokens, scores, spec = self.tokens, self.scores, self.encoder.spec
         patches = torch.arange(scores.shape[1]).expand(len(scores), -1)
-        following = torch.full((len(scores),), bool(choices))
+        following = torch.full((len(scores),), bool(follow))
         entering, ranked, kept, errors = [], [], [], []
         for place, k in enumerate(counts):
             entering.append(tokens)
             ranked.append(scores)
             indices, error = select(scores, k), 0.0
             if following.any():
-                found = choices[place]
-                error = float((found.scores - scores)[following].abs().max())
-                following = following & accepts(scores, found.indices, error)
-                indices = torch.where(following[:, None], found.indices, indices)
+                found_scores, found = follow[place]
+                error = float((found_scores - scores)[following].abs().max())
+                following = following & accepts(scores, found, error)
+                indices = torch.where(following[:, None], found, indices)
             errors.append(error)
             patches = patches.gather(1, indices)
             kept.append(gather(tokens, indices, spec.prefix_tokens, spec.learnable_tokens))
             if place + 1 < len(counts):
                 tokens, scores = self.encoder.run_mid(place + 1, kept[-1])
-        embedding = self.encoder.run_post(kept[-1])
-        return Path(tuple(entering), tuple(ranked), tuple(kept), patches, tuple(errors), embedding)
+        return Route(tuple(entering), tuple(ranked), tuple(kept), patches, tuple(errors), self.encoder.run_post(kept[-1]))
+
+
+@torch.no_grad()
+def unpruned(encoder: PrunedEncoder, pixels: Tensor) -> Tensor:
+    """The embedding (batch, E) of the tower without pruning and learnable tokens, L2-normalised."""
+    return functional.normalize(encoder.tower(pixels), dim=-1)
 
 
 def accepts(scores: Tensor, found: Tensor, score_error: float) -> Tensor:
-    """For each image, whether a choice differs from the best one only by scores so near that rounding decides between them.
+    """For each image, whether a selection differs from the best one only where scores tie within rounding.
 
     The order counts as well: a later location may rank the patches as they arrive.
 
     Args:
         scores: (batch, patches), PyTorch's.
-        found: (batch, k) int64, the graph's choice.
-        score_error: largest difference of a graph's score from PyTorch's.
+        found: (batch, k) int64, the graph's selection.
+        score_error: largest difference between the graph's scores and PyTorch's.
 
     Returns:
         (batch,) bool.
     """
     taken = scores.gather(1, found)
     left = scores.scatter(1, found, float("-inf")).amax(dim=1, keepdim=True)
-    # The best of all that come behind each patch of the choice.
+    # The best of all patches behind each selected one.
     behind = torch.cat((taken[:, 1:], left), dim=1).flip(1).cummax(dim=1).values.flip(1)
     return (behind - taken <= _TIE_ERRORS * score_error).all(dim=1)
 
 
-def overlap(first: Tensor, second: Tensor) -> float:
-    """Share of patches that two choices (batch, k) have in common."""
-    shared = [len(set(a) & set(b)) for a, b in zip(first.tolist(), second.tolist(), strict=True)]
-    return sum(shared) / first.numel()
+def overlap(first: Tensor, second: Tensor) -> Tensor:
+    """For each row (batch, k) of distinct indices, the share that is also in the other's row: (batch,) float64."""
+    return (first.unsqueeze(2) == second.unsqueeze(1)).any(dim=2).double().mean(dim=1)

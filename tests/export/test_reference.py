@@ -1,4 +1,4 @@
-"""How a graph's choice of patches is judged where scores nearly tie, and which counts and images prove a bundle."""
+"""How a graph's selection is judged where scores nearly tie, and which counts and images a bundle is compared on."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from export_sources import Progressive, make_source, progressive_source
 from prtool.errors import ShapeError
 from prtool.export.source import ExportSource
 from prtool.export.validation.probe import Probe, keep_counts
-from prtool.export.validation.reference import Choice, Reference, accepts, overlap
+from prtool.export.validation.reference import Reference, accepts, overlap
 from prtool.spec import Keep
 from prtool.trainer.models.pruned import gather, select
 
@@ -38,7 +38,7 @@ def progressive() -> ExportSource:
 
 def test_the_own_path_is_the_pruned_encoder(progressive: ExportSource) -> None:
     pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    path = Reference.of(progressive.pruned, pixels).path((12, 8, 4))
+    path = Reference(progressive.pruned, pixels).route((12, 8, 4))
     torch.testing.assert_close(path.embedding, progressive.pruned(pixels, Keep.count(4)))
     assert [tuple(tokens.shape[:2]) for tokens in path.kept] == [(3, 15), (3, 11), (3, 7)]
     assert path.score_errors == (0.0, 0.0, 0.0)
@@ -51,17 +51,18 @@ def test_the_own_path_is_the_pruned_encoder(progressive: ExportSource) -> None:
 def test_a_graph_is_followed_through_a_tie_and_left_behind_a_real_difference(progressive: ExportSource) -> None:
     """Image 0 swaps the last patch that stays and the first that drops, which score alike; image 1 does so without a tie."""
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    plain = Reference.of(progressive.pruned, pixels)
+    plain = Reference(progressive.pruned, pixels)
     order = plain.scores.argsort(dim=1, descending=True, stable=True)
     scores = plain.scores.clone()
     scores[0, order[0, 12]] = scores[0, order[0, 11]] - 1e-6
-    reference = Reference(progressive.pruned, pixels, plain.tokens, scores)
+    reference = Reference(progressive.pruned, pixels)
+    reference.scores = scores
     swapped = torch.cat((order[:, :11], order[:, 12:13]), dim=1)
     arrived = progressive.pruned.run_mid(1, gather(plain.tokens, swapped, 1, 2))
     second = progressive.pruned.run_mid(2, progressive.pruned.drop(*arrived, 8))
     third = select(second[1], 4)
-    choices = [Choice(scores + 1e-6, swapped), Choice(arrived[1], torch.arange(8).expand(2, -1)), Choice(second[1], third)]
-    found, own = reference.follow(choices), reference.path((12, 8, 4))
+    choices = [(scores + 1e-6, swapped), (arrived[1], torch.arange(8).expand(2, -1)), (second[1], third)]
+    found, own = reference.route((12, 8, 4), choices), reference.route((12, 8, 4))
     wanted = progressive.pruned.run_post(progressive.pruned.drop(*second, 4))
     torch.testing.assert_close(found.embedding[0], wanted[0])
     torch.testing.assert_close(found.embedding[1], own.embedding[1])
@@ -71,7 +72,7 @@ def test_a_graph_is_followed_through_a_tie_and_left_behind_a_real_difference(pro
 
 
 def test_overlap() -> None:
-    assert overlap(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[1, 0], [2, 0]])) == 0.75
+    assert overlap(torch.tensor([[0, 1], [2, 3]]), torch.tensor([[1, 0], [2, 0]])).tolist() == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(
