@@ -1,1 +1,1 @@
-"""Export: from a checkpoint to a bundle, with proof that both agree."""
+"""Export: from a checkpoint to a bundle that was compared with PyTorch."""

@@ -1,4 +1,4 @@
-"""What can be known of an export before PyTorch is imported and graphs are made."""
+"""Checks of an export that need neither PyTorch nor graphs."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -15,27 +15,27 @@ from prtool.trainer.runs.folder import input_paths
 from prtool.trainer.runs.record import Record, read_record
 
 MIN_IMAGES = 16
-"""Images that int8 takes its scales from, at least."""
+"""Minimum number of images that int8 takes its scales from."""
 
 
 def check_export(run: Path, out: Path, keep: Keep, precisions: Sequence[str], data: str | Path | None = None) -> str | None:
-    """Finds out whether a run could be exported.
+    """Checks that a run can be exported.
 
     Args:
         run: folder of a checkpoint.
         out: the bundle's folder.
         keep: what the bundle keeps by default.
         precisions: of its graphs.
-        data: images to compare on, as they were given; None takes the run's.
+        data: images to compare on; None takes the run's.
 
     Returns:
-        The data to compare on; None where none were given and the run's are gone, or it has none.
+        The data to compare on; None for none.
 
     Raises:
         CheckpointError: there is no finished run.
         KeepError: the keep is out of range.
-        DataError: the data that were given are not there, or have no images that int8 could take its scales from.
-        ConfigError: int8 has no images, or too few; or `out` is or holds an input, or something else than a bundle stands there.
+        DataError: `data` does not exist, or has no images for int8.
+        ConfigError: int8 has too few images; or `out` is or holds an input, or something other than a bundle.
         EngineUnavailable: int8's library is not installed.
     """
     record = read_record(run)

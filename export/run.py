@@ -1,4 +1,4 @@
-"""The export and verify verbs: from a run's folder to a proved bundle, and from a bundle back to the run's PyTorch model."""
+"""Export a run to a bundle, and compare a bundle with the PyTorch model of its run."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +30,7 @@ _HELD_OUT_IMAGES = 64
 
 @dataclass(frozen=True, slots=True)
 class RunAgreement:
-    """An engine beside a run's PyTorch model on real images: one row a keep count."""
+    """An engine compared with a run's PyTorch model on real images: one row a keep count."""
 
     engine: str
     precision: str
@@ -84,13 +84,12 @@ def export_run(run: Path, out: Path, options: ExportOptions, data: str | Path | 
         out: the bundle's folder.
         options: default keep and precisions; without images, those of `data` are taken.
         data: data folder; None takes the run's while it still exists, else seeded noise (parity.json says which). Its train split
-            sets int8's scales, its val split (or else test) proves the reduced precisions.
-        progress: hears one step a graph, then one a comparison.
+            sets int8's scales; the reduced precisions are compared on its val split, or else test.
+        progress: advanced once per graph, then once per comparison.
 
     Raises:
         DataError: `data` cannot be read.
-        ConfigError: int8 is asked for, and there are no images; or `out` is or holds an input, or something else than a bundle
-            stands there.
+        ConfigError: int8 is requested, and there are no images; or `out` is or holds an input, or something other than a bundle.
         ParityError: a graph disagrees with PyTorch; nothing was written.
     """
     folder = check_export(run, out, options.keep, options.precisions, data)
@@ -119,45 +118,36 @@ def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data:
     if opened.manifest.prune != source.spec:
         raise ConfigError(f"{opened.path} prunes as {opened.manifest.prune}, but {run} as {source.spec}; export the run again")
     counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune.patches)
-    images = _images(data, "test", ask.images, source)
-    judged = Unpruned.of(source, images.pixels, images.labels).judged(gate_of(ask.precision))
-    rows = verify_with_model(opened, source, images.pixels, counts, ask)
-    check_agreement(rows, ask, judged, images.names)
+    pixels, names, labels = _images(data, "test", ask.images, source)
+    judged = Unpruned.of(source, pixels, labels).judged(gate_of(ask.precision))
+    rows = verify_with_model(opened, source, pixels, counts, ask)
+    check_agreement(rows, ask, judged, names)
     return RunAgreement(ask.engine, ask.precision, str(data), rows, judged)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Images:
-    """Prepared images, (images, 3, height, width) float32, their files, and their classes among the run's; () where those are not known."""
-
-    pixels: Tensor
-    names: list[str]
-    labels: tuple[int, ...]
 
 
 def _with_images(options: ExportOptions, data: str | Path, source: ExportSource) -> ExportOptions:
     """The options with the images that they need and lack."""
-    pixels = options.pixels if options.pixels is not None else _images(data, "train", _PARITY_IMAGES, source).pixels
-    reduced = set(options.precisions) - {"fp32"}
-    calibration, held_out, labels = options.calibration, options.held_out, options.labels
-    if calibration is None and "int8" in reduced:
-        calibration = _images(data, "train", _CALIBRATION_IMAGES, source).pixels
-    if held_out is None and reduced:
-        images = _images(data, _held_out_split(data), _HELD_OUT_IMAGES, source)
-        held_out, labels = images.pixels, images.labels
-    return replace(options, pixels=pixels, calibration=calibration, held_out=held_out, labels=labels)
+    if options.pixels is None:
+        options = replace(options, pixels=_images(data, "train", _PARITY_IMAGES, source)[0])
+    if options.calibration is None and "int8" in options.precisions:
+        options = replace(options, calibration=_images(data, "train", _CALIBRATION_IMAGES, source)[0])
+    if options.held_out is None and set(options.precisions) - {"fp32"}:
+        held_out, _, labels = _images(data, _held_out_split(data), _HELD_OUT_IMAGES, source)
+        options = replace(options, held_out=held_out, labels=labels)
+    return options
 
 
 def _held_out_split(data: str | Path) -> str:
-    """The validation part where there is one: the test part is for the figures that are reported."""
+    """The validation split where there is one: the test split is for the reported results."""
     try:
         return "val" if len(load_split(data, "val")) else "test"
     except DataError:
         return "test"
 
 
-def _images(data: str | Path, split: str, images: int, source: ExportSource) -> _Images:
+def _images(data: str | Path, split: str, images: int, source: ExportSource) -> tuple[Tensor, list[str], tuple[int, ...]]:
+    """Prepared images (images, 3, height, width) float32, their files, and their classes among the run's; () where those are not known."""
     found = load_split(data, split).take(images)
     pixels = prepare_batch([found.source(index) for index in range(len(found))], source.model.preprocess)
     labels = tuple(found.labels) if tuple(found.classnames) == tuple(source.classnames) else ()
-    return _Images(torch.from_numpy(pixels), [str(found.root / path) for path in found.paths], labels)
+    return torch.from_numpy(pixels), [str(found.root / path) for path in found.paths], labels

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from prtool.errors import ConfigError
-from prtool.export.graphs.last_block import asking_tokens, kv_token_macs
+from prtool.export.graphs.last_block import kv_token_macs, num_query_tokens
+from prtool.graphs.signature import EncoderShape, GraphSpec, graph_signatures
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.pruned import PrunedEncoder
@@ -17,14 +18,14 @@ class ExportSource:
     """A pruned encoder in memory, on the CPU in float32 and evaluation mode.
 
     Attributes:
-        model: the dual encoder; its text side goes into the bundle too.
+        model: the dual encoder; its text encoder goes into the bundle too.
         pruned: its image tower with scorers; the reference of every comparison.
         scorer_name: architecture of the patch scorer, for the manifest.
         scorer_trained: False for a freshly initialised scorer.
         scorer_macs: multiply-accumulates of the scorers of all locations on one image.
         classnames: in label order; empty for a bundle without classes.
         templates: prompt templates with one `{}` each.
-        class_embeddings: (classes, E) float32, L2-normalised, where they come from a tuned context; None takes the model's of the templates.
+        class_embeddings: (classes, E) float32, L2-normalised, of a tuned context; None takes the model's of the templates.
     """
 
     model: DualEncoder
@@ -42,15 +43,20 @@ class ExportSource:
         tuned, wanted = self.class_embeddings, (len(self.classnames), self.model.tower.embed_dim)
         if tuned is not None and (tuple(tuned.shape) != wanted or tuned.dtype != torch.float32):
             raise ConfigError(f"class embeddings have shape {tuple(tuned.shape)} and dtype {tuned.dtype}, but they must be {wanted} of float32")
-        strange = {f"{p.dtype} on {p.device}" for p in self.pruned.parameters() if p.dtype != torch.float32 or p.device.type != "cpu"}
-        if strange:
-            found = ", ".join(sorted(strange))
+        other = {f"{p.dtype} on {p.device}" for p in self.pruned.parameters() if p.dtype != torch.float32 or p.device.type != "cpu"}
+        if other:
+            found = ", ".join(sorted(other))
             raise ConfigError(f"the encoder has tensors in {found}, but an export takes float32 on the CPU; load it with device='cpu'")
 
     @property
     def spec(self) -> PruneSpec:
         """Where tokens drop."""
         return self.pruned.spec
+
+    def signatures(self, precision: str = "fp32") -> dict[str, GraphSpec]:
+        """Role -> file, inputs and outputs of the graphs at one precision; see `graph_signatures`."""
+        tower = self.pruned.tower
+        return graph_signatures(EncoderShape(tower.image_size, self.spec, tower.width, tower.embed_dim, self.model.context_length), precision)
 
     def classes(self) -> Tensor | None:
         """Class embeddings (classes, E) float32, L2-normalised; None without classes."""
@@ -62,6 +68,6 @@ class ExportSource:
 
     def cost(self) -> Cost:
         """MACs of the exported tower and its scorers."""
-        tower = self.pruned.tower
-        asking = asking_tokens(tower)
-        return replace(tower.cost(), scorer_macs=self.scorer_macs, last_block_queries=asking, kv_token_macs=kv_token_macs(tower) if asking else 0)
+        tower, queries = self.pruned.tower, num_query_tokens(self.pruned.tower)
+        kv_macs = kv_token_macs(tower) if queries else 0
+        return replace(tower.cost(), scorer_macs=self.scorer_macs, last_block_queries=queries, kv_token_macs=kv_macs)

@@ -11,14 +11,14 @@ from prtool.trainer.models.tower import split_heads
 
 
 class PlainAttention(nn.Module):
-    """Self-attention as three products, a softmax and a product, with the query scale inside the query weights.
+    """Self-attention with separate query, key and value projections, and the query scale folded into the query weights.
 
-    PyTorch's own modules export as one joint projection that is then cut and copied five times: 6 % of
+    PyTorch's own modules export as one joint projection that is then split and copied five times: 6 % of
     ViT-B/16 on ONNX Runtime, at one thread and batch 4.
     """
 
     def __init__(self, joint: nn.Linear, heads: int, output: nn.Linear, norms: tuple[nn.Module, nn.Module] | None = None) -> None:
-        """Cuts a joint projection in three.
+        """Splits a joint projection.
 
         Args:
             joint: D -> 3 x inner: queries, keys, values, each head after head.
@@ -30,7 +30,7 @@ class PlainAttention(nn.Module):
         inner = joint.out_features // 3
         self.heads = heads
         scale = (inner // heads) ** -0.5
-        # A norm of the queries would undo a scale put before it.
+        # A norm of the queries would undo a scale before it.
         self.query_scale = scale if norms else 1.0
         self.query = _part(joint, 0, inner, 1.0 if norms else scale)
         self.key = _part(joint, 1, inner)
@@ -42,12 +42,12 @@ class PlainAttention(nn.Module):
         """Attention between two sequences.
 
         Args:
-            queries: (batch, asking tokens, D).
+            queries: (batch, queries, D).
             keys, values: (batch, tokens, D).
-            mask: added to the products, (asking tokens, tokens) or (batch x heads, asking tokens, tokens).
+            mask: added to the products, (queries, tokens) or (batch x heads, queries, tokens).
 
         Returns:
-            (batch, asking tokens, D).
+            (batch, queries, D).
         """
         query = self.query_norm(self._by_head(self.query(queries)))
         key = self.key_norm(self._by_head(self.key(keys)))
@@ -63,12 +63,8 @@ class PlainAttention(nn.Module):
         return split_heads(projected, self.heads)
 
 
-class TorchAttention(nn.Module):
+class TorchAttention(PlainAttention):
     """PlainAttention with the call of nn.MultiheadAttention."""
-
-    def __init__(self, plain: PlainAttention) -> None:
-        super().__init__()
-        self.plain = plain
 
     def forward(
         self,
@@ -79,27 +75,23 @@ class TorchAttention(nn.Module):
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """As nn.MultiheadAttention, batch first, without weights."""
-        return self.plain.attend(query, key, value, attn_mask), None
+        return self.attend(query, key, value, attn_mask), None
 
 
-class TimmAttention(nn.Module):
+class TimmAttention(PlainAttention):
     """PlainAttention with the call of timm's Attention."""
-
-    def __init__(self, plain: PlainAttention) -> None:
-        super().__init__()
-        self.plain = plain
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """As timm's Attention: (batch, tokens, D) in and out; a mask that is added, none that is causal."""
         if is_causal or (attn_mask is not None and attn_mask.dtype == torch.bool):
-            raise ModelError("the image tower masks its attention, which a pruned sequence has no use for; use a tower without masks")
-        return self.plain.attend(x, x, x, attn_mask)
+            raise ModelError("the image tower masks its attention, which pruning does not support; use a tower without masks")
+        return self.attend(x, x, x, attn_mask)
 
 
 class FlatLinear(nn.Linear):
     """A linear layer that flattens (batch, tokens, D) to rows, so that it exports as one Gemm with its bias inside.
 
-    A product with a separate addition reads and writes the activations twice: 8 % of ViT-B/16 on ONNX Runtime.
+    A MatMul with a separate Add reads and writes the activations twice: 8 % of ViT-B/16 on ONNX Runtime.
     With `flat` off it stays three-dimensional, as int8 needs it; see `prtool.export.precision.int8.to_int8`.
     """
 
@@ -124,13 +116,6 @@ class FlatLinear(nn.Linear):
             return functional.linear(input, self.weight, self.bias)
         rows = functional.linear(input.reshape(-1, self.in_features), self.weight, self.bias)
         return rows.reshape(input.shape[0], input.shape[1], self.out_features)
-
-
-def set_flat(module: nn.Module, flat: bool) -> None:
-    """Sets the form of every linear layer inside an exportable copy."""
-    for layer in module.modules():
-        if isinstance(layer, FlatLinear):
-            layer.flat = flat
 
 
 def _part(joint: nn.Linear, place: int, inner: int, scale: float = 1.0) -> FlatLinear:

@@ -1,7 +1,6 @@
-"""Graphs out of graphs: FUSED, which selects inside, and FULL, which drops nothing."""
+"""Compose graphs: FUSED, with selection inside, and FULL, which drops nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +20,7 @@ def fused(stages: Sequence[ir.Model], prune: PruneSpec, spec: GraphSpec) -> ir.M
         prune: which tokens are never dropped.
         spec: inputs pixels and k, one count a location.
     """
-    joined = _Joined.start(stages[0], "pre")
+    joined = _Joined(stages[0])
     counts = _input(spec, 1)
     for place, stage in enumerate(stages[1:], start=1):
         k = counts if len(prune.locations) == 1 else joined.add("Slice", [counts, *joined.constants(f"k_{place}", [place - 1], [place], [0])])
@@ -31,54 +30,49 @@ def fused(stages: Sequence[ir.Model], prune: PruneSpec, spec: GraphSpec) -> ir.M
 
 
 def full(stages: Sequence[ir.Model], spec: GraphSpec) -> ir.Model:
-    """The same graphs end to end, with neither scorer nor selection: the unpruned model."""
-    joined = _Joined.start(stages[0], "pre")
+    """The same graphs end to end, without scorer and selection: the unpruned model."""
+    joined = _Joined(stages[0])
     for place, stage in enumerate(stages[1:], start=1):
         joined.append(stage, f"stage_{place}", {"tokens": joined.tokens})
     return joined.model(spec, joined.inputs)
 
 
 def _select(joined: "_Joined", k: ir.Value, prune: PruneSpec, name: str) -> ir.Value:
-    """Adds TopK and the gather of whole tokens: (batch, prefix + k + appended, D)."""
+    """Adds TopK and the gather of whole tokens: (batch, prefix + k + learnable, D)."""
     tokens, scores = joined.tokens, joined.outputs["scores"]
     # TopK puts the lower index first among equal scores, as `select` in trainer and runtime does.
     order = joined.add("TopK", [scores, k], {"axis": 1, "largest": 1, "sorted": 1}, outputs=2, place=1)
     first, axis, trailing = joined.constants(name, [prune.prefix_tokens], [1], [-1])
     rows = joined.add("Unsqueeze", [joined.add("Add", [order, first]), trailing])
-    # Whole rows, copied once: faster than a gather by element, which needs an index for every channel.
+    # Whole rows: faster than GatherElements, which needs an index for every channel.
     parts = [joined.add("GatherND", [tokens, rows], {"batch_dims": 1})]
     if prune.prefix_tokens:
         start, end = joined.constants(f"{name}_prefix", [0], [prune.prefix_tokens])
         parts.insert(0, joined.add("Slice", [tokens, start, end, axis]))
     if prune.learnable_tokens:
-        start, end = joined.constants(f"{name}_appended", [-prune.learnable_tokens], [2**62])
+        start, end = joined.constants(f"{name}_learnable", [-prune.learnable_tokens], [2**62])
         parts.append(joined.add("Slice", [tokens, start, end, axis]))
     return parts[0] if len(parts) == 1 else joined.add("Concat", parts, {"axis": 1})
 
 
-@dataclass(slots=True)
 class _Joined:
     """Nodes and weights of several graphs, end to end; every name carries its graph's."""
 
-    nodes: list[ir.Node]
-    weights: list[ir.Value]
-    inputs: tuple[ir.Value, ...]
-    outputs: dict[str, ir.Value]
+    def __init__(self, stage: ir.Model) -> None:
+        """Begins with PRE, which keeps its inputs."""
+        self.nodes: list[ir.Node] = []
+        self.weights: list[ir.Value] = []
+        self.inputs: tuple[ir.Value, ...] = ()
+        self.outputs: dict[str, ir.Value] = {}
+        self.append(stage, "pre", {})
 
     @property
     def tokens(self) -> ir.Value:
-        """The tokens that the last graph gives; a MID graph takes `tokens` and so cannot give a tensor of that name."""
+        """The tokens of the last graph; a MID graph has an input `tokens`, so its output has another name."""
         return self.outputs["tokens_out"] if "tokens_out" in self.outputs else self.outputs["tokens"]
 
-    @classmethod
-    def start(cls, stage: ir.Model, name: str) -> "_Joined":
-        """Begins with one graph, which keeps its inputs."""
-        joined = cls([], [], (), {})
-        joined.append(stage, name, {})
-        return joined
-
     def append(self, stage: ir.Model, name: str, feeds: dict[str, ir.Value]) -> None:
-        """Adds a copy of a graph (its weights are shared), fed by values that are there already."""
+        """Adds a copy of a graph, which shares its weights, fed by existing values."""
         graph = stage.graph.clone()
         self.outputs = {str(value.name): value for value in graph.outputs}
         kept = []

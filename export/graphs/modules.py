@@ -1,74 +1,62 @@
-"""Modules made for export: the stages of a pruned encoder and the text side, in operators that every engine runs fast."""
+"""Modules made for export: the graphs of a pruned encoder and the text encoder, in operators that every engine runs fast."""
 
 import copy
-from typing import Any, TypeVar, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from prtool.export.graphs.attention import FlatLinear, PlainAttention, TimmAttention, TorchAttention, set_flat
+from prtool.export.graphs.attention import FlatLinear, TimmAttention, TorchAttention
 from prtool.export.graphs.last_block import embed_last
 from prtool.trainer.models.dual_encoder import TextTower
 from prtool.trainer.models.pruned import PrunedEncoder
 from prtool.trainer.models.tower import VisionTower
 
 _TINY = 1e-12
-Part = TypeVar("Part", bound=nn.Module)
 
 
-class PreGraph(nn.Module):
-    """Pixels to the tokens that enter the first location, and their scores."""
+class ImageGraph(nn.Module):
+    """A function of an exportable encoder and one tensor."""
 
-    def __init__(self, encoder: PrunedEncoder, *, flat: bool = True) -> None:
-        """`flat`: linear layers work on rows; see `FlatLinear`."""
+    def __init__(self, encoder: nn.Module, function: Callable[[Any, Tensor], Any]) -> None:
         super().__init__()
-        self.encoder = _exportable(encoder, flat)
+        self.encoder, self._function = encoder, function
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, 3, height, width) -> tokens (batch, prefix + N + appended, D), scores (batch, N)."""
-        return self.encoder.run_pre(pixels)
-
-
-class MidGraph(nn.Module):
-    """The tokens that stay at one location to those that enter the next, and their scores."""
-
-    def __init__(self, encoder: PrunedEncoder, place: int, *, flat: bool = True) -> None:
-        """`place`: 1 for the graph behind the first location; `flat`: see `FlatLinear`."""
-        super().__init__()
-        self.encoder = _exportable(encoder, flat)
-        self.place = place
-
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, tokens, D) -> tokens of the same shape, scores (batch, patches)."""
-        return self.encoder.run_mid(self.place, tokens)
+    def forward(self, tensor: Tensor) -> Any:  # noqa: ANN401, D102 - as the function's
+        return self._function(self.encoder, tensor)
 
 
-class PostGraph(nn.Module):
-    """The tokens that stay at the last location to the embedding."""
+def image_graphs(encoder: PrunedEncoder, *, flat: bool = True) -> dict[str, ImageGraph]:
+    """The graphs of an encoder by role, which share one exportable copy.
 
-    def __init__(self, encoder: PrunedEncoder, *, flat: bool = True) -> None:
-        """`flat`: linear layers work on rows; see `FlatLinear`."""
-        super().__init__()
-        self.encoder = _exportable(encoder, flat)
+    Args:
+        encoder: stays as it is.
+        flat: linear layers work on rows; see `FlatLinear`.
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, tokens, D) -> (batch, E), L2-normalised."""
-        encoder = self.encoder
-        entering = encoder.advance(tokens, encoder.spec.locations[-1], encoder.tower.depth)
-        return _normalise(embed_last(encoder.tower, entering, encoder.spec.learnable_tokens))
+    Returns:
+        "pre": pixels (batch, 3, height, width) -> tokens (batch, prefix + N + learnable, D), scores (batch, N);
+        "mid_1", ...: tokens (batch, tokens, D) -> tokens of the same shape, scores (batch, patches);
+        "post": tokens (batch, tokens, D) -> (batch, E), L2-normalised;
+        "full": pixels -> (batch, E), L2-normalised, of the tower without pruning and learnable tokens.
+    """
+    copied = plain_copy(encoder)
+    for layer in copied.modules():
+        if isinstance(layer, FlatLinear):
+            layer.flat = flat
+    graphs = {"pre": ImageGraph(copied, lambda own, pixels: own.run_pre(pixels))}
+    for place in range(1, len(encoder.spec.locations)):
+        graphs[f"mid_{place}"] = ImageGraph(copied, lambda own, tokens, place=place: own.run_mid(place, tokens))
+    return {**graphs, "post": ImageGraph(copied, _post), "full": ImageGraph(copied.tower, _full)}
 
 
-class FullGraph(nn.Module):
-    """Pixels to the embedding of the plain tower, which knows neither pruning nor learnable tokens."""
+def _post(encoder: PrunedEncoder, tokens: Tensor) -> Tensor:
+    entering = encoder.advance(tokens, encoder.spec.locations[-1], encoder.tower.depth)
+    return _normalise(embed_last(encoder.tower, entering, encoder.spec.learnable_tokens))
 
-    def __init__(self, tower: VisionTower, *, flat: bool = True) -> None:
-        """`flat`: linear layers work on rows; see `FlatLinear`."""
-        super().__init__()
-        self.tower: VisionTower = _exportable(tower, flat)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(batch, 3, height, width) -> (batch, E), L2-normalised."""
-        return _normalise(embed_last(self.tower, self.tower.run_blocks(self.tower.embed(pixels), 1, self.tower.depth - 1)))
+def _full(tower: VisionTower, pixels: Tensor) -> Tensor:
+    return _normalise(embed_last(tower, tower.run_blocks(tower.embed(pixels), 1, tower.depth - 1)))
 
 
 class TextGraph(nn.Module):
@@ -84,18 +72,12 @@ class TextGraph(nn.Module):
         return _normalise(cast(Tensor, self.host.encode_text(tokens)))
 
 
-def _exportable(module: Part, flat: bool) -> Part:
-    copied: Part = plain_copy(module)
-    set_flat(copied, flat)
-    return copied
-
-
 def plain_copy(module: nn.Module, leave_out: nn.Module | None = None) -> Any:  # noqa: ANN401 - of the type given
     """A copy that shares the module's tensors, with attention and linear layers in their exportable form.
 
     Args:
         module: what to copy; it stays as it is.
-        leave_out: a part that is not needed; an empty module stands in its place.
+        leave_out: a part that is not needed; an identity takes its place.
     """
     known: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     if leave_out is not None:
@@ -132,14 +114,14 @@ def _plain_multihead(attention: nn.MultiheadAttention) -> nn.Module | None:
     extras = attention.bias_k is not None or attention.add_zero_attn or not attention.batch_first
     if weight is None or extras:
         return None
-    return TorchAttention(PlainAttention(FlatLinear.of(weight, attention.in_proj_bias), attention.num_heads, output))
+    return TorchAttention(FlatLinear.of(weight, attention.in_proj_bias), attention.num_heads, output)
 
 
 def _plain_timm(attention: Any) -> nn.Module | None:  # noqa: ANN401 - timm's class has no stub
     if attention.gate is not None or not isinstance(attention.norm, nn.Identity):
         return None
     norms = None if isinstance(attention.q_norm, nn.Identity) else (attention.q_norm, attention.k_norm)
-    return TimmAttention(PlainAttention(attention.qkv, attention.num_heads, attention.proj, norms))
+    return TimmAttention(attention.qkv, attention.num_heads, attention.proj, norms)
 
 
 def _normalise(embedding: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-"""From a module to an ONNX graph with dynamic axes, checked and without traces of the machine that made it."""
+"""Export a module to an ONNX graph with dynamic axes, without traces of the machine that made it."""
 
 import contextlib
+import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import onnx_ir as ir
 import torch
@@ -17,7 +18,7 @@ from prtool.manifest import GraphSpec, TensorSpec
 OPSET = 20
 _PRODUCER = "prtool"
 _NOISY = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-# An example batch of 1 is baked into the graph, and a count that is no prime can be taken for a multiple. Nothing is computed.
+# An example batch of 1 is built into the graph, and a count that is not prime can be taken for a multiple. Nothing is computed.
 _EXAMPLE_SIZES = {"batch": 2, "tokens": 2003}
 
 
@@ -35,8 +36,8 @@ def to_onnx(module: nn.Module, spec: GraphSpec, least_tokens: int = 1) -> ir.Mod
     (declared,) = spec.inputs
     axes = {place: axis for place, axis in enumerate(declared.shape) if isinstance(axis, str)}
     least = {"tokens": max(least_tokens, 1)}
-    dynamic = {declared.name: {place: torch.export.Dim(axis, min=least.get(axis, 1)) for place, axis in axes.items()}}
-    with _quiet(), torch.no_grad():
+    dynamic = {place: torch.export.Dim(axis, min=least.get(axis, 1)) for place, axis in axes.items()}
+    with quiet(*_NOISY), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module.eval(),
@@ -45,7 +46,7 @@ def to_onnx(module: nn.Module, spec: GraphSpec, least_tokens: int = 1) -> ir.Mod
                 opset_version=OPSET,
                 input_names=[declared.name],
                 output_names=[output.name for output in spec.outputs],
-                dynamic_shapes=dynamic,
+                dynamic_shapes=(dynamic,),
                 verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as cause:
@@ -88,7 +89,7 @@ def check_axes(model: ir.Model, spec: GraphSpec) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what went wrong at the bottom; the exporter's own text is a page of advice."""
+    """The first line of the root cause; the exporter's own message is a page long."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
@@ -112,15 +113,15 @@ def _example(declared: TensorSpec) -> Tensor:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back the exporter's advice, which names nothing that a user of prtool could change."""
-    loggers: Mapping[str, int] = {name: logging.getLogger(name).level for name in _NOISY}
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.ERROR)
+def quiet(*loggers: str) -> Iterator[None]:
+    """Suppresses warnings and progress bars of a library, which name nothing that a user of prtool could change."""
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, loggers)]
+    for logger, _ in levels:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in loggers.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level in levels:
+            logger.setLevel(level)

@@ -7,29 +7,23 @@ from typing import Self
 import onnx_ir as ir
 
 from prtool.files import FileDigest
-from prtool.graphs.signature import WEIGHTS_ALIGNMENT, WEIGHTS_NAME
+from prtool.graphs.signature import WEIGHTS_ALIGNMENT
 
 MIN_EXTERNAL_BYTES = 1024
 """Tensors with fewer bytes stay inside their graph."""
 
 
 class WeightsFile:
-    """Writes graphs into one folder, and their large tensors into one file next to them.
+    """Writes graphs, and their large tensors into one file next to them.
 
     Tensors are written one at a time in the order of the graphs, so the file is a function of the graphs and memory
     holds one tensor more than the caller's.
     """
 
-    def __init__(self, folder: Path, min_bytes: int = MIN_EXTERNAL_BYTES) -> None:
-        """Creates the file.
-
-        Args:
-            folder: an existing folder without a weights file.
-            min_bytes: smaller tensors stay inside their graph.
-        """
-        self._min_bytes = min_bytes
-        self._folder = folder
-        self._stream = (folder / WEIGHTS_NAME).open("xb")
+    def __init__(self, path: Path) -> None:
+        """Creates the file at `path`, in an existing folder."""
+        self._path = path
+        self._stream = path.open("xb")
         self._sha256 = hashlib.sha256()
         self._size = 0
         self._offsets: dict[tuple[int, bytes], int] = {}
@@ -48,19 +42,19 @@ class WeightsFile:
         """Size and SHA-256 of what was written."""
         return FileDigest(self._size, self._sha256.hexdigest())
 
-    def save(self, model: ir.Model, name: str) -> None:
+    def save(self, model: ir.Model, path: Path) -> None:
         """Writes one graph.
 
         Args:
             model: the graph; its large tensors are read from the weights file from now on.
-            name: the file's name in the folder.
+            path: the ONNX file, in the same folder.
         """
         for value in model.graph.initializers.values():
             tensor = value.const_value
-            if tensor is not None and tensor.nbytes >= self._min_bytes:
+            if tensor is not None and tensor.nbytes >= MIN_EXTERNAL_BYTES:
                 value.const_value = self._external(tensor)
         self._stream.flush()
-        ir.save(model, self._folder / name)
+        ir.save(model, path)
 
     def _external(self, tensor: ir.TensorProtocol) -> ir.ExternalTensor:
         if id(tensor) not in self._written:
@@ -71,7 +65,8 @@ class WeightsFile:
                 self._offsets[key] = self._size
                 self._write(content)
             place, shape, name = self._offsets[key], ir.Shape(tensor.shape), str(tensor.name)
-            made = ir.ExternalTensor(WEIGHTS_NAME, place, len(content), ir.DataType(tensor.dtype), shape=shape, name=name, base_dir=self._folder)
+            folder, file = self._path.parent, self._path.name
+            made = ir.ExternalTensor(file, place, len(content), ir.DataType(tensor.dtype), shape=shape, name=name, base_dir=folder)
             self._written[id(tensor)] = (tensor, made)
         return self._written[id(tensor)][1]
 

@@ -1,20 +1,18 @@
-"""The graphs that come from PyTorch, at each precision; FUSED, and FULL where it can be, are made of these."""
+"""The graphs that are exported from PyTorch, at each precision; FUSED, and FULL where possible, are composed of these."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prtool.engines.base import Array
-from prtool.errors import ConfigError
-from prtool.export.graphs.modules import FullGraph, MidGraph, PostGraph, PreGraph
+from prtool.export.graphs.modules import image_graphs
 from prtool.export.graphs.onnx import to_onnx
 from prtool.export.precision.half import HALVES, to_half
-from prtool.export.precision.int8 import Int8Options, to_int8
-from prtool.export.signature import signatures, stage_roles
+from prtool.export.precision.int8 import to_int8
 from prtool.export.source import ExportSource
+from prtool.graphs.signature import stage_roles
 from prtool.spec import Keep
 from prtool.trainer.models.pruned import PrunedEncoder
 
@@ -24,27 +22,12 @@ Samples = list[Mapping[str, Array]]
 _BATCH = 8
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Int8Request:
-    """What int8 needs besides the encoder.
-
-    Attributes:
-        pixels: (images, 3, height, width) float32, real images; None where int8 is not asked for.
-        counts: keep counts, at the last location, that the graphs behind a selection must work at.
-        options: how scales are chosen.
-    """
-
-    pixels: Tensor | None
-    counts: Sequence[int]
-    options: Int8Options
-
-
 @torch.no_grad()
 def calibration_samples(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence[int]) -> dict[str, Samples]:
-    """What each graph is given in use, by role.
+    """The inputs of each graph in use, by role.
 
     Args:
-        encoder: the PyTorch encoder, which says which tokens reach the graphs behind a selection.
+        encoder: the PyTorch encoder, which selects the tokens that enter the graphs behind a selection.
         pixels: (images, 3, height, width) float32, real images.
         counts: keep counts at the last location; they take turns.
     """
@@ -66,7 +49,7 @@ def calibration_samples(encoder: PrunedEncoder, pixels: Tensor, counts: Sequence
 def stages(source: ExportSource, *, flat: bool = True) -> dict[str, ir.Model]:
     """The graphs in float32 that are exported from PyTorch: "pre", "mid_1", ..., "post" in their order.
 
-    With learnable tokens "full" comes last, for then the stages joined without selection are another model than the plain tower.
+    With learnable tokens "full" comes last, because the stages joined without selection differ from the unpruned tower then.
 
     Args:
         source: the encoder.
@@ -75,34 +58,30 @@ def stages(source: ExportSource, *, flat: bool = True) -> dict[str, ir.Model]:
     Raises:
         ModelError: a graph cannot be exported.
     """
-    encoder, specs = source.pruned, signatures(source)
-    modules: dict[str, nn.Module] = {"pre": PreGraph(encoder, flat=flat)}
-    modules |= {f"mid_{place}": MidGraph(encoder, place, flat=flat) for place in range(1, len(encoder.spec.locations))}
-    modules["post"] = PostGraph(encoder, flat=flat)
-    if encoder.spec.learnable_tokens:
-        modules["full"] = FullGraph(encoder.tower, flat=flat)
+    encoder, specs = source.pruned, source.signatures()
+    modules = image_graphs(encoder, flat=flat)
+    if not encoder.spec.learnable_tokens:
+        del modules["full"]
     return {role: to_onnx(module, specs[role], encoder.spec.always_kept + 1) for role, module in modules.items()}
 
 
-def at_precision(source: ExportSource, plain: Mapping[str, ir.Model], precision: str, int8: Int8Request) -> dict[str, ir.Model]:
+def at_precision(
+    source: ExportSource, plain: Mapping[str, ir.Model], precision: str, samples: Mapping[str, Samples] | None = None
+) -> dict[str, ir.Model]:
     """The same graphs at a precision.
 
     Args:
         source: the encoder.
-        plain: `stages(source)`, for all that start from it.
+        plain: `stages(source)`.
         precision: of `PRECISIONS`.
-        int8: images and settings for int8.
+        samples: `calibration_samples`, which int8 needs.
 
     Raises:
-        ConfigError: int8 without images.
         ModelError: a graph cannot be converted.
         EngineUnavailable: a library is not installed.
     """
     if precision == "fp32":
         return dict(plain)
-    if precision != "int8":
-        return {role: to_half(model, precision) for role, model in plain.items()}
-    if int8.pixels is None:
-        raise ConfigError("int8 takes its scales from real images, and there are none; give them with --data")
-    samples = calibration_samples(source.pruned, int8.pixels, int8.counts)
-    return {role: to_int8(model, samples[role], int8.options) for role, model in stages(source, flat=False).items()}
+    if precision == "int8":
+        return {role: to_int8(model, samples[role] if samples else []) for role, model in stages(source, flat=False).items()}
+    return {role: to_half(model, precision) for role, model in plain.items()}

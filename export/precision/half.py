@@ -1,6 +1,6 @@
-"""Half-precision graphs out of float32 ones: typed throughout, with layer norms, softmax, scores and the last norm in float32.
+"""Half-precision graphs from float32 ones: explicit types, with layer norms, softmax, scores and the last norm in float32.
 
-Precision lives in the graph, because TensorRT 11 has no precision flags and converters of others fail on dynamic axes.
+The types are explicit because TensorRT 11 has no precision flags and existing converters fail on dynamic axes.
 Inputs and outputs stay float32 in every precision, so one selection and one manifest serve all.
 """
 
@@ -15,7 +15,7 @@ from prtool.errors import ModelError
 from prtool.export.precision.regions import last_norm, scorer
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-# Sums over many values: half precision loses what the paper's ranking and CLIP's cosine are made of.
+# Sums over many values, where half precision changes the ranking and the cosine.
 _FLOAT32_OPERATORS = frozenset({"LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization", "Softmax", "LogSoftmax"})
 _FP16_MOST = 65504.0
 
@@ -39,14 +39,14 @@ def to_half(model: ir.Model, precision: str) -> ir.Model:
 
 
 class _Rewriter:
-    """Gives every value its type, and puts a Cast wherever two neighbours differ."""
+    """Gives every value its type, and inserts a Cast where the types of two neighbours differ."""
 
     def __init__(self, graph: ir.Graph, precision: str) -> None:
         self.graph = graph
         self.precision = precision
         self.half = HALVES[precision]
         self.opset = graph.opset_imports[""]
-        # Everything that is computed in float32, by node; all else is half.
+        # The nodes that compute in float32; all others compute in half precision.
         self.float32 = {id(node) for node in (*scorer(graph), *last_norm(graph))}
         self.casts: dict[tuple[int, ir.DataType], ir.Value] = {}
         self.initializers = {id(value) for value in graph.initializers.values()}
@@ -81,7 +81,7 @@ class _Rewriter:
         return self.casts[key]
 
     def _converted(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        """A weight in the other precision, under its own name with the precision behind it."""
+        """A weight in the other precision, named `<name>.<precision>`."""
         if value.const_value is None:
             raise ModelError(f"weight {value.name} has no values; export the model again")
         array = value.const_value.numpy()
@@ -97,12 +97,12 @@ class _Rewriter:
         node = ir.node("Cast", [value], {"to": int(wanted)}, name=f"cast/{value.name}/{wanted.name.lower()}")
         node.outputs[0].name = f"{node.name}/0"
         node.outputs[0].shape, node.outputs[0].type = value.shape, ir.TensorType(wanted)
-        # The first user in the graph's order asks first, so one cast serves all of them.
+        # Nodes are visited in order, so the first user's cast serves all of them.
         self.graph.insert_before(user, node)
         return node.outputs[0]
 
     def _restore_output(self, place: int, output: ir.Value) -> None:
-        """An output keeps its name and float32; what was called so is cast to it."""
+        """Casts an output to float32 under its own name."""
         name, output.name = output.name, f"{output.name}/{self.precision}"
         node = ir.node("Cast", [output], {"to": int(ir.DataType.FLOAT)}, name=f"cast/{name}")
         restored = node.outputs[0]

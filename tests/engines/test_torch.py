@@ -25,10 +25,9 @@ from prtool.engines.pytorch.operators import HOST_OPERATORS, OPERATORS  # noqa: 
 from prtool.engines.registry import open_engine  # noqa: E402
 from prtool.errors import EngineError, EngineUnavailable, ShapeError  # noqa: E402
 from prtool.export.graphs import compose  # noqa: E402
-from prtool.export.graphs.modules import PostGraph, PreGraph, TextGraph  # noqa: E402
+from prtool.export.graphs.modules import TextGraph, image_graphs  # noqa: E402
 from prtool.export.graphs.onnx import to_onnx  # noqa: E402
 from prtool.export.precision.half import to_half  # noqa: E402
-from prtool.export.signature import signatures  # noqa: E402
 
 CPU = torch.device("cpu")
 MODEL = TinyModel()
@@ -191,8 +190,8 @@ def test_arithmetic_on_sizes_equals_onnx_reference(tmp_path: Path) -> None:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the graphs of one tower in three precisions: ROLE.PRECISION.onnx."""
     source, folder = make_source(request.param), tmp_path_factory.mktemp("graphs")
-    specs = signatures(source)
-    stages = [to_onnx(PreGraph(source.pruned), specs["pre"]), to_onnx(PostGraph(source.pruned), specs["post"])]
+    specs = source.signatures()
+    stages = [to_onnx(image_graphs(source.pruned)["pre"], specs["pre"]), to_onnx(image_graphs(source.pruned)["post"], specs["post"])]
     for precision in ("fp32", "fp16", "bf16"):
         ready = stages if precision == "fp32" else [to_half(stage, precision) for stage in stages]
         for role, model in {"pre": ready[0], "post": ready[1], "fused": compose.fused(ready, source.spec, specs["fused"])}.items():

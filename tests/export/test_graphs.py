@@ -16,9 +16,8 @@ from towers import OPEN_CLIP, TIMM, open_clip_visual, timm_visual
 
 from prtool.errors import ConfigError, ModelError
 from prtool.export.graphs import compose
-from prtool.export.graphs.modules import PostGraph, PreGraph, plain_copy
+from prtool.export.graphs.modules import image_graphs, plain_copy
 from prtool.export.graphs.onnx import to_onnx
-from prtool.export.signature import signatures
 from prtool.export.source import ExportSource
 from prtool.manifest import GraphSpec, TensorSpec
 from prtool.spec import Keep, PruneSpec
@@ -36,8 +35,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def export(source: ExportSource, folder: Path) -> tuple[ExportSource, Path]:
-    specs = signatures(source)
-    stages = [to_onnx(PreGraph(source.pruned), specs["pre"]), to_onnx(PostGraph(source.pruned), specs["post"])]
+    specs = source.signatures()
+    stages = [to_onnx(image_graphs(source.pruned)["pre"], specs["pre"]), to_onnx(image_graphs(source.pruned)["post"], specs["post"])]
     made = [*stages, compose.fused(stages, source.spec, specs["fused"]), compose.full(stages, specs["full"])]
     for role, model in zip(("pre", "post", "fused", "full"), made, strict=True):
         ir.save(model, folder / f"{role}.onnx")
@@ -82,7 +81,7 @@ def test_full_is_the_unpruned_model(exported: tuple[ExportSource, Path]) -> None
 
 def test_axes_and_operators(exported: tuple[ExportSource, Path]) -> None:
     source, folder = exported
-    for role, spec in signatures(source).items():
+    for role, spec in source.signatures().items():
         if role == "text":
             continue
         model = onnx.load(folder / spec.file)
@@ -119,7 +118,7 @@ def test_files_say_nothing_about_the_machine(exported: tuple[ExportSource, Path]
 def test_every_scorer(arch: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     source = make_source("cls", scorer=make_scorer(ScorerConfig(arch=arch), 64, 16, 1), location=1)
-    ir.save(to_onnx(PreGraph(source.pruned), signatures(source)["pre"]), tmp_path / "pre.onnx")
+    ir.save(to_onnx(image_graphs(source.pruned)["pre"], source.signatures()["pre"]), tmp_path / "pre.onnx")
     pixels = pixels_for(source, 3)
     tokens, scores = run(tmp_path / "pre.onnx", pixels=pixels.numpy())
     expected = source.pruned.run_pre(pixels)

@@ -15,8 +15,8 @@ from prtool.export.graphs.compose import fused
 from prtool.export.precision.build import stages
 from prtool.export.precision.half import to_half
 from prtool.export.precision.regions import head, last_norm, scorer
-from prtool.export.signature import signatures, stage_roles
 from prtool.export.source import ExportSource
+from prtool.graphs.signature import stage_roles
 
 HALF = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 # Half the distance of neighbouring numbers near 1, times a few for the blocks in a row.
@@ -44,7 +44,7 @@ def test_types(halves: tuple[ExportSource, dict[str, ir.Model]], precision: str)
     source, plain = halves
     ready = [to_half(plain[role], precision) for role in stage_roles(source.spec)]
     scoring = {node.name for stage in ready for node in scorer(stage.graph)}
-    for stage in (*ready, fused(ready, source.spec, signatures(source)["fused"])):
+    for stage in (*ready, fused(ready, source.spec, source.signatures()["fused"])):
         proto = ir.to_proto(stage)
         onnx.checker.check_model(proto, full_check=True)
         types = types_of(proto)
@@ -96,7 +96,7 @@ def test_a_weight_beyond_float16_is_refused() -> None:
 def test_a_joined_graph_is_refused(halves: tuple[ExportSource, dict[str, ir.Model]]) -> None:
     source, plain = halves
     with pytest.raises(ModelError):
-        to_half(fused([plain[role] for role in stage_roles(source.spec)], source.spec, signatures(source)["fused"]), "fp16")
+        to_half(fused([plain[role] for role in stage_roles(source.spec)], source.spec, source.signatures()["fused"]), "fp16")
 
 
 def test_regions_are_found(halves: tuple[ExportSource, dict[str, ir.Model]]) -> None:

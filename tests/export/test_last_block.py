@@ -12,10 +12,9 @@ from onnx import shape_inference
 from torch.utils.flop_counter import FlopCounterMode
 from towers import OPEN_CLIP, TIMM
 
-from prtool.export.graphs.last_block import asking_tokens
-from prtool.export.graphs.modules import PostGraph
+from prtool.export.graphs.last_block import num_query_tokens
+from prtool.export.graphs.modules import image_graphs
 from prtool.export.graphs.onnx import to_onnx
-from prtool.export.signature import signatures
 from prtool.spec import Keep
 
 TRIMMED = {"cls", "patch32", "patch14", "not square", "layer scale, no first norm", "sin cos positions", "dinov2 registers", "mobileclip"}
@@ -27,8 +26,8 @@ def test_the_embedding_is_the_same(kind: str) -> None:
     tower = source.pruned.tower
     tokens = torch.randn(3, tower.prefix_tokens + 5, tower.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        np.testing.assert_allclose(PostGraph(source.pruned)(tokens), source.pruned.run_post(tokens), atol=2e-6)
-    assert bool(asking_tokens(tower)) == (kind in TRIMMED)
+        np.testing.assert_allclose(image_graphs(source.pruned)["post"](tokens), source.pruned.run_post(tokens), atol=2e-6)
+    assert bool(num_query_tokens(tower)) == (kind in TRIMMED)
 
 
 @pytest.mark.parametrize("kind", ["cls", "dinov2 registers", "siglip"])
@@ -39,7 +38,7 @@ def test_the_cost_is_that_of_what_runs(kind: str) -> None:
     k = 7
     tokens = torch.randn(1, source.spec.always_kept + k, tower.width)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        PostGraph(source.pruned)(tokens)
+        image_graphs(source.pruned)["post"](tokens)
     location = source.spec.locations[0]
     cost = source.cost()
     lengths = [source.spec.always_kept + k] * (tower.depth - location + 1)
@@ -56,7 +55,7 @@ def test_the_bound_counts_the_trimmed_block() -> None:
 
 def test_one_token_leaves_the_last_attention(tmp_path: Path) -> None:
     source = make_source("cls")
-    ir.save(to_onnx(PostGraph(source.pruned), signatures(source)["post"]), tmp_path / "post.onnx")
+    ir.save(to_onnx(image_graphs(source.pruned)["post"], source.signatures()["post"]), tmp_path / "post.onnx")
     graph = shape_inference.infer_shapes(onnx.load(tmp_path / "post.onnx")).graph
     shapes = {value.name: [axis.dim_value or axis.dim_param for axis in value.type.tensor_type.shape.dim] for value in graph.value_info}
     last = [node for node in graph.node if node.op_type == "Softmax"][-1]

@@ -11,11 +11,10 @@ from towers import OPEN_CLIP, TIMM
 from prtool.export.graphs import compose
 from prtool.export.graphs.modules import TextGraph
 from prtool.export.graphs.onnx import to_onnx
-from prtool.export.precision.build import Int8Request, at_precision, stages
-from prtool.export.precision.int8 import Int8Options
-from prtool.export.signature import signatures, stage_roles
+from prtool.export.precision.build import at_precision, calibration_samples, stages
 from prtool.export.source import ExportSource
 from prtool.graphs.graph_reader import OPERATORS
+from prtool.graphs.signature import stage_roles
 from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.dual_encoder import TextTower
 from prtool.trainer.models.predictor import make_scorer
@@ -33,11 +32,11 @@ def image_operators(source: ExportSource, precisions: tuple[str, ...]) -> set[st
     """Those of every image graph at the precisions."""
     plain, found = stages(source), set()
     coarse = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    request = Int8Request(functional.interpolate(coarse, size=source.pruned.tower.image_size), (10, 5), Int8Options())
+    samples = calibration_samples(source.pruned, functional.interpolate(coarse, size=source.pruned.tower.image_size), (10, 5))
     for precision in precisions:
-        made = at_precision(source, plain, precision, request)
+        made = at_precision(source, plain, precision, samples)
         parts = [made[role] for role in stage_roles(source.spec)]
-        graphs = [*made.values(), compose.fused(parts, source.spec, signatures(source, precision)["fused"])]
+        graphs = [*made.values(), compose.fused(parts, source.spec, source.signatures(precision)["fused"])]
         found |= {node.op_type for graph in graphs for node in graph.graph}
         assert {node.domain for graph in graphs for node in graph.graph} == {""}
     return found
@@ -55,7 +54,7 @@ def sources() -> Iterator[ExportSource]:
 def text_operators() -> Iterator[set[str]]:
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 
-    spec = signatures(make_source("cls"))["text"]
+    spec = make_source("cls").signatures()["text"]
     vision = CLIPVisionCfg(image_size=32, layers=1, width=32, head_width=16, patch_size=16)
     for settings in TEXTS:
         text = CLIPTextCfg(context_length=CONTEXT, width=32, heads=2, layers=1, **settings)

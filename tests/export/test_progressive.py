@@ -14,12 +14,11 @@ from torch.nn import functional
 from prtool.bundle import Bundle
 from prtool.engines.registry import ENGINES, list_engines
 from prtool.errors import ConfigError, EngineUnavailable, ParityError
-from prtool.export.graphs.modules import FullGraph, MidGraph, PostGraph
+from prtool.export.graphs.modules import image_graphs
 from prtool.export.precision.build import calibration_samples
-from prtool.export.signature import signatures
 from prtool.export.source import ExportSource
 from prtool.export.validation.agreement import verify_with_model
-from prtool.export.validation.parity import prove
+from prtool.export.validation.parity import compare
 from prtool.export.validation.probe import Probe
 from prtool.export.write import ExportOptions, export_bundle
 from prtool.runtime.encoder import Encoder
@@ -60,7 +59,7 @@ def test_the_manifest_says_how_it_prunes(exported: tuple[ExportSource, Bundle]) 
 
 def test_every_graph_is_compared_alone(exported: tuple[ExportSource, Bundle]) -> None:
     source, bundle = exported
-    (part,) = prove(source, bundle, Probe.choose(source, images(source, 6, 1), bundle.manifest.default_keep)).precisions
+    (part,) = compare(source, bundle, Probe.choose(source, images(source, 6, 1), bundle.manifest.default_keep)).precisions
     alone = {(case.graph, case.batch, case.k) for case in part.cases}
     counts = {case.k for case in part.cases if case.graph == "post"}
     assert len(counts) == 3
@@ -92,7 +91,7 @@ def test_full_is_the_host_without_learnable_tokens(exported: tuple[ExportSource,
     wanted = functional.normalize(source.pruned.tower.host(pixels), dim=-1).numpy()
     with Encoder.load(bundle, mode="full") as encoder:
         np.testing.assert_allclose(encoder.encode_pixels(pixels.numpy()), wanted, atol=3e-6)
-    np.testing.assert_allclose(FullGraph(source.pruned.tower)(pixels), wanted, atol=3e-6)
+    np.testing.assert_allclose(image_graphs(source.pruned)["full"](pixels), wanted, atol=3e-6)
     graph = onnx.load(bundle.file("full.onnx")).graph
     assert not [weight.name for weight in graph.initializer if "scorer" in weight.name or "visual" in weight.name]
     # Where tokens were learned, pruning nothing is another model than the plain one.
@@ -102,7 +101,7 @@ def test_full_is_the_host_without_learnable_tokens(exported: tuple[ExportSource,
 
 def test_axes_and_operators(exported: tuple[ExportSource, Bundle]) -> None:
     source, bundle = exported
-    for role, spec in signatures(source).items():
+    for role, spec in source.signatures().items():
         model = onnx.load(bundle.file(spec.file))
         onnx.checker.check_model(model, full_check=True)
         for values, declared in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
@@ -127,7 +126,7 @@ def test_calibration_samples_are_what_the_graphs_are_given(exported: tuple[Expor
         lengths = [samples[role][call]["tokens"].shape[1] for role in entering]
         assert lengths == [spec.always_kept + count for count in spec.counts(Keep.count(k))]
     with torch.no_grad():
-        found = PostGraph(source.pruned)(torch.from_numpy(samples["post"][1]["tokens"]))
+        found = image_graphs(source.pruned)["post"](torch.from_numpy(samples["post"][1]["tokens"]))
     np.testing.assert_allclose(found, source.pruned(pixels[8:], Keep.count(4)), atol=3e-6)
 
 
@@ -142,7 +141,7 @@ def test_a_middle_graph_that_disagrees_is_refused(exported: tuple[ExportSource, 
         with torch.no_grad():
             weight.mul_(torch.linspace(0.0, 2.0, weight.shape[1]))
         with pytest.raises(ParityError, match=r"fused|split|mid_1"):
-            prove(source, bundle, probe)
+            compare(source, bundle, probe)
     finally:
         with torch.no_grad():
             weight.copy_(saved)
@@ -155,8 +154,8 @@ def test_post_and_mid_modules_equal_the_encoder() -> None:
         pruned = source.pruned
         tokens = torch.randn(3, source.spec.always_kept + 6, pruned.tower.width, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            np.testing.assert_allclose(PostGraph(pruned)(tokens), pruned.run_post(tokens), atol=3e-6)
-            for found, wanted in zip(MidGraph(pruned, 1)(tokens), pruned.run_mid(1, tokens), strict=True):
+            np.testing.assert_allclose(image_graphs(pruned)["post"](tokens), pruned.run_post(tokens), atol=3e-6)
+            for found, wanted in zip(image_graphs(pruned)["mid_1"](tokens), pruned.run_mid(1, tokens), strict=True):
                 torch.testing.assert_close(found, wanted, atol=3e-5, rtol=1e-4)
 
 

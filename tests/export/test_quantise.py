@@ -13,8 +13,7 @@ from export_sources import make_source
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, EngineUnavailable, ParityError
 from prtool.export.precision import int8 as quantise
-from prtool.export.precision.build import Int8Request, at_precision, calibration_samples, stages
-from prtool.export.precision.int8 import Int8Options
+from prtool.export.precision.build import at_precision, calibration_samples, stages
 from prtool.export.precision.regions import head, scorer
 from prtool.export.source import ExportSource
 from prtool.export.validation import agreement
@@ -58,7 +57,7 @@ def test_the_samples_are_what_the_graphs_are_given(source: ExportSource) -> None
 
 def test_products_are_8_bit_but_for_scores_and_head(source: ExportSource) -> None:
     plain = stages(source)
-    made = at_precision(source, plain, "int8", Int8Request(images(24, 2), (16, 10), Int8Options()))
+    made = at_precision(source, plain, "int8", calibration_samples(source.pruned, images(24, 2), (16, 10)))
     unflat = stages(source, flat=False)
     in_float = {node.name for node in (*scorer(unflat["pre"].graph), *head(unflat["post"].graph))}
     for model in made.values():
@@ -125,8 +124,6 @@ def test_without_nncf_the_pip_line_is_named(source: ExportSource, monkeypatch: p
 
 
 def test_bad_options() -> None:
-    with pytest.raises(ConfigError, match=r"smooth = 1\.5"):
-        Int8Options(smooth=1.5)
     with pytest.raises(ConfigError, match=r"precision = 'int4'.*fp32, fp16, bf16, int8"):
         ExportOptions(Keep.ratio(0.5), ("int4",))
 

@@ -132,10 +132,10 @@ def _text_configs() -> dict[str, tuple[Any, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "bert", "mt5", "m2m_100"])
 def test_text_towers_of_transformers_are_exported_with_listed_operators(kind, monkeypatch, tmp_path):
-    hf = pytest.importorskip("transformers", reason="it makes the text towers")
+    hf, ir = pytest.importorskip("transformers", reason="it makes the text towers"), pytest.importorskip("onnx_ir", reason="export needs onnx-ir")
     onnx, ort = pytest.importorskip("onnx", reason="export needs onnx"), pytest.importorskip("onnxruntime", reason="it runs the graph")
     from prtool.export.graphs.modules import TextGraph
-    from prtool.export.graphs.onnx import save, to_onnx
+    from prtool.export.graphs.onnx import to_onnx
 
     config, pooler = _text_configs()[kind]
     monkeypatch.setattr(hf.AutoConfig, "from_pretrained", lambda *_names, **_options: config)
@@ -148,7 +148,7 @@ def test_text_towers_of_transformers_are_exported_with_listed_operators(kind, mo
     ids[:, 10:] = config.pad_token_id
     file: Path = tmp_path / "text.onnx"
     axes = {"tokens": TensorSpec("tokens", "int64", ("batch", 16)), "embedding": TensorSpec("embedding", "float32", ("batch", 16))}
-    save(to_onnx(TextGraph(tower), GraphSpec(file.name, (axes["tokens"],), (axes["embedding"],))), file)
+    ir.save(to_onnx(TextGraph(tower), GraphSpec(file.name, (axes["tokens"],), (axes["embedding"],))), file)
     assert {node.op_type for node in onnx.load(file).graph.node} <= OPERATORS
     (found,) = ort.InferenceSession(file).run(None, {"tokens": ids.numpy()})
     np.testing.assert_allclose(found, tower(ids).numpy(), atol=1e-5)
