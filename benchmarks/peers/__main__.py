@@ -43,8 +43,8 @@ _CPU_ENGINES = ",".join(name for name in ("ort", "openvino", "torch") if name in
 
 @click.command(cls=Script)
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option("--model", default="ViT-B-16", show_default=True, help="Without BUNDLE: the open_clip name, or local-dir:PATH.")
-@click.option("--pretrained", default="", help="Without BUNDLE: tag or checkpoint file; random weights if absent.")
+@click.option("--model", help="open_clip name, or local-dir:PATH.  [default: the bundle's, which holds no path; without BUNDLE ViT-B-16]")
+@click.option("--pretrained", help="Tag or checkpoint file.  [default: the bundle's; without BUNDLE random weights]")
 @click.option("--data", type=click.Path(path_type=Path), help="Without BUNDLE: images for int8's scales.")
 @click.option("--engine", "engines", type=NAMES, default=_CPU_ENGINES, show_default=True, help="Engines of the bundle.")
 @click.option("--precision", "precisions", type=NAMES, default="fp32,bf16", show_default=True, help="As engines and bundle have them.")
@@ -68,12 +68,19 @@ def main(bundle: Path | None, table: Path | None, within: float | None, **option
         click.echo(markdown(_read(table), within))
         return
     chosen, accuracy, compiled, device, smoke = (options.pop(name) for name in ("output", "accuracy", "compiled", "device", "smoke"))
-    model = {name: options.pop(name) for name in ("model", "pretrained", "data")}
+    model, pretrained, data = (options.pop(name) for name in ("model", "pretrained", "data"))
     output_files(named(chosen, "peers"), RESULT)
     if smoke:
         options |= {"batches": (1, 2), "keeps": (Keep.ratio(0.6),), "budget_s": 0.0}
-    config = PeersConfig(BenchConfig(scopes=(ENCODER,), **options), compiled, device, Accuracies.load(accuracy) if accuracy else None)
-    report = compare(Bundle.open(bundle or _make_bundle(config.bench, smoke, **model)), config, BarProgress())
+    bench = BenchConfig(scopes=(ENCODER,), **options)
+    accuracies = Accuracies.load(accuracy) if accuracy else None
+    if bundle is None:
+        model, pretrained = _smoke_model() if smoke else (model or "ViT-B-16", pretrained or "")
+        bundle = _make_bundle(bench, model, pretrained, data)
+    opened = Bundle.open(bundle)
+    made = opened.manifest.model
+    config = PeersConfig(bench, model or made.name, made.pretrained if pretrained is None else pretrained, compiled, device, accuracies)
+    report = compare(opened, config, BarProgress())
     name = report.model["name"]
     files = output_files(named(chosen, "peers", name, "cpu" if device == "cpu" else report.device), RESULT)
     write_report(report, files, plot_peers, RESULT)
@@ -90,16 +97,18 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
-def _make_bundle(config: BenchConfig, smoke: bool, model: str, pretrained: str, data: Path | None) -> Path:
+def _smoke_model() -> tuple[str, str]:
+    """A tiny model in the working folder, drawn at the first call."""
+    folder = Path("runs/peers-smoke")
+    if not folder.exists():
+        write_model(folder)
+    return f"local-dir:{folder}", ""
+
+
+def _make_bundle(config: BenchConfig, model: str, pretrained: str, data: Path | None) -> Path:
     """Trains nothing and exports the graphs that the engines need; a bundle that an earlier call made is reused."""
-    name = "smoke" if smoke else short(model)
-    root = named(None, "peers", name, pretrained, config.seed).name
-    run, bundle, drawn = (Path("runs") / root / part for part in ("run", "bundle", "model"))
-    if smoke:
-        model = f"local-dir:{drawn}"
-        if not drawn.exists():
-            write_model(drawn)
-    needed = _graphs(config)
+    root = Path("runs") / named(None, "peers", short(model), pretrained, config.seed).name
+    run, bundle, needed = root / "run", root / "bundle", _graphs(config)
     if not _has(bundle, needed):
         _prtool("train", "--model", model, "--pretrained", pretrained, "--phase", "none", "--set", f"seed={config.seed}", "-o", str(run))
         images = ("--data", str(data)) if data else ()

@@ -40,12 +40,15 @@ class PeersConfig:
 
     Attributes:
         bench: the bundle's side: engines, precisions, batches, keeps, modes, rounds; its scope is "encoder".
+        model, pretrained: what PyTorch runs; it must have the bundle's weights.
         compiled: what also runs through torch.compile: "none", "whole" encoders, or "all".
         device: of PyTorch, "cpu" or "cuda".
         accuracies: percent next to the rows; None leaves them out.
     """
 
     bench: BenchConfig
+    model: str
+    pretrained: str
     compiled: str
     device: str
     accuracies: Accuracies | None
@@ -107,11 +110,11 @@ def _circumstances(lineup: Lineup, config: PeersConfig, machine: Machine) -> dic
 
 def _model(bundle: Bundle, config: PeersConfig) -> DualEncoder:
     wanted, seed = bundle.manifest.model, config.bench.seed
-    model = load_seeded(wanted.name, wanted.pretrained, seed, config.device)
+    model = load_seeded(config.model, config.pretrained, seed, config.device)
     if model.weights_sha256 != wanted.weights_sha256:
         raise ConfigError(
-            f"{wanted.name} {wanted.pretrained} has weights {model.weights_sha256[:12]} with seed {seed}, but the bundle was made "
-            f"from {wanted.weights_sha256[:12]}, and PyTorch would run another model; give --seed the run's seed, or bring back the weights"
+            f"{config.model} {config.pretrained} has weights {model.weights_sha256[:12]} with seed {seed}, but the bundle was made from "
+            f"{wanted.weights_sha256[:12]}, and PyTorch would run another model; give --model, --pretrained and --seed as the run had them"
         )
     return model
 
