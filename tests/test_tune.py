@@ -23,11 +23,12 @@ from prtool.progress import SilentProgress
 from prtool.runtime.bench import BenchConfig
 from prtool.spec import Keep
 from prtool.store import read_sealed, write_sealed
+from prtool.studies.tune.config import TuneConfig
 from prtool.studies.tune.front import Candidate, Limits, choose, nearest, pareto_front
-from prtool.studies.tune.quality import evaluate_quality
+from prtool.studies.tune.report import TuneReport
 from prtool.studies.tune.result import RESULT_NAME, read_result, record_digest
-from prtool.studies.tune.run import TuneConfig, tune
-from prtool.studies.tune.steps import QualityAsk, Site, Tools, Workshop, qualities
+from prtool.studies.tune.run import tune
+from prtool.studies.tune.steps import LocationSet, evaluate_quality
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.evaluation.evaluate import EvalConfig
 from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow, drop_error
@@ -195,12 +196,13 @@ class Script:
     exported: list[Path] = field(default_factory=list)
     timed: list[Path] = field(default_factory=list)
     flips: int = 0
+    verbs: dict[str, Callable[..., Any]] = field(default_factory=dict)
 
     @property
     def work(self) -> tuple[int, int, int, int]:
         return len(self.trained), len(self.evaluated), len(self.exported), len(self.timed)
 
-    def train(self, config: TrainConfig, run: Path, *_: object) -> Checkpoint:
+    def train(self, config: TrainConfig, run: Path, *_: object, **_options: object) -> Checkpoint:
         self.trained.append((run, config))
         return train(config, run)
 
@@ -230,8 +232,14 @@ class Script:
     def probe(self, engine: str) -> EngineInfo:
         return EngineInfo(engine, "9.9", "thin air")
 
-    def tools(self) -> Tools:
-        return Tools(self.train, self.evaluate, self.export, self.bench, self.probe)
+    def tune(self, run: Path, config: TuneConfig, data: Path | None = None) -> TuneReport:
+        """`tune` with these verbs."""
+        with pytest.MonkeyPatch.context() as patch:
+            own = {"train": self.train, "evaluate_quality": self.evaluate, "export_run": self.export, "bench": self.bench, "probe": self.probe}
+            for name, verb in (own | self.verbs).items():
+                patch.setattr(f"prtool.studies.tune.steps.{name}", verb)
+            patch.setattr("prtool.studies.tune.run.probe", self.verbs.get("probe", self.probe))
+            return tune(run, config, data)
 
 
 def script() -> Script:
@@ -245,7 +253,7 @@ def config(limits: Limits, **given: Any) -> TuneConfig:
 
 
 def test_the_fastest_within_the_drop_is_written_into_the_run(run: Path) -> None:
-    report = tune(run, config(Limits(max_drop=1.0)), tools=script().tools())
+    report = script().tune(run, config(Limits(max_drop=1.0)))
     assert report.choice is not None
     assert (report.choice.locations, report.choice.k, report.choice.drop) == ((2,), 12, 0.5)
     assert report.choice.latency_ms == pytest.approx(64.0)
@@ -265,7 +273,7 @@ def test_the_fastest_within_the_drop_is_written_into_the_run(run: Path) -> None:
 
 def test_other_locations_are_sibling_runs(run: Path) -> None:
     told = script()
-    report = tune(run, config(Limits(max_drop=1.0), locations=((2,), (3,), (2, 3))), tools=told.tools())
+    report = told.tune(run, config(Limits(max_drop=1.0), locations=((2,), (3,), (2, 3))))
     assert report.choice is not None
     assert (report.choice.locations, report.choice.k) == ((2, 3), 8)
     assert [(folder.relative_to(run).as_posix(), made.prune.locations) for folder, made in told.trained] == [
@@ -279,7 +287,7 @@ def test_other_locations_are_sibling_runs(run: Path) -> None:
     assert sum("sibling run" in note for note in report.notes) == 2
 
 
-def test_a_sibling_whose_tokens_did_not_help_is_evaluated_without(run: Path, tmp_path: Path) -> None:
+def test_a_sibling_whose_tokens_did_not_help_is_evaluated_without(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has tokens, the site's own run has none."""
     told, asked = script(), []
 
@@ -288,8 +296,9 @@ def test_a_sibling_whose_tokens_did_not_help_is_evaluated_without(run: Path, tmp
         return told.evaluate(where, data, config)
 
     checkpoint = Checkpoint.load(run)
-    shop = Workshop(run, replace(checkpoint, tokens=TokensRecord(visual=2)), replace(told.tools(), evaluate=evaluate), SilentProgress())
-    qualities(shop, Site(checkpoint.prune, run, tmp_path / "at-2"), QualityAsk(None, "", "val", 0), [Keep.count(12)])
+    monkeypatch.setattr("prtool.studies.tune.steps.evaluate_quality", evaluate)
+    item = LocationSet(run, replace(checkpoint, tokens=TokensRecord(visual=2)), checkpoint.prune.locations, SilentProgress())
+    item.evaluate(config(Limits(max_drop=1.0), keeps=(Keep.count(12),)), None, "")
     assert asked == [("patch-ranking",)]
 
 
@@ -304,74 +313,75 @@ def test_a_drop_of_exactly_the_limit_is_within_it(run: Path, unpruned: int) -> N
         rows[1:] = [replace(row, accuracy=100 * (unpruned - 1) / 1000, lost=1) for row in rows[1:]]
         return replace(report, rows=tuple(rows))
 
-    report = tune(run, config(Limits(max_drop=0.1)), tools=replace(told.tools(), evaluate=evaluate))
+    told.verbs["evaluate_quality"] = evaluate
+    report = told.tune(run, config(Limits(max_drop=0.1)))
     assert report.choice is not None
     assert report.choice.k == 8
 
 
 def test_finished_work_is_reused_while_all_it_depends_on_is_the_same(run: Path, home: Path) -> None:
     told = script()
-    tune(run, config(Limits(max_drop=1.0)), tools=told.tools())
+    told.tune(run, config(Limits(max_drop=1.0)))
     assert told.work == (0, 1, 1, 1)
-    report = tune(run, config(Limits(max_latency_ms=50.0)), tools=told.tools())
+    report = told.tune(run, config(Limits(max_latency_ms=50.0)))
     assert told.work == (0, 1, 1, 1)
     assert report.choice is not None
     assert report.choice.k == 8
     # Another list of keeps: only what is new is evaluated, and all are timed in the same rounds.
-    tune(run, config(Limits(max_drop=1.0), keeps=KEEPS[1:]), tools=told.tools())
+    told.tune(run, config(Limits(max_drop=1.0), keeps=KEEPS[1:]))
     assert told.work == (0, 1, 1, 2)
     told.drops[2,][4], told.shares[2,][4] = 9.0, 0.4
-    tune(run, config(Limits(max_drop=1.0), keeps=(*KEEPS, Keep.count(4))), tools=told.tools())
+    told.tune(run, config(Limits(max_drop=1.0), keeps=(*KEEPS, Keep.count(4))))
     assert told.evaluated[-1] == (run, (4,))
-    tune(run, config(Limits(max_drop=1.0), batch=4), tools=told.tools())
+    told.tune(run, config(Limits(max_drop=1.0), batch=4))
     assert told.work == (0, 2, 1, 4)
     # A damaged note of what stands, and a bundle that was changed, are made anew.
     damaged = run / "tune" / "at-2" / "evaluation-val.json"
     damaged.write_bytes(damaged.read_bytes().replace(b'"cosine": 0', b'"cosine": 1'))
     (run / "tune" / "at-2" / "bundle" / "fused.onnx").write_bytes(b"")
-    tune(run, config(Limits(max_drop=1.0)), tools=told.tools())
+    told.tune(run, config(Limits(max_drop=1.0)))
     assert (len(told.evaluated), len(told.exported)) == (3, 2)
     write_images(home / "other", {"val": 3})
     before = len(told.evaluated)
-    tune(run, config(Limits(max_drop=1.0)), home / "other", tools=told.tools())
+    told.tune(run, config(Limits(max_drop=1.0)), home / "other")
     assert len(told.evaluated) == before + 1
 
 
 def test_the_unpruned_model_may_be_the_best(run: Path) -> None:
     told = script()
     told.drops[2,] = {16: 0.0, 12: 2.0, 8: 4.0}
-    report = tune(run, config(Limits(max_drop=1.0)), tools=told.tools())
+    report = told.tune(run, config(Limits(max_drop=1.0)))
     assert report.choice is report.unpruned
-    assert "the unpruned model is the best choice" in report.verdict()
+    assert "the unpruned model is best" in report.verdict()
     found = read_result(run)
     assert found is not None
     assert found.is_unpruned
     assert found.kept == Keep.ratio(1.0)
-    report = tune(run, config(Limits(max_latency_ms=90.0)), tools=told.tools())
+    report = told.tune(run, config(Limits(max_latency_ms=90.0)))
     assert report.choice is report.unpruned
 
 
 def test_out_of_reach_names_the_nearest_and_leaves_the_earlier_choice(run: Path) -> None:
     told = script()
     with pytest.raises(ConfigError, match=r"location 2, keep 0\.75.*64 ms.*location 2, keep 0\.5"):
-        tune(run, config(Limits(max_drop=1.0, max_latency_ms=40.0)), tools=told.tools())
+        told.tune(run, config(Limits(max_drop=1.0, max_latency_ms=40.0)))
     assert read_result(run) is None
     assert json.loads((run / "tune" / "tune.json").read_text())["choice"] is None
-    tune(run, config(Limits(max_drop=1.0)), tools=told.tools())
+    told.tune(run, config(Limits(max_drop=1.0)))
     earlier = (run / RESULT_NAME).read_bytes()
     with pytest.raises(ConfigError, match="min_images_per_s = 9999"):
-        tune(run, config(Limits(min_images_per_s=9999.0)), tools=told.tools())
+        told.tune(run, config(Limits(min_images_per_s=9999.0)))
     assert (run / RESULT_NAME).read_bytes() == earlier
 
 
 def test_a_drop_that_the_images_cannot_tell_is_said(run: Path) -> None:
     told = script()
     told.flips = 20
-    report = tune(run, config(Limits(max_drop=0.5)), tools=told.tools())
+    report = told.tune(run, config(Limits(max_drop=0.5)))
     error = drop_error(22, 20, IMAGES)
     assert error > 0.5
     assert any(f"0.50 +- {error:.2f}" in note and "location 2, keep 0.75" in note for note in report.notes)
-    assert not any("+-" in note for note in tune(run, config(Limits(max_drop=50.0)), tools=told.tools()).notes)
+    assert not any("+-" in note for note in told.tune(run, config(Limits(max_drop=50.0))).notes)
 
 
 def unavailable(engine: str) -> EngineInfo:
@@ -390,9 +400,10 @@ def unavailable(engine: str) -> EngineInfo:
 def test_bad_input_is_refused_before_any_work(run: Path, limits: Limits, given: dict[str, Any], error: type[Exception], word: str) -> None:
     told = script()
     with pytest.raises(error, match=word):
-        tune(run, config(limits, **given), tools=told.tools())
+        told.tune(run, config(limits, **given))
     with pytest.raises(EngineUnavailable, match="no device"):
-        tune(run, config(limits), tools=replace(told.tools(), probe=unavailable))
+        told.verbs["probe"] = unavailable
+        told.tune(run, config(limits))
     assert told.work == (0, 0, 0, 0)
     assert not (run / "tune").exists()
 
@@ -418,7 +429,7 @@ def edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]
     ],
 )
 def test_a_choice_that_does_not_fit_is_refused(run: Path, damage: Callable[[Path], object], word: str) -> None:
-    tune(run, config(Limits(max_drop=1.0)), tools=script().tools())
+    script().tune(run, config(Limits(max_drop=1.0)))
     damage(run)
     with pytest.raises(CheckpointError, match=word):
         read_result(run)
@@ -440,9 +451,10 @@ def test_quality_without_labels_is_the_cosine(run: Path, tmp_path: Path) -> None
     assert [row.cosine for row in report.rows[:2]] == pytest.approx([1.0, 1.0], abs=1e-6)
     assert report.rows[3].cosine < 1.0
     with pytest.raises(DataError):
-        tune(run, config(Limits(max_drop=1.0), split="test"), folder, tools=script().tools())
-    told = replace(script().tools(), evaluate=evaluate_quality)
-    found = tune(run, config(Limits(min_cosine=0.0), split="test"), folder, tools=told)
+        script().tune(run, config(Limits(max_drop=1.0), split="test"), folder)
+    told = script()
+    told.verbs["evaluate_quality"] = evaluate_quality
+    found = told.tune(run, config(Limits(min_cosine=0.0), split="test"), folder)
     assert found.choice is not None
     assert (found.choice.k, found.choice.accuracy, found.choice.drop) == (8, None, None)
     assert any("no labels" in note for note in found.notes)

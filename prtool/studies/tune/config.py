@@ -1,4 +1,4 @@
-"""What `prtool tune` tries, and what must hold; without PyTorch."""
+"""The candidates and limits of `prtool tune`; without PyTorch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +18,10 @@ TUNE_FOLDER, REPORT_NAME, PICTURE_NAME = "tune", "tune.json", "pareto.png"
 
 @dataclass(frozen=True, slots=True)
 class TuneConfig:
-    """What is tried, and what must hold.
+    """The candidates and limits.
 
     Attributes:
-        limits: what must hold.
+        limits: on quality and speed.
         locations: candidate sets of 1-based rising locations, one set for pruning once, several numbers for progressive pruning;
             () for the run's own.
         keeps: ratios or counts, tried at every set.

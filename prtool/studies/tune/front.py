@@ -1,4 +1,4 @@
-"""Choosing among measured candidates: limits, the Pareto front and the choice; pure values, nothing is measured here."""
+"""Choosing among measured candidates: limits, the Pareto front and the best candidate; nothing is measured here."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prtool.errors import ConfigError
 
 SAME_TIME = 1.02
-"""Most ratio of two times that counts as the same time; shorter steps drown in a benchmark's noise."""
+"""Maximum ratio of two times that count as equal; smaller steps are within a benchmark's noise."""
 Point = tuple[float, float, float]
 """Cost (lower is better), time (lower is better) and quality (higher is better)."""
 
@@ -61,7 +61,7 @@ class Candidate:
         return f"location {','.join(map(str, self.locations))}, keep {self.keep:g} ({self.k} patches)"
 
     def figures(self) -> str:
-        """Speed and quality in words."""
+        """Human-readable speed and quality."""
         speed = f"{self.latency_ms:.3g} ms a call of {self.batch}, {self.images_per_s:.1f} images/s, {self.speedup:.2f}x"
         lost = "" if self.drop is None else f", {self.drop:.2f} points of accuracy lost"
         return f"{speed}{lost}, cosine {self.cosine:.4f}"
@@ -69,13 +69,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a choice must hold; None where nothing is asked.
+    """Limits on the chosen candidate; None for no limit.
 
     Attributes:
-        max_drop: most points of accuracy below the unpruned model, 0 to 100.
-        min_cosine: least mean cosine to the unpruned embedding, 0 to 1; needs no labels.
-        max_latency_ms: most milliseconds of one call of a batch.
-        min_images_per_s: least images a second; the same kind of limit as `max_latency_ms`, so give one of them.
+        max_drop: points of accuracy below the unpruned model, 0 to 100.
+        min_cosine: mean cosine to the unpruned embedding, 0 to 1; needs no labels.
+        max_latency_ms: milliseconds of one call of a batch.
+        min_images_per_s: images per second; the same kind of limit as `max_latency_ms`, so give one of them.
     """
 
     max_drop: float | None = None
@@ -113,12 +113,12 @@ class Limits:
         values = {name: getattr(self, name) for name in ("max_drop", "min_cosine", "max_latency_ms", "min_images_per_s")}
         return {name: float(value) for name, value in values.items() if value is not None}
 
-    def hold_quality(self, candidate: Candidate) -> bool:
+    def quality_within(self, candidate: Candidate) -> bool:
         """Whether accuracy and cosine are within the limits; an unknown accuracy is not."""
         dropped = self.max_drop is not None and (candidate.drop is None or candidate.drop > self.max_drop)
         return not dropped and (self.min_cosine is None or candidate.cosine >= self.min_cosine)
 
-    def hold_speed(self, candidate: Candidate) -> bool:
+    def speed_within(self, candidate: Candidate) -> bool:
         """Whether the time is within the limits."""
         slow = self.max_latency_ms is not None and candidate.latency_ms > self.max_latency_ms
         return not slow and (self.min_images_per_s is None or candidate.images_per_s >= self.min_images_per_s)
@@ -134,16 +134,16 @@ class Limits:
 
 
 def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate | None:
-    """The candidate to run, of those that hold every limit; None where none does.
+    """The best candidate within every limit; None where there is none.
 
     With a limit on quality it is the fastest, and of those within 2 % of its time the best. With limits on speed alone it
     is the best, and of equally good ones the fastest.
 
     Args:
         candidates: the unpruned model among them.
-        limits: what must hold.
+        limits: on quality and speed.
     """
-    fit = [candidate for candidate in candidates if limits.hold_quality(candidate) and limits.hold_speed(candidate)]
+    fit = [candidate for candidate in candidates if limits.quality_within(candidate) and limits.speed_within(candidate)]
     if not fit:
         return None
     if limits.on_quality:
@@ -153,11 +153,11 @@ def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate | None:
 
 
 def nearest(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
-    """Where no candidate holds every limit: the fastest of those that hold the limits on quality.
+    """Where no candidate is within every limit: the fastest of those within the limits on quality.
 
-    Without one of those, it is the best of all. The unpruned model, when it is among the candidates, holds every limit on quality.
+    Without one of those, it is the best of all. The unpruned model, when it is among the candidates, is within every limit on quality.
     """
-    fit = [candidate for candidate in candidates if limits.hold_quality(candidate)]
+    fit = [candidate for candidate in candidates if limits.quality_within(candidate)]
     return min(fit, key=lambda candidate: candidate.latency_ms) if fit else max(candidates, key=limits.quality)
 
 

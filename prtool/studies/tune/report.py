@@ -1,4 +1,4 @@
-"""TuneReport: all measured candidates, the Pareto front and the choice, as values, JSON, a table and a picture."""
+"""TuneReport: all measured candidates, the Pareto front and the chosen one, as values, JSON, a table and a picture."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class TuneReport:
     """What `tune` measured and chose.
 
     Attributes:
-        candidates: the unpruned model first, then each set of locations by the keeps that were asked.
-        choice: what to run; None where no candidate holds every limit.
-        limits: what had to hold.
+        candidates: the unpruned model first, then each set of locations by the keeps that were given.
+        choice: the best candidate; None where none is within the limits.
+        limits: on quality and speed.
         model: of the run.
         data, split, images: what quality was measured on.
         engine, precision, batch, device: what the time was measured with.
@@ -59,12 +59,12 @@ class TuneReport:
     def verdict(self) -> str:
         """The outcome in one sentence."""
         if self.choice is None:
-            return f"no candidate holds {self.limits}"
+            return f"no candidate is within {self.limits}"
         if not self.choice.is_unpruned:
-            return f"choice: {self.choice}: {self.choice.figures()}"
+            return f"chosen: {self.choice}: {self.choice.figures()}"
         if self.limits.on_quality:
-            return f"the unpruned model is the best choice: no candidate that holds {self.limits} is surely faster ({self.choice.figures()})"
-        return f"the unpruned model is the best choice: it holds {self.limits} itself, and none is better ({self.choice.figures()})"
+            return f"the unpruned model is best: no candidate within {self.limits} is more than 2 % faster ({self.choice.figures()})"
+        return f"the unpruned model is best: it is within {self.limits} itself, and no candidate is better ({self.choice.figures()})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values: {"schema", "results": [one object a candidate], "choice": its place or None, ...}."""
@@ -96,9 +96,9 @@ class TuneReport:
 
 
 def plot_front(report: TuneReport, path: Path) -> None:
-    """Writes a PNG: quality against the time of a call, one colour a set of locations, the front joined, choice and unpruned model marked.
+    """Writes a PNG: quality against the time of a call, one colour per set of locations, the front joined, the chosen and the unpruned model marked.
 
-    Costs in GMACs stand beside the candidates on the front; limits are dashed lines.
+    Costs in GMACs stand next to the candidates on the front; limits are dashed lines.
 
     Raises:
         ConfigError: something else than a picture that prtool drew stands at `path`.
@@ -114,7 +114,7 @@ def plot_front(report: TuneReport, path: Path) -> None:
     _draw_limits(axes, report)
     axes.set_xlabel(f"time of a call of {report.batch} images (ms), {report.engine} {report.precision}")
     axes.set_ylabel("mean cosine to the unpruned embedding" if _is_cosine(report) else "zero-shot top-1 accuracy (%)")
-    # Room below the lowest candidate for its words.
+    # Space below the lowest candidate for its label.
     axes.margins(x=0.06, y=0.2)
     axes.grid(color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
@@ -144,16 +144,8 @@ def _draw_candidates(axes: "Axes", report: TuneReport) -> None:
         axes.annotate(words, spot, xytext=(2, -3), textcoords="offset points", fontsize=6, rotation=-50, ha="left", va="top", rotation_mode="anchor")
     if report.choice is not None:
         chosen = _height(report, report.choice)
-        axes.plot(
-            [report.choice.latency_ms],
-            [chosen],
-            "o",
-            markersize=14,
-            markerfacecolor="none",
-            markeredgecolor=_CHOSEN,
-            markeredgewidth=2,
-            label="choice",
-        )
+        ring = {"markersize": 14, "markerfacecolor": "none", "markeredgecolor": _CHOSEN, "markeredgewidth": 2}
+        axes.plot([report.choice.latency_ms], [chosen], "o", label="chosen", **ring)
 
 
 def _draw_limits(axes: "Axes", report: TuneReport) -> None:
@@ -189,7 +181,7 @@ def _cells(row: Candidate, on_front: bool, chosen: bool) -> list[str]:
         *quality,
         f"{row.cosine:.4f}",
         "*" if on_front else "",
-        "choice" if chosen else "",
+        "chosen" if chosen else "",
     ]
 
 

@@ -1,4 +1,4 @@
-"""TuneResult: what `prtool tune` chose for a run, a file beside its checkpoint that `prtool export` reads."""
+"""TuneResult: what `prtool tune` chose for a run, a file next to its checkpoint that `prtool export` reads."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from prtool.trainer.runs.record import RECORD_NAME
 
 SCHEMA = 1
 RESULT_NAME = "tune.json"
-CHOICE = file_kind("a choice of 'prtool tune'", {".json": re.compile(rb'\{\n "schema": \d+,\n "checkpoint_sha256"')})
+RESULT = file_kind("a result of 'prtool tune'", {".json": re.compile(rb'\{\n "schema": \d+,\n "checkpoint_sha256"')})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,13 @@ class TuneResult:
 
     Attributes:
         schema: number of this form.
-        checkpoint_sha256: digest of the record of the run that the choice lies in.
+        checkpoint_sha256: digest of the record of the run that the file lies in.
         run: the run to export, as a path from that run; "." for itself, else a sibling with other locations.
         run_sha256: digest of that run's record.
-        locations: 1-based, where patches drop; () where the unpruned model is the best choice.
+        locations: 1-based, where patches drop; () where the unpruned model is best.
         keep: share of the patches kept; 1.0 for the unpruned model.
         k: number of patches kept.
-        limits: what had to hold: max_drop (points), min_cosine, max_latency_ms, min_images_per_s.
+        limits: the limits that were given: max_drop (points), min_cosine, max_latency_ms, min_images_per_s.
         figures: what was measured: gmacs, latency_ms, images_per_s, speedup, cosine, and accuracy, drop, drop_error where there are labels.
         engine, precision, batch, device: what the time was measured with.
         data: the data folder, and `split` the part of it, that quality was measured on.
@@ -55,7 +55,7 @@ class TuneResult:
 
     @property
     def is_unpruned(self) -> bool:
-        """Whether the unpruned model is the best choice: mode "full" of a bundle."""
+        """Whether the unpruned model is best: mode "full" of a bundle."""
         return not self.locations
 
     @property
@@ -76,18 +76,18 @@ def record_digest(run: Path) -> str:
         raise CheckpointError(f"{run} is no finished run: {RECORD_NAME} cannot be read ({cause}); make one with 'prtool train -o {run}'") from cause
 
 
-def write_choice(run: Path, choice: TuneResult) -> Path:
-    """Writes the choice into the run, atomically; returns the file.
+def write_result(run: Path, result: TuneResult) -> Path:
+    """Writes the result into the run, atomically; returns the file.
 
     Raises:
-        StorageError: it cannot be written; an earlier choice stands.
+        StorageError: it cannot be written; an earlier result stays.
     """
-    write_sealed(run / RESULT_NAME, to_plain(choice))
+    write_sealed(run / RESULT_NAME, to_plain(result))
     return run / RESULT_NAME
 
 
 def read_result(run: Path) -> TuneResult | None:
-    """The choice of a run; None where `prtool tune` made none.
+    """The result of `prtool tune` for a run; None where there is none.
 
     Raises:
         CheckpointError: the file is damaged, was edited, or belongs to another checkpoint than the run's, as after another training.
@@ -95,14 +95,14 @@ def read_result(run: Path) -> TuneResult | None:
     path = run / RESULT_NAME
     if not path.exists():
         return None
-    choice = _read(path)
-    if choice.checkpoint_sha256 != record_digest(run):
+    result = _read(path)
+    if result.checkpoint_sha256 != record_digest(run):
         raise CheckpointError(f"{path} was made for another checkpoint than the one in {run}; {_again(run)}")
-    if not (run / choice.run).resolve().is_relative_to(run.resolve()):
-        raise CheckpointError(f"{path} names the run {choice.run!r}, which lies outside of {run}; {_again(run)}")
-    if choice.run_sha256 != record_digest(run / choice.run):
-        raise CheckpointError(f"{path} was made for another checkpoint than the one in {run / choice.run}; {_again(run)}")
-    return choice
+    if not (run / result.run).resolve().is_relative_to(run.resolve()):
+        raise CheckpointError(f"{path} names the run {result.run!r}, which lies outside of {run}; {_again(run)}")
+    if result.run_sha256 != record_digest(run / result.run):
+        raise CheckpointError(f"{path} was made for another checkpoint than the one in {run / result.run}; {_again(run)}")
+    return result
 
 
 def _read(path: Path) -> TuneResult:
@@ -113,10 +113,10 @@ def _read(path: Path) -> TuneResult:
     if value.get("schema") != SCHEMA:
         raise CheckpointError(f"{path} has schema {printable(value.get('schema'))}, but this prtool reads schema {SCHEMA}; {_again(path.parent)}")
     try:
-        choice: TuneResult = from_plain(TuneResult, value)
+        result: TuneResult = from_plain(TuneResult, value)
     except ConfigError as cause:
         raise CheckpointError(f"{path} is damaged or was edited: {cause}; {_again(path.parent)}") from cause
-    return choice
+    return result
 
 
 def _again(run: Path) -> str:

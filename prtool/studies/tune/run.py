@@ -1,13 +1,14 @@
-"""The tune verb: sweeps locations and keeps on validation images and on the device's clock, and writes the choice into the run."""
+"""`tune`: evaluates and times candidate locations and keeps, and writes the best one within the limits into the run."""
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from prtool.bundle import BUNDLE
-from prtool.engines.registry import graph_precision
+from prtool.engines.registry import probe
 from prtool.errors import ConfigError, DataError
 from prtool.files import PICTURE, check_output, file_kind, write_json
 from prtool.progress import Progress, SilentProgress
@@ -15,22 +16,10 @@ from prtool.spec import Keep
 from prtool.studies.tune.config import PICTURE_NAME, REPORT_NAME, TUNE_FOLDER, TuneConfig
 from prtool.studies.tune.front import Candidate, choose, nearest
 from prtool.studies.tune.report import TuneReport, plot_front
-from prtool.studies.tune.result import CHOICE, RESULT_NAME, SCHEMA, TuneResult, record_digest, write_choice
-from prtool.studies.tune.steps import (
-    Quality,
-    QualityAsk,
-    Site,
-    Timing,
-    Tools,
-    Workshop,
-    ensure_bundle,
-    ensure_run,
-    qualities,
-    site_of,
-    timing,
-)
-from prtool.trainer.data.load import NO_LABEL, available_splits, load_split
-from prtool.trainer.evaluation.report import drop_error, paired_drop
+from prtool.studies.tune.result import RESULT, RESULT_NAME, SCHEMA, TuneResult, record_digest, write_result
+from prtool.studies.tune.steps import LocationSet
+from prtool.trainer.data.load import NO_LABEL, ImageSet, available_splits, load_split
+from prtool.trainer.evaluation.report import drop_error
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.folder import data_of, only_trainer
 
@@ -38,18 +27,8 @@ _REPORT = file_kind("a report of 'prtool tune'", {".json": re.compile(rb'\{\n "s
 _DRIFT = 1.1
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """All that was measured of one set of locations."""
-
-    site: Site
-    qualities: dict[int, Quality]
-    timing: Timing
-    notes: tuple[str, ...]
-
-
-def tune(run: Path, config: TuneConfig, data: str | Path | None = None, progress: Progress | None = None, tools: Tools | None = None) -> TuneReport:
-    """Measures every candidate, chooses, and writes RUN/tune.json, RUN/tune/tune.json and RUN/tune/pareto.png.
+def tune(run: Path, config: TuneConfig, data: str | Path | None = None, progress: Progress | None = None) -> TuneReport:
+    """Measures every candidate, and writes RUN/tune.json, RUN/tune/tune.json and RUN/tune/pareto.png.
 
     Locations that are not the run's need a predictor there: sibling runs with the run's settings are trained under
     RUN/tune. Runs, evaluations, bundles and benchmarks that are finished are kept, and reused while all that they depend on
@@ -58,54 +37,53 @@ def tune(run: Path, config: TuneConfig, data: str | Path | None = None, progress
 
     Args:
         run: folder of a checkpoint.
-        config: what is tried, and what must hold.
+        config: the candidates and the limits.
         data: data that quality is measured on; None takes the run's. Sibling runs are trained on the run's data in any case.
-        progress: hears about each step.
-        tools: the verbs that do the work; None takes the real ones.
+        progress: receives the stages of each step.
 
     Raises:
         ConfigError: a set of locations is beyond the depth, two keeps are the same number of patches, something of another kind
-            stands where a file or a bundle is to be written, or no candidate holds the limits: then the message
-            names the nearest, the report is written, and an earlier choice stands.
+            stands where a file or a bundle is to be written, or no candidate is within the limits: then the message
+            names the nearest, the report is written, and an earlier result stays.
         DataError: the data cannot be read, lacks the split, or has no labels where a limit needs them.
         EngineUnavailable: the engine cannot run here; nothing was done.
         CheckpointError, ModelError, StorageError, ParityError, EngineError: as training, export and benchmark raise them.
     """
-    shop = Workshop(run, Checkpoint.load(run), tools or Tools(), progress or SilentProgress())
-    checkpoint = shop.checkpoint
-    sites = [site_of(run, checkpoint, places) for places in config.locations or (checkpoint.prune.locations,)]
+    checkpoint, told = Checkpoint.load(run), progress or SilentProgress()
+    sets = [LocationSet(run, checkpoint, places, told) for places in config.locations or (checkpoint.prune.locations,)]
     checkpoint.prune.distinct_counts(config.keeps)
     folder = run / TUNE_FOLDER
-    _check_outputs(run, folder, sites)
-    shop.tools.probe(config.engine)
-    ask, root = _quality_ask(run, checkpoint, config, data)
+    outputs = {folder / REPORT_NAME: _REPORT, folder / PICTURE_NAME: PICTURE, run / RESULT_NAME: RESULT}
+    for path, kind in (*outputs.items(), *((item.folder / "bundle", BUNDLE) for item in sets)):
+        check_output(path, kind)
+    probe(config.engine)
+    root = data_of(run, checkpoint, data)
+    data_sha256 = _images(root, config).digest()
     with only_trainer(folder):
-        measured = _measure(shop, config, sites, ask)
-        report = _report(checkpoint, config, measured, root)
+        # Every set is trained, exported and evaluated first, so that the benchmarks come one right after another.
+        bundles = []
+        for item in sets:
+            item.train()
+            bundles.append(item.export(config, data, data_sha256))
+            item.evaluate(config, data, data_sha256)
+        for item, bundle in zip(sets, bundles, strict=True):
+            item.time(bundle, config)
+        report = _report(checkpoint, config, sets, root)
         write_json(folder / REPORT_NAME, report.to_json())
         plot_front(report, folder / PICTURE_NAME)
         if report.choice is None:
             raise ConfigError(_out_of_reach(report, folder / REPORT_NAME))
-        write_choice(run, _choice(run, report, report.choice, sites))
+        write_result(run, _result(run, report, report.choice, sets))
     return report
 
 
-def _check_outputs(run: Path, folder: Path, sites: Sequence[Site]) -> None:
-    check_output(folder / REPORT_NAME, _REPORT)
-    check_output(folder / PICTURE_NAME, PICTURE)
-    check_output(run / RESULT_NAME, CHOICE)
-    for site in sites:
-        check_output(site.folder / "bundle", BUNDLE)
-
-
-def _quality_ask(run: Path, checkpoint: Checkpoint, config: TuneConfig, data: str | Path | None) -> tuple[QualityAsk, str]:
-    """What quality is measured on, checked before any work, and the data in words."""
-    root = data_of(run, checkpoint, data)
+def _images(root: str, config: TuneConfig) -> ImageSet:
+    """What quality is measured on, checked before any work."""
     splits = available_splits(root)
     if config.split not in splits:
         raise DataError(
             f"{root} has no split {config.split!r}, it has {', '.join(splits) or 'none'}; give one of these with --set split=NAME "
-            "(a choice made on test flatters the accuracy that is reported on test)"
+            "(a result chosen on test flatters the accuracy that is reported on test)"
         )
     images = load_split(root, config.split).take(config.images, 0)
     if config.limits.max_drop is not None and NO_LABEL in images.labels:
@@ -113,31 +91,14 @@ def _quality_ask(run: Path, checkpoint: Checkpoint, config: TuneConfig, data: st
             f"max_drop is in points of accuracy, but {root} has images without labels in split {config.split!r}; "
             "give --set limits.min_cosine=C instead"
         )
-    return QualityAsk(data, images.digest(), config.split, config.images), root
+    return images
 
 
-def _measure(shop: Workshop, config: TuneConfig, sites: Sequence[Site], ask: QualityAsk) -> list[_Measured]:
-    """Trains, exports and evaluates every set first, so that the benchmarks come one right after another."""
-    precision = graph_precision(config.engine, config.precision)
-    ready = []
-    for site in sites:
-        ensure_run(shop, site)
-        bundle = ensure_bundle(shop, site, ask, precision)
-        ready.append((site, bundle, *qualities(shop, site, ask, config.keeps)))
-    found = []
-    for site, bundle, quality, notes in ready:
-        taken = timing(shop, site, bundle, config.bench())
-        found.append(_Measured(site, quality, taken, (*notes, *taken.notes)))
-    return found
-
-
-def _report(checkpoint: Checkpoint, config: TuneConfig, measured: Sequence[_Measured], root: str) -> TuneReport:
-    first = measured[0]
-    unpruned_ms = statistics.median(part.timing.unpruned_ms for part in measured)
-    full, patches = first.qualities[0], checkpoint.prune.patches
-    alone = Candidate((), 1.0, patches, full.gmacs, config.batch, unpruned_ms, 1.0, 1.0, 1.0, full.cosine, full.accuracy, *_no_drop(full))
-    pruned = [_candidate(part, keep, patches, config.batch, unpruned_ms) for part in measured for keep in config.keeps]
-    candidates = (alone, *pruned)
+def _report(checkpoint: Checkpoint, config: TuneConfig, sets: Sequence[LocationSet], root: str) -> TuneReport:
+    first, patches = sets[0], checkpoint.prune.patches
+    unpruned_ms = statistics.median(item.timing["unpruned_ms"] for item in sets)
+    pruned = [_candidate(item, keep, patches, config.batch, unpruned_ms) for item in sets for keep in config.keeps]
+    candidates = (_unpruned(first, patches, config.batch, unpruned_ms), *pruned)
     report = TuneReport(
         candidates=candidates,
         choice=choose(candidates, config.limits),
@@ -145,59 +106,55 @@ def _report(checkpoint: Checkpoint, config: TuneConfig, measured: Sequence[_Meas
         model=checkpoint.model,
         data=root,
         split=config.split,
-        images=full.images,
+        images=first.rows[0].images,
         engine=config.engine,
         precision=config.precision,
         batch=config.batch,
-        device=first.timing.device,
-        versions=first.timing.versions,
+        device=first.timing["device"],
+        versions=first.timing["versions"],
     )
-    return replace(report, notes=_notes(report, measured))
+    return replace(report, notes=_notes(report, sets))
 
 
-def _no_drop(full: Quality) -> tuple[float | None, float | None]:
-    return (None, None) if full.accuracy is None else (0.0, 0.0)
+def _unpruned(item: LocationSet, patches: int, batch: int, unpruned_ms: float) -> Candidate:
+    full = item.rows[0]
+    accuracy, drop = (None, None) if math.isnan(full.accuracy) else (full.accuracy, 0.0)
+    return Candidate((), 1.0, patches, full.gmacs, batch, unpruned_ms, 1.0, 1.0, 1.0, full.cosine, accuracy, drop, drop)
 
 
-def _candidate(part: _Measured, keep: Keep, patches: int, batch: int, unpruned_ms: float) -> Candidate:
+def _candidate(item: LocationSet, keep: Keep, patches: int, batch: int, unpruned_ms: float) -> Candidate:
     k = keep.resolve(patches)
-    quality, full, speed = part.qualities[k], part.qualities[0], part.timing.speeds[k]
-    labelled = quality.accuracy is not None and full.accuracy is not None
-    counted = labelled and quality.lost is not None and quality.won is not None
+    row, full = item.rows[k], item.rows[0]
+    speedup, low, high = item.timing["speeds"][str(k)]
+    labelled = not (math.isnan(row.accuracy) or math.isnan(full.accuracy))
+    # From the counts where they are known, so that a drop of exactly the limit is not above it by rounding.
+    drop = full.accuracy - row.accuracy if row.drop is None else row.drop
     return Candidate(
-        locations=part.site.spec.locations,
+        locations=item.locations,
         keep=k / patches if keep.is_count else keep.value,
         k=k,
-        gmacs=quality.gmacs,
+        gmacs=row.gmacs,
         batch=batch,
-        latency_ms=unpruned_ms / speed.speedup,
-        speedup=speed.speedup,
-        speedup_low=speed.low,
-        speedup_high=speed.high,
-        cosine=quality.cosine,
-        accuracy=quality.accuracy,
-        drop=_drop(quality, full) if labelled else None,
-        drop_error=drop_error(quality.lost or 0, quality.won or 0, quality.images) if counted else None,
+        latency_ms=unpruned_ms / speedup,
+        speedup=speedup,
+        speedup_low=low,
+        speedup_high=high,
+        cosine=row.cosine,
+        accuracy=row.accuracy if labelled else None,
+        drop=drop if labelled else None,
+        drop_error=drop_error(row.lost, row.won, row.images) if labelled and row.lost is not None and row.won is not None else None,
     )
 
 
-def _drop(quality: Quality, full: Quality) -> float:
-    """Points of accuracy lost; from the counts where they are known, so that a drop of exactly the limit is not above it by rounding."""
-    if quality.lost is not None and quality.won is not None:
-        return paired_drop(quality.lost, quality.won, quality.images)
-    return (full.accuracy or 0.0) - (quality.accuracy or 0.0)
-
-
-def _notes(report: TuneReport, measured: Sequence[_Measured]) -> tuple[str, ...]:
-    notes = [f"{part.site.name} was tried with a sibling run in {part.site.run}" for part in measured if part.site.run.parent == part.site.folder]
-    several = len(measured) > 1
-    notes += [f"{part.site.name}: {note}" if several else note for part in measured for note in part.notes]
-    notes += [note for note in (_unsure_drop(report), _unsure_speed(report)) if note]
+def _notes(report: TuneReport, sets: Sequence[LocationSet]) -> tuple[str, ...]:
+    notes = [f"{item.name} was tried with a sibling run in {item.run}" for item in sets if item.is_sibling]
+    notes += [f"{item.name}: {note}" if len(sets) > 1 else note for item in sets for note in item.notes]
+    notes += [note for note in (_uncertain_drop(report), _uncertain_speed(report)) if note]
     if report.precision != "fp32":
-        notes.append(f"accuracy and cosine are those of float32 in PyTorch; what {report.precision} adds is held by the export's gates alone")
+        notes.append(f"accuracy and cosine are those of float32 in PyTorch; only the checks of the export limit the error of {report.precision}")
     if report.split != "val":
-        notes.append(f"chosen on the {report.split} split: figures on the same images flatter the choice")
-    times = [part.timing.unpruned_ms for part in measured]
+        notes.append(f"chosen on the {report.split} split: figures on the same images flatter the result")
+    times = [item.timing["unpruned_ms"] for item in sets]
     if max(times) > _DRIFT * min(times):
         notes.append(
             f"the unpruned model took {min(times):.3g} to {max(times):.3g} ms in the benchmarks of the sets: the machine changed between them. "
@@ -206,32 +163,28 @@ def _notes(report: TuneReport, measured: Sequence[_Measured]) -> tuple[str, ...]
     return tuple(dict.fromkeys(notes))
 
 
-def _unsure_drop(report: TuneReport) -> str:
-    """Where the limit on the drop is finer than the images can tell."""
+def _uncertain_drop(report: TuneReport) -> str:
+    """Where the 95 % interval of a drop is wider than the limit."""
     limit = report.limits.max_drop
     pruned = [row for row in report.candidates if row.drop_error is not None and row.k < report.unpruned.k]
-    if limit is None or not pruned:
+    uncertain = [row for row in pruned if limit is not None and (row.drop_error or 0.0) > limit]
+    if not uncertain:
         return ""
-    unsure = [row for row in pruned if (row.drop_error or 0.0) > limit]
-    if not unsure:
-        return ""
-    row = report.choice if report.choice in unsure and report.choice is not None else unsure[0]
+    row = report.choice if report.choice in uncertain and report.choice is not None else uncertain[0]
     return (
-        f"{len(unsure)} of {len(pruned)} drops are known less exactly than the limit of {limit:g} points: {row} has "
-        f"{row.drop:.2f} +- {row.drop_error:.2f} points (95 %, paired, {report.images} images); more validation images would narrow it"
+        f"{len(uncertain)} of {len(pruned)} drops have a 95 % interval wider than the limit of {limit:g} points: {row} has "
+        f"{row.drop:.2f} +- {row.drop_error:.2f} points (paired, {report.images} images); more validation images would narrow it"
     )
 
 
-def _unsure_speed(report: TuneReport) -> str:
-    """Where the interval of the chosen speed-up reaches beyond the limit on speed."""
+def _uncertain_speed(report: TuneReport) -> str:
+    """Where the 95 % interval of the chosen speed-up reaches beyond the limit on speed."""
     row = report.choice
-    if (
-        row is None
-        or row.speedup_low >= row.speedup
-        or report.limits.hold_speed(replace(row, latency_ms=row.latency_ms * row.speedup / row.speedup_low))
-    ):
+    if row is None or row.speedup_low >= row.speedup:
         return ""
-    return f"the choice's speed-up is known as {row.speedup_low:.2f} to {row.speedup_high:.2f}, which reaches beyond the limit; measure for longer"
+    if report.limits.speed_within(replace(row, latency_ms=row.latency_ms * row.speedup / row.speedup_low)):
+        return ""
+    return f"the chosen speed-up has a 95 % interval of {row.speedup_low:.2f} to {row.speedup_high:.2f}, which exceeds the limit; measure for longer"
 
 
 def _out_of_reach(report: TuneReport, path: Path) -> str:
@@ -239,13 +192,13 @@ def _out_of_reach(report: TuneReport, path: Path) -> str:
     fast = min(report.candidates, key=lambda row: row.latency_ms)
     fastest = "" if fast == close else f"; the fastest of all is {fast}: {fast.figures()}"
     return (
-        f"no candidate holds {report.limits}: the nearest is {close}: {close.figures()}{fastest}. Give a looser limit, other --keep or --location, "
-        f"or another engine or precision; all figures are in {path}, and no choice was written"
+        f"no candidate is within {report.limits}: the nearest is {close}: {close.figures()}{fastest}. Give a looser limit, other --keep or "
+        f"--location, or another engine or precision; all figures are in {path}, and no result was written"
     )
 
 
-def _choice(run: Path, report: TuneReport, chosen: Candidate, sites: Sequence[Site]) -> TuneResult:
-    source = next((site.run for site in sites if site.spec.locations == chosen.locations), run)
+def _result(run: Path, report: TuneReport, chosen: Candidate, sets: Sequence[LocationSet]) -> TuneResult:
+    source = next((item.run for item in sets if item.locations == chosen.locations), run)
     names = ("gmacs", "latency_ms", "images_per_s", "speedup", "cosine", "accuracy", "drop", "drop_error")
     figures = {name: getattr(chosen, name) for name in names}
     return TuneResult(
@@ -258,11 +211,5 @@ def _choice(run: Path, report: TuneReport, chosen: Candidate, sites: Sequence[Si
         k=chosen.k,
         limits=report.limits.given(),
         figures={name: value for name, value in figures.items() if value is not None},
-        engine=report.engine,
-        precision=report.precision,
-        batch=report.batch,
-        device=report.device,
-        data=report.data,
-        split=report.split,
-        versions=report.versions,
+        **{name: getattr(report, name) for name in ("engine", "precision", "batch", "device", "data", "split", "versions")},
     )

@@ -1,139 +1,154 @@
-"""The steps behind `prtool tune`: a run for each candidate's locations, its quality, its bundle and its speed, each kept and reused."""
+"""The steps of `prtool tune` for one candidate set of locations: its run, its quality, its bundle and its speed, each stored and reused."""
 
-import functools
+import math
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import torch
 
 from prtool.bundle import MANIFEST_NAME, Bundle
-from prtool.engines.base import EngineInfo
-from prtool.engines.registry import probe
+from prtool.engines.registry import graph_precision, probe
 from prtool.errors import BundleError, ConfigError
 from prtool.export.run import export_run
 from prtool.export.write import ExportOptions
 from prtool.files import new_directory, sha256_file
-from prtool.manifest import Manifest
 from prtool.progress import Progress
-from prtool.runtime.bench import BenchConfig, BenchReport, bench
+from prtool.records import to_plain
+from prtool.runtime.bench import BenchReport, bench
 from prtool.runtime.machine import library_versions, this_machine
-from prtool.spec import Keep, PruneSpec
+from prtool.spec import Keep
 from prtool.store import Store, digest
-from prtool.studies.tune.config import TUNE_FOLDER
-from prtool.studies.tune.quality import evaluate_quality
+from prtool.studies.tune.config import TUNE_FOLDER, TuneConfig
 from prtool.studies.tune.result import record_digest
 from prtool.trainer.config import RANKING, TrainConfig
-from prtool.trainer.evaluation.evaluate import EvalConfig, EvalReport, EvalRow
+from prtool.trainer.data.load import NO_LABEL, ImageSet, load_split
+from prtool.trainer.evaluation.evaluate import EvalConfig, EvalReport, EvalRow, Pruner, evaluate, evaluate_run
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.settings import PATCH_RANKING_TOKENS, PruneConfig
 from prtool.trainer.train import train
 
 SCHEMA = 1
-PLAIN = "patch-ranking"
 # The default of a candidate's bundle has no effect: every measured call names its keep.
 _BUNDLE_KEEP = Keep.ratio(0.6)
 
 
-class Trains(Protocol):
-    """As `prtool.trainer.train.train`."""
-
-    def __call__(self, config: TrainConfig, run: Path, progress: Progress | None = None) -> Checkpoint:
-        """Trains, or returns what stands."""
-        ...
-
-
-# A sibling is made by this command, and made again where the run that it follows has changed.
-_train_again = functools.partial(train, overwrite=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Tools:
-    """The verbs that do the work; tests put quick ones in."""
-
-    train: Trains = _train_again
-    evaluate: Callable[[Path, str | Path | None, EvalConfig, Progress | None], EvalReport] = evaluate_quality
-    export: Callable[[Path, Path, ExportOptions, str | Path | None, Progress | None], Manifest] = export_run
-    bench: Callable[[Path, BenchConfig, Progress | None], BenchReport] = bench
-    probe: Callable[[str], EngineInfo] = probe
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What every step needs: the run, its checkpoint, the verbs, and who hears about progress."""
-
-    run: Path
-    checkpoint: Checkpoint
-    tools: Tools
-    progress: Progress
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """One candidate set of locations.
+class LocationSet:
+    """One candidate set of locations, and what is measured of it; what was measured before is reused while all that it depends on is the same.
 
     Attributes:
-        spec: where patches drop.
-        run: the run that has a predictor there.
+        locations: 1-based blocks on entry to which patches drop.
         folder: where everything measured of it lies, RUN/tune/at-4-6.
+        run: the run that has a predictor there: the tuned one for its own locations, else a sibling in `folder`.
+        rows: number of kept patches -> evaluation; the unpruned model's under 0.
+        timing: plain values: "unpruned_ms" (median of one call), "speeds" ({k: [speed-up, low, high]}), "device", "versions".
+        notes: of the evaluation and the benchmark.
     """
 
-    spec: PruneSpec
-    run: Path
-    folder: Path
+    def __init__(self, origin: Path, checkpoint: Checkpoint, locations: tuple[int, ...], progress: Progress) -> None:
+        """Checks the locations; nothing is measured yet.
+
+        Args:
+            origin: the tuned run.
+            checkpoint: its checkpoint.
+            locations: of this set.
+            progress: receives the stages of every step, with the locations in front.
+
+        Raises:
+            ConfigError: the locations are out of order or beyond the depth.
+        """
+        self.origin, self.checkpoint, self.locations = origin, checkpoint, locations
+        self.name = f"location {','.join(map(str, locations))}"
+        self.folder = origin / TUNE_FOLDER / f"at-{'-'.join(map(str, locations))}"
+        self.run = origin if locations == checkpoint.prune.locations else self.folder / "run"
+        self.rows: dict[int, EvalRow] = {}
+        self.timing: dict[str, Any] = {}
+        self.notes: tuple[str, ...] = ()
+        self._progress = _Prefixed(progress, self.name)
+        if self.is_sibling:
+            _check(checkpoint, locations)
 
     @property
-    def name(self) -> str:
-        """The locations in words, for progress and notes."""
-        return f"location {','.join(map(str, self.spec.locations))}"
+    def is_sibling(self) -> bool:
+        """Whether the locations are not those of the tuned run."""
+        return self.run != self.origin
+
+    def train(self) -> None:
+        """Trains the sibling run; one that is finished is kept.
+
+        Raises:
+            Everything that `prtool.trainer.train.train` raises.
+        """
+        if not self.is_sibling:
+            return
+        ranked, shared = self.origin / "golden", set(self.locations) & set(self.checkpoint.prune.locations)
+        if shared and ranked.is_dir() and not (self.run / "golden").exists():
+            # Rankings lie in sub-folders named after all they depend on: those of a shared location are found there, others are not read.
+            with new_directory(self.run / "golden") as root:
+                shutil.copytree(ranked, root, dirs_exist_ok=True)
+        # A sibling is made by this command, and made again where the run that it follows has changed.
+        train(_sibling_config(self.checkpoint, self.locations), self.run, self._progress, overwrite=True)
+
+    def export(self, config: TuneConfig, data: str | Path | None, data_sha256: str) -> Path:
+        """The bundle with graphs of the engine's precision; an unchanged one of the same run is reused.
+
+        Raises:
+            Everything that `export_run` raises.
+        """
+        bundle, name, precision = self.folder / "bundle", "bundle.json", graph_precision(config.engine, config.precision)
+        store = Store(self.folder, digest(SCHEMA, record_digest(self.run), data_sha256 if precision == "int8" else "", library_versions()))
+        if (store.read(name) or {}).get("manifest") != _manifest_digest(bundle) or not _has(bundle, precision):
+            export_run(self.run, bundle, ExportOptions(_BUNDLE_KEEP, (precision,)), data, self._progress)
+            store.write(name, {"manifest": _manifest_digest(bundle)})
+        return bundle
+
+    def evaluate(self, config: TuneConfig, data: str | Path | None, data_sha256: str) -> None:
+        """Sets `rows`; only keeps that were not evaluated before are.
+
+        Raises:
+            Everything that `evaluate_quality` raises.
+        """
+        name = f"evaluation-{config.split}.json"
+        store = Store(self.folder, digest(SCHEMA, record_digest(self.run), data_sha256, config.split, config.images, library_versions()))
+        found = store.read(name) or {"rows": {}, "notes": []}
+        counts = {keep.resolve(self.checkpoint.prune.patches): keep for keep in config.keeps}
+        missing = {k: keep for k, keep in counts.items() if str(k) not in found["rows"]}
+        if missing:
+            # Each run's own: training a sibling's tokens may end without any, where none improve on the plain encoder.
+            method = PATCH_RANKING_TOKENS if _has_tokens(Checkpoint.load(self.run)) else "patch-ranking"
+            asked = EvalConfig(split=config.split, keeps=tuple(missing.values()), methods=(method,), images=config.images)
+            report = evaluate_quality(self.run, data, asked, self._progress)
+            rows = {str(k): _plain(row) for k, row in zip((0, *missing), (report.unpruned, *report.of(method)), strict=True)}
+            found = {"rows": {**found["rows"], **rows}, "notes": list(report.notes)}
+            store.write(name, found)
+        self.rows = {k: _row(found["rows"][str(k)]) for k in (0, *counts)}
+        self.notes += tuple(found["notes"])
+
+    def time(self, bundle: Path, config: TuneConfig) -> None:
+        """Sets `timing`, of all keeps and the unpruned model in the same rounds.
+
+        Raises:
+            Everything that `bench` raises.
+        """
+        settings, machine, info = config.bench(), this_machine(), probe(config.engine)
+        counts = [keep.resolve(self.checkpoint.prune.patches) for keep in config.keeps]
+        asked = [config.engine, config.precision, config.batch, counts, config.threads, config.device, config.budget_s, settings.min_rounds]
+        host = [machine.cpu, machine.threads_granted, machine.system, info.version, info.device]
+        name = f"speed-{config.engine}-{config.precision}-{config.batch}.json"
+        store = Store(self.folder, digest(SCHEMA, _manifest_digest(bundle), asked, host, library_versions()))
+        found = store.read(name)
+        if found is None:
+            found = _timing(bench(bundle, settings, self._progress), counts)
+            store.write(name, found)
+        self.timing, self.notes = found, (*self.notes, *found["notes"])
 
 
-@dataclass(frozen=True, slots=True)
-class Quality:
-    """What evaluation says about one number of kept patches; `accuracy` is None without labels."""
-
-    gmacs: float
-    cosine: float
-    accuracy: float | None
-    images: int
-    lost: int | None
-    won: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """Speed-up over the unpruned model in the same rounds, with its 95 % interval."""
-
-    speedup: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """One benchmark of a candidate set.
-
-    Attributes:
-        unpruned_ms: median of one call of the unpruned model.
-        speeds: k -> speed.
-        device: what the engine ran on.
-        versions: of the engine's library and others.
-        notes: the benchmark's.
-    """
-
-    unpruned_ms: float
-    speeds: dict[int, Speed]
-    device: str
-    versions: dict[str, str]
-    notes: tuple[str, ...]
-
-
-class Named:
-    """A Progress that says which candidate a stage belongs to."""
+class _Prefixed:
+    """A Progress with a name in front of each stage."""
 
     def __init__(self, progress: Progress, name: str) -> None:
-        self._progress = progress
-        self._name = name
+        self._progress, self._name = progress, name
 
     def start(self, what: str, total: int) -> None:
         """A stage begins."""
@@ -148,166 +163,89 @@ class Named:
         self._progress.finish()
 
 
-def site_of(run: Path, checkpoint: Checkpoint, locations: tuple[int, ...]) -> Site:
-    """Where a candidate set is measured: the run itself for its own locations, else a sibling run under RUN/tune.
+def evaluate_quality(run: Path, data: str | Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
+    """`evaluate_run`, and for images without labels the same rows with an accuracy of NaN.
+
+    Args:
+        run: folder of a checkpoint.
+        data: as `evaluate_run` takes it.
+        config: what is compared; its methods may ask for the run's learnable tokens.
+        progress: advanced by images.
 
     Raises:
-        ConfigError: the locations are out of order or beyond the depth.
+        Everything that `evaluate_run` raises, except for the lack of labels.
     """
+    checkpoint = Checkpoint.load(run)
+    root = data or checkpoint.data.root
+    images = load_split(root, config.split) if root else None
+    if images is None or NO_LABEL not in images.labels:
+        return evaluate_run(run, data, config, progress)
+    return _without_labels(run, checkpoint, images, config, progress)
+
+
+def _without_labels(run: Path, checkpoint: Checkpoint, images: ImageSet, config: EvalConfig, progress: Progress | None) -> EvalReport:
+    wanted = TrainConfig.from_json(checkpoint.config).device
+    device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    model = checkpoint.load_model(str(device))
+    pruner = Pruner.of_run(checkpoint, run, config.split, device)
+    if PATCH_RANKING_TOKENS in config.methods:
+        pruner = replace(pruner, tuned=checkpoint.pruned_encoder(model))
+    # Two classes without a meaning: their accuracy is discarded below.
+    blank = replace(images, labels=(0,) * len(images), classnames=("a", "b"))
+    classes = torch.eye(2, model.tower.embed_dim, device=device)
+    report = evaluate(model, pruner, blank, classes, replace(config, store=config.store or run / "eval" / config.split), progress)
+    notes = ["the images have no labels: quality is the mean cosine to the unpruned embedding"]
+    if not checkpoint.scorer_trained:
+        notes.append("the predictor is freshly initialised and untrained: the patches that it keeps mean nothing")
+    return replace(report, rows=tuple(replace(row, accuracy=math.nan, lost=None, won=None) for row in report.rows), notes=tuple(notes))
+
+
+def _check(checkpoint: Checkpoint, locations: tuple[int, ...]) -> None:
+    """Raises where a sibling run cannot have these locations."""
     own = checkpoint.prune
-    folder = run / TUNE_FOLDER / f"at-{'-'.join(map(str, locations))}"
-    if locations == own.locations:
-        return Site(own, run, folder)
-    # Checked as they stand first, so that the message is about them and not about the learnable tokens that follow them.
+    # First without learnable tokens, so that the message is about the locations and not about the tokens that follow them.
     spec = replace(own, locations=locations, drop_ratios=(), learnable_tokens=0, learnable_from_block=1)
     follows = own.learnable_tokens and TrainConfig.from_json(checkpoint.config).tokens.first == 0
-    first = locations[0] if follows else own.learnable_from_block
-    return Site(replace(spec, learnable_tokens=own.learnable_tokens, learnable_from_block=first), folder / "run", folder)
+    replace(spec, learnable_tokens=own.learnable_tokens, learnable_from_block=locations[0] if follows else own.learnable_from_block)
 
 
-def sibling_config(checkpoint: Checkpoint, locations: tuple[int, ...]) -> TrainConfig:
+def _sibling_config(checkpoint: Checkpoint, locations: tuple[int, ...]) -> TrainConfig:
     """The run's settings with other locations: equal numbers drop at each, and all that the run has is made, by whichever call it was."""
     config = TrainConfig.from_json(checkpoint.config)
-    made = {
-        "rank": checkpoint.scorer_trained and config.objective == RANKING,
-        "predictor": checkpoint.scorer_trained,
-        "tokens": has_tokens(checkpoint),
-    }
-    phases = tuple(phase for phase, wanted in made.items() if wanted) or ("none",)
+    trained = checkpoint.scorer_trained
+    made = {"rank": trained and config.objective == RANKING, "predictor": trained, "tokens": _has_tokens(checkpoint)}
     return replace(
         config,
         model=checkpoint.model,
         pretrained=checkpoint.pretrained,
         data=checkpoint.data.root or config.data,
-        phases=phases,
+        phases=tuple(phase for phase, wanted in made.items() if wanted) or ("none",),
         prune=PruneConfig(locations, rescore=config.prune.rescore and len(locations) > 1),
     )
 
 
-def has_tokens(checkpoint: Checkpoint) -> bool:
-    """Whether a run has learnable tokens, which its bundle then holds."""
+def _has_tokens(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.tokens.visual or checkpoint.tokens.text)
 
 
-def ensure_run(shop: Workshop, site: Site) -> None:
-    """Trains the sibling run of a site where it is not the run itself; what is finished is not done again.
-
-    Raises:
-        Everything that `train` raises.
-    """
-    if site.run == shop.run:
-        return
-    ranked, shared = shop.run / "golden", set(site.spec.locations) & set(shop.checkpoint.prune.locations)
-    if shared and ranked.is_dir() and not (site.run / "golden").exists():
-        # Rankings lie in sub-folders named after all they depend on: those of a shared location are found there, others are not looked at.
-        with new_directory(site.run / "golden") as root:
-            shutil.copytree(ranked, root, dirs_exist_ok=True)
-    shop.tools.train(sibling_config(shop.checkpoint, site.spec.locations), site.run, Named(shop.progress, f"sibling run at {site.name}"))
+def _plain(row: EvalRow) -> dict[str, Any]:
+    """A row as JSON, which has no NaN."""
+    value: dict[str, Any] = to_plain(row)
+    return {**value, "accuracy": None if math.isnan(row.accuracy) else row.accuracy}
 
 
-@dataclass(frozen=True, slots=True)
-class QualityAsk:
-    """What quality is measured on: data folder (None: the run's), its digest, and which part of it."""
-
-    data: str | Path | None
-    data_sha256: str
-    split: str
-    images: int
+def _row(value: dict[str, Any]) -> EvalRow:
+    return EvalRow(**{**value, "accuracy": math.nan if value["accuracy"] is None else value["accuracy"]})
 
 
-def qualities(shop: Workshop, site: Site, ask: QualityAsk, keeps: Sequence[Keep]) -> tuple[dict[int, Quality], tuple[str, ...]]:
-    """Quality by number of kept patches, the unpruned model's under 0, and the evaluation's notes; what was evaluated before is reused.
-
-    Raises:
-        Everything that `evaluate_quality` raises.
-    """
-    name = f"evaluation-{ask.split}.json"
-    store = Store(site.folder, digest(SCHEMA, record_digest(site.run), ask.data_sha256, ask.split, ask.images, library_versions()))
-    found = store.read(name) or {"rows": {}, "notes": []}
-    counts = {keep.resolve(site.spec.patches): keep for keep in keeps}
-    missing = {k: keep for k, keep in counts.items() if str(k) not in found["rows"]}
-    if missing:
-        # Each site's own: tuning a sibling may end without tokens, where none are better.
-        method = PATCH_RANKING_TOKENS if has_tokens(Checkpoint.load(site.run)) else PLAIN
-        asked = EvalConfig(split=ask.split, keeps=tuple(missing.values()), methods=(method,), images=ask.images)
-        report = shop.tools.evaluate(site.run, ask.data, asked, Named(shop.progress, site.name))
-        rows = {str(k): _quality(row) for k, row in zip(missing, report.of(method), strict=True)}
-        found = {"rows": {**found["rows"], "0": _quality(report.unpruned), **rows}, "notes": list(report.notes)}
-        store.write(name, found)
-    return {k: Quality(**found["rows"][str(k)]) for k in (0, *counts)}, tuple(found["notes"])
-
-
-def ensure_bundle(shop: Workshop, site: Site, ask: QualityAsk, precision: str) -> Path:
-    """The bundle of a site with graphs of this precision; one that stands, belongs to the run and is unchanged is reused.
-
-    Raises:
-        Everything that `export_run` raises.
-    """
-    bundle, name = site.folder / "bundle", "bundle.json"
-    scales = ask.data_sha256 if precision == "int8" else ""
-    store = Store(site.folder, digest(SCHEMA, record_digest(site.run), scales, library_versions()))
-    if (store.read(name) or {}).get("manifest") == _manifest_digest(bundle) and _has(bundle, precision):
-        return bundle
-    shop.tools.export(site.run, bundle, ExportOptions(_BUNDLE_KEEP, (precision,)), ask.data, Named(shop.progress, site.name))
-    store.write(name, {"manifest": _manifest_digest(bundle)})
-    return bundle
-
-
-def timing(shop: Workshop, site: Site, bundle: Path, config: BenchConfig) -> Timing:
-    """The latency staircase of a bundle beside its unpruned model; a benchmark of the same bundle, machine and settings is reused.
-
-    Args:
-        shop: the verbs, and who hears about calls.
-        site: whose bundle it is.
-        bundle: its folder.
-        config: one engine, precision and batch, all keeps.
-
-    Raises:
-        Everything that `bench` raises.
-    """
-    engine, machine = config.engines[0], this_machine()
-    counts = [keep.resolve(site.spec.patches) for keep in config.chosen_keeps()]
-    info = shop.tools.probe(engine)
-    settings = [engine, config.precisions, config.batches, counts, config.threads, config.budget_s, config.min_rounds]
-    host = [machine.cpu, machine.threads_granted, machine.system, info.version, info.device]
-    name = f"speed-{engine}-{config.precisions[0]}-{config.batches[0]}.json"
-    store = Store(site.folder, digest(SCHEMA, _manifest_digest(bundle), settings, host, library_versions()))
-    found = store.read(name)
-    if found is None:
-        report = shop.tools.bench(bundle, config, Named(shop.progress, site.name))
-        found = _timing(report, counts)
-        store.write(name, found)
-    speeds = {int(k): Speed(*values) for k, values in found["speeds"].items()}
-    return Timing(found["unpruned_ms"], speeds, found["device"], found["versions"], tuple(found["notes"]))
-
-
-def _quality(row: EvalRow) -> dict[str, Any]:
-    accuracy: float | None = row.accuracy
-    # Images without labels have no accuracy: None, or a number that is none.
-    known = accuracy is not None and accuracy == accuracy  # noqa: PLR0124
-    return {
-        "gmacs": row.gmacs,
-        "cosine": row.cosine,
-        "accuracy": accuracy if known else None,
-        "images": row.images,
-        "lost": row.lost,
-        "won": row.won,
-    }
-
-
-def _timing(report: BenchReport, counts: Sequence[int]) -> dict[str, Any]:
+def _timing(report: BenchReport, counts: list[int]) -> dict[str, Any]:
     baseline = next(row for row in report.rows if row.is_baseline)
     pruned = [row for row in report.rows if not row.is_baseline]
-    if [row.k for row in pruned] != list(counts):
-        raise ConfigError(f"the benchmark measured {[row.k for row in pruned]} patches, but {list(counts)} were asked for; run it again")
+    if [row.k for row in pruned] != counts:
+        raise ConfigError(f"the benchmark measured {[row.k for row in pruned]} patches, but {counts} were requested; run it again")
     speeds = {str(row.k): [row.speedup, row.speedup_low, row.speedup_high] for row in pruned}
-    return {
-        "unpruned_ms": baseline.p50_ms,
-        "speeds": speeds,
-        "device": baseline.device,
-        "versions": report.versions,
-        "notes": list(report.notes),
-    }
+    facts = {"device": baseline.device, "versions": report.versions, "notes": list(report.notes)}
+    return {"unpruned_ms": baseline.p50_ms, "speeds": speeds, **facts}
 
 
 def _manifest_digest(bundle: Path) -> str:
