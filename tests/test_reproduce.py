@@ -20,7 +20,7 @@ from prtool.studies.paper.overhead import _times, overhead
 from prtool.studies.paper.plan import Study
 from prtool.studies.paper.published import in_ablation, in_columns, published, recognise
 from prtool.studies.paper.report import make_report, markdown, write_report
-from prtool.studies.paper.run import Verbs, run_cells, run_config, share_caches
+from prtool.studies.paper.run import Grid, run_config, share_caches
 from prtool.studies.paper.sets import data_sets
 from prtool.studies.paper.tables import OURS, TABLES, make_table
 from prtool.trainer.data.address import split_data
@@ -50,10 +50,16 @@ class Quick:
     def __init__(self, broken=()):
         self.trained, self.evaluated, self.broken = [], [], broken
 
-    def verbs(self):
-        return Verbs(self.train, self.evaluate)
+    def grid(self, cells, study, folder):
+        """The cells of a study, with these verbs."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("prtool.studies.paper.run.train", self.train)
+            patch.setattr("prtool.studies.paper.run.evaluate_run", self.evaluate)
+            found = Grid(study, folder, SilentProgress())
+            found.run(cells)
+            return found
 
-    def train(self, config, run, progress):  # noqa: ARG002
+    def train(self, config, run, progress, **options):  # noqa: ARG002
         if any(word in config.data for word in self.broken):
             raise DataError("the class of this set has 1 image; give fewer shots")
         run.mkdir(parents=True, exist_ok=True)
@@ -113,7 +119,7 @@ def test_a_folder_of_data_sets_with_a_comma_in_its_name(folder, tmp_path):
 def test_a_table_is_the_mean_over_seeds_beside_the_published(study, tmp_path):
     quick = Quick()
     table = make_table("main", study)
-    report = make_report(table, run_cells(table.cells, study, tmp_path, SilentProgress(), quick.verbs()), study)
+    report = make_report(table, quick.grid(table.cells, study, tmp_path), study)
     values = {(entry.row, entry.column): entry for entry in report.entries}
     ours = values["Patch Ranking", "Caltech101"]
     by_hand = [accuracy_of("patch-ranking", study.keep, seed) for seed in (0, 1)]
@@ -138,23 +144,23 @@ def test_a_stopped_table_goes_on_where_it_stood(study, tmp_path):
     table = make_table("cross-domain", study)
     first = Quick()
     half = [cell for cell in table.cells if cell.column == "Caltech101"]
-    run_cells(half, study, tmp_path, SilentProgress(), first.verbs())
+    first.grid(half, study, tmp_path)
     second = Quick()
-    whole = run_cells(table.cells, study, tmp_path, SilentProgress(), second.verbs())
+    whole = second.grid(table.cells, study, tmp_path)
     assert len(first.evaluated) == 3 * 2
     assert len(second.evaluated) == 9 * 2 - 3 * 2
     again = Quick()
-    assert run_cells(table.cells, study, tmp_path, SilentProgress(), again.verbs()).values == whole.values
+    assert again.grid(table.cells, study, tmp_path).values == whole.values
     assert again.evaluated == []
     damaged = next((tmp_path / "evaluations").iterdir())
     damaged.write_bytes(damaged.read_bytes().replace(b'"accuracy": 90.0', b'"accuracy": 91.0'))
-    run_cells(table.cells, study, tmp_path, SilentProgress(), again.verbs())
+    again.grid(table.cells, study, tmp_path)
     assert len(again.evaluated) == 1
 
 
 def test_what_cannot_run_is_named_and_stops_nothing_else(study, tmp_path):
     table = make_table("main", study)
-    found = run_cells(table.cells, study, tmp_path, SilentProgress(), Quick(broken=("dtd10",)).verbs())
+    found = Quick(broken=("dtd10",)).grid(table.cells, study, tmp_path)
     report = make_report(table, found, study)
     assert any("dtd10" in line and "give fewer shots" in line for line in report.missing)
     assert {entry.column for entry in report.entries} == {"Caltech101", "mine"}
@@ -163,13 +169,13 @@ def test_what_cannot_run_is_named_and_stops_nothing_else(study, tmp_path):
 
 def test_tuned_figures_of_a_run_without_tokens_are_the_untuned_ones(study, tmp_path):
     class Untuned(Quick):
-        def train(self, config, run, progress):
-            found = super().train(config, run, progress)
+        def train(self, config, run, progress, **options):
+            found = super().train(config, run, progress, **options)
             found.tokens = TokensRecord()
             return found
 
     table = make_table("main", replace(study, seeds=1))
-    found = run_cells(table.cells, study, tmp_path, SilentProgress(), Untuned().verbs())
+    found = Untuned().grid(table.cells, study, tmp_path)
     assert found.values["Patch Ranking, tuned tokens", "DTD"] == found.values["Patch Ranking", "DTD"]
 
 
@@ -181,7 +187,7 @@ def test_a_method_that_a_tower_cannot_run_is_named_and_takes_no_other_with_it(st
             return super().evaluate(run, data, config, progress)
 
     one = replace(study, sets=study.sets[:1], seeds=1)
-    found = run_cells(make_table("main", one).cells, one, tmp_path, SilentProgress(), NoClassToken().verbs())
+    found = NoClassToken().grid(make_table("main", one).cells, one, tmp_path)
     assert len(found.missing) == 2
     assert all("needs a class token" in line for line in found.missing)
     rows = {row for row, _ in found.values}
@@ -191,12 +197,12 @@ def test_a_method_that_a_tower_cannot_run_is_named_and_takes_no_other_with_it(st
 
 def test_tokens_that_cannot_be_tuned_take_no_untuned_figure_with_them(study, tmp_path):
     class FewImages(Quick):
-        def train(self, config, run, progress):
+        def train(self, config, run, progress, **options):
             if "tokens" in config.phases and "dtd10" in config.data:
                 raise DataError("class red has 3 images,\nfewer than 16 shots")
-            return super().train(config, run, progress)
+            return super().train(config, run, progress, **options)
 
-    found = run_cells(make_table("main", study).cells, study, tmp_path, SilentProgress(), FewImages().verbs())
+    found = FewImages().grid(make_table("main", study).cells, study, tmp_path)
     assert [line for line in found.missing if "dtd10" in line and "fewer than 16 shots" in line]
     assert not any("\n" in line for line in found.missing)
     assert any(line.startswith("patch-ranking-tokens on dtd10 ") for line in found.missing)
@@ -207,13 +213,13 @@ def test_tokens_that_cannot_be_tuned_take_no_untuned_figure_with_them(study, tmp
 
 def test_the_claim_for_tuned_tokens_stands_beside_tuned_figures_only(study, tmp_path):
     class NoTokens(Quick):
-        def train(self, config, run, progress):
+        def train(self, config, run, progress, **options):
             if "tokens" in config.phases:
                 raise DataError("too few images")
-            return super().train(config, run, progress)
+            return super().train(config, run, progress, **options)
 
     table = make_table("main", study)
-    found = run_cells(table.cells, study, tmp_path, SilentProgress(), NoTokens().verbs())
+    found = NoTokens().grid(table.cells, study, tmp_path)
     page = markdown(make_report(table, found, study))
     assert "| Patch Ranking |" in page
     assert "0.3 %" not in page
@@ -222,20 +228,20 @@ def test_the_claim_for_tuned_tokens_stands_beside_tuned_figures_only(study, tmp_
 def test_no_figure_at_all_and_a_full_disk_are_errors(study, tmp_path):
     table = make_table("cross-domain", study)
     with pytest.raises(DataError):
-        run_cells(table.cells, study, tmp_path, SilentProgress(), Quick(broken=("caltech101", "dtd10", "mine")).verbs())
+        Quick(broken=("caltech101", "dtd10", "mine")).grid(table.cells, study, tmp_path)
 
     class Full(Quick):
         def evaluate(self, run, data, config, progress):  # noqa: ARG002
             raise StorageError("no space left on the disk")
 
     with pytest.raises(StorageError, match="no space"):
-        run_cells(table.cells, study, tmp_path, SilentProgress(), Full().verbs())
+        Full().grid(table.cells, study, tmp_path)
 
 
 def test_runs_share_golden_rankings_and_entering_tokens(study, tmp_path):
     quick = Quick()
     table = make_table("predictor-ablation", study)
-    run_cells(table.cells, study, tmp_path, SilentProgress(), quick.verbs())
+    quick.grid(table.cells, study, tmp_path)
     runs = set(quick.trained)
     assert len(runs) == 3 * 3 * 2
     for name in ("golden", "tokens"):
@@ -298,23 +304,23 @@ def test_every_seed_and_row_is_measured_on_the_same_images(study, tmp_path):
             return super().evaluate(run, data, config, progress)
 
     part, asked = replace(study, images=2), Asked()
-    run_cells(make_table("main", part).cells, part, tmp_path, SilentProgress(), asked.verbs())
+    asked.grid(make_table("main", part).cells, part, tmp_path)
     assert subsets == {(2, 0)}
 
 
-def test_each_way_to_teach_is_a_run_of_its_own(study, tmp_path):
+def test_each_way_to_train_is_a_run_of_its_own(study, tmp_path):
     quick, one = Quick(), replace(study, sets=study.sets[:1], seeds=1)
-    table = make_table("lessons", one)
-    found = run_cells(table.cells, one, tmp_path, SilentProgress(), quick.verbs())
+    table = make_table("training-ablation", one)
+    found = quick.grid(table.cells, one, tmp_path)
     ways = {cell.row.partition(": ")[0] for cell in table.cells}
     assert len(set(quick.trained)) == len(ways) == len(table.cells) / 2
     assert found.values["leave-one-out, loss kl: cosine x 100", "Caltech101"] == [90.0]
     configs = {cell.row: run_config(cell.job, one) for cell in table.cells}
-    assert configs["own choice, also sees norm: accuracy"].scorer.auxiliary == ("norm",)
+    assert configs["distilled, auxiliary norm: accuracy"].scorer.auxiliary == ("norm",)
     ranked = configs["leave-one-out, groups of 4 x 4: accuracy"]
     assert (ranked.objective, ranked.phases, ranked.golden.group, ranked.scorer.checkerboard) == ("ranking", ("rank", "predictor"), 4, 2.0)
     with pytest.raises(ConfigError, match=r"golden\.group"):
-        make_table("lessons", replace(one, settings={"golden.group": 2}))
+        make_table("training-ablation", replace(one, settings={"golden.group": 2}))
 
 
 def test_a_golden_ranking_comes_before_the_predictor_that_learns_it(study):
@@ -326,7 +332,7 @@ def test_a_golden_ranking_comes_before_the_predictor_that_learns_it(study):
 def test_several_keeps_stand_in_one_table_from_one_evaluation_each(study, tmp_path):
     quick = Quick()
     many = replace(study, keeps=(Keep.ratio(0.6), Keep.ratio(0.5)), seeds=1)
-    found = run_cells(make_table("main", many).cells, many, tmp_path, SilentProgress(), quick.verbs())
+    found = quick.grid(make_table("main", many).cells, many, tmp_path)
     for keep in many.keeps:
         assert found.values[f"ToMe, keep {keep}", "Caltech101"] == [accuracy_of("tome", keep, 0)]
     published_at = {cell.row: cell.published for cell in make_table("main", many).cells if cell.column == "Caltech101"}
@@ -336,7 +342,7 @@ def test_several_keeps_stand_in_one_table_from_one_evaluation_each(study, tmp_pa
 
 def test_cls_attention_runs_once_and_its_unpruned_row_waits_for_no_predictor(study, tmp_path):
     quick = Quick(broken=("mine",))
-    found = run_cells(make_table("cls-attention", study).cells, study, tmp_path, SilentProgress(), quick.verbs())
+    found = quick.grid(make_table("cls-attention", study).cells, study, tmp_path)
     keep = Keep.ratio(0.5)
     for row, method, seeds in (("Patch Ranking", OURS, (0, 1)), ("random", "random", (0, 1)), ("CLS attention", "cls-attention", (0,))):
         assert found.values[f"{row}, keep {keep}", "Caltech101"] == [accuracy_of(method, keep, seed) for seed in seeds]
@@ -364,7 +370,7 @@ def test_rows_that_were_not_asked_for_train_nothing(study, tmp_path):
     some = replace(study, rows=("ToMe", "*for all sets"))
     table = make_table("main", some)
     assert {cell.row for cell in table.cells} == {"ToMe", "Patch Ranking, one predictor for all sets"}
-    run_cells(table.cells, some, tmp_path, SilentProgress(), quick.verbs())
+    quick.grid(table.cells, some, tmp_path)
     # ToMe without training on each set, and the general predictor of each seed.
     assert len(set(quick.trained)) == 3 + 2
 
@@ -379,7 +385,7 @@ def test_one_location_at_the_macs_of_four(study):
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_written_in_four_forms(study, tmp_path, name):
     table = make_table(name, replace(study, seeds=1))
-    report = make_report(table, run_cells(table.cells, study, tmp_path, SilentProgress(), Quick().verbs()), study)
+    report = make_report(table, Quick().grid(table.cells, study, tmp_path), study)
     files = write_report(report, tmp_path / name)
     assert [file.suffix for file in files] == [".md", ".csv", ".json", ".png"]
     assert json.loads(files[2].read_text())["results"][0]["ours"] == report.entries[0].ours
@@ -417,13 +423,14 @@ def tiny(folder, tmp_path):
     return Study(data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model"), keeps=(Keep.ratio(0.5),), shots=2, settings=small)
 
 
-def test_overhead_is_read_from_manifest_and_benchmark(tiny, tmp_path):
+def test_overhead_is_read_from_manifest_and_benchmark(tiny, tmp_path, monkeypatch):
     """A real run, bundle and benchmark of some calls; MACs against the bundle's own bound."""
 
     def quick(bundle, asked, progress):
         return bench(bundle, replace(asked, budget_s=1.0, warmup_rounds=1), progress)
 
-    report = overhead(tiny, tmp_path / "out", "ort", SilentProgress(), quick)
+    monkeypatch.setattr("prtool.studies.paper.overhead.bench", quick)
+    report = overhead(tiny, tmp_path / "out", "ort", SilentProgress())
     values = {(entry.row, entry.column): entry.ours for entry in report.entries}
     (path,) = (tmp_path / "out" / "bundles").iterdir()
     manifest = Bundle.open(path).manifest
@@ -457,7 +464,9 @@ def test_the_real_verbs_make_a_table(tiny, tmp_path):
     """Tiny, but nothing is replaced: runs, tokens, evaluation of every method, files."""
     study = tiny
     table = make_table("main", study)
-    report = make_report(table, run_cells(table.cells, study, tmp_path, SilentProgress()), study)
+    grid = Grid(study, tmp_path, SilentProgress())
+    grid.run(table.cells)
+    report = make_report(table, grid, study)
     assert report.missing == ()
     rows = {entry.row for entry in report.entries}
     assert {"unpruned", "EViT", "A-ViT", "ToMe", "CLS attention", "random", "Patch Ranking", "Patch Ranking, tuned tokens"} == rows

@@ -36,7 +36,7 @@ _UNREAD = {
 def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], settings: dict[str, object], **asked: Any) -> None:  # noqa: ANN401
     """A table of the paper, our figures next to the published ones; a call that was stopped resumes where it stopped.
 
-    TABLE: main, predictor-ablation, locations, cls-attention, layers, lessons, cross-domain or overhead.
+    TABLE: main, predictor-ablation, locations, cls-attention, layers, training-ablation, cross-domain or overhead.
     """
     from prtool.studies.paper.plan import Study
     from prtool.studies.paper.report import make_report, report_files, write_report
@@ -57,9 +57,11 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
         report = overhead(study, output, "ort", progress)
     else:
         made = make_table(table, study)
-        from prtool.studies.paper.run import run_cells
+        from prtool.studies.paper.run import Grid
 
-        report = make_report(made, run_cells(made.cells, study, output, progress), study)
+        grid = Grid(study, output, progress)
+        grid.run(made.cells)
+        report = make_report(made, grid, study)
     files = write_report(report, output / table)
     print_report(report, as_json, report.title)
     for line in report.missing:

@@ -1,6 +1,5 @@
 """What pruning itself costs: the share of predictor, selection and learnable tokens in multiply-accumulates, time, memory and energy."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,33 +10,32 @@ from prtool.progress import Progress
 from prtool.runtime.bench import BenchConfig, BenchReport, bench
 from prtool.runtime.bench.config import ENCODER
 from prtool.spec import Keep
-from prtool.studies.paper.plan import Study
+from prtool.studies.paper.plan import Job, Study
 from prtool.studies.paper.report import Entry, Report
-from prtool.studies.paper.run import run_folder, trained
+from prtool.studies.paper.run import trained
 
 _BUDGET_S = 30.0
 
 
-def overhead(study: Study, folder: Path, engine: str, progress: Progress, measure: Callable[..., BenchReport] = bench) -> Report:
+def overhead(study: Study, folder: Path, engine: str, progress: Progress) -> Report:
     """Trains, exports and measures the study's first data set.
 
     Args:
         study: its keep is the pruned encoder's.
         folder: runs go to `folder/runs`, the bundle beside them.
         engine: name of the engine registry.
-        progress: hears about each phase.
-        measure: the benchmark.
+        progress: receives the stages of each phase.
 
     Raises:
         Everything that training, export and benchmark raise.
     """
-    # Made before anything is trained: it refuses keeps that cannot be measured.
+    # Made before anything is trained: it rejects keeps that cannot be measured.
     asked = BenchConfig(engines=(engine,), batches=(1, 8), keeps=(1.0, study.keep), modes=("fused", "split"), scopes=(ENCODER,), budget_s=_BUDGET_S)
-    config, _ = trained(study, folder, progress)
-    run = run_folder(config, study.sets[:1], folder)
+    job = Job(study.sets[:1], study.sets[0], (("phases", ("predictor", "tokens")),), (), ())
+    run, _ = trained(job, study, folder, progress)
     bundle = folder / "bundles" / run.name
     manifest = export_run(run, bundle, ExportOptions(study.keep), progress=progress)
-    report = measure(bundle, asked, progress)
+    report = bench(bundle, asked, progress)
     entries = [*_macs(manifest, study.keep), *_times(report)]
     entries += [Entry("peak memory of the run, MiB", "time", report.peak_memory_mib, None, 1, None)] if report.peak_memory_mib else []
     differs = [f"{report.device}, {engine}; data set {study.sets[0].name}", *report.notes]
@@ -58,7 +56,7 @@ def _macs(manifest: Manifest, keep: Keep) -> list[Entry]:
 
 
 def _times(report: BenchReport) -> list[Entry]:
-    """Times and energy beside the unpruned encoder of the same run."""
+    """Times and energy relative to the unpruned encoder of the same run."""
     entries = []
     for batch in sorted({row.batch for row in report.rows}):
         rows = [row for row in report.rows if row.batch == batch]

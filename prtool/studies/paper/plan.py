@@ -1,6 +1,7 @@
 """What a table of the paper is made of: runs to train, evaluations of them, and the cells that are read from those."""
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -10,6 +11,10 @@ from prtool.studies.paper.published import PublishedSet
 from prtool.trainer.evaluation.report import EvalReport, EvalRow
 from prtool.trainer.runs.record import Record
 
+Settings = tuple[tuple[str, object], ...]
+"""Of training: dotted names and values."""
+Reader = Callable[[Record, EvalReport], float | None]
+"""Takes a figure from a job's result; None where the result has none."""
 FILLED: Mapping[str, str] = MappingProxyType(
     {
         "data": "--data",
@@ -54,7 +59,7 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What was asked for.
+    """What a table is made of, as the command's options give it.
 
     Attributes:
         sets: data sets that are there, at least one.
@@ -63,7 +68,7 @@ class Study:
         seeds: how many, from 0 on, at least 1.
         shots: images of each class that tokens are tuned on; 0 for all.
         images: test images at most; 0 for all.
-        settings: further settings of training, dotted names.
+        settings: further settings of training by dotted name.
         templates: prompts for every set; () takes each set's own.
         rows: patterns (*, ?) of the rows to make; () makes all.
     """
@@ -90,6 +95,10 @@ class Study:
         if self.seeds < 1 or self.shots < 0 or self.images < 0:
             raise ConfigError(f"seeds = {self.seeds}, shots = {self.shots}, images = {self.images}, but they must be at least 1, 0 and 0")
 
+    def runs(self) -> Iterator[tuple[DataSet, int]]:
+        """Every data set with every seed."""
+        return itertools.product(self.sets, range(self.seeds))
+
     @property
     def keep(self) -> Keep:
         """The keep of a table that has one.
@@ -110,7 +119,7 @@ class Job:
     Attributes:
         train_on: the sets that the run learns from; several give one predictor for all.
         test_on: the set that is evaluated.
-        settings: of training, beside the study's, dotted names.
+        settings: of training, in addition to the study's.
         methods: names of `prtool eval --method`.
         keeps: keep ratios or counts.
         seed: of training and of random choices.
@@ -118,7 +127,7 @@ class Job:
 
     train_on: tuple[DataSet, ...]
     test_on: DataSet
-    settings: tuple[tuple[str, object], ...]
+    settings: Settings
     methods: tuple[str, ...]
     keeps: tuple[Keep, ...]
     seed: int = 0
@@ -131,14 +140,14 @@ class Cell:
     Attributes:
         row, column: where it stands.
         job: what it is read from.
-        read: takes it from the job's result; None where the result has none.
+        read: takes it from the job's result.
         published: the paper's figure; None where it has none.
     """
 
     row: str
     column: str
     job: Job
-    read: Callable[[Record, EvalReport], float | None]
+    read: Reader
     published: float | None = None
 
 
@@ -152,7 +161,7 @@ class Table:
     differs: tuple[str, ...] = ()
 
 
-def accuracy(method: str, keep: Keep) -> Callable[[Record, EvalReport], float | None]:
+def accuracy(method: str, keep: Keep) -> Reader:
     """Reads a method's accuracy in percent at a keep that the job evaluates."""
 
     def read(_: Record, report: EvalReport) -> float | None:
@@ -162,7 +171,7 @@ def accuracy(method: str, keep: Keep) -> Callable[[Record, EvalReport], float | 
     return read
 
 
-def cosine(method: str, keep: Keep) -> Callable[[Record, EvalReport], float | None]:
+def cosine(method: str, keep: Keep) -> Reader:
     """Reads a method's mean cosine to the unpruned embedding, in percent, at a keep that the job evaluates."""
 
     def read(_: Record, report: EvalReport) -> float | None:

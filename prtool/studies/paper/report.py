@@ -1,4 +1,4 @@
-"""A finished table: ours beside the published figures, as Markdown, CSV, JSON and PNG, and what differs."""
+"""A finished table: our figures next to the published ones, as Markdown, CSV, JSON and PNG, and what differs."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from prtool.trainer.evaluation.report import UNPRUNED
 from prtool.trainer.settings import PATCH_RANKING_TOKENS
 
 if TYPE_CHECKING:
-    from prtool.studies.paper.run import Found
+    from prtool.studies.paper.run import Grid
 
 MEAN = "mean"
 _BEGINNINGS = {".md": rb"# [^\n]*\n\nOurs \(published", ".csv": rb"row,column,ours,deviation,", ".json": rb'\{\n "table"'}
@@ -54,12 +54,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What `reproduce` found.
+    """The result of `reproduce`.
 
     Attributes:
         name, title: of the table.
         entries: every figure, rows and columns in the table's order, the mean over the sets last where all of a row are there.
-        differs: what a reader of the two figures side by side has to know.
+        differs: what a reader of the two figures has to know.
         missing: cells that could not run, with their reasons.
     """
 
@@ -83,8 +83,8 @@ class Report:
         return ["", *columns], [[row, *(cells.get((row, column), "-") for column in columns)] for row in rows]
 
 
-def make_report(table: Table, found: "Found", study: Study) -> Report:
-    """Averages the values over seeds, and sets them beside the published ones."""
+def make_report(table: Table, found: "Grid", study: Study) -> Report:
+    """Averages the values over seeds, and puts them next to the published ones."""
     paper = {(cell.row, cell.column): cell.published for cell in table.cells}
     same = {data.column: data.is_whole for data in study.sets}
     entries = [_entry(row, column, values, paper.get((row, column)), same[column]) for (row, column), values in found.values.items()]
@@ -180,22 +180,20 @@ def _differs(table: Table, study: Study) -> list[str]:
     lines.append(f"tokens, where tuned: {study.shots or 'all'} images a class, {tuned}; the paper's 16 a class")
     lines.append(f"predictor data: {config.train_images or 'all'} training images of each set; one predictor for all sets learns from them together")
     lines.append(f"{study.seeds} seed{'s' if study.seeds > 1 else ''}; methods without chance run once")
-    lines.append(
-        "the predictor learns from its own choice unless objective = 'ranking' was set; the paper's learns a golden ranking (--set objective=ranking)"
-    )
+    lines.append("the predictor is distilled unless objective = 'ranking' was set; the paper's learns a golden ranking (--set objective=ranking)")
     note = published().get(table.name, {}).get("note")
     return [*lines, f"published: {note}"] if note else lines
 
 
-def _claims(table: Table, study: Study, found: "Found") -> list[str]:
-    """The paper's claims, those for tuned tokens only beside tuned figures, and its data sets that are not there."""
+def _claims(table: Table, study: Study, found: "Grid") -> list[str]:
+    """The paper's claims, those for tuned tokens only next to tuned figures, and its data sets that are not there."""
     lines = [f"the paper claims: {claim}" for claim in claims_of(table.name, tuned=PATCH_RANKING_TOKENS in found.gmacs)]
     missing = absent(study.sets, table.name)
     return [*lines, f"not there: {', '.join(missing)}"] if missing else lines
 
 
-def _budget(found: "Found") -> list[str]:
-    """What the methods cost beside the unpruned encoder."""
+def _budget(found: "Grid") -> list[str]:
+    """What the methods cost, and the unpruned encoder."""
     whole = found.gmacs.get(UNPRUNED)
     methods = [f"{name} {_range(costs)}" for name, costs in found.gmacs.items() if name != UNPRUNED]
     if whole is None or not methods:

@@ -1,9 +1,8 @@
 """Runs the grid of a table: what is finished is kept, and what cannot run is named without stopping the rest."""
 
-import functools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from prtool.errors import ConfigError, PrtoolError, StorageError
@@ -30,21 +29,8 @@ _CACHES = ("golden", "tokens")
 """Folders of a run that are decided by images and model alone, their content named after all that it depends on."""
 
 
-# A run of a table lies in a folder named after its settings, and is made again where its data have changed.
-_train_again = functools.partial(train, overwrite=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Verbs:
-    """The verbs that do the work; tests put quick ones in."""
-
-    train: Callable[[TrainConfig, Path, Progress], Checkpoint] = _train_again
-    evaluate: Callable[[Path, Path | None, EvalConfig, Progress], EvalReport] = evaluate_run
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the jobs of a table gave.
+class Grid:
+    """The jobs of a table: each is trained and evaluated once, and what cannot run is named.
 
     Attributes:
         values: by row and column, one a seed.
@@ -52,52 +38,109 @@ class Found:
         gmacs: 10^9 MAC of one image, of the unpruned encoder under "unpruned" and of every method under its name, least and most.
     """
 
-    values: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    gmacs: dict[str, tuple[float, float]] = field(default_factory=dict)
+    def __init__(self, study: Study, folder: Path, progress: Progress) -> None:
+        """Nothing runs yet.
 
-    def add_costs(self, report: EvalReport) -> None:
-        """Takes note of what the rows of a report cost."""
-        for row in report.rows:
-            least, most = self.gmacs.get(row.method, (row.gmacs, row.gmacs))
-            self.gmacs[row.method] = min(least, row.gmacs), max(most, row.gmacs)
+        Args:
+            study: what all jobs share.
+            folder: runs go to `folder/runs`, evaluations to `folder/evaluations`; both are reused, also by other tables.
+            progress: receives the stages of each job.
+        """
+        self.study, self.folder, self.progress = study, folder, progress
+        self.values: dict[tuple[str, str], list[float]] = {}
+        self.missing: list[str] = []
+        self.gmacs: dict[str, tuple[float, float]] = {}
 
+    def run(self, cells: Sequence[Cell]) -> None:
+        """Trains and evaluates what the cells need.
 
-def run_cells(cells: Sequence[Cell], study: Study, folder: Path, progress: Progress, verbs: Verbs | None = None) -> Found:
-    """Trains and evaluates what the cells need, each job once.
+        Raises:
+            StorageError: something cannot be written; finished jobs stay.
+            PrtoolError: no job could run; the first one's error.
+        """
+        results, first = {}, None
+        for job in dict.fromkeys(cell.job for cell in cells):
+            try:
+                results[job] = self._result(job)
+            except StorageError:
+                raise
+            except PrtoolError as error:
+                self._miss(job, error)
+                first = first or error
+                continue
+            for row in results[job][1].rows:
+                least, most = self.gmacs.get(row.method, (row.gmacs, row.gmacs))
+                self.gmacs[row.method] = min(least, row.gmacs), max(most, row.gmacs)
+        if not results and first is not None:
+            raise first
+        for cell in cells:
+            value = cell.read(*results[cell.job]) if cell.job in results else None
+            if value is not None:
+                self.values.setdefault((cell.row, cell.column), []).append(value)
 
-    Args:
-        cells: of one table.
-        study: what all of them share.
-        folder: runs go to `folder/runs`, evaluations to `folder/evaluations`; both are reused, also by other tables.
-        progress: hears about each phase.
-        verbs: the verbs; None takes the real ones.
+    def _miss(self, job: Job, error: PrtoolError) -> None:
+        line = f"{_title(job)}: {' '.join(str(error).split())}"
+        if line not in self.missing:
+            self.missing.append(line)
 
-    Raises:
-        StorageError: something cannot be written; finished jobs stay.
-        PrtoolError: no job could run; the first one's error.
-    """
-    found, results, first = Found(), {}, None
-    bench = _Bench(study, folder, progress, verbs or Verbs(), found.missing)
-    for job in dict.fromkeys(cell.job for cell in cells):
+    def _result(self, job: Job) -> tuple[Checkpoint, EvalReport]:
+        """The run of a job and its evaluation. Where only its tokens cannot be tuned, the rest is evaluated all the same."""
         try:
-            results[job] = _result(job, bench)
+            run, checkpoint = trained(job, self.study, self.folder, self.progress)
         except StorageError:
             raise
         except PrtoolError as error:
-            bench.name(job, error)
-            first = first or error
-            continue
-        found.add_costs(results[job][1])
-    if not results and first is not None:
-        raise first
-    for cell in cells:
-        if cell.job not in results:
-            continue
-        value = cell.read(*results[cell.job])
-        if value is not None:
-            found.values.setdefault((cell.row, cell.column), []).append(value)
-    return found
+            without = _without_tokens(job)
+            if without is None:
+                raise
+            result = self._result(without)
+            self._miss(replace(job, methods=tuple(name for name in job.methods if name.endswith(_TUNED))), error)
+            return result
+        tuned = bool(checkpoint.tokens.visual or checkpoint.tokens.text)
+        # A run whose tokens were no better than none has none: its tuned figures are the untuned ones.
+        methods = tuple(name for name in job.methods if tuned or not name.endswith(_TUNED))
+        return checkpoint, _with_untuned(self._evaluated(run, replace(job, methods=methods)), job.methods)
+
+    def _evaluated(self, run: Path, job: Job) -> EvalReport:
+        """The evaluation of a job's methods; where one does not suit the tower, each alone, and those that do not are named."""
+        asked = EvalConfig(
+            keeps=job.keeps,
+            methods=job.methods,
+            images=self.study.images,
+            seed=job.seed,
+            subset_seed=_SUBSET_SEED,
+            templates=self.study.templates or _templates(job.test_on),
+            unpruned=self.folder / "cache" / "unpruned",
+        )
+        key = _evaluation_key(run, job, asked)
+        store, name = Store(self.folder / "evaluations", key), f"{key[:16]}.json"
+        found = store.read(name)
+        if found is not None:
+            report: EvalReport = from_plain(EvalReport, found)
+            return report
+        try:
+            report = evaluate_run(run, job.test_on.address, asked, self.progress)
+        except ConfigError:
+            if len(job.methods) < 2:
+                raise
+            return self._one_by_one(run, job)
+        store.write(name, to_plain(report))
+        return report
+
+    def _one_by_one(self, run: Path, job: Job) -> EvalReport:
+        reports, errors = [], []
+        for name in job.methods:
+            alone = replace(job, methods=(name,))
+            try:
+                reports.append(self._evaluated(run, alone))
+            except ConfigError as cause:
+                errors.append((alone, cause))
+        if not reports:
+            raise errors[0][1]
+        for unsuited, error in errors:
+            self._miss(unsuited, error)
+        rows = [row for report in reports[1:] for row in report.rows if row.method != UNPRUNED]
+        return replace(reports[0], rows=(*reports[0].rows, *rows))
 
 
 def run_config(job: Job, study: Study) -> TrainConfig:
@@ -127,94 +170,17 @@ def run_config(job: Job, study: Study) -> TrainConfig:
     return replace(config, phases=("rank", *config.phases)) if ranks else config
 
 
-@dataclass(frozen=True, slots=True)
-class _Bench:
-    """What every job of a table works with; `missing` takes the reasons of what could not run."""
+def trained(job: Job, study: Study, folder: Path, progress: Progress) -> tuple[Path, Checkpoint]:
+    """The run of a job: its folder and checkpoint.
 
-    study: Study
-    folder: Path
-    progress: Progress
-    verbs: Verbs
-    missing: list[str]
-
-    def name(self, job: Job, error: PrtoolError) -> None:
-        """Takes note of a reason, each once."""
-        line = f"{_title(job)}: {' '.join(str(error).split())}"
-        if line not in self.missing:
-            self.missing.append(line)
-
-
-def _result(job: Job, bench: _Bench) -> tuple[Checkpoint, EvalReport]:
-    """The run of a job and its evaluation. Where only its tokens cannot be tuned, the rest is evaluated all the same."""
-    phases = dict(job.settings).get("phases", ())
-    try:
-        run, checkpoint = _trained(job, bench)
-    except StorageError:
-        raise
-    except PrtoolError as error:
-        if not isinstance(phases, tuple) or _TOKENS not in phases or all(name.endswith(_TUNED) for name in job.methods):
-            raise
-        settings = {**dict(job.settings), "phases": tuple(name for name in phases if name != _TOKENS)}
-        tuned_methods = tuple(name for name in job.methods if name.endswith(_TUNED))
-        untuned = replace(job, settings=tuple(settings.items()), methods=tuple(name for name in job.methods if name not in tuned_methods))
-        result = _result(untuned, bench)
-        bench.name(replace(job, methods=tuned_methods), error)
-        return result
-    tuned = bool(checkpoint.tokens.visual or checkpoint.tokens.text)
-    # A run whose tokens were no better than none has none: its tuned figures are the untuned ones.
-    methods = tuple(name for name in job.methods if tuned or not name.endswith(_TUNED))
-    return checkpoint, _with_untuned(_evaluated(run, replace(job, methods=methods), bench), job.methods)
-
-
-def _trained(job: Job, bench: _Bench) -> tuple[Path, Checkpoint]:
-    config = run_config(job, bench.study)
-    run = run_folder(config, job.train_on, bench.folder)
-    share_caches(run, bench.folder)
-    return run, bench.verbs.train(config, run, bench.progress)
-
-
-def _evaluated(run: Path, job: Job, bench: _Bench) -> EvalReport:
-    """The evaluation of a job's methods; where one does not suit the tower, each alone, and those that do not are named."""
-    templates = bench.study.templates or _templates(job.test_on)
-    asked = EvalConfig(
-        keeps=job.keeps,
-        methods=job.methods,
-        images=bench.study.images,
-        seed=job.seed,
-        subset_seed=_SUBSET_SEED,
-        templates=templates,
-        unpruned=bench.folder / "cache" / "unpruned",
-    )
-    key = _evaluation_key(run, job, bench.study, asked)
-    store, name = Store(bench.folder / "evaluations", key), f"{key[:16]}.json"
-    found = store.read(name)
-    if found is not None:
-        report: EvalReport = from_plain(EvalReport, found)
-        return report
-    try:
-        report = bench.verbs.evaluate(run, Path(job.test_on.address), asked, bench.progress)
-    except ConfigError:
-        if len(job.methods) < 2:
-            raise
-        return _one_by_one(run, job, bench)
-    store.write(name, to_plain(report))
-    return report
-
-
-def _one_by_one(run: Path, job: Job, bench: _Bench) -> EvalReport:
-    reports, errors = [], []
-    for name in job.methods:
-        alone = replace(job, methods=(name,))
-        try:
-            reports.append(_evaluated(run, alone, bench))
-        except ConfigError as cause:
-            errors.append((alone, cause))
-    if not reports:
-        raise errors[0][1]
-    for refused, error in errors:
-        bench.name(refused, error)
-    rows = [row for report in reports[1:] for row in report.rows if row.method != UNPRUNED]
-    return replace(reports[0], rows=(*reports[0].rows, *rows))
+    Raises:
+        Everything that `train` raises.
+    """
+    config = run_config(job, study)
+    run = run_folder(config, job.train_on, folder)
+    share_caches(run, folder)
+    # The folder is named after all settings: what is there already is trained again only where the data have changed.
+    return run, train(config, run, progress, overwrite=True)
 
 
 def share_caches(run: Path, folder: Path) -> None:
@@ -248,23 +214,19 @@ def run_folder(config: TrainConfig, train_on: Sequence[DataSet], folder: Path) -
     return folder / "runs" / f"{'-'.join(data.name for data in train_on)}-{digest(plain, kind)[:12]}"
 
 
-def trained(study: Study, folder: Path, progress: Progress) -> tuple[TrainConfig, Checkpoint]:
-    """The run of the study's first data set with learnable tokens, of the first seed: its settings and checkpoint.
-
-    Raises:
-        Everything that `train` raises.
-    """
-    job = Job(study.sets[:1], study.sets[0], (("phases", ("predictor", "tokens")),), (), ())
-    config = run_config(job, study)
-    run = run_folder(config, job.train_on, folder)
-    share_caches(run, folder)
-    return config, train(config, run, progress, overwrite=True)
+def _without_tokens(job: Job) -> Job | None:
+    """The job without tuned tokens; None where it has none, or nothing else."""
+    phases, plain = dict(job.settings).get("phases", ()), tuple(name for name in job.methods if not name.endswith(_TUNED))
+    if not isinstance(phases, tuple) or _TOKENS not in phases or not plain:
+        return None
+    settings = {**dict(job.settings), "phases": tuple(name for name in phases if name != _TOKENS)}
+    return replace(job, settings=tuple(settings.items()), methods=plain)
 
 
-def _evaluation_key(run: Path, job: Job, study: Study, asked: EvalConfig) -> str:
+def _evaluation_key(run: Path, job: Job, asked: EvalConfig) -> str:
     """Names an evaluation after everything that it depends on."""
     checkpoint = sha256_file(run / RECORD_NAME)
-    images = load_split(job.test_on.address, "test").take(study.images, asked.drawn_by)
+    images = load_split(job.test_on.address, "test").take(asked.images, asked.drawn_by)
     keeps = [str(keep) for keep in asked.keeps]
     return digest(SCHEMA, checkpoint, images.digest(), images.classnames, keeps, asked.methods, asked.seed, asked.templates, library_versions())
 
