@@ -32,7 +32,8 @@ def image_operators(source: ExportSource, precisions: tuple[str, ...]) -> set[st
     """Those of every image graph at the precisions."""
     plain, found = stages(source), set()
     coarse = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    samples = calibration_samples(source.pruned, functional.interpolate(coarse, size=source.pruned.tower.image_size), (10, 5))
+    pixels = functional.interpolate(coarse, size=source.pruned.tower.image_size)
+    samples = calibration_samples(source.pruned, pixels, (10, 5)) if "int8" in precisions else None
     for precision in precisions:
         made = at_precision(source, plain, precision, samples)
         parts = [made[role] for role in stage_roles(source.spec)]
