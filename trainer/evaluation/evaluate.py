@@ -63,7 +63,7 @@ class Pruner:
 
     @classmethod
     def of_run(cls, checkpoint: Checkpoint, run: Path, split: str, device: torch.device) -> "Pruner":
-        """The predictors and golden search of a run; rankings of images lie in the run's folder, beside those it trained on."""
+        """The predictors and golden search of a run; rankings of images lie in the run's folder, next to those it trained on."""
         settings = TrainConfig.from_json(checkpoint.config).golden
         scorers = tuple(scorer.to(device).eval() for scorer in checkpoint.scorers())
         return cls(without_tokens(checkpoint.prune), scorers, checkpoint.scorer_trained, settings, run / "golden" / split)
@@ -78,13 +78,13 @@ class Pruner:
 
 
 def evaluate_run(run: Path, data: str | Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
-    """Evaluates a run's predictor beside other methods.
+    """Evaluates a run's predictor and other methods.
 
     Args:
         run: folder of a checkpoint.
         data: data folder; None takes the run's.
         config: what is compared. The model runs on a CUDA device where there is one, unless the run was set to "cpu".
-        progress: hears about images.
+        progress: advanced by images.
 
     Raises:
         CheckpointError: no checkpoint, or a damaged one.
@@ -117,7 +117,7 @@ def evaluate(
     """Accuracy, cost and closeness to the unpruned embedding for each method and keep rate.
 
     Every image is embedded and runs unpruned once, in float32; all methods and keep rates start from its tokens. Where
-    `config.store` is a folder, an evaluation that was interrupted goes on where it stopped.
+    `config.store` is a folder, an evaluation that was interrupted resumes where it stopped.
 
     Args:
         model: the frozen encoder.
@@ -125,7 +125,7 @@ def evaluate(
         images: one split; `config.images` may take a part of it.
         classes: (classes, E) float32, L2-normalised class embeddings in label order.
         config: what is compared.
-        progress: hears about images.
+        progress: advanced by images.
 
     Raises:
         ConfigError: a method does not suit the model, or two keeps are the same number of patches.
@@ -173,7 +173,7 @@ class _Task:
     spec: PruneSpec
     images: ImageSet
     classes: Tensor
-    methods: Sequence[Method | AdaptiveMethod]
+    methods: Sequence[Method]
     counts: Sequence[Counts]
     golden: Tensor | None
 

@@ -65,16 +65,14 @@ class AVit(AdaptiveMethod):
         ConfigError: there is no such evidence.
     """
 
+    name = "avit"
+
     def __init__(self, tower: VisionTower, evidence: str = "redundancy") -> None:
         if evidence not in EVIDENCE:
             raise ConfigError(f"avit evidence = {evidence!r}, but it must be one of {', '.join(EVIDENCE)}")
         self._width = tower.width
         self._evidence = EVIDENCE[evidence]
         self._fitted: dict[Counts, tuple[float, float]] = {}
-
-    @property
-    def name(self) -> str:  # noqa: D102 - as declared
-        return "avit"
 
     def calibrate(self, sample: Entered, budgets: Sequence[Counts]) -> None:
         """Fits beta for each budget on the images of `sample`; no labels are used.

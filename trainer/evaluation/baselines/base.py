@@ -1,9 +1,9 @@
-"""What every way of spending fewer tokens shares: tokens of the frozen tower go in, an embedding comes out."""
+"""What all methods of spending fewer tokens share: tokens of the frozen tower go in, an embedding comes out."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast, final
+from typing import Any, TypeVar, cast, final
 
 from torch import Tensor
 from torch.nn import functional
@@ -94,67 +94,43 @@ class Entered:
         return functional.normalize(self.tower.run_post(tokens, locations[-1]), dim=-1)
 
 
-class Method(Protocol):
-    """One way to spend fewer tokens. Methods need not rank: they may fuse or merge tokens as well."""
+class Method(ABC):
+    """One way to spend fewer tokens. Methods need not rank: they may fuse or merge tokens as well.
 
-    @property
-    def name(self) -> str:
-        """The name in options, reports and figures."""
-        ...
+    Attributes:
+        name: in options, reports and figures.
+        classes: (classes, E) float32, L2-normalised: class embeddings of the method's own; None takes the zero-shot ones.
+    """
 
-    @property
-    def classes(self) -> Tensor | None:
-        """(classes, E) float32, L2-normalised: class embeddings of the method's own; None takes the zero-shot ones."""
-        ...
-
-    def encode(self, entered: Entered, counts: Counts) -> Tensor:
-        """The embedding (batch, E) float32, L2-normalised, at a budget of `counts` patches."""
-        ...
-
-    def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:
-        """Cost of one image in 10^9 MAC at a budget, with all that the method adds to the encoder's `cost`."""
-        ...
-
-
-class AdaptiveMethod(ABC):
-    """A Method that spends another amount on each image, and the budget on average."""
-
+    name: str
     classes: Tensor | None = None
 
-    @property
     @abstractmethod
-    def name(self) -> str:
-        """The name in options, reports and figures."""
+    def encode(self, entered: Entered, counts: Counts) -> Tensor:
+        """The embedding (batch, E) float32, L2-normalised, at a budget of `counts` patches."""
+
+    @abstractmethod
+    def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:
+        """Cost of one image in 10^9 MAC at a budget, with all that the method adds to the encoder's `cost`."""
+
+
+class AdaptiveMethod(Method):
+    """A Method that spends another amount on each image, and the budget on average; `gmacs` is the mean of the calibration sample."""
 
     @abstractmethod
     def calibrate(self, sample: Entered, budgets: Sequence[Counts]) -> None:
         """Sets what the method needs to meet each budget on average over images like those of `sample`; comes before `encode`."""
 
     @abstractmethod
-    def encode(self, entered: Entered, counts: Counts) -> Tensor:
-        """The embedding (batch, E) float32, L2-normalised, at a budget of `counts` patches."""
-
-    @abstractmethod
     def spent(self, entered: Entered, counts: Counts) -> Tensor:
         """What `encode` spends on each image: (batch,) float64, in 10^9 MAC."""
 
-    @abstractmethod
-    def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:
-        """Mean cost of one image of the calibration sample in 10^9 MAC."""
 
+class RankingMethod(Method):
+    """A method that scores each patch and keeps the k best; ties go to the lower index. One that does more derives from Method.
 
-class RankingMethod(ABC):
-    """A method that scores each patch and keeps the k best; ties go to the lower index. One that does more implements Method itself.
-
-    At locations behind the first it keeps its order, unless it scores anew in `scores_at`.
+    At locations behind the first it keeps its order, unless it scores again in `scores_at`.
     """
-
-    classes: Tensor | None = None
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The name in options, reports and figures."""
 
     @abstractmethod
     def scores(self, entered: Entered) -> Tensor:

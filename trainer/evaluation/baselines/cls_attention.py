@@ -12,19 +12,17 @@ class ClsAttention(RankingMethod):
     """Attention of the class token to each patch, mean over heads, in the block that the tokens enter.
 
     It is the attention that the block at the location would have computed on all tokens that arrive, so it is defined at
-    location 1 too, where no block has run yet. Patches are scored anew at each location.
+    location 1 too, where no block has run yet. Patches are scored again at each location.
 
     Raises:
         ConfigError: the tower has no class token.
     """
 
+    name = "cls-attention"
+
     def __init__(self, tower: VisionTower) -> None:
         check_cls(tower, "cls-attention")
         self._width = tower.width
-
-    @property
-    def name(self) -> str:  # noqa: D102 - as declared
-        return "cls-attention"
 
     def scores(self, entered: Entered) -> Tensor:  # noqa: D102
         return cls_attention(entered, 0, entered.tokens)
@@ -66,7 +64,7 @@ def attention_macs(spec: PruneSpec, counts: Counts, width: int) -> int:
 
 
 def check_cls(tower: VisionTower, name: str) -> None:
-    """Refuses a tower without class token for the method `name`.
+    """Checks that a tower has the class token that the method `name` needs.
 
     Raises:
         ConfigError: it has none.

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from prtool.spec import Cost, PruneSpec
-from prtool.trainer.evaluation.baselines.base import Counts, Entered, arriving, encoder_gmacs
+from prtool.trainer.evaluation.baselines.base import Counts, Entered, Method, arriving, encoder_gmacs
 from prtool.trainer.evaluation.baselines.cls_attention import attention_macs, check_cls, cls_attention
 from prtool.trainer.models.pruned import gather, select
 from prtool.trainer.models.tower import VisionTower
 
 
-class EVit:
+class EVit(Method):
     """Token reorganization (section 3.2): the others become the sum of their tokens, weighted by the attention they got.
 
     As in the authors' code the weights are the attentive values themselves, not brought to a sum of 1, and at a later
@@ -18,23 +18,18 @@ class EVit:
     tokens leave a block between its attention and its MLP; here they leave on entry to the block, like every other
     method's, by the attention that this block pays them. Training-free: the paper fine-tunes the encoder with it.
 
-    At a budget of k patches k - 1 stay beside the fused token, so that as many tokens run as in every other method; where
+    At a budget of k patches k - 1 stay next to the fused token, so that as many tokens run as in every other method; where
     nothing drops, nothing is fused.
 
     Raises:
         ConfigError: the tower has no class token.
     """
 
-    classes: Tensor | None = None
+    name = "evit"
 
     def __init__(self, tower: VisionTower) -> None:
         check_cls(tower, "evit")
         self._width = tower.width
-
-    @property
-    def name(self) -> str:
-        """The name in options, reports and figures."""
-        return "evit"
 
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of the attended patches and the fused token."""

@@ -17,14 +17,12 @@ class Golden(RankingMethod):
         ShapeError: the tensor is not two-dimensional, or a row is no permutation of 0 to N - 1.
     """
 
+    name = "golden"
+
     def __init__(self, ranking: Tensor) -> None:
         if ranking.dim() != 2 or not bool((ranking.sort(dim=1).values == torch.arange(ranking.shape[1], device=ranking.device)).all()):
             raise ShapeError(f"golden ranking of shape {tuple(ranking.shape)}, but each row must order the patches 0 to N - 1; rank the images again")
         self._ranking = ranking.long().cpu()
-
-    @property
-    def name(self) -> str:  # noqa: D102 - as declared
-        return "golden"
 
     def scores(self, entered: Entered) -> Tensor:  # noqa: D102
         ranking = self._ranking[list(entered.indices)]

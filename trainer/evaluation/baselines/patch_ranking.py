@@ -1,4 +1,4 @@
-"""Patch Ranking: keep what the predictors score highest, with the tower as it is or with learnable tokens beside the patches."""
+"""Patch Ranking: keep what the predictors score highest, with the tower as it is or with learnable tokens next to the patches."""
 
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prtool.errors import ConfigError
 from prtool.spec import Cost, PruneSpec
-from prtool.trainer.evaluation.baselines.base import Counts, Entered, RankingMethod, encoder_gmacs
+from prtool.trainer.evaluation.baselines.base import Counts, Entered, Method, RankingMethod, encoder_gmacs
 from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.predictor import PatchScorer
 from prtool.trainer.models.pruned import PrunedEncoder
@@ -21,12 +21,10 @@ class PatchRanking(RankingMethod):
             a later one prefix and the patches that are left.
     """
 
+    name = "patch-ranking"
+
     def __init__(self, scorers: Sequence[nn.Module]) -> None:
         self._scorers = tuple(scorers)
-
-    @property
-    def name(self) -> str:  # noqa: D102 - as declared
-        return "patch-ranking"
 
     def scores(self, entered: Entered) -> Tensor:  # noqa: D102
         if len(self._scorers) != len(entered.spec.locations):
@@ -40,7 +38,7 @@ class PatchRanking(RankingMethod):
         return scorer_macs(self._scorers)
 
 
-class TunedPatchRanking:
+class TunedPatchRanking(Method):
     """The predictors in a tower with learnable tokens (method, section 3), and class embeddings with a learned context.
 
     The learnable tokens come on top of the budget's patches (method, section 4), so `gmacs` is above the other methods'
@@ -51,14 +49,11 @@ class TunedPatchRanking:
         classes: (classes, E) float32, L2-normalised, with the learned context; None takes the zero-shot ones.
     """
 
+    name = "patch-ranking-tokens"
+
     def __init__(self, encoder: PrunedEncoder, classes: Tensor | None = None) -> None:
         self._encoder = encoder
         self.classes = classes
-
-    @property
-    def name(self) -> str:
-        """The name in options, reports and figures."""
-        return "patch-ranking-tokens"
 
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of the best patches and the learnable tokens."""

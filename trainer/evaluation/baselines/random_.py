@@ -14,12 +14,10 @@ class Random(RankingMethod):
         seed: 0 to 2**32 - 1.
     """
 
+    name = "random"
+
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-
-    @property
-    def name(self) -> str:  # noqa: D102 - as declared
-        return "random"
 
     def scores(self, entered: Entered) -> Tensor:  # noqa: D102
         patches = entered.spec.patches

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prtool.errors import ConfigError
 from prtool.trainer.evaluation.baselines.avit import AVit
-from prtool.trainer.evaluation.baselines.base import AdaptiveMethod, Method
+from prtool.trainer.evaluation.baselines.base import Method
 from prtool.trainer.evaluation.baselines.cls_attention import ClsAttention
 from prtool.trainer.evaluation.baselines.evit import EVit
 from prtool.trainer.evaluation.baselines.patch_ranking import PatchRanking, TunedPatchRanking
@@ -49,7 +49,7 @@ def _tuned(given: Ingredients) -> Method:
     return TunedPatchRanking(given.tuned, given.tuned_classes)
 
 
-METHODS: Mapping[str, Callable[[Ingredients], Method | AdaptiveMethod]] = {
+METHODS: Mapping[str, Callable[[Ingredients], Method]] = {
     "patch-ranking": _patch_ranking,
     PATCH_RANKING_TOKENS: _tuned,
     "cls-attention": lambda given: ClsAttention(given.tower),

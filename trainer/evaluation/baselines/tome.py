@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError, ModelError
 from prtool.spec import Cost, PruneSpec
-from prtool.trainer.evaluation.baselines.base import Counts, Entered, encoder_gmacs
+from prtool.trainer.evaluation.baselines.base import Counts, Entered, Method, encoder_gmacs
 from prtool.trainer.models.hosts import OpenClipTower, TimmTower
 from prtool.trainer.models.tower import VisionTower, matrix_weights, split_heads
 
@@ -23,7 +23,7 @@ Matched = tuple[Tensor, Tensor, Tensor]
 """Indices into the even tokens that stay (batch, evens - r), into those that merge (batch, r), and into the odd ones these join (batch, r)."""
 
 
-class ToMe:
+class ToMe(Method):
     """Merging as a method: equal numbers in every block, so that all MACs, matching included, are the budget's.
 
     It has no location: it starts in block 1 and ends in the last.
@@ -32,7 +32,7 @@ class ToMe:
         ConfigError: the tower is not one that `MergedEncoder` is written for.
     """
 
-    classes: Tensor | None = None
+    name = "tome"
 
     def __init__(self, tower: VisionTower) -> None:
         try:
@@ -40,11 +40,6 @@ class ToMe:
         except ModelError as cause:
             raise ConfigError(f"method 'tome' does not suit this image tower: {cause}; or leave tome out of --method") from cause
         self._schedules: dict[tuple[PruneSpec, Counts], tuple[int, ...]] = {}
-
-    @property
-    def name(self) -> str:
-        """The name in options, reports and figures."""
-        return "tome"
 
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of the merged tokens."""
