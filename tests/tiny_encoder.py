@@ -10,7 +10,7 @@ from torch.nn import functional
 from towers import open_clip_visual, timm_visual
 
 from prtool.spec import Preprocess
-from prtool.trainer.data.load import ImageSet
+from prtool.trainer.data.images import ImageSet
 from prtool.trainer.models.dual_encoder import DualEncoder, TextTower, tensor_digest
 from prtool.trainer.models.hosts import tower_of
 

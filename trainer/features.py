@@ -11,7 +11,8 @@ from torch.nn import functional
 from prtool.errors import ShapeError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.store import digest
-from prtool.trainer.data.load import ImageSet, pixel_batches
+from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.load import pixel_batches
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.store import TensorStore, tensors_digest
 

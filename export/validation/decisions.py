@@ -11,7 +11,7 @@ from torch.nn import functional
 from prtool.export.source import ExportSource
 from prtool.export.validation.reference import overlap, unpruned
 from prtool.runtime.verify import Gate
-from prtool.trainer.data.load import NO_LABEL
+from prtool.trainer.data.images import NO_LABEL
 
 TOP1, NEIGHBOURS, COSINE = "top1", "neighbours", "mean_cosine"
 _BATCH = 8

@@ -19,7 +19,7 @@ def list_sets(as_json: bool) -> None:
     """Names that --data takes as NAME:FOLDER, with their prompts."""
     from prtool.trainer.data.formats.known import KNOWN
 
-    rows = [[item.name, str(item.classes), " | ".join(item.templates), item.torchvision or "-"] for item in KNOWN.values()]
+    rows = [[item.name, str(item.classes), item.template, item.torchvision or "-"] for item in KNOWN.values()]
     if as_json:
         names = ("name", "classes", "templates", "torchvision")
         result_json({"results": [dict(zip(names, row, strict=True)) for row in rows]})

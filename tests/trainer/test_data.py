@@ -18,8 +18,8 @@ from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Preprocess
 from prtool.trainer.data.address import folder_of, parse_data, split_data
 from prtool.trainer.data.few_shot import few_shot
-from prtool.trainer.data.load import ImageSet, available_splits, data_exists, load_split, pixel_batches, templates_for
-from prtool.trainer.data.merge import merge
+from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.load import available_splits, data_exists, load_split, merge, pixel_batches, templates_for
 from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images
 from prtool.trainer.train import RunImages

@@ -14,7 +14,8 @@ from PIL import Image
 
 from prtool.errors import DataError
 from prtool.trainer.data.formats.shards import members
-from prtool.trainer.data.load import ImageSet, available_splits, load_split, templates_for
+from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.load import available_splits, load_split, templates_for
 
 
 def image() -> bytes:

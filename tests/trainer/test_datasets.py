@@ -9,7 +9,8 @@ from PIL import Image
 from prtool.errors import DataError
 from prtool.trainer.data.download import download, downloadable
 from prtool.trainer.data.formats.known import KNOWN
-from prtool.trainer.data.load import ImageSet, available_splits, load_split, templates_for
+from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.load import available_splits, load_split, templates_for
 
 # shared/method.md, section 6, and the paper's order of sets
 TEMPLATES = {
@@ -55,7 +56,7 @@ def pairs(images: ImageSet) -> list[tuple[str, str]]:
 
 
 def test_every_set_has_its_template() -> None:
-    assert {name: known.templates for name, known in KNOWN.items()} == {name: (template,) for name, template in TEMPLATES.items()}
+    assert {name: known.template for name, known in KNOWN.items()} == TEMPLATES
 
 
 @pytest.mark.parametrize("name", COOP)
@@ -73,9 +74,10 @@ def test_coop_layout(name: str, tmp_path: Path) -> None:
         load_split(tmp_path, "train")
 
 
-def tree_in(message: str, name: str) -> bool:
-    """Whether a message of one line names every line of a set's tree."""
-    return "\n" not in message and all(line.strip() in message for line in KNOWN[name].tree.splitlines())
+def is_explained(message: str, name: str) -> bool:
+    """Whether a message of one line names everything that a set consists of."""
+    known = KNOWN[name]
+    return "\n" not in message and all(part in message for part in (known.homes[0], known.example, known.split_file, *known.lists))
 
 
 def test_half_downloaded(tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_half_downloaded(tmp_path: Path) -> None:
         load_split(f"dtd:{tmp_path}", "train")
     message = str(caught.value)
     assert re.search("2 of 3 .*'train'.*'images/dotted/2.jpg'", message)
-    assert tree_in(message, "dtd") and f"prtool data download dtd -o {tmp_path}" in message
+    assert is_explained(message, "dtd") and f"prtool data download dtd -o {tmp_path}" in message
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -94,7 +96,7 @@ def test_what_is_not_there_is_drawn(name: str, tmp_path: Path) -> None:
     for data in (f"{name}:{tmp_path}", f"{name}:{tmp_path / 'absent'}", name):
         with pytest.raises(DataError) as caught:
             load_split(data, "train")
-        assert tree_in(str(caught.value), name)
+        assert is_explained(str(caught.value), name)
         assert ("prtool data download" in str(caught.value)) == (name in downloadable())
 
 

@@ -19,7 +19,8 @@ from prtool.errors import ConfigError, KeepError, ShapeError, StorageError
 from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep, Preprocess
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.data.load import ImageSet, load_split
+from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation import evaluate as module
 from prtool.trainer.evaluation.baselines.random_ import Random
 from prtool.trainer.evaluation.evaluate import EvalConfig, Pruner, evaluate, evaluate_run

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep, PruneSpec
-from prtool.trainer.data.load import ImageSet
+from prtool.trainer.data.images import ImageSet
 from prtool.trainer.evaluation.baselines.avit import AVit
 from prtool.trainer.evaluation.baselines.base import Counts, Entered
 from prtool.trainer.evaluation.baselines.random_ import Random

@@ -15,7 +15,7 @@ from support import REPO
 from tiny_encoder import class_embeddings, noise_images, tiny_encoder
 
 from prtool.errors import ConfigError, DataError, ImageError, StorageError
-from prtool.trainer.data.load import ImageSet
+from prtool.trainer.data.images import ImageSet
 from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
 from prtool.trainer.objectives.golden_store import SHARD_IMAGES, GoldenRanking, rank_images
 

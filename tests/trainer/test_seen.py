@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prtool.errors import CheckpointError, DataError
-from prtool.trainer.data.load import ImageSet
+from prtool.trainer.data.images import ImageSet
 from prtool.trainer.data.seen import Seen, fingerprints
 
 

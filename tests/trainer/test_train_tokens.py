@@ -13,7 +13,8 @@ from torch.nn import functional
 from prtool.errors import ConfigError, DataError
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
-from prtool.trainer.data.load import NO_LABEL, load_split, pixel_batches
+from prtool.trainer.data.images import NO_LABEL
+from prtool.trainer.data.load import load_split, pixel_batches
 from prtool.trainer.models.dual_encoder import DualEncoder, load_model, tensor_digest
 from prtool.trainer.models.prompts import VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder

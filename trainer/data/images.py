@@ -14,6 +14,8 @@ SPLITS = ("train", "val", "test")
 NO_LABEL = -1
 """The label of an image without one."""
 
+_SPLIT_NAMES = {**{split: split for split in SPLITS}, "valid": "val", "validation": "val"}
+
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
@@ -24,7 +26,7 @@ class ImageSet:
         paths: one POSIX path an image; one that leads into a tar shard ("train-0.tar/0001.jpg") is a member of it.
         labels: one an image, 0 to len(classnames) - 1, or NO_LABEL.
         classnames: in label order; merged sets may repeat a name.
-        origin: the `--data` text, made absolute, that loads this set again; "" for a set made by hand.
+        origin: the absolute `--data` text that loads this set again; "" for a set made in code.
         note: what a reader of results should know about the split; "" for none.
     """
 
@@ -45,7 +47,7 @@ class ImageSet:
             DataError: the image is a member of a tar shard, which `source` reads.
         """
         if locate(self.root, self.paths[index]) is not None:
-            raise DataError(f"{self.paths[index]} lies in a tar shard and is no file of its own; read it by ImageSet.source, or unpack the shard")
+            raise DataError(f"{self.paths[index]} is a member of a tar shard and has no file; read it with ImageSet.source, or unpack the shard")
         return self.root / self.paths[index]
 
     def source(self, index: int) -> Path | bytes:
@@ -67,15 +69,15 @@ class ImageSet:
         return (self.root / self.paths[index], 0, None) if place is None else (place[0], *member_span(*place))
 
     def digest(self) -> str:
-        """SHA-256 over the paths, sizes in bytes and labels: a cache made for other data is not taken for this one's.
+        """SHA-256 over the paths, sizes in bytes and labels, which identifies the data of a cache.
 
         Raises:
             DataError: a shard cannot be read.
         """
         digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            place = locate(self.root, path)
-            size = (self.root / path).stat().st_size if place is None else member_span(*place)[1]
+        for index, (path, label) in enumerate(zip(self.paths, self.labels, strict=True)):
+            file, _, length = self.span(index)
+            size = file.stat().st_size if length is None else length
             digest.update(f"{path}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
@@ -90,7 +92,7 @@ class ImageSet:
         return self.subset(np.sort(np.random.RandomState(seed).permutation(len(self))[:images]).tolist())
 
     def require_labels(self, what: str) -> None:
-        """Refuses a set in which an image has no label.
+        """Checks that every image has a label.
 
         Args:
             what: what needs the labels, for the message: "accuracy", "the score 'label'".
@@ -104,3 +106,8 @@ class ImageSet:
                 f"{what} needs labels, but {len(missing)} of {len(self)} images of {self.origin or self.root} have none, the first {missing[0]!r}; "
                 "give class folders, a split file, a CSV file with a column label, or shards with .cls"
             )
+
+
+def split_named(name: str) -> str | None:
+    """The split that a folder or a value of a column names, in any case; None where it names none."""
+    return _SPLIT_NAMES.get(name.lower())

@@ -1,4 +1,4 @@
-"""Listing: what a reader finds in a data set before one split is taken, and the checks and hashed splits that readers share."""
+"""Listing: all images that a reader finds in a data set, before one split is taken, and the hashed split of data without splits."""
 
 import bisect
 import hashlib
@@ -16,7 +16,7 @@ from prtool.trainer.data.images import NO_LABEL, SPLITS
 Entry = tuple[str, int]
 """An image's path, relative to the listing's root, and its label."""
 
-HASHED_NOTE = "split into about 50/20/30 % (train/val/test) of each class by a hash of each image's path"
+_HASHED_NOTE = "split into about 50/20/30 % (train/val/test) of each class by a hash of each image's path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,20 @@ class Listing:
     splits: Mapping[str, Sequence[Entry]]
     note: str = ""
 
+    @classmethod
+    def hashed(cls, root: Path, classnames: tuple[str, ...], entries: Iterable[Entry], *notes: str) -> "Listing":
+        """The listing of data without splits, split by `hashed_split`.
+
+        Raises:
+            DataError: a class has fewer than three images.
+        """
+        return cls(root, classnames, hashed_split(entries, classnames), joined(_HASHED_NOTE, *notes))
+
     def missing(self, split: str) -> list[str]:
-        """The paths of a split that are no file and no shard's member, in order; each folder is listed once, in place of a `stat` an image."""
+        """The paths of a split that are neither a regular file nor a shard's member, in order.
+
+        Each folder is listed once, which is faster than a `stat` per image.
+        """
         listed: dict[str, set[str]] = {}
         absent = []
         for path, _ in self.splits.get(split, ()):
@@ -55,7 +67,7 @@ def _files(folder: Path) -> set[str]:
         with os.scandir(folder) as items:
             return {item.name for item in items if item.is_file()}
     except OSError:
-        # No folder, a name that is too long, or closed to us: its images are missing.
+        # No such folder, a name that is too long, or no permission: its images are missing.
         return set()
 
 
@@ -64,42 +76,41 @@ def joined(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def check_inside(paths: Iterable[str], where: Path) -> None:
-    """Rejects paths that leave the data folder, or that no file can have.
+def numbered(classnames: Iterable[str]) -> dict[str, int]:
+    """Class name -> label."""
+    return {name: label for label, name in enumerate(classnames)}
+
+
+def names_in_order(names: Mapping[int, str], where: Path, first: int = 0) -> tuple[str, ...]:
+    """Class names by their number.
+
+    Args:
+        names: number -> class name.
+        where: the file or folder that they come from, for messages.
+        first: the smallest number.
 
     Raises:
-        DataError: a path is absolute, or has ".." or a null byte.
+        DataError: the numbers have gaps or do not begin with `first`.
     """
-    for path in paths:
-        # Path(path).is_absolute() is 20 times as slow.
-        if ".." in path.split("/") or os.path.isabs(path) or "\0" in path:  # noqa: PTH117
-            raise DataError(f"{where} names '{printable(path)}', which leaves the data folder; use relative paths")
-
-
-def names_in_order(names: Mapping[int, str], where: Path) -> tuple[str, ...]:
-    """Class names by label.
-
-    Raises:
-        DataError: the labels are not 0 to their number - 1.
-    """
-    if sorted(names) != list(range(len(names))):
-        raise DataError(f"{where} has labels {sorted(names)[:5]}..., but they must be 0 to {len(names) - 1} without gaps")
-    return tuple(names[label] for label in range(len(names)))
+    numbers, expected = sorted(names), range(first, first + len(names))
+    if numbers != list(expected):
+        raise DataError(f"{where} has labels {numbers[:5]}..., but they must be {first} to {expected.stop - 1} without gaps")
+    return tuple(names[number] for number in numbers)
 
 
 def hashed_split(entries: Iterable[Entry], classnames: Sequence[str], shares: tuple[float, float] = (0.5, 0.2)) -> dict[str, list[Entry]]:
-    """Splits each class by a hash of each image's path: about 50 % train, 20 % val, the rest test.
+    """Splits each class by a hash of each image's path: by default about 50 % train, 20 % val, the rest test.
 
-    A part depends on the path alone, so an image more moves no other. Only where a class would leave a part empty does this
-    part take the image whose hash is nearest to its bounds.
+    The split of an image depends on its path alone, so adding an image moves no other. Only a split that would stay empty
+    takes the image whose hash is nearest to its bounds.
 
     Args:
-        entries: all images; a path is what is hashed, so it must be relative to the data folder.
+        entries: all images; the hashed path must be relative to the data folder.
         classnames: in label order.
-        shares: of train and val; where they add up to 1 there is no test part.
+        shares: of train and val; there is no test split if they add up to 1.
 
     Raises:
-        DataError: a class has fewer images than parts.
+        DataError: a class has fewer images than there are splits.
     """
     by_label: dict[int, list[Entry]] = defaultdict(list)
     for entry in entries:
@@ -115,9 +126,9 @@ def hashed_split(entries: Iterable[Entry], classnames: Sequence[str], shares: tu
 
 
 def path_hash(path: str, salt: str = "") -> float:
-    """A number from 0 to below 1 that depends on a path, and on a salt, alone."""
+    """A number in [0, 1) that depends only on a path and a salt."""
     content = f"{salt}{path}".encode("utf-8", "surrogateescape")
-    # 53 bits: more would be rounded, up to 1.
+    # 53 bits: more could be rounded up to 1.
     return (int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 11) / 2**53
 
 
@@ -127,7 +138,7 @@ def _cuts(values: Sequence[float], shares: tuple[float, float], name: str) -> tu
     images = len(values)
     if images < 2 + has_test:
         wanted = "train, val and test" if has_test else "train and val"
-        raise DataError(f"class '{printable(name)}' has {images} images, but {wanted} need one each; add images, or name the splits yourself")
+        raise DataError(f"class '{printable(name)}' has {images} images, but {wanted} need one each; add images, or define the splits yourself")
     first = min(max(1, bisect.bisect_left(values, shares[0])), images - 1 - has_test)
     if not has_test:
         return first, images

@@ -1,7 +1,8 @@
 """Labelled images on disk, in every form of data set, and the pixels of their batches."""
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -13,40 +14,26 @@ from prtool.spec import Preprocess
 from prtool.text_safety import printable
 from prtool.trainer.data.address import Address, parse_data
 from prtool.trainer.data.formats.detect import known_set, read_listing, templates_of
-from prtool.trainer.data.formats.folders import SPLIT_FILE
 from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES
 from prtool.trainer.data.images import NO_LABEL, SPLITS, ImageSet
-from prtool.trainer.data.listing import Listing, check_inside, joined
-from prtool.trainer.data.merge import merge
+from prtool.trainer.data.listing import Listing, joined
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _WORDNET = re.compile(r"n\d{8}")
 
-__all__ = (
-    "NO_LABEL",
-    "SPLITS",
-    "SPLIT_FILE",
-    "ImageSet",
-    "available_splits",
-    "data_exists",
-    "load_split",
-    "pixel_batches",
-    "templates_for",
-)
-
 
 def load_split(data: str | Path, split: str) -> ImageSet:
     """Reads one split of a data set, or of several as one set; docs/data.md lists every form.
 
     Args:
-        data: FOLDER, FILE.csv, SHARD.tar, NAME:FOLDER for a known set, or several of them with commas between.
+        data: FOLDER, FILE.csv, SHARD.tar, NAME:FOLDER for a known set, or several of them separated by commas.
         split: "train", "val" or "test".
 
     Raises:
         DataError: no such data or split, no images, fewer than two classes, or an entry without a file; for a known
-            set, the message draws the expected tree.
+            set, the message states the expected files.
     """
     if split not in SPLITS:
         raise DataError(f"split = {split!r}, but it must be one of {', '.join(SPLITS)}")
@@ -64,10 +51,10 @@ def available_splits(data: str | Path) -> tuple[str, ...]:
 
 
 def templates_for(data: str | Path) -> tuple[str, ...]:
-    """The prompt templates for a data set whose user gave none: CoOp's for a known set, else "a photo of a {}.".
+    """The prompt templates for data whose user gave none: CoOp's for a known set, else "a photo of a {}.".
 
-    A set is known by the name that was given, by the files of its layout, or by its folder's name. Several sets that
-    differ in their templates take the default, which fits the classes of all.
+    A set is known by the name that was given, by the files of its layout, or by its folder's name. Several sets with
+    different templates take the default, which fits all classes.
 
     Raises:
         DataError: the data cannot be found, or a templates file cannot be read.
@@ -77,12 +64,42 @@ def templates_for(data: str | Path) -> tuple[str, ...]:
 
 
 def data_exists(data: str | Path) -> bool:
-    """Whether every folder and file that `data` names is there, as it is where a run was made but perhaps not where it was copied to."""
+    """Whether every folder and file that `data` names exists; a run's may be missing on another machine."""
     try:
         parse_data(data)
     except DataError:
         return False
     return True
+
+
+def merge(sets: Sequence[ImageSet]) -> ImageSet:
+    """One set of all images, in order, for a predictor that is trained on all of them.
+
+    Its root is the nearest folder that holds all roots. Class names are concatenated, and labels are shifted accordingly:
+    two sets that both have "lotus" keep two classes. Images without a label stay without one.
+
+    Raises:
+        DataError: there is no set, or the roots have no folder in common (on different drives).
+    """
+    if not sets:
+        raise DataError("there are no sets to merge; give at least one")
+    if len(sets) == 1:
+        return sets[0]
+    roots = [item.root.resolve() for item in sets]
+    try:
+        common = Path(os.path.commonpath(roots))
+    except ValueError as cause:
+        raise DataError(f"the sets {', '.join(map(str, roots))} have no folder in common ({cause}); put them on one drive") from cause
+    paths: list[str] = []
+    labels: list[int] = []
+    names: list[str] = []
+    for root, item in zip(roots, sets, strict=True):
+        paths += [(root.relative_to(common) / path).as_posix() for path in item.paths]
+        labels += [label if label == NO_LABEL else label + len(names) for label in item.labels]
+        names += item.classnames
+    origin = ",".join(item.origin for item in sets) if all(item.origin for item in sets) else ""
+    note = "; ".join(f"{item.origin or item.root}: {item.note}" for item in sets if item.note)
+    return ImageSet(common, tuple(paths), tuple(labels), tuple(names), origin, note)
 
 
 def pixel_batches(
@@ -96,7 +113,7 @@ def pixel_batches(
     Raises:
         ImageError: an image cannot be decoded; the message names it.
     """
-    import torch  # here: what data are, and whether they are there, is asked without PyTorch
+    import torch  # here: listing data needs no PyTorch
 
     chunks = [list(indices[i : i + batch]) for i in range(0, len(indices), batch)]
 
@@ -130,11 +147,11 @@ def _load(address: Address, split: str) -> ImageSet:
         raise DataError(joined(f"{address.path} has no images in its split {split!r}; its splits: {there}", listing.note))
     names = listing.classnames
     if len(names) == 1:
-        raise DataError(f"{address.path} has one class ({names[0]}), but telling classes apart needs at least two")
+        raise DataError(f"{address.path} has one class ({names[0]}), but classification needs at least two")
     _check_names(address, names)
-    check_inside((path for path, _ in entries), address.path)
-    _check_files(address, listing, split)
     paths, labels = zip(*entries, strict=True)
+    _check_inside(paths, address.path)
+    _check_files(address, listing, split)
     return ImageSet(listing.root, paths, labels, names, address.text(), joined(listing.note, _wordnet_note(names)))
 
 
@@ -147,10 +164,12 @@ def _check_names(address: Address, names: Sequence[str]) -> None:
             )
 
 
-def _wordnet_note(names: Sequence[str]) -> str:
-    if not names or not all(_WORDNET.fullmatch(name) for name in names):
-        return ""
-    return f"the class names are WordNet ids, such as {names[0]}, and prompts made of them mean nothing; give a CSV file with a column classname"
+def _check_inside(paths: Iterable[str], where: Path) -> None:
+    """Rejects paths that leave the data folder, or that no file can have."""
+    for path in paths:
+        # Path(path).is_absolute() is 20 times as slow.
+        if ".." in path.split("/") or os.path.isabs(path) or "\0" in path:  # noqa: PTH117
+            raise DataError(f"{where} names '{printable(path)}', which leaves the data folder; use relative paths")
 
 
 def _check_files(address: Address, listing: Listing, split: str) -> None:
@@ -159,4 +178,10 @@ def _check_files(address: Address, listing: Listing, split: str) -> None:
         known = known_set(address)
         advice = "copy the data set again" if known is None else known.explain(address.path)
         count = f"{len(missing)} of {len(listing.splits[split])} images of the split {split!r}"
-        raise DataError(f"{listing.root}: {count} are missing or no regular files, the first '{printable(missing[0])}'; {advice}")
+        raise DataError(f"{listing.root}: {count} are missing or not regular files, the first '{printable(missing[0])}'; {advice}")
+
+
+def _wordnet_note(names: Sequence[str]) -> str:
+    if not names or not all(_WORDNET.fullmatch(name) for name in names):
+        return ""
+    return f"the class names are WordNet ids, such as {names[0]}, which make meaningless prompts; give a CSV file with a column classname"

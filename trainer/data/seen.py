@@ -1,4 +1,4 @@
-"""What a run has seen: fingerprints of the images of its training and validation, by which an evaluation finds them again."""
+"""The images that a run has seen, as fingerprints, so that an evaluation recognises images of the run's training or validation."""
 
 import hashlib
 import os
@@ -23,11 +23,11 @@ _THREADS = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """Fingerprints, sorted, each once.
+    """Sorted fingerprints, each once.
 
     Attributes:
-        train: (n,) uint64, of the images whose gradients taught the run.
-        val: (m,) uint64, of those on which its best state was chosen.
+        train: (n,) uint64, of the images that the run was trained on.
+        val: (m,) uint64, of the images on which its best state was chosen.
     """
 
     train: Fingerprints
@@ -43,7 +43,7 @@ class Seen:
         return cls(np.unique(fingerprints(train)), np.unique(fingerprints(val)))
 
     def joined(self, other: "Seen") -> "Seen":
-        """What one of the two has seen."""
+        """The union of two runs' fingerprints."""
         return Seen(np.union1d(self.train, other.train), np.union1d(self.val, other.val))
 
     def find(self, images: ImageSet) -> tuple[list[int], list[int]]:
@@ -62,7 +62,7 @@ class Seen:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Seen":
-        """What `to_bytes` gave; of no bytes, a run that has seen nothing.
+        """Reads what `to_bytes` wrote; empty content is a run that has seen nothing.
 
         Raises:
             CheckpointError: it is damaged.
@@ -77,9 +77,7 @@ class Seen:
 
 
 def fingerprints(images: ImageSet) -> Fingerprints:
-    """Eight bytes of the SHA-256 over each image's size, first and last 64 KiB, by which moved and renamed files are found.
-
-    Whole files would be read in full once more; of photographs, two that agree in all three are copies.
+    """Eight bytes of the SHA-256 over each image's size, first and last 64 KiB, which also match moved and renamed files.
 
     Returns:
         (images,) uint64, in order.

@@ -13,7 +13,8 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
 from prtool.text_safety import printable
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.data.load import ImageSet, load_split, pixel_batches, templates_for
+from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.load import load_split, pixel_batches, templates_for
 from prtool.trainer.data.seen import Seen
 from prtool.trainer.evaluation.baselines.base import AdaptiveMethod, Counts, Entered, Method, RankingMethod
 from prtool.trainer.evaluation.baselines.golden import Golden

@@ -9,7 +9,8 @@ from torch import Tensor
 from prtool.errors import DataError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.store import digest
-from prtool.trainer.data.load import ImageSet, pixel_batches
+from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.load import pixel_batches
 from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.settings import GoldenConfig
 from prtool.trainer.store import TensorStore, tensors_digest

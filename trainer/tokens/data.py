@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prtool.errors import ShapeError
 from prtool.progress import Progress, SilentProgress, stage
-from prtool.trainer.data.load import ImageSet
+from prtool.trainer.data.images import ImageSet
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.pruned import PrunedEncoder

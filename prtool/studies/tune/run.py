@@ -18,7 +18,8 @@ from prtool.studies.tune.front import Candidate, choose, nearest
 from prtool.studies.tune.report import TuneReport, plot_front
 from prtool.studies.tune.result import RESULT, RESULT_NAME, SCHEMA, TuneResult, record_digest, write_result
 from prtool.studies.tune.steps import LocationSet
-from prtool.trainer.data.load import NO_LABEL, ImageSet, available_splits, load_split
+from prtool.trainer.data.images import NO_LABEL, ImageSet
+from prtool.trainer.data.load import available_splits, load_split
 from prtool.trainer.evaluation.report import drop_error
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.folder import data_of, only_trainer

@@ -23,7 +23,8 @@ from prtool.store import Store, digest
 from prtool.studies.tune.config import TUNE_FOLDER, TuneConfig
 from prtool.studies.tune.result import record_digest
 from prtool.trainer.config import RANKING, TrainConfig
-from prtool.trainer.data.load import NO_LABEL, ImageSet, load_split
+from prtool.trainer.data.images import NO_LABEL, ImageSet
+from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation.evaluate import EvalConfig, EvalReport, EvalRow, Pruner, evaluate, evaluate_run
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.settings import PATCH_RANKING_TOKENS, PruneConfig

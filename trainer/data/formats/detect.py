@@ -1,4 +1,4 @@
-"""Which form a data set has, and its reader: one order of preference for all commands."""
+"""The form of a data set and its reader: one order of preference for all commands."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,27 +16,25 @@ from prtool.trainer.data.formats.folders import (
     read_split_file,
     read_split_folders,
 )
-from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES, KNOWN, KnownSet, named_like
-from prtool.trainer.data.formats.layouts import find_layout, recognise
+from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES, KNOWN, KnownSet, named_like, recognise
 from prtool.trainer.data.formats.shards import SHARD_SUFFIX
-from prtool.trainer.data.formats.tables import read_csv
-from prtool.trainer.data.formats.text_files import read_lines
+from prtool.trainer.data.formats.tables import read_csv, read_lines
 from prtool.trainer.data.formats.webdataset import find_shards, read_shards
 from prtool.trainer.data.listing import Listing, joined
 
 TEMPLATES_FILE = "zeroshot_classification_templates.txt"
-"""Prompt templates beside tar shards, one a line with {c} for the class name, as CLIP benchmark writes them."""
+"""Prompt templates next to tar shards, one a line with {c} for the class name, as CLIP benchmark writes them."""
 
 
 def read_listing(address: Address) -> Listing:
     """Lists all splits of one data set, in the first form that is found.
 
     A file is CSV (.csv) or a shard (.tar). A folder is tried as: split_coop.json; the layout of the known set that was
-    named, or that the folder's files tell; tar shards; train/, val/ and test/; and, unless a set was named, class
-    folders, then photographs.
+    named, or that its files tell; tar shards; train/, val/ and test/; and, unless a set was named, class folders, then
+    photographs.
 
     Raises:
-        DataError: nothing of these, or what is there cannot be read; for a known set, the message draws the expected tree.
+        DataError: there is none of these, or it cannot be read; for a known set, the message states the expected files.
     """
     path = address.path
     if not path.is_dir():
@@ -44,17 +42,17 @@ def read_listing(address: Address) -> Listing:
     if (path / SPLIT_FILE).exists():
         return read_split_file(path, path / SPLIT_FILE)
     known = address.known or recognise(path)
-    layout = None if known is None else find_layout(known, path)
-    if known is not None and layout is not None:
-        home, form = layout
-        return form.read(home, known)
+    place = known.find(path) if known else None
+    if known and place:
+        home, read = place
+        return read(home, known)
     shards = find_shards(path)
     if shards:
         return _read_shard_folder(path, shards)
     folders = find_split_folders(path)
     if folders:
         return read_split_folders(path, folders, _rename_of(known or named_like(path)))
-    if known is not None:
+    if known:
         raise DataError(f"{path} does not hold {known.name}: no known layout is complete there; {known.explain(path)}")
     return _read_unsplit(path)
 
@@ -67,14 +65,14 @@ def known_set(address: Address) -> KnownSet | None:
 
 
 def templates_of(address: Address) -> tuple[str, ...]:
-    """The prompt templates of one data set: those of a known set, those of a file beside tar shards, or the default.
+    """The prompt templates of one data set: those of a known set, those of a file next to tar shards, or the default.
 
     Raises:
         DataError: a templates file cannot be read, or a line lacks {c}.
     """
     known = known_set(address)
     if known is not None:
-        return known.templates
+        return (known.template,)
     file = (address.path if address.path.is_dir() else address.path.parent) / TEMPLATES_FILE
     if not file.exists():
         return DEFAULT_TEMPLATES
@@ -86,7 +84,7 @@ def templates_of(address: Address) -> tuple[str, ...]:
 
 
 def _rename_of(known: KnownSet | None) -> Rename:
-    return str if known is None else known.rename
+    return known.rename if known else str
 
 
 def _read_file(path: Path) -> Listing:
@@ -101,18 +99,20 @@ def _read_shard_folder(path: Path, shards: Mapping[str, Sequence[Path]]) -> List
     found = search(path)
     if found.paths:
         first = printable(found.paths[0])
-        raise DataError(f"{path} has tar shards, and {len(found.paths)} images outside of them, the first {first!r}; move the one or the other")
+        raise DataError(f"{path} has tar shards and {len(found.paths)} images outside of them, the first {first!r}; move either to another folder")
     return read_shards(path, shards, found.left_out)
 
 
 def _read_unsplit(path: Path) -> Listing:
-    inside = [f"{item.name}:{path}" for item in KNOWN.values() if find_layout(item, path) is not None]
+    inside = [f"{known.name}:{path}" for known in KNOWN.values() if known.find(path)]
     if inside:
-        raise DataError(f"{path} is no data set: it holds known sets: give --data {', '.join(inside)}")
+        raise DataError(f"{path} is not a data set: it holds known sets; give --data {', '.join(inside)}")
     found = search(path, follow=True)
     if any("/" in image for image in found.paths):
         return read_class_folders(path, rename=_rename_of(named_like(path)))
     if found.paths:
         return read_photos(path)
-    why = joined(f"expected {path}/train/CLASS/IMAGE.jpg, or one of docs/data.md", found.left_out.note())
-    raise DataError(f"{path} is no data set: it has no {SPLIT_FILE}, no train/, val/ or test/, no tar shards and no class folders with images; {why}")
+    why = joined(f"expected {path}/train/CLASS/IMAGE.jpg, or one of the forms in docs/data.md", found.left_out.note())
+    raise DataError(
+        f"{path} is not a data set: it has no {SPLIT_FILE}, no train/, val/ or test/, no tar shards and no class folders with images; {why}"
+    )

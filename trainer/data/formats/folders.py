@@ -1,7 +1,6 @@
 """The general forms of a data set in folders: CoOp's split file, train/val/test, class folders, plain photographs."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +8,15 @@ from prtool.errors import DataError
 from prtool.runtime.images.files import ImageFiles, folder_names, grouped, search
 from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
-from prtool.trainer.data.images import NO_LABEL, SPLITS
+from prtool.trainer.data.formats.tables import MAX_BYTES, expect_form
+from prtool.trainer.data.images import NO_LABEL, SPLITS, split_named
 from prtool.trainer.data.labels import whole_label
-from prtool.trainer.data.listing import HASHED_NOTE, Entry, Listing, hashed_split, joined, names_in_order
-from prtool.trainer.data.split_names import split_named
+from prtool.trainer.data.listing import Entry, Listing, joined, names_in_order, numbered
 
 SPLIT_FILE = "split_coop.json"
 
-_MAX_BYTES = 1 << 30
-_LOOSE = "next to class folders, in none of them"
-_OUTSIDE = "outside of the folders of the splits"
-_NO_CLASS = "in folders that are no class of this set"
 Rename = Callable[[str], str]
 """From a class folder's name to the class name."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassFolders:
-    """The images of class folders.
-
-    Attributes:
-        entries: by label, then by path.
-        folders: in label order.
-        note: images that count to a folder further up.
-    """
-
-    entries: list[Entry]
-    folders: tuple[str, ...]
-    note: str
 
 
 def read_split_file(root: Path, file: Path, images: str = "") -> Listing:
@@ -51,12 +31,9 @@ def read_split_file(root: Path, file: Path, images: str = "") -> Listing:
         DataError: the file cannot be read, is of another form, or has labels with gaps or with two names.
     """
     prefix = f"{images}/" if images else ""
-    try:
-        parts = parse_json(read_regular(file, _MAX_BYTES).removeprefix(b"\xef\xbb\xbf"))
+    with expect_form(file, "{train, val, test: [[path, label, class name], ...]}"):
+        parts = parse_json(read_regular(file, MAX_BYTES).removeprefix(b"\xef\xbb\xbf"))
         rows = {split: [_split_row(row) for row in parts[split]] for split in SPLITS if split in parts}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as cause:
-        why = printable(repr(cause), 300)
-        raise DataError(f"{file} is not of the form {{train, val, test: [[path, label, class name], ...]}} ({why})") from cause
     names: dict[int, str] = {}
     for path, label, name in (row for part in rows.values() for row in part):
         if names.setdefault(label, name) != name:
@@ -67,7 +44,7 @@ def read_split_file(root: Path, file: Path, images: str = "") -> Listing:
 
 
 def find_split_folders(root: Path) -> dict[str, str]:
-    """Split -> the name of its folder in `root`, in any case, "valid" and "validation" for val too; empty where there is none.
+    """Split -> the name of its folder in `root`, in any case, "valid" and "validation" for val too; empty if there is none.
 
     Raises:
         DataError: two folders are of one split, or `root` cannot be listed.
@@ -81,9 +58,9 @@ def find_split_folders(root: Path) -> dict[str, str]:
 
 
 def read_split_folders(root: Path, folders: Mapping[str, str], rename: Rename = str) -> Listing:
-    """train/, val/ and test/ (those that exist) with one folder a class; without any class folder, photographs without labels.
+    """train/, val/ and test/ (those that exist) with one folder per class, or with photographs without labels if there is no class folder.
 
-    Where other folders with images lie next to them and theirs are in no class folders, a folder "train" is a class itself.
+    If there are no class folders but other folders with images next to a folder "train", that folder is a class itself.
 
     Args:
         root: the listing's root.
@@ -98,22 +75,23 @@ def read_split_folders(root: Path, folders: Mapping[str, str], rename: Rename = 
     others = [name for name in groups if name not in ("", *folders.values())]
     inside = {split: grouped(path.partition("/")[2] for path in groups.get(name, ())) for split, name in folders.items()}
     labelled = any(set(parts) - {""} for parts in inside.values())
-    if others and not labelled and any(groups.get(name) for name in folders.values()):
-        return _maybe_classes(root, [name for name in folders.values() if name in groups], others, rename)
+    used = [name for name in folders.values() if name in groups]
+    if others and used and not labelled:
+        return _maybe_classes(root, used, others, rename)
     for path in (path for name in ("", *others) for path in groups.get(name, ())):
-        found.left_out.add(_OUTSIDE, path)
+        found.left_out.add("outside of the folders of the splits", path)
     if not labelled:
         splits = {split: [(f"{folders[split]}/{path}", NO_LABEL) for path in parts.get("", ())] for split, parts in inside.items()}
         return Listing(root, (), splits, found.left_out.note())
     names = sorted({name for name in folders.values() for name in folder_names(root / name)})
     parts = {split: _class_entries(root, name, found, names) for split, name in folders.items()}
-    _check_classes(root, names, (entry for part in parts.values() for entry in part.entries))
-    note = joined(found.left_out.note(), *(part.note for part in parts.values()))
-    return Listing(root, tuple(map(rename, names)), {split: part.entries for split, part in parts.items()}, note)
+    _check_classes(root, names, (entry for entries, _ in parts.values() for entry in entries))
+    note = joined(found.left_out.note(), *(note for _, note in parts.values()))
+    return Listing(root, tuple(map(rename, names)), {split: entries for split, (entries, _) in parts.items()}, note)
 
 
-def read_class_folders(root: Path, inside: str = "", rename: Rename = str, ignored: Iterable[str] = ()) -> Listing:
-    """One folder a class and no splits: those come from a hash of each path, about 50/20/30.
+def read_class_folders(root: Path, inside: str = "", rename: Rename = str, ignored: Collection[str] = ()) -> Listing:
+    """One folder per class and no splits: those come from a hash of each path, about 50/20/30.
 
     Args:
         root: the listing's root.
@@ -122,15 +100,12 @@ def read_class_folders(root: Path, inside: str = "", rename: Rename = str, ignor
         ignored: folders that are no class.
 
     Raises:
-        DataError: a folder cannot be listed, is empty, is a data set of its own, or has too few images for three parts.
+        DataError: a folder cannot be listed, is empty, is a data set of its own, or has too few images for three splits.
     """
-    found = search(root / inside, follow=True)
-    folders = [name for name in folder_names(root / inside) if name not in set(ignored)]
-    found.paths = [f"{inside}/{path}" if inside else path for path in found.paths]
-    classes = _class_entries(root, inside, found, folders)
-    _check_classes(root / inside, folders, classes.entries)
-    names = tuple(map(rename, folders))
-    return Listing(root, names, hashed_split(classes.entries, names), joined(HASHED_NOTE, found.left_out.note(), classes.note))
+    folders = [name for name in folder_names(root / inside) if name not in ignored]
+    entries, note = class_images(root, inside, folders)
+    _check_classes(root / inside, folders, entries)
+    return Listing.hashed(root, tuple(map(rename, folders)), entries, note)
 
 
 def read_photos(root: Path) -> Listing:
@@ -140,54 +115,53 @@ def read_photos(root: Path) -> Listing:
         DataError: the folder cannot be listed, or has fewer than three images.
     """
     found = search(root, follow=True)
-    entries = [(path, NO_LABEL) for path in found.paths if "/" not in path]
-    return Listing(root, (), hashed_split(entries, ()), joined(HASHED_NOTE, found.left_out.note()))
+    return Listing.hashed(root, (), [(path, NO_LABEL) for path in found.paths if "/" not in path], found.left_out.note())
 
 
-def class_images(root: Path, inside: str, folders: Iterable[str]) -> ClassFolders:
-    """The images of these class folders with their sub-folders.
+def class_images(root: Path, inside: str, folders: Sequence[str]) -> tuple[list[Entry], str]:
+    """The images of class folders in `root`/`inside` and their sub-folders, by label and path, and a note on what is not used.
 
     Raises:
-        DataError: a folder cannot be listed.
+        DataError: a folder cannot be listed, or a class folder is a data set of its own.
     """
     found = search(root / inside, follow=True)
     found.paths = [f"{inside}/{path}" if inside else path for path in found.paths]
-    classes = _class_entries(root, inside, found, list(folders))
-    return ClassFolders(classes.entries, classes.folders, joined(found.left_out.note(), classes.note))
+    entries, note = _class_entries(root, inside, found, folders)
+    return entries, joined(found.left_out.note(), note)
 
 
 def _split_row(row: Any) -> tuple[str, int, str]:  # noqa: ANN401 - whatever stands in the file
     path, label, name = row
     if not isinstance(path, str) or not isinstance(name, str) or isinstance(label, bool):
-        raise TypeError(f"{printable(row)} is no path, label and class name")
+        raise TypeError(f"{printable(row)} is not a path, label and class name")
     return path, whole_label(str(label)), name
 
 
-def _class_entries(root: Path, inside: str, found: ImageFiles, folders: list[str]) -> ClassFolders:
-    """The images below `inside` by the class folder that they lie in; the others are added to those left out."""
-    label_of = {name: label for label, name in enumerate(folders)}
+def _class_entries(root: Path, inside: str, found: ImageFiles, folders: Sequence[str]) -> tuple[list[Entry], str]:
+    """The images below `inside`, by the class folder that they lie in, and a note; the others are added to those left out."""
+    label_of = numbered(folders)
     prefix = f"{inside}/" if inside else ""
     entries: list[Entry] = []
     deeper: list[str] = []
     for path in (path for path in found.paths if path.startswith(prefix)):
         name, slash, rest = path[len(prefix) :].partition("/")
         if not slash or name not in label_of:
-            found.left_out.add(_NO_CLASS if slash else _LOOSE, path)
+            found.left_out.add("in folders that are no class of this set" if slash else "next to class folders, in none of them", path)
             continue
         entries.append((path, label_of[name]))
         if "/" in rest:
             deeper.append(path)
             _check_no_set(root, prefix + name, rest.partition("/")[0])
     note = f"{len(deeper)} images in sub-folders of a class folder count to that class (the first: {printable(deeper[0])})" if deeper else ""
-    return ClassFolders(sorted(entries, key=lambda entry: entry[1]), tuple(folders), note)
+    return sorted(entries, key=lambda entry: entry[1]), note
 
 
 def _check_no_set(root: Path, folder: str, below: str) -> None:
     if split_named(below) is not None:
-        raise DataError(f"{root} is taken for class folders, but {folder} is a data set of its own: it has {below}/; give --data {root / folder}")
+        raise DataError(f"{root} is read as class folders, but {folder} is a data set of its own: it has {below}/; give --data {root / folder}")
 
 
-def _maybe_classes(root: Path, named: list[str], others: list[str], rename: Rename) -> Listing:
+def _maybe_classes(root: Path, named: Sequence[str], others: Sequence[str], rename: Rename) -> Listing:
     if len(named) > 1:
         raise DataError(
             f"{root} has {', '.join(named)} without class folders, and next to them {len(others)} folders with images, the first {others[0]!r}: "
@@ -197,7 +171,7 @@ def _maybe_classes(root: Path, named: list[str], others: list[str], rename: Rena
     return Listing(root, found.classnames, found.splits, joined(f"the folder {named[0]} counts as a class, like those next to it", found.note))
 
 
-def _check_classes(where: Path, folders: list[str], entries: Iterable[Entry]) -> None:
+def _check_classes(where: Path, folders: Sequence[str], entries: Iterable[Entry]) -> None:
     present = {label for _, label in entries}
     empty = [name for label, name in enumerate(folders) if label not in present]
     if empty:

@@ -1,169 +1,223 @@
-"""The data sets that are known by name: prompt templates, class names, where CoOp and torchvision put them, what the tree looks like."""
+"""The data sets that are known by name, as one table: prompts, folders, how each is read, and how to get it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 from prtool.text_safety import printable
+from prtool.trainer.data.formats import layouts
+from prtool.trainer.data.formats.folders import read_split_file
+from prtool.trainer.data.listing import Listing
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 """Prompts for data that is not known by name."""
 
+Reader = Callable[[Path, "KnownSet"], Listing]
+"""Reads the home of a known set."""
+
 
 @dataclass(frozen=True, slots=True)
 class KnownSet:
-    """One data set.
+    """One data set, in CoOp's layout or in that of torchvision's download.
 
     Attributes:
         name: as `--data NAME:FOLDER` takes it.
-        templates: CoOp's prompts, one {} each.
+        template: CoOp's prompt, with one {}.
         classes: how many classes the whole set has, as CoOp counts them.
         homes: its folder in a folder of data sets: CoOp's name, then torchvision's.
-        images: CoOp's folder of images, relative to the home.
-        split_file: CoOp's JSON beside it; "" where CoOp uses the set's own lists.
-        tree: CoOp's layout, drawn.
+        example: an image in CoOp's folder of images, relative to the home.
+        read: reads the set without CoOp's split file.
+        markers: files and folders relative to the home, for `read`, which tell that a folder holds this set.
+        split_file: CoOp's JSON in the home; "" if CoOp uses the set's own lists.
+        common_markers: alternatives that other folders may have too, so that they count only if the set was named.
         torchvision: the class of torchvision.datasets that downloads it; "" for none.
-        source: where its files come from, for those that nothing downloads.
+        source: where its files come from, if nothing downloads them.
         renamed: class folder -> class name, where CoOp writes another one.
         ignored: folders that are no class.
     """
 
     name: str
-    templates: tuple[str, ...]
+    template: str
     classes: int
     homes: tuple[str, ...]
-    images: str
-    split_file: str
-    tree: str
+    example: str
+    read: Reader
+    markers: tuple[str, ...]
+    split_file: str = ""
+    common_markers: tuple[tuple[str, ...], ...] = ()
     torchvision: str = ""
     source: str = ""
     renamed: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> str:
+        """CoOp's folder of images, relative to the home."""
+        return self.example.partition("/")[0]
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The set's own lists, among its markers."""
+        return tuple(marker for marker in self.markers if not marker.startswith(self.images))
 
     def rename(self, folder: str) -> str:
         """The class name of a class folder."""
         return self.renamed.get(folder, folder)
 
     def explain(self, folder: Path) -> str:
-        """The expected tree, and how to get the set, as the end of an error message of one line."""
-        home, *inside = (line.strip() for line in self.tree.splitlines())
-        split = f" ({self.split_file} is linked in https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md)" if self.split_file else ""
+        """The expected files, and how to get the set, as the end of an error message of one line."""
+        split = f"{self.split_file} (linked in https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md)" if self.split_file else ""
+        lists = " or ".join(filter(None, (split, " + ".join(self.lists))))
         command = f"prtool data download {self.name} -o {printable(folder, 300)}"
         how = f"torchvision downloads it: {command}" if self.torchvision else f"it cannot be downloaded for you: {self.source}"
-        return f"expected {home} with {', '.join(inside)}{split}; {how}"
+        return f"expected {self.homes[0]}/ with {self.example} ..., {lists}; {how}"
+
+    def find(self, folder: Path) -> tuple[Path, Reader] | None:
+        """The home of the set and its reader: in `folder` itself, or in its usual place in a folder of data sets."""
+        for home in (folder, *(folder / name for name in self.homes)):
+            if self._has_split_file(home):
+                return home, _read_split_file
+            if any(_all_exist(home, markers) for markers in (self.markers, *self.common_markers)):
+                return home, self.read
+        return None
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether the set lies directly in a folder, as its files tell."""
+        return self._has_split_file(folder) or _all_exist(folder, self.markers)
+
+    def _has_split_file(self, home: Path) -> bool:
+        return bool(self.split_file) and (home / self.split_file).exists()
 
 
-_CALTECH_NAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
-_EUROSAT_NAMES = {
-    "AnnualCrop": "Annual Crop Land",
-    "HerbaceousVegetation": "Herbaceous Vegetation Land",
-    "Highway": "Highway or Road",
-    "Industrial": "Industrial Buildings",
-    "Pasture": "Pasture Land",
-    "PermanentCrop": "Permanent Crop Land",
-    "Residential": "Residential Buildings",
-    "SeaLake": "Sea or Lake",
-}
+def _all_exist(home: Path, markers: tuple[str, ...]) -> bool:
+    return all((home / marker).exists() for marker in markers)
+
+
+def _read_split_file(home: Path, known: KnownSet) -> Listing:
+    return read_split_file(home, home / known.split_file, known.images)
+
 
 _SETS = (
     KnownSet(
         name="caltech101",
-        templates=("a photo of a {}.",),
+        template="a photo of a {}.",
         classes=100,
         homes=("caltech-101", "caltech101"),
-        images="101_ObjectCategories",
+        example="101_ObjectCategories/accordion/image_0001.jpg",
+        read=layouts.read_folders,
+        markers=("101_ObjectCategories",),
         split_file="split_zhou_Caltech101.json",
-        tree="  caltech-101/\n    101_ObjectCategories/accordion/image_0001.jpg ...\n    split_zhou_Caltech101.json",
         torchvision="Caltech101",
-        renamed=MappingProxyType(_CALTECH_NAMES),
+        renamed={"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"},
         ignored=("BACKGROUND_Google", "Faces_easy"),
     ),
     KnownSet(
         name="oxford_pets",
-        templates=("a photo of a {}, a type of pet.",),
+        template="a photo of a {}, a type of pet.",
         classes=37,
         homes=("oxford_pets", "oxford-iiit-pet"),
-        images="images",
+        example="images/Abyssinian_1.jpg",
+        read=layouts.read_pets,
+        markers=("images", "annotations/trainval.txt", "annotations/test.txt"),
         split_file="split_zhou_OxfordPets.json",
-        tree="  oxford_pets/\n    images/Abyssinian_1.jpg ...\n    annotations/{trainval,test}.txt\n    split_zhou_OxfordPets.json",
         torchvision="OxfordIIITPet",
     ),
     KnownSet(
         name="flowers102",
-        templates=("a photo of a {}, a type of flower.",),
+        template="a photo of a {}, a type of flower.",
         classes=102,
         homes=("oxford_flowers", "flowers-102"),
-        images="jpg",
+        example="jpg/image_00001.jpg",
+        read=layouts.read_flowers,
+        markers=("jpg", "imagelabels.mat", "setid.mat"),
         split_file="split_zhou_OxfordFlowers.json",
-        tree="  oxford_flowers/\n    jpg/image_00001.jpg ...\n    split_zhou_OxfordFlowers.json",
         torchvision="Flowers102",
     ),
     KnownSet(
         name="food101",
-        templates=("a photo of {}, a type of food.",),
+        template="a photo of {}, a type of food.",
         classes=101,
         homes=("food-101",),
-        images="images",
+        example="images/apple_pie/1005649.jpg",
+        read=layouts.read_food,
+        markers=("images", "meta/train.json", "meta/test.json"),
         split_file="split_zhou_Food101.json",
-        tree="  food-101/\n    images/apple_pie/1005649.jpg ...\n    meta/{train,test}.json\n    split_zhou_Food101.json",
         torchvision="Food101",
     ),
     KnownSet(
         name="fgvc_aircraft",
-        templates=("a photo of a {}, a type of aircraft.",),
+        template="a photo of a {}, a type of aircraft.",
         classes=100,
         homes=("fgvc_aircraft", "fgvc-aircraft-2013b/data"),
-        images="images",
-        split_file="",
-        tree="  fgvc_aircraft/\n    images/0034309.jpg ...\n    variants.txt\n    images_variant_{train,val,test}.txt",
+        example="images/0034309.jpg",
+        read=layouts.read_aircraft,
+        markers=("variants.txt", "images_variant_train.txt", "images_variant_val.txt", "images_variant_test.txt"),
         torchvision="FGVCAircraft",
     ),
     KnownSet(
         name="dtd",
-        templates=("{} texture.",),
+        template="{} texture.",
         classes=47,
         homes=("dtd", "dtd/dtd"),
-        images="images",
+        example="images/banded/banded_0002.jpg",
+        read=layouts.read_dtd,
+        markers=("images", "labels/train1.txt", "labels/val1.txt", "labels/test1.txt"),
         split_file="split_zhou_DescribableTextures.json",
-        tree="  dtd/\n    images/banded/banded_0002.jpg ...\n    labels/{train,val,test}1.txt\n    split_zhou_DescribableTextures.json",
         torchvision="DTD",
     ),
     KnownSet(
         name="ucf101",
-        templates=("a photo of a person doing {}.",),
+        template="a photo of a person doing {}.",
         classes=101,
         homes=("ucf101",),
-        images="UCF-101-midframes",
+        example="UCF-101-midframes/Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg",
+        read=layouts.read_ucf,
+        markers=("UCF-101-midframes", "ucfTrainTestlist/classInd.txt"),
         split_file="split_zhou_UCF101.json",
-        tree="  ucf101/\n    UCF-101-midframes/Apply_Eye_Makeup/v_ApplyEyeMakeup_g01_c01.jpg ...\n    split_zhou_UCF101.json",
         source="UCF-101-midframes.zip (middle frames; the videos themselves are not read) is linked in CoOp's DATASETS.md",
     ),
     KnownSet(
         name="imagenet",
-        templates=("a photo of a {}.",),
+        template="a photo of a {}.",
         classes=1000,
         homes=("imagenet",),
-        images="images",
-        split_file="",
-        tree="  imagenet/\n    images/{train,val}/n01440764/*.JPEG ... (val is taken as test)\n    classnames.txt (n01440764 tench ...)",
-        source="image-net.org gives it to registered users; classnames.txt is linked in CoOp's DATASETS.md",
+        example="images/{train,val}/n01440764/*.JPEG",
+        read=layouts.read_imagenet,
+        markers=("classnames.txt", "images/train", "images/val"),
+        common_markers=(("images/train", "images/val"), ("train", "val")),
+        source="image-net.org gives it to registered users (val is test); classnames.txt (n01440764 tench ...) is linked in CoOp's DATASETS.md",
     ),
     KnownSet(
         name="eurosat",
-        templates=("a centered satellite photo of {}.",),
+        template="a centered satellite photo of {}.",
         classes=10,
         homes=("eurosat",),
-        images="2750",
+        example="2750/AnnualCrop/AnnualCrop_1.jpg",
+        read=layouts.read_folders,
+        markers=("2750",),
         split_file="split_zhou_EuroSAT.json",
-        tree="  eurosat/\n    2750/AnnualCrop/AnnualCrop_1.jpg ...\n    split_zhou_EuroSAT.json",
         torchvision="EuroSAT",
-        renamed=MappingProxyType(_EUROSAT_NAMES),
+        renamed={
+            "AnnualCrop": "Annual Crop Land",
+            "HerbaceousVegetation": "Herbaceous Vegetation Land",
+            "Highway": "Highway or Road",
+            "Industrial": "Industrial Buildings",
+            "Pasture": "Pasture Land",
+            "PermanentCrop": "Permanent Crop Land",
+            "Residential": "Residential Buildings",
+            "SeaLake": "Sea or Lake",
+        },
     ),
 )
 
 KNOWN: Mapping[str, KnownSet] = MappingProxyType({item.name: item for item in _SETS})
 """Known data sets by name."""
+
+
+def recognise(folder: Path) -> KnownSet | None:
+    """The known set that lies directly in a folder, as its files tell."""
+    return next((known for known in _SETS if known.is_at(folder)), None)
 
 
 def named_like(folder: Path) -> KnownSet | None:

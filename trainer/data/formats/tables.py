@@ -1,5 +1,7 @@
-"""CSV files: one image a row, as spreadsheets and scripts write them."""
+"""CSV files with one image a row, and other text next to images, in the encodings that spreadsheets save."""
 
+import codecs
+import contextlib
 import csv
 import io
 from collections import Counter
@@ -8,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prtool.errors import DataError
+from prtool.strict import read_regular
 from prtool.text_safety import printable
-from prtool.trainer.data.formats.text_files import read_lines, read_text
-from prtool.trainer.data.images import SPLITS
+from prtool.trainer.data.images import SPLITS, split_named
 from prtool.trainer.data.labels import RawLabel, resolve_labels
-from prtool.trainer.data.listing import HASHED_NOTE, Entry, Listing, hashed_split, joined
-from prtool.trainer.data.split_names import split_named
+from prtool.trainer.data.listing import Entry, Listing
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -21,16 +22,68 @@ if TYPE_CHECKING:
 NAMES_FILE = "classnames.txt"
 """Class names, one a line in label order, next to tar shards or a CSV file with numbers."""
 
+MAX_BYTES = 1 << 30
+"""Maximum size of a file with labels."""
+
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _COLUMNS = ("path", "label", "split", "classname")
 _DELIMITERS = (",", ";", "\t")
 _Row = tuple[int, dict[str, str]]
 
 
-def read_csv(file: Path) -> Listing:
-    """A CSV file with a header: path (relative to the file's folder), and where known label, split (train, val or test) and classname.
+def decode_text(content: bytes) -> str:
+    """UTF-8 with or without a byte-order mark, or UTF-16 with one, as text without the mark.
 
-    Values are separated by commas, semicolons or tabs. Text labels are class names, or ids where a column classname says
-    another name; numbers take their names from that column or from classnames.txt next to the file. Without a column split,
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    return content.decode("utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig")
+
+
+def read_text(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: it cannot be read, is not a regular file, or is not text.
+    """
+    try:
+        return decode_text(read_regular(file, MAX_BYTES))
+    except (OSError, ValueError) as cause:
+        raise DataError(f"{file} cannot be read as UTF-8 text: {getattr(cause, 'strerror', None) or cause}") from cause
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file without surrounding blanks, empty ones left out.
+
+    Raises:
+        DataError: as for `read_text`.
+    """
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+
+
+def read_names(folder: Path) -> tuple[str, ...]:
+    """The lines of classnames.txt in a folder; none where there is no such file.
+
+    Raises:
+        DataError: as for `read_text`.
+    """
+    return tuple(read_lines(folder / NAMES_FILE)) if (folder / NAMES_FILE).exists() else ()
+
+
+@contextlib.contextmanager
+def expect_form(file: Path, form: str) -> Iterator[None]:
+    """Maps what reading a malformed list raises to a DataError that states the expected form."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as cause:
+        raise DataError(f"{file} is not of the form {form} ({printable(repr(cause), 300)})") from cause
+
+
+def read_csv(file: Path) -> Listing:
+    """A CSV file with a header: path (relative to the file's folder), and optionally label, split (train, val or test) and classname.
+
+    Values are separated by commas, semicolons or tabs. Text labels are class names, or ids for which the column classname has
+    the name; numbers take their names from that column or from classnames.txt next to the file. Without a column split,
     splits come from a hash of each path; without labels, images have none.
 
     Raises:
@@ -39,26 +92,16 @@ def read_csv(file: Path) -> Listing:
     """
     rows, note = _rows(file)
     raw = [RawLabel(row["path"], row["label"] or row["classname"], row["classname"]) for _, row in rows]
-    labels, classnames = resolve_labels(raw, read_names(file.parent), file)
-    entries = [(row["path"], label) for (_, row), label in zip(rows, labels, strict=True)]
+    entries, classnames = resolve_labels(raw, read_names(file.parent), file)
     if not any(row["split"] for _, row in rows):
-        return Listing(file.parent, classnames, hashed_split(entries, classnames), joined(HASHED_NOTE, note))
+        return Listing.hashed(file.parent, classnames, entries, note)
     splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
-    for (number, row), entry in zip(rows, entries, strict=True):
+    for (line, row), entry in zip(rows, entries, strict=True):
         split = split_named(row["split"])
         if split is None:
-            raise DataError(f"{file}, line {number}: split = '{printable(row['split'])}', but it must be one of {', '.join(SPLITS)}")
+            raise DataError(f"{file}, line {line}: split = '{printable(row['split'])}', but it must be one of {', '.join(SPLITS)}")
         splits[split].append(entry)
     return Listing(file.parent, classnames, splits, note)
-
-
-def read_names(folder: Path) -> tuple[str, ...]:
-    """The lines of classnames.txt in a folder; none where there is no such file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    return tuple(read_lines(folder / NAMES_FILE)) if (folder / NAMES_FILE).exists() else ()
 
 
 def _rows(file: Path) -> tuple[list[_Row], str]:
@@ -66,7 +109,9 @@ def _rows(file: Path) -> tuple[list[_Row], str]:
     text = read_text(file)
     try:
         delimiter, columns = _header(file, text)
-        rows = [_row(file, columns, line, values) for line, values in _values(text, delimiter)]
+        reader = _reader(text, delimiter)
+        next(reader)
+        rows = [_row(file, columns, reader.line_num, values) for values in reader if any(value.strip() for value in values)]
     except csv.Error as cause:
         raise DataError(f"{file} cannot be read as CSV: {cause}") from cause
     repeated = [path for path, count in Counter(row["path"] for _, row in rows).items() if count > 1]
@@ -87,13 +132,6 @@ def _header(file: Path, text: str) -> tuple[str, list[str]]:
             return delimiter, columns
     shown = printable([name.strip() for name in next(_reader(text, _DELIMITERS[0]), [])], 300)
     raise DataError(f"{file} has the columns {shown}, but one must be called path; the header may also name label, split and classname")
-
-
-def _values(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The values of each row behind the header, with the number of its last line; empty lines are left out."""
-    reader = _reader(text, delimiter)
-    next(reader)
-    yield from ((reader.line_num, values) for values in reader if any(value.strip() for value in values))
 
 
 def _reader(text: str, delimiter: str) -> "Reader":

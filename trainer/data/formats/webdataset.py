@@ -3,44 +3,33 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from prtool.errors import DataError
 from prtool.runtime.images.files import LeftOut, is_image
 from prtool.text_safety import printable
 from prtool.trainer.data.formats.shards import SHARD_SUFFIX, member_span, members, read_member
-from prtool.trainer.data.formats.tables import read_names
-from prtool.trainer.data.formats.text_files import decode_text
-from prtool.trainer.data.images import SPLITS
+from prtool.trainer.data.formats.tables import decode_text, read_names
+from prtool.trainer.data.images import SPLITS, split_named
 from prtool.trainer.data.labels import RawLabel, resolve_labels
-from prtool.trainer.data.listing import HASHED_NOTE, Entry, Listing, hashed_split, joined
-from prtool.trainer.data.split_names import split_named
+from prtool.trainer.data.listing import Entry, Listing
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _UNSPLIT = ""
 _LABEL_KINDS = ("cls", "json", "txt")
-_LABEL_BYTES = 1 << 20
+_MAX_LABEL_BYTES = 1 << 20
 # Texts of which most are different describe one image each; class names are short and on one line.
 _FEW_TEXTS, _NAME_CHARACTERS = 8, 100
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """An image and what its shard says about it; `is_text` where .txt alone does."""
-
-    raw: RawLabel
-    is_text: bool
-
-
 def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """The shards of a folder by split: train/*.tar, or train*.tar beside each other; under "" those that name no split.
+    """The shards of a folder by split: train/*.tar, or train*.tar in the folder itself; under "" those that name no split.
 
     Returns:
-        Split -> shards sorted by name; empty where the folder has none.
+        Split -> shards sorted by name; empty if the folder has none.
 
     Raises:
-        DataError: the folder has compressed shards only, or shards with and without a split.
+        DataError: the folder has only compressed shards, or shards with and without a split.
     """
     found: dict[str, list[Path]] = {}
     for split in SPLITS:
@@ -55,11 +44,12 @@ def find_shards(folder: Path) -> dict[str, list[Path]]:
         raise DataError(
             f"{folder} has shards of the splits {', '.join(found)}, but {rest[0].name} names none; begin its name with train, val or test"
         )
-    if not rest and not found:
-        packed = sorted(path.name for path in folder.glob("*.t*") if path.name.endswith(_COMPRESSED))
-        if packed:
-            raise DataError(f"{folder} has compressed shards such as {packed[0]}; unpack them to .tar, since single images are read out of them")
-    return found or ({_UNSPLIT: rest} if rest else {})
+    if rest or found:
+        return found or {_UNSPLIT: rest}
+    packed = sorted(path.name for path in folder.glob("*.t*") if path.name.endswith(_COMPRESSED))
+    if packed:
+        raise DataError(f"{folder} has compressed shards such as {packed[0]}; unpack them to .tar, because images are read one at a time")
+    return {}
 
 
 def read_shards(folder: Path, shards: Mapping[str, Sequence[Path]], left_out: LeftOut) -> Listing:
@@ -77,19 +67,22 @@ def read_shards(folder: Path, shards: Mapping[str, Sequence[Path]], left_out: Le
         DataError: a shard cannot be read, a sample has two images or two labels of one kind, .txt holds captions, or labels are
             missing for some or have no names.
     """
-    samples: list[_Sample] = []
+    raw: list[RawLabel] = []
+    texts: list[str] = []
     counts: dict[str, int] = {}
     for split, files in shards.items():
-        before = len(samples)
+        before = len(raw)
         for file in files:
-            samples += _samples(file, file.relative_to(folder).as_posix(), left_out)
-        counts[split] = len(samples) - before
-    _check_captions(folder, [item.raw for item in samples if item.is_text])
-    raw = [item.raw for item in samples]
-    labels, classnames = resolve_labels(raw, read_names(folder), folder)
-    entries = [(item.place, label) for item, label in zip(raw, labels, strict=True)]
+            name = file.relative_to(folder).as_posix()
+            for sample in _samples(file, name, left_out):
+                label, is_text = _label(file, f"{name}/{sample['image']}", sample)
+                raw.append(label)
+                texts += [label.label] if is_text else []
+        counts[split] = len(raw) - before
+    _check_captions(folder, texts)
+    entries, classnames = resolve_labels(raw, read_names(folder), folder)
     if _UNSPLIT in counts:
-        return Listing(folder, classnames, hashed_split(entries, classnames), joined(HASHED_NOTE, left_out.note()))
+        return Listing.hashed(folder, classnames, entries, left_out.note())
     splits: dict[str, Sequence[Entry]] = {}
     for split, count in counts.items():
         splits[split], entries = entries[:count], entries[count:]
@@ -100,7 +93,8 @@ def _shards(folder: Path, prefix: str) -> list[Path]:
     return [path for path in sorted(folder.glob(f"{prefix}*{SHARD_SUFFIX}")) if not path.is_dir()]
 
 
-def _samples(shard: Path, name: str, left_out: LeftOut) -> list[_Sample]:
+def _samples(shard: Path, name: str, left_out: LeftOut) -> list[dict[str, str]]:
+    """For each sample with an image, its members by kind: "image", "cls", "json" or "txt"."""
     grouped: dict[str, dict[str, str]] = {}
     for member in members(shard):
         folder, slash, file = member.rpartition("/")
@@ -120,22 +114,22 @@ def _samples(shard: Path, name: str, left_out: LeftOut) -> list[_Sample]:
     for sample in grouped.values():
         if "image" not in sample:
             left_out.add("samples without an image", f"{name}/{next(iter(sample.values()))}")
-    return [_label(shard, f"{name}/{sample['image']}", sample) for sample in grouped.values() if "image" in sample]
+    return [sample for sample in grouped.values() if "image" in sample]
 
 
-def _label(shard: Path, place: str, sample: Mapping[str, str]) -> _Sample:
+def _label(shard: Path, path: str, sample: Mapping[str, str]) -> tuple[RawLabel, bool]:
+    """What a sample says about its image, and whether its label is the text of .txt."""
     record = _record(shard, sample["json"]) if "json" in sample else {}
     text = _text(shard, sample["txt"]) if "txt" in sample else ""
     name = record.get("classname", "") or text
     if "cls" in sample:
-        return _Sample(RawLabel(place, _text(shard, sample["cls"]), name), is_text=False)
+        return RawLabel(path, _text(shard, sample["cls"]), name), False
     label = record.get("label", "")
-    return _Sample(RawLabel(place, label or name, name), is_text=bool(text) and not label and "classname" not in record)
+    return RawLabel(path, label or name, name), bool(text) and not label and "classname" not in record
 
 
-def _check_captions(folder: Path, raw: Sequence[RawLabel]) -> None:
+def _check_captions(folder: Path, texts: Sequence[str]) -> None:
     """Rejects texts that describe single images: each would become a class."""
-    texts = [item.label for item in raw]
     long = next((text for text in texts if "\n" in text or len(text) > _NAME_CHARACTERS), None)
     if long is None and (len(texts) <= _FEW_TEXTS or 2 * len(set(texts)) <= len(texts)):
         return
@@ -149,7 +143,7 @@ def _text(shard: Path, member: str) -> str:
     try:
         return decode_text(_read_label(shard, member)).strip()
     except UnicodeDecodeError as cause:
-        raise DataError(f"{shard}: {printable(member)} is no UTF-8 text: {cause}") from cause
+        raise DataError(f"{shard}: {printable(member)} is not UTF-8 text: {cause}") from cause
 
 
 def _record(shard: Path, member: str) -> dict[str, str]:
@@ -157,7 +151,7 @@ def _record(shard: Path, member: str) -> dict[str, str]:
     try:
         found = json.loads(_read_label(shard, member))
     except (ValueError, RecursionError) as cause:
-        raise DataError(f"{shard}: {printable(member)} is no JSON: {printable(cause)}") from cause
+        raise DataError(f"{shard}: {printable(member)} is not JSON: {printable(cause)}") from cause
     if not isinstance(found, dict):
         example = '{"label": 3, "classname": "cat"}'
         raise DataError(f"{shard}: {printable(member)} must be an object such as {example}, but is {type(found).__name__}")
@@ -170,6 +164,6 @@ def _record(shard: Path, member: str) -> dict[str, str]:
 
 def _read_label(shard: Path, member: str) -> bytes:
     size = member_span(shard, member)[1]
-    if size > _LABEL_BYTES:
-        raise DataError(f"{shard}: {printable(member)} has {size} bytes, but a label has at most {_LABEL_BYTES}")
+    if size > _MAX_LABEL_BYTES:
+        raise DataError(f"{shard}: {printable(member)} has {size} bytes, but a label has at most {_MAX_LABEL_BYTES}")
     return read_member(shard, member)
