@@ -22,7 +22,7 @@ from prtool.files import OutputKind, new_file
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.records import check_settings, setting
 from prtool.runtime.encoder import Encoder, KeepLike
-from prtool.runtime.images.decode import expand_images
+from prtool.runtime.images.files import expand_images
 from prtool.runtime.images.preprocess import Pixels, prepare
 from prtool.spec import Preprocess
 from prtool.text_safety import printable

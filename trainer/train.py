@@ -15,9 +15,8 @@ from prtool.progress import Progress, SilentProgress
 from prtool.records import to_plain
 from prtool.store import Store, digest
 from prtool.trainer.config import RANKING, TrainConfig
-from prtool.trainer.data.few_shot import few_shot
 from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES
-from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.images import ImageSet, few_shot
 from prtool.trainer.data.listing import path_hash
 from prtool.trainer.data.load import available_splits, load_split, templates_for
 from prtool.trainer.data.seen import Seen

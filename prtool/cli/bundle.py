@@ -85,7 +85,7 @@ def embed(*, images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep |
     """Embeddings of images and folders of images; unreadable ones are skipped, counted and listed."""
     from prtool.runtime.embed import EmbedOptions, check_names, check_output, embed_folder, save_embeddings
     from prtool.runtime.encoder import Encoder, mode_counts
-    from prtool.runtime.images.decode import expand_images
+    from prtool.runtime.images.files import expand_images
 
     check_images(images)
     check_output(output)

@@ -7,7 +7,7 @@ import select
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -16,7 +16,6 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile
 
 from prtool.errors import ConfigError, ImageError, ShapeError
-from prtool.runtime.images.files import LeftOut, search
 from prtool.runtime.images.memory import MAX_BYTES, decoding_bytes, memory_for, turning_bytes
 from prtool.strict import open_regular
 from prtool.text_safety import printable
@@ -45,35 +44,21 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What Pillow's decoders raise on damaged data. Warnings count where the caller made them errors.
-_DAMAGE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    LookupError,
-    EOFError,
-    ArithmeticError,
-    AttributeError,
-    AssertionError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Warning,
-)
+# What Pillow's decoders raise on damaged data: their own errors, and Python's. Warnings count where the caller made them errors.
+_DECODER_ERRORS = (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, Warning)
+_DAMAGE = (*_DECODER_ERRORS, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError)
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Decodes one image completely, turns it as its EXIF orientation says, and makes it RGB.
+    """Decodes one image completely, turns it as its EXIF orientation says, and converts it to RGB.
 
-    Grey, palette, CMYK and 1-bit images become RGB as PIL's `convert("RGB")` does; alpha is dropped. 16-bit grey keeps its
-    high byte, as Pillow does for 16-bit colour. 32-bit integer and float images declare no range, so their lowest value becomes
-    0 and their highest 255. Of an animation, the first frame is read. A path may be a pipe, which is read to its end. May be
-    called from many threads; no global setting of PIL is read or changed.
+    Grey, palette, CMYK and 1-bit images are converted as PIL's `convert("RGB")` does; alpha is dropped. 16-bit grey keeps its
+    high byte, as in Pillow's 16-bit colour. 32-bit integer and float images declare no range, so their lowest value becomes
+    0 and their highest 255. The first frame of an animation is read. A path may be a pipe, which is read to its end. Safe from
+    many threads; no global setting of PIL is read or changed.
 
     Returns:
-        A loaded image of mode "RGB"; it is `source` itself when that is an upright RGB image.
+        A loaded image of mode "RGB"; `source` itself if that is an upright RGB image.
 
     Raises:
         ImageError: the file cannot be read, is empty, truncated, damaged, of an unknown format, or above MAX_PIXELS.
@@ -86,7 +71,7 @@ def open_image(source: ImageSource) -> Image.Image:
 
 @contextlib.contextmanager
 def opened(source: ImageSource) -> Iterator[Image.Image]:
-    """`open_image` for the body of a `with`: no other thread decodes a large image until the body has finished with this one."""
+    """`open_image` as a context manager: no other thread decodes a large image until the body has finished with this one."""
     with contextlib.ExitStack() as memory:
         if isinstance(source, np.ndarray):
             yield _from_array(source)
@@ -99,34 +84,13 @@ def opened(source: ImageSource) -> Iterator[Image.Image]:
             yield _read(io.BytesIO(content), f"image of {len(content)} bytes", memory)
 
 
-def expand_images(paths: Iterable[str | Path]) -> tuple[list[Path], LeftOut]:
-    """Files as given, whatever their suffix, and each folder replaced by the images in it, in the order of `paths`.
-
-    Returns:
-        The files, and what was left out of the folders.
-
-    Raises:
-        DataError: a folder cannot be listed.
-    """
-    files: list[Path] = []
-    left_out = LeftOut()
-    for path in map(Path, paths):
-        # Path.is_dir raises where a name is too long.
-        if not os.path.isdir(path):  # noqa: PTH112
-            files.append(path)
-            continue
-        found = search(path)
-        files += [path / name for name in found.paths]
-        left_out.merge(found.left_out, path)
-    return files, left_out
-
-
 def _content(source: object) -> bytes:
-    """The bytes of an image that is held in memory, or in an open file, which is read from its start as PIL does."""
+    """The bytes of an image in memory or in an open file, which is read from its start as PIL does."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         return bytes(source)
     if not hasattr(source, "read"):
-        raise ConfigError(f"an image is {printable(repr(source))}, a {type(source).__name__}, but it must be {_KINDS}")
+        kinds = "a path, a file's bytes, a file opened with 'rb', a PIL image or a (height, width, 3) uint8 array"
+        raise ConfigError(f"an image is {printable(repr(source))}, a {type(source).__name__}, but it must be {kinds}")
     stream = cast(IO[Any], source)
     try:
         if hasattr(stream, "seekable") and stream.seekable():
@@ -137,11 +101,8 @@ def _content(source: object) -> bytes:
     if not isinstance(content, bytes):
         raise ConfigError("an image is a file that was opened as text; open it with mode 'rb'")
     if len(content) > MAX_BYTES:
-        raise ImageError(f"an open file has more than {MAX_BYTES:,} bytes, the most that is read")
+        raise ImageError(f"an open file has more than {MAX_BYTES:,} bytes, but at most that many are read")
     return content
-
-
-_KINDS = "a path, a file's bytes, a file opened with 'rb', a PIL image or a (height, width, 3) uint8 array"
 
 
 def _open(path: Path) -> BinaryIO:
@@ -200,8 +161,7 @@ def _read(stream: IO[bytes], name: str, memory: contextlib.ExitStack) -> Image.I
 def _identify(stream: IO[bytes], prefix: bytes, name: str) -> ImageFile.ImageFile:
     """Reads the header only.
 
-    Image.open is not used because its bomb check has a limit (89 megapixels) and a warning filter that are
-    global to the process, so neither can be changed for one call while other threads run.
+    Image.open is not used: its bomb check has a limit (89 megapixels) and a warning filter that are global to the process.
     """
     Image.init()
     for kind in FORMATS:
@@ -215,7 +175,7 @@ def _identify(stream: IO[bytes], prefix: bytes, name: str) -> ImageFile.ImageFil
 
 
 def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack) -> Image.Image:
-    """Checks the size, decodes, and returns an upright RGB image; `memory` keeps the turn of a large one until it is closed."""
+    """Checks the size, decodes, and returns an upright RGB image; `memory` holds the lock of a large one until it is closed."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(f"{name} has {width} x {height} pixels, but at most {MAX_PIXELS:,} are decoded; make it smaller first")
@@ -239,7 +199,7 @@ def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack) -> Imag
 def _check_memory(image: Image.Image, size: int, name: str) -> None:
     if size > MAX_BYTES:
         what = f"{image.width} x {image.height} pixels of mode {image.mode}"
-        raise ImageError(f"{name} has {what}, which take {size:,} bytes to decode, but at most {MAX_BYTES:,} are given; make it smaller first")
+        raise ImageError(f"{name} has {what}, which take {size:,} bytes to decode, but at most {MAX_BYTES:,} are allowed; make it smaller first")
 
 
 def _allocate(image: Image.Image) -> None:
@@ -258,21 +218,24 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) else 1
 
 
+def _bands(image: Image.Image) -> list[tuple[int, int, int, int]]:
+    """Boxes of some rows each: to convert a whole large image would hold it several times over."""
+    rows = max(1, _BAND_PIXELS // image.width)
+    return [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+
+
 def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The image as RGB, some rows at a time: a conversion of the whole would hold it several times over."""
-    width, height = image.size
-    rows = max(1, _BAND_PIXELS // width)
-    if rows >= height:
+    boxes = _bands(image)
+    if len(boxes) == 1:
         return convert(image)
     rgb = Image.new("RGB", image.size)
-    for top in range(0, height, rows):
-        box = (0, top, width, min(top + rows, height))
+    for box in boxes:
         rgb.paste(convert(image.crop(box)), box)
     return rgb
 
 
 def _converter(image: Image.Image, kind: str | None) -> Callable[[Image.Image], Image.Image]:
-    """The function that makes rows of a decoded image RGB; `kind` is the format that it was read from."""
+    """The function that converts rows of a decoded image to RGB; `kind` is the format that it was read from."""
     if image.mode.startswith("I;16"):
         return lambda rows: Image.fromarray((np.asarray(rows) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "I" and kind in ("PNG", "PPM"):
@@ -289,18 +252,18 @@ def _converter(image: Image.Image, kind: str | None) -> Callable[[Image.Image], 
 def _stretcher(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
     """Lowest finite value to 0, highest to 255; values that are not finite, and images of one value, to 0."""
     low, high = np.inf, -np.inf
-    rows = max(1, _BAND_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        values = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))), np.float64)
+    for box in _bands(image):
+        values = np.asarray(image.crop(box), np.float64)
         finite = values[np.isfinite(values)]
         if finite.size:
             low, high = min(low, finite.min()), max(high, finite.max())
     scale = 255.0 / (high - low) if high > low else 0.0
+    zero = low if np.isfinite(low) else 0.0
 
     def stretch(part: Image.Image) -> Image.Image:
         values = np.array(part, np.float64)
-        values[~np.isfinite(values)] = low if np.isfinite(low) else 0.0
-        values -= low if np.isfinite(low) else 0.0
+        values[~np.isfinite(values)] = zero
+        values -= zero
         return Image.fromarray(np.rint(values * scale).astype(np.uint8)).convert("RGB")
 
     return stretch

@@ -1,4 +1,4 @@
-"""Finds the image files of a folder by their names, and counts those that are left out, with the reason."""
+"""Finds image files in folders by their names, and counts those that are left out, with the reason."""
 
 import os
 import re
@@ -27,34 +27,21 @@ class LeftOut:
     found: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def add(self, reason: str, path: str) -> None:
-        """One more image is left out."""
+        """Adds one image."""
         count, first = self.found.get(reason, (0, path))
         self.found[reason] = (count + 1, first)
 
     def merge(self, other: "LeftOut", folder: Path) -> None:
-        """What a search of `folder` left out."""
+        """Adds what a search of `folder` left out."""
         for reason, (count, first) in other.found.items():
             before, kept = self.found.get(reason, (0, str(folder / first)))
             self.found[reason] = (before + count, kept)
 
     def note(self) -> str:
-        """One line for the user; "" where nothing is left out."""
+        """One line for the user; "" if nothing is left out."""
         parts = [f"{count} {reason} (the first: {printable(first)})" for reason, (count, first) in self.found.items()]
         total = sum(count for count, _ in self.found.values())
         return f"{total} {'file is' if total == 1 else 'files are'} not used: {', '.join(parts)}" if parts else ""
-
-
-@dataclass(slots=True)
-class ImageFiles:
-    """The image files under a folder.
-
-    Attributes:
-        paths: relative to the folder, with "/", sorted by their parts.
-        left_out: the others.
-    """
-
-    paths: list[str] = field(default_factory=list)
-    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def is_image(name: str) -> bool:
@@ -62,7 +49,7 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and _suffix(name) in SUFFIXES
 
 
-def search(folder: str | Path, *, follow: bool = False) -> ImageFiles:
+def search(folder: str | Path, *, follow: bool = False) -> tuple[list[str], LeftOut]:
     """Every image file under a folder with its sub-folders.
 
     Left out are hidden files and folders (".name"), folders that systems make for thumbnails or deleted files ("@eaDir",
@@ -70,27 +57,58 @@ def search(folder: str | Path, *, follow: bool = False) -> ImageFiles:
 
     Args:
         folder: where to begin; its own name does not matter.
-        follow: whether links to folders are followed, but for those that lead back to a folder around them.
+        follow: whether links to folders are followed, unless they lead back to a folder around them.
+
+    Returns:
+        The files' paths relative to the folder, with "/", sorted by their parts; and the files that are left out.
 
     Raises:
         DataError: the folder, or one in it, cannot be listed.
     """
-    found = ImageFiles()
+    paths: list[str] = []
+    left_out = LeftOut()
     # Each folder with its path, the reason why its images are left out, and the real folders around it.
     waiting: list[tuple[str, str, frozenset[str]]] = [("", "", frozenset())]
     while waiting:
         inside, reason, around = waiting.pop()
         around |= {os.path.realpath(Path(folder, inside))} if follow else frozenset()
-        for item in _scan(Path(folder, inside), found.left_out if reason else None):
+        for item in _scan(Path(folder, inside), left_out if reason else None):
             path = f"{inside}/{item.name}" if inside else item.name
-            if not _is_folder(item):
-                _sort_file(found, item, path, reason)
-            elif item.is_symlink() and (not follow or os.path.realpath(item.path) in around):
-                found.left_out.add(_LINKS, path)
-            else:
-                waiting.append((path, reason or _why_folder(item.name), around))
-    found.paths.sort(key=lambda path: path.split("/"))
-    return found
+            if _is_folder(item):
+                if item.is_symlink() and (not follow or os.path.realpath(item.path) in around):
+                    left_out.add(_LINKS, path)
+                else:
+                    waiting.append((path, reason or _why_folder(item.name), around))
+            elif (suffix := _suffix(item.name)) in SUFFIXES or suffix in _UNREAD_SUFFIXES:
+                why = reason or _why_file(item, suffix)
+                if why:
+                    left_out.add(why, path)
+                else:
+                    paths.append(path)
+    paths.sort(key=lambda path: path.split("/"))
+    return paths, left_out
+
+
+def expand_images(paths: Iterable[str | Path]) -> tuple[list[Path], LeftOut]:
+    """Files as given, whatever their suffix, and each folder replaced by the images in it, in the order of `paths`.
+
+    Returns:
+        The files, and what was left out of the folders.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    files: list[Path] = []
+    left_out = LeftOut()
+    for path in map(Path, paths):
+        # Path.is_dir raises where a name is too long.
+        if not os.path.isdir(path):  # noqa: PTH112
+            files.append(path)
+            continue
+        names, unused = search(path)
+        files += [path / name for name in names]
+        left_out.merge(unused, path)
+    return files, left_out
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -111,27 +129,19 @@ def grouped(paths: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _sort_file(found: ImageFiles, item: os.DirEntry[str], path: str, reason: str) -> None:
-    suffix = _suffix(item.name)
-    if suffix in _UNREAD_SUFFIXES:
-        found.left_out.add(reason or _UNREAD, path)
-    elif suffix in SUFFIXES:
-        why = reason or (_HIDDEN if item.name.startswith(".") else "") or _why_not_regular(item)
-        if why:
-            found.left_out.add(why, path)
-        else:
-            found.paths.append(path)
-
-
 def _why_folder(name: str) -> str:
     if name.startswith("."):
         return _HIDDEN
     return _MADE if _MADE_BY_SYSTEMS.fullmatch(name) else ""
 
 
-def _why_not_regular(item: os.DirEntry[str]) -> str:
-    # Knows files without a `stat` each, but for links.
+def _why_file(item: os.DirEntry[str], suffix: str) -> str:
+    if suffix in _UNREAD_SUFFIXES:
+        return _UNREAD
+    if item.name.startswith("."):
+        return _HIDDEN
     try:
+        # Only links need a `stat`.
         if item.is_file():
             return ""
         item.stat()
@@ -154,7 +164,7 @@ def _suffix(name: str) -> str:
 
 
 def _scan(folder: Path, left_out: LeftOut | None = None) -> list[os.DirEntry[str]]:
-    """What lies in a folder; one whose images are left out anyway may be closed to us."""
+    """The entries of a folder; with `left_out`, one without permission is counted there."""
     # scandir knows folders from files without a stat each: ImageNet has 1.3 million.
     try:
         with os.scandir(folder) as items:

@@ -33,24 +33,26 @@ def prepare(image: ImageSource, spec: Preprocess) -> Pixels:
         ImageError: the image cannot be read.
         ShapeError: an array is not (height, width, 3) uint8.
     """
-    pixels = np.empty((3, *spec.size), np.float32)
-    _normalise(view(image, spec), spec, pixels)
-    return pixels
+    return prepare_batch([image], spec)[0]
 
 
 def prepare_batch(images: Sequence[ImageSource], spec: Preprocess) -> Pixels:
-    """Several images, in order.
+    """Several images, in order, as `prepare` gives them.
 
     Returns:
-        (batch, 3, height, width) float32, C-contiguous; each row as `prepare` gives it.
+        (batch, 3, height, width) float32, C-contiguous.
 
     Raises:
-        ImageError: one of the images cannot be read.
-        ShapeError: an array is not (height, width, 3) uint8.
+        ImageError, ShapeError: as for `prepare`.
     """
+    tables = _tables(spec.mean, spec.std)
     pixels = np.empty((len(images), 3, *spec.size), np.float32)
     for row, image in zip(pixels, images, strict=True):
-        _normalise(view(image, spec), spec, row)
+        values = np.asarray(view(image, spec))
+        for channel, table in enumerate(tables):
+            # A look-up takes 0.21 ms for 224 x 224, torch's three passes 0.64 ms for the same bits.
+            # mode="clip" writes straight to `out`; the default would go through a buffer.
+            np.take(table, values[..., channel], out=row[channel], mode="clip")
     return pixels
 
 
@@ -84,11 +86,10 @@ def view(image: ImageSource, spec: Preprocess) -> Image.Image:
         A PIL image of mode "RGB" and the spec's size.
 
     Raises:
-        ImageError: the image cannot be read.
-        ShapeError: an array is not (height, width, 3) uint8.
+        ImageError, ShapeError: as for `prepare`.
     """
-    # open_clip makes RGB last. For RGB and grey photographs that is the same in every bit; palette and 1-bit images
-    # PIL would resize by nearest neighbour, and hidden colours under transparent pixels would be weighted away.
+    # open_clip converts to RGB last. RGB and grey photographs are bit-identical either way; PIL would resize palette and
+    # 1-bit images by nearest neighbour, and weight away hidden colours under transparent pixels.
     height, width = spec.size
     with opened(image) as rgb:
         if spec.resize_mode == "squash":
@@ -153,11 +154,3 @@ def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> Pixels:
     tables = (values - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
     tables.setflags(write=False)
     return tables
-
-
-def _normalise(image: Image.Image, spec: Preprocess, out: Pixels) -> None:
-    """Looks every value up: 0.21 ms for 224 x 224, where torch's three passes take 0.64 ms for the same bits."""
-    values = np.asarray(image)
-    for channel, table in enumerate(_tables(spec.mean, spec.std)):
-        # mode="clip" writes straight to `out`; the default would go through a buffer.
-        np.take(table, values[..., channel], out=out[channel], mode="clip")

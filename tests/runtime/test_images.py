@@ -21,8 +21,8 @@ from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from prtool.errors import DataError, ImageError, ShapeError
 from prtool.runtime.images import decode as images
-from prtool.runtime.images.decode import MAX_PIXELS, expand_images, open_image
-from prtool.runtime.images.files import search
+from prtool.runtime.images.decode import MAX_PIXELS, open_image
+from prtool.runtime.images.files import expand_images, search
 from prtool.runtime.images.memory import decoding_bytes, memory_for
 
 
@@ -437,9 +437,9 @@ def touched(root: Path, *names: str) -> Path:
 def test_search_lists_known_suffixes_in_order(tmp_path: Path) -> None:
     touched(tmp_path, "b.JPG", "a.png", "notes.txt", "sub/c.webp", "sub/deep/d.tif", "sub-1/e.jp2", "jpg")
     (tmp_path / "folder.jpg").mkdir()
-    found = search(tmp_path)
-    assert found.paths == ["a.png", "b.JPG", "sub/c.webp", "sub/deep/d.tif", "sub-1/e.jp2"] and found.left_out.note() == ""
-    assert search(str(tmp_path / "folder.jpg")).paths == []
+    paths, left_out = search(tmp_path)
+    assert paths == ["a.png", "b.JPG", "sub/c.webp", "sub/deep/d.tif", "sub-1/e.jp2"] and left_out.note() == ""
+    assert search(str(tmp_path / "folder.jpg"))[0] == []
 
 
 def test_search_counts_and_names_what_it_leaves_out(tmp_path: Path) -> None:
@@ -448,9 +448,9 @@ def test_search_counts_and_names_what_it_leaves_out(tmp_path: Path) -> None:
     (tmp_path / "lost.png").symlink_to("nowhere")
     (tmp_path / "self.png").symlink_to("self.png")
     (tmp_path / "up").symlink_to("..")
-    found = search(tmp_path)
-    assert found.paths == ["a.png"]
-    assert {reason: count for reason, (count, _) in found.left_out.found.items()} == {
+    paths, left_out = search(tmp_path)
+    assert paths == ["a.png"]
+    assert {reason: count for reason, (count, _) in left_out.found.items()} == {
         "hidden": 2,
         "in folders of thumbnails or deleted files": 4,
         "of a format that is not read": 1,
@@ -458,7 +458,7 @@ def test_search_counts_and_names_what_it_leaves_out(tmp_path: Path) -> None:
         "links to nothing": 2,
         "links to folders, which are not followed": 1,
     }
-    note = found.left_out.note()
+    note = left_out.note()
     assert note.startswith("11 ") and "\n" not in note and "b.HEIC" in note
 
 
@@ -466,9 +466,9 @@ def test_search_follows_links_but_in_no_circle(tmp_path: Path) -> None:
     touched(tmp_path, "far/x.jpg", "data/cat/a.jpg")
     (tmp_path / "data" / "dog").symlink_to(tmp_path / "far")
     (tmp_path / "far" / "back").symlink_to(tmp_path / "data")
-    found = search(tmp_path / "data", follow=True)
-    assert found.paths == ["cat/a.jpg", "dog/x.jpg"] and "1 links to folders" in found.left_out.note()
-    assert search(tmp_path / "data").paths == ["cat/a.jpg"]
+    paths, left_out = search(tmp_path / "data", follow=True)
+    assert paths == ["cat/a.jpg", "dog/x.jpg"] and "1 links to folders" in left_out.note()
+    assert search(tmp_path / "data")[0] == ["cat/a.jpg"]
 
 
 def test_search_rejects_what_is_no_folder(tmp_path: Path) -> None:

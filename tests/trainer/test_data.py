@@ -17,8 +17,7 @@ from prtool.errors import ConfigError, DataError, ImageError
 from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Preprocess
 from prtool.trainer.data.address import folder_of, parse_data, split_data
-from prtool.trainer.data.few_shot import few_shot
-from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.images import ImageSet, few_shot
 from prtool.trainer.data.load import available_splits, data_exists, load_split, merge, pixel_batches, templates_for
 from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images

@@ -1,7 +1,4 @@
-"""What `--data` says: a folder or file, NAME:FOLDER for a known set, or several of them with commas between.
-
-A comma that belongs to a path is written twice, so that a list of sets is read back as it was written.
-"""
+"""The value of `--data`: a folder or file, NAME:FOLDER for a known set, or several of them; a comma of a path is written twice."""
 
 import difflib
 import os
@@ -28,10 +25,9 @@ class Address:
 
 
 def parse_data(text: str | Path) -> tuple[Address, ...]:
-    """Reads `--data`: FOLDER, FILE.csv, SHARD.tar, NAME:FOLDER, or several of them with commas between.
+    """Reads `--data`: FOLDER, FILE.csv, SHARD.tar, NAME:FOLDER, or several of them separated by commas.
 
-    A text that is an existing path, or NAME: and an existing path, is that path, whatever it contains. Else a comma separates,
-    and two commas are one that belongs to a path.
+    A text that is an existing path, or NAME: and an existing folder, is that path, whatever it contains.
 
     Raises:
         DataError: it is empty, a name is unknown or has no folder, a path does not exist, one set is named twice, or the text
@@ -46,7 +42,7 @@ def parse_data(text: str | Path) -> tuple[Address, ...]:
             raise DataError(f"data = '{printable(whole)}' may mean that path, or {other}, which are there too; write a comma of a path twice")
         return (plain,)
     if not all(part.strip() for part in parts):
-        raise DataError(f"data = '{printable(whole)}' has an empty part; give FOLDER, NAME:FOLDER, or several of them with commas between")
+        raise DataError(f"data = '{printable(whole)}' has an empty part; give FOLDER, NAME:FOLDER, or several of them separated by commas")
     found = tuple(map(_address, parts))
     texts = [address.text() for address in found]
     if len(set(texts)) != len(texts):
@@ -55,12 +51,12 @@ def parse_data(text: str | Path) -> tuple[Address, ...]:
 
 
 def split_data(text: str) -> tuple[str, ...]:
-    """The parts of a list of addresses, as `parse_data` separates them; each is an address of its own, whether anything is there or not."""
+    """The parts of a list of addresses, as `parse_data` separates them; they need not exist."""
     return (text,) if _existing(text) is not None else tuple(part.strip() for part in _split(text))
 
 
 def folder_of(text: str) -> Path:
-    """The folder or file that one address means: the path after NAME: where that is how it is written."""
+    """The folder or file of one address, without its NAME:; it need not exist."""
     found = _existing(text)
     return Path(text.partition(":")[2] or text).expanduser() if found is None else found.path
 

@@ -17,7 +17,7 @@ def downloadable() -> tuple[str, ...]:
 
 
 def download(name: str, root: str | Path) -> str:
-    """Downloads a known set into a folder of data sets and unpacks it there, whole or not at all; what is there already stays as it is.
+    """Downloads a known set into a folder of data sets, whole or not at all, and keeps what is there already.
 
     Args:
         name: one of `downloadable()`.

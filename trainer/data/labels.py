@@ -36,44 +36,33 @@ def whole_label(text: str) -> int:
     return int(found.group(1))
 
 
-def resolve_labels(raw: Sequence[RawLabel], names: Sequence[str], where: Path) -> tuple[list[Entry], tuple[str, ...]]:
+def resolve_labels(raw: Sequence[RawLabel], names: tuple[str, ...], where: Path) -> tuple[list[Entry], tuple[str, ...]]:
     """The entries of a listing and the class names.
 
-    Numbers are labels from 0; their class names stand next to them or in `names`. Text labels are class names, numbered in
-    sorted order, unless class names stand next to them: then they are ids (n01440764), which those names replace. If no image
-    has a label, all get NO_LABEL and there are no class names.
-
-    Args:
-        raw: one per image.
-        names: class names in label order, from a file next to the data; empty for none.
-        where: the data, for messages.
+    Numbers are labels from 0; their class names stand next to them or in `names`, which a file next to the data gives. Text
+    labels are class names, numbered in sorted order, unless class names stand next to them: then they are ids (n01440764), which
+    those names replace. If no image has a label, all get NO_LABEL and there are no class names.
 
     Raises:
         DataError: only some images have labels, some labels are numbers and others text, numbers have no names, or a number or
-            id has two names.
+            id has two names; the message begins with `where`.
     """
-    labels, classnames = _resolve(raw, tuple(names), where)
-    return [(item.path, label) for item, label in zip(raw, labels, strict=True)], classnames
-
-
-def _resolve(raw: Sequence[RawLabel], names: tuple[str, ...], where: Path) -> tuple[list[int], tuple[str, ...]]:
     unlabelled = [item.path for item in raw if not item.label]
     if len(unlabelled) == len(raw):
-        return [NO_LABEL] * len(raw), ()
+        return [(item.path, NO_LABEL) for item in raw], ()
     if unlabelled:
         raise DataError(
             f"{where}: {len(unlabelled)} of {len(raw)} images have no label, the first '{printable(unlabelled[0])}'; label all of them, or none"
         )
     numbers = [item.label for item in raw if _NUMBER.fullmatch(item.label)]
-    if not numbers:
-        return _by_text(raw, names, where)
-    if len(numbers) < len(raw):
-        text = next(item.label for item in raw if not _NUMBER.fullmatch(item.label))
+    texts = [item.label for item in raw if not _NUMBER.fullmatch(item.label)]
+    if numbers and texts:
         raise DataError(
-            f"{where} has numbers as labels, such as {numbers[0]!r}, and text, such as '{printable(text)}'; "
+            f"{where} has numbers as labels, such as {numbers[0]!r}, and text, such as '{printable(texts[0])}'; "
             "write one kind, with the class names in a column classname if that is numbers"
         )
-    return _by_number(raw, names, where)
+    labels, classnames = (_by_number if numbers else _by_text)(raw, names, where)
+    return [(item.path, label) for item, label in zip(raw, labels, strict=True)], classnames
 
 
 def _by_number(raw: Sequence[RawLabel], names: tuple[str, ...], where: Path) -> tuple[list[int], tuple[str, ...]]:

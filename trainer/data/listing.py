@@ -37,18 +37,12 @@ class Listing:
 
     @classmethod
     def hashed(cls, root: Path, classnames: tuple[str, ...], entries: Iterable[Entry], *notes: str) -> "Listing":
-        """The listing of data without splits, split by `hashed_split`.
-
-        Raises:
-            DataError: a class has fewer than three images.
-        """
+        """The listing of data without splits, split by `hashed_split`."""
         return cls(root, classnames, hashed_split(entries, classnames), joined(_HASHED_NOTE, *notes))
 
     def missing(self, split: str) -> list[str]:
-        """The paths of a split that are neither a regular file nor a shard's member, in order.
-
-        Each folder is listed once, which is faster than a `stat` per image.
-        """
+        """The paths of a split that are neither a regular file nor a shard's member, in order."""
+        # Listing each folder once is faster than a `stat` per image.
         listed: dict[str, set[str]] = {}
         absent = []
         for path, _ in self.splits.get(split, ()):
@@ -82,16 +76,7 @@ def numbered(classnames: Iterable[str]) -> dict[str, int]:
 
 
 def names_in_order(names: Mapping[int, str], where: Path, first: int = 0) -> tuple[str, ...]:
-    """Class names by their number.
-
-    Args:
-        names: number -> class name.
-        where: the file or folder that they come from, for messages.
-        first: the smallest number.
-
-    Raises:
-        DataError: the numbers have gaps or do not begin with `first`.
-    """
+    """Class names by their number; DataError, which names the file `where`, if the numbers have gaps or do not begin with `first`."""
     numbers, expected = sorted(names), range(first, first + len(names))
     if numbers != list(expected):
         raise DataError(f"{where} has labels {numbers[:5]}..., but they must be {first} to {expected.stop - 1} without gaps")
@@ -102,12 +87,7 @@ def hashed_split(entries: Iterable[Entry], classnames: Sequence[str], shares: tu
     """Splits each class by a hash of each image's path: by default about 50 % train, 20 % val, the rest test.
 
     The split of an image depends on its path alone, so adding an image moves no other. Only a split that would stay empty
-    takes the image whose hash is nearest to its bounds.
-
-    Args:
-        entries: all images; the hashed path must be relative to the data folder.
-        classnames: in label order.
-        shares: of train and val; there is no test split if they add up to 1.
+    takes the image whose hash is nearest to its bounds. There is no test split if the shares of train and val add up to 1.
 
     Raises:
         DataError: a class has fewer images than there are splits.

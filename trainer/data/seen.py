@@ -1,4 +1,7 @@
-"""The images that a run has seen, as fingerprints, so that an evaluation recognises images of the run's training or validation."""
+"""The images that a run has seen, as fingerprints, so that an evaluation recognises images of the run's training or validation.
+
+An image that cannot be read raises DataError.
+"""
 
 import hashlib
 import os
@@ -35,11 +38,7 @@ class Seen:
 
     @classmethod
     def of(cls, train: ImageSet, val: ImageSet) -> "Seen":
-        """The fingerprints of two sets.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+        """The fingerprints of two sets."""
         return cls(np.unique(fingerprints(train)), np.unique(fingerprints(val)))
 
     def joined(self, other: "Seen") -> "Seen":
@@ -47,11 +46,7 @@ class Seen:
         return Seen(np.union1d(self.train, other.train), np.union1d(self.val, other.val))
 
     def find(self, images: ImageSet) -> tuple[list[int], list[int]]:
-        """The indices of a set's images that were trained on, and of the others that were validated on.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+        """The indices of a set's images that were trained on, and of the others that were validated on."""
         found = fingerprints(images)
         trained = np.isin(found, self.train)
         return np.flatnonzero(trained).tolist(), np.flatnonzero(np.isin(found, self.val) & ~trained).tolist()
@@ -81,9 +76,6 @@ def fingerprints(images: ImageSet) -> Fingerprints:
 
     Returns:
         (images,) uint64, in order.
-
-    Raises:
-        DataError: an image cannot be read.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         return np.fromiter(pool.map(lambda index: _fingerprint(*images.span(index)), range(len(images))), np.uint64, len(images))

@@ -13,8 +13,7 @@ from prtool.errors import ConfigError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
 from prtool.store import digest
-from prtool.trainer.data.few_shot import few_shot
-from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.images import ImageSet, few_shot
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
 from prtool.trainer.models.prompts import TextContext, VisualTokens, check_layers, new_context, new_visual
 from prtool.trainer.models.pruned import PrunedEncoder

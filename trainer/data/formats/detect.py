@@ -31,10 +31,7 @@ def read_listing(address: Address) -> Listing:
 
     A file is CSV (.csv) or a shard (.tar). A folder is tried as: split_coop.json; the layout of the known set that was
     named, or that its files tell; tar shards; train/, val/ and test/; and, unless a set was named, class folders, then
-    photographs.
-
-    Raises:
-        DataError: there is none of these, or it cannot be read; for a known set, the message states the expected files.
+    photographs. If there is none of these, or a known set is incomplete, the error states the expected files.
     """
     path = address.path
     if not path.is_dir():
@@ -51,7 +48,7 @@ def read_listing(address: Address) -> Listing:
         return _read_shard_folder(path, shards)
     folders = find_split_folders(path)
     if folders:
-        return read_split_folders(path, folders, _rename_of(known or named_like(path)))
+        return read_split_folders(path, folders, _rename(known or named_like(path)))
     if known:
         raise DataError(f"{path} does not hold {known.name}: no known layout is complete there; {known.explain(path)}")
     return _read_unsplit(path)
@@ -65,11 +62,7 @@ def known_set(address: Address) -> KnownSet | None:
 
 
 def templates_of(address: Address) -> tuple[str, ...]:
-    """The prompt templates of one data set: those of a known set, those of a file next to tar shards, or the default.
-
-    Raises:
-        DataError: a templates file cannot be read, or a line lacks {c}.
-    """
+    """The prompt templates of one data set: those of a known set, those of a file next to tar shards (with {c} in each line), or the default."""
     known = known_set(address)
     if known is not None:
         return (known.template,)
@@ -83,7 +76,7 @@ def templates_of(address: Address) -> tuple[str, ...]:
     return tuple(line.replace("{c}", "{}") for line in lines)
 
 
-def _rename_of(known: KnownSet | None) -> Rename:
+def _rename(known: KnownSet | None) -> Rename:
     return known.rename if known else str
 
 
@@ -96,23 +89,23 @@ def _read_file(path: Path) -> Listing:
 
 
 def _read_shard_folder(path: Path, shards: Mapping[str, Sequence[Path]]) -> Listing:
-    found = search(path)
-    if found.paths:
-        first = printable(found.paths[0])
-        raise DataError(f"{path} has tar shards and {len(found.paths)} images outside of them, the first {first!r}; move either to another folder")
-    return read_shards(path, shards, found.left_out)
+    images, left_out = search(path)
+    if images:
+        first = printable(images[0])
+        raise DataError(f"{path} has tar shards and {len(images)} images outside of them, the first {first!r}; move either to another folder")
+    return read_shards(path, shards, left_out)
 
 
 def _read_unsplit(path: Path) -> Listing:
     inside = [f"{known.name}:{path}" for known in KNOWN.values() if known.find(path)]
     if inside:
         raise DataError(f"{path} is not a data set: it holds known sets; give --data {', '.join(inside)}")
-    found = search(path, follow=True)
-    if any("/" in image for image in found.paths):
-        return read_class_folders(path, rename=_rename_of(named_like(path)))
-    if found.paths:
+    images, left_out = search(path, follow=True)
+    if any("/" in image for image in images):
+        return read_class_folders(path, rename=_rename(named_like(path)))
+    if images:
         return read_photos(path)
-    why = joined(f"expected {path}/train/CLASS/IMAGE.jpg, or one of the forms in docs/data.md", found.left_out.note())
+    why = joined(f"expected {path}/train/CLASS/IMAGE.jpg, or one of the forms in docs/data.md", left_out.note())
     raise DataError(
         f"{path} is not a data set: it has no {SPLIT_FILE}, no train/, val/ or test/, no tar shards and no class folders with images; {why}"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from prtool.errors import DataError
-from prtool.runtime.images.files import ImageFiles, folder_names, grouped, search
+from prtool.runtime.images.files import LeftOut, folder_names, grouped, search
 from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
 from prtool.trainer.data.formats.tables import MAX_BYTES, expect_form
@@ -24,11 +24,8 @@ def read_split_file(root: Path, file: Path, images: str = "") -> Listing:
 
     Args:
         root: the listing's root.
-        file: the JSON file.
+        file: the JSON file; labels with gaps or with two names are errors.
         images: the folder that its paths start from, relative to `root`; "" for `root` itself.
-
-    Raises:
-        DataError: the file cannot be read, is of another form, or has labels with gaps or with two names.
     """
     prefix = f"{images}/" if images else ""
     with expect_form(file, "{train, val, test: [[path, label, class name], ...]}"):
@@ -44,11 +41,7 @@ def read_split_file(root: Path, file: Path, images: str = "") -> Listing:
 
 
 def find_split_folders(root: Path) -> dict[str, str]:
-    """Split -> the name of its folder in `root`, in any case, "valid" and "validation" for val too; empty if there is none.
-
-    Raises:
-        DataError: two folders are of one split, or `root` cannot be listed.
-    """
+    """Split -> the name of its folder in `root`, in any case, "valid" and "validation" for val too; two folders of a split are an error."""
     found: dict[str, str] = {}
     for name in folder_names(root):
         split = split_named(name)
@@ -60,18 +53,16 @@ def find_split_folders(root: Path) -> dict[str, str]:
 def read_split_folders(root: Path, folders: Mapping[str, str], rename: Rename = str) -> Listing:
     """train/, val/ and test/ (those that exist) with one folder per class, or with photographs without labels if there is no class folder.
 
-    If there are no class folders but other folders with images next to a folder "train", that folder is a class itself.
+    If there are no class folders but other folders with images next to a folder "train", that folder is a class itself; next to
+    several such folders this is ambiguous, and an error. So is a class folder that has no image in any split.
 
     Args:
         root: the listing's root.
         folders: as `find_split_folders` gives them.
         rename: class folder -> class name.
-
-    Raises:
-        DataError: a folder cannot be listed, a class folder has no image in any split, or folders may be splits or classes.
     """
-    found = search(root, follow=True)
-    groups = grouped(found.paths)
+    images, left_out = search(root, follow=True)
+    groups = grouped(images)
     others = [name for name in groups if name not in ("", *folders.values())]
     inside = {split: grouped(path.partition("/")[2] for path in groups.get(name, ())) for split, name in folders.items()}
     labelled = any(set(parts) - {""} for parts in inside.values())
@@ -79,28 +70,21 @@ def read_split_folders(root: Path, folders: Mapping[str, str], rename: Rename = 
     if others and used and not labelled:
         return _maybe_classes(root, used, others, rename)
     for path in (path for name in ("", *others) for path in groups.get(name, ())):
-        found.left_out.add("outside of the folders of the splits", path)
+        left_out.add("outside of the folders of the splits", path)
     if not labelled:
         splits = {split: [(f"{folders[split]}/{path}", NO_LABEL) for path in parts.get("", ())] for split, parts in inside.items()}
-        return Listing(root, (), splits, found.left_out.note())
+        return Listing(root, (), splits, left_out.note())
     names = sorted({name for name in folders.values() for name in folder_names(root / name)})
-    parts = {split: _class_entries(root, name, found, names) for split, name in folders.items()}
+    parts = {split: _class_entries(root, name, images, names, left_out) for split, name in folders.items()}
     _check_classes(root, names, (entry for entries, _ in parts.values() for entry in entries))
-    note = joined(found.left_out.note(), *(note for _, note in parts.values()))
+    note = joined(left_out.note(), *(note for _, note in parts.values()))
     return Listing(root, tuple(map(rename, names)), {split: entries for split, (entries, _) in parts.items()}, note)
 
 
 def read_class_folders(root: Path, inside: str = "", rename: Rename = str, ignored: Collection[str] = ()) -> Listing:
-    """One folder per class and no splits: those come from a hash of each path, about 50/20/30.
+    """One folder per class in `root`/`inside`, but for those `ignored`, and no splits: these come from a hash of each path, about 50/20/30.
 
-    Args:
-        root: the listing's root.
-        inside: the folder of the class folders, relative to `root`.
-        rename: class folder -> class name.
-        ignored: folders that are no class.
-
-    Raises:
-        DataError: a folder cannot be listed, is empty, is a data set of its own, or has too few images for three splits.
+    A class folder that is empty, has too few images for three splits, or is a data set of its own, is an error.
     """
     folders = [name for name in folder_names(root / inside) if name not in ignored]
     entries, note = class_images(root, inside, folders)
@@ -109,25 +93,17 @@ def read_class_folders(root: Path, inside: str = "", rename: Rename = str, ignor
 
 
 def read_photos(root: Path) -> Listing:
-    """Photographs directly in a folder: no labels, and splits from a hash of each path.
-
-    Raises:
-        DataError: the folder cannot be listed, or has fewer than three images.
-    """
-    found = search(root, follow=True)
-    return Listing.hashed(root, (), [(path, NO_LABEL) for path in found.paths if "/" not in path], found.left_out.note())
+    """Photographs directly in a folder: no labels, and splits from a hash of each path. At least three are needed."""
+    images, left_out = search(root, follow=True)
+    return Listing.hashed(root, (), [(path, NO_LABEL) for path in images if "/" not in path], left_out.note())
 
 
 def class_images(root: Path, inside: str, folders: Sequence[str]) -> tuple[list[Entry], str]:
-    """The images of class folders in `root`/`inside` and their sub-folders, by label and path, and a note on what is not used.
-
-    Raises:
-        DataError: a folder cannot be listed, or a class folder is a data set of its own.
-    """
-    found = search(root / inside, follow=True)
-    found.paths = [f"{inside}/{path}" if inside else path for path in found.paths]
-    entries, note = _class_entries(root, inside, found, folders)
-    return entries, joined(found.left_out.note(), note)
+    """The images of class folders in `root`/`inside` and their sub-folders, by label and path, and a note on what is not used."""
+    paths, left_out = search(root / inside, follow=True)
+    images = [f"{inside}/{path}" if inside else path for path in paths]
+    entries, note = _class_entries(root, inside, images, folders, left_out)
+    return entries, joined(left_out.note(), note)
 
 
 def _split_row(row: Any) -> tuple[str, int, str]:  # noqa: ANN401 - whatever stands in the file
@@ -137,16 +113,16 @@ def _split_row(row: Any) -> tuple[str, int, str]:  # noqa: ANN401 - whatever sta
     return path, whole_label(str(label)), name
 
 
-def _class_entries(root: Path, inside: str, found: ImageFiles, folders: Sequence[str]) -> tuple[list[Entry], str]:
-    """The images below `inside`, by the class folder that they lie in, and a note; the others are added to those left out."""
+def _class_entries(root: Path, inside: str, images: Sequence[str], folders: Sequence[str], left_out: LeftOut) -> tuple[list[Entry], str]:
+    """The images below `inside`, by the class folder that they lie in, and a note; the others are added to `left_out`."""
     label_of = numbered(folders)
     prefix = f"{inside}/" if inside else ""
     entries: list[Entry] = []
     deeper: list[str] = []
-    for path in (path for path in found.paths if path.startswith(prefix)):
+    for path in (path for path in images if path.startswith(prefix)):
         name, slash, rest = path[len(prefix) :].partition("/")
         if not slash or name not in label_of:
-            found.left_out.add("in folders that are no class of this set" if slash else "next to class folders, in none of them", path)
+            left_out.add("in folders that are no class of this set" if slash else "next to class folders, in none of them", path)
             continue
         entries.append((path, label_of[name]))
         if "/" in rest:

@@ -28,9 +28,9 @@ class KnownSet:
         homes: its folder in a folder of data sets: CoOp's name, then torchvision's.
         example: an image in CoOp's folder of images, relative to the home.
         read: reads the set without CoOp's split file.
-        markers: files and folders relative to the home, for `read`, which tell that a folder holds this set.
+        markers: files and folders in the home that `read` needs, and that identify the set.
         split_file: CoOp's JSON in the home; "" if CoOp uses the set's own lists.
-        common_markers: alternatives that other folders may have too, so that they count only if the set was named.
+        common_markers: alternatives to the markers that other sets may have as well.
         torchvision: the class of torchvision.datasets that downloads it; "" for none.
         source: where its files come from, if nothing downloads them.
         renamed: class folder -> class name, where CoOp writes another one.
@@ -59,7 +59,7 @@ class KnownSet:
     @property
     def lists(self) -> tuple[str, ...]:
         """The set's own lists, among its markers."""
-        return tuple(marker for marker in self.markers if not marker.startswith(self.images))
+        return tuple(marker for marker in self.markers if marker.partition("/")[0] != self.images)
 
     def rename(self, folder: str) -> str:
         """The class name of a class folder."""
@@ -73,29 +73,17 @@ class KnownSet:
         how = f"torchvision downloads it: {command}" if self.torchvision else f"it cannot be downloaded for you: {self.source}"
         return f"expected {self.homes[0]}/ with {self.example} ..., {lists}; {how}"
 
+    def reader_at(self, home: Path, *, named: bool) -> Reader | None:
+        """How to read the set if it lies directly in a folder, else None; its common markers count only if it was named."""
+        if self.split_file and (home / self.split_file).exists():
+            return lambda home, known: read_split_file(home, home / known.split_file, known.images)
+        alternatives = (self.markers, *self.common_markers) if named else (self.markers,)
+        return self.read if any(all((home / marker).exists() for marker in markers) for markers in alternatives) else None
+
     def find(self, folder: Path) -> tuple[Path, Reader] | None:
         """The home of the set and its reader: in `folder` itself, or in its usual place in a folder of data sets."""
-        for home in (folder, *(folder / name for name in self.homes)):
-            if self._has_split_file(home):
-                return home, _read_split_file
-            if any(_all_exist(home, markers) for markers in (self.markers, *self.common_markers)):
-                return home, self.read
-        return None
-
-    def is_at(self, folder: Path) -> bool:
-        """Whether the set lies directly in a folder, as its files tell."""
-        return self._has_split_file(folder) or _all_exist(folder, self.markers)
-
-    def _has_split_file(self, home: Path) -> bool:
-        return bool(self.split_file) and (home / self.split_file).exists()
-
-
-def _all_exist(home: Path, markers: tuple[str, ...]) -> bool:
-    return all((home / marker).exists() for marker in markers)
-
-
-def _read_split_file(home: Path, known: KnownSet) -> Listing:
-    return read_split_file(home, home / known.split_file, known.images)
+        homes = (folder, *(folder / name for name in self.homes))
+        return next(((home, read) for home in homes if (read := self.reader_at(home, named=True))), None)
 
 
 _SETS = (
@@ -217,7 +205,7 @@ KNOWN: Mapping[str, KnownSet] = MappingProxyType({item.name: item for item in _S
 
 def recognise(folder: Path) -> KnownSet | None:
     """The known set that lies directly in a folder, as its files tell."""
-    return next((known for known in _SETS if known.is_at(folder)), None)
+    return next((known for known in _SETS if known.reader_at(folder, named=False)), None)
 
 
 def named_like(folder: Path) -> KnownSet | None:

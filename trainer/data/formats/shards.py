@@ -1,4 +1,7 @@
-"""Images inside uncompressed tar shards, read by shard and member as a range of bytes, without unpacking."""
+"""Images inside uncompressed tar shards, read by shard and member as a range of bytes, without unpacking; safe from many threads.
+
+DataError names a shard that cannot be read, is compressed or damaged, or lacks a member.
+"""
 
 import functools
 import os
@@ -46,10 +49,7 @@ def locate(root: Path, path: str) -> tuple[Path, str] | None:
 def members(shard: Path) -> Mapping[str, Span]:
     """Every file of a shard in the order of the shard, by its name without a leading "./"; read once, then remembered.
 
-    A hard link has the bytes of the file that it leads to.
-
-    Raises:
-        DataError: the shard cannot be read, is compressed, ends early, has two files of one name, or a link that leads nowhere.
+    A hard link has the bytes of the file that it leads to. Two files of one name, and links that lead nowhere, are errors.
     """
     try:
         found = shard.stat()
@@ -62,11 +62,7 @@ def members(shard: Path) -> Mapping[str, Span]:
 
 
 def member_span(shard: Path, member: str) -> Span:
-    """Offset and length of one member, in bytes.
-
-    Raises:
-        DataError: no such member, or the shard cannot be read.
-    """
+    """Offset and length of one member, in bytes."""
     spans = members(shard)
     if member not in spans:
         raise DataError(f"{shard} has no member {member!r} among its {len(spans)}; the shard was changed or the path is wrong")
@@ -74,11 +70,7 @@ def member_span(shard: Path, member: str) -> Span:
 
 
 def read_member(shard: Path, member: str) -> bytes:
-    """The bytes of one member. Safe from many threads.
-
-    Raises:
-        DataError: no such member, or the shard cannot be read or is shorter than its index says.
-    """
+    """The bytes of one member."""
     offset, length = member_span(shard, member)
     try:
         with open_regular(shard) as stream:

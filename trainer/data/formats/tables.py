@@ -41,11 +41,7 @@ def decode_text(content: bytes) -> str:
 
 
 def read_text(file: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        DataError: it cannot be read, is not a regular file, or is not text.
-    """
+    """The text of a regular file, in one of the encodings of `decode_text`."""
     try:
         return decode_text(read_regular(file, MAX_BYTES))
     except (OSError, ValueError) as cause:
@@ -53,20 +49,12 @@ def read_text(file: Path) -> str:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a text file without surrounding blanks, empty ones left out.
-
-    Raises:
-        DataError: as for `read_text`.
-    """
+    """The lines of a text file without surrounding blanks, empty ones left out."""
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def read_names(folder: Path) -> tuple[str, ...]:
-    """The lines of classnames.txt in a folder; none where there is no such file.
-
-    Raises:
-        DataError: as for `read_text`.
-    """
+    """The lines of classnames.txt in a folder; none if there is no such file."""
     return tuple(read_lines(folder / NAMES_FILE)) if (folder / NAMES_FILE).exists() else ()
 
 
@@ -84,11 +72,8 @@ def read_csv(file: Path) -> Listing:
 
     Values are separated by commas, semicolons or tabs. Text labels are class names, or ids for which the column classname has
     the name; numbers take their names from that column or from classnames.txt next to the file. Without a column split,
-    splits come from a hash of each path; without labels, images have none.
-
-    Raises:
-        DataError: the file cannot be read, lacks the column path, names an image twice, or a row has more or fewer values than
-            the header, no path, a wrong split or a label without a name.
+    splits come from a hash of each path; without labels, images have none. An image named twice, and a row with more or fewer
+    values than the header, without a path, with an unknown split or with a label without a name, are errors.
     """
     rows, note = _rows(file)
     raw = [RawLabel(row["path"], row["label"] or row["classname"], row["classname"]) for _, row in rows]

@@ -23,13 +23,9 @@ _FEW_TEXTS, _NAME_CHARACTERS = 8, 100
 
 
 def find_shards(folder: Path) -> dict[str, list[Path]]:
-    """The shards of a folder by split: train/*.tar, or train*.tar in the folder itself; under "" those that name no split.
+    """The shards of a folder by split, sorted by name: train/*.tar, or train*.tar in the folder itself; under "" if they name no split.
 
-    Returns:
-        Split -> shards sorted by name; empty if the folder has none.
-
-    Raises:
-        DataError: the folder has only compressed shards, or shards with and without a split.
+    Shards with and without a split, and only compressed shards, are errors.
     """
     found: dict[str, list[Path]] = {}
     for split in SPLITS:
@@ -56,16 +52,13 @@ def read_shards(folder: Path, shards: Mapping[str, Sequence[Path]], left_out: Le
     """Lists the samples of tar shards; only labels are read, images stay where they are.
 
     Numbers (.cls, or "label" in .json) take their class names from classnames.txt in `folder`, else from "classname"
-    in .json or from .txt; text labels are class names. A sample without an image is left out and counted.
+    in .json or from .txt; text labels are class names. A sample without an image is left out and counted. A sample with two
+    images or two labels of one kind, captions in .txt, and labels that some images lack or that have no names, are errors.
 
     Args:
         folder: the listing's root.
         shards: as `find_shards` gives them.
         left_out: images of the folder that are not used; those of the shards are added.
-
-    Raises:
-        DataError: a shard cannot be read, a sample has two images or two labels of one kind, .txt holds captions, or labels are
-            missing for some or have no names.
     """
     raw: list[RawLabel] = []
     texts: list[str] = []
