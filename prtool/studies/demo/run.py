@@ -1,6 +1,5 @@
-"""The demonstration: the whole road on a small world that the project draws itself, ending in tables and pictures."""
+"""The demonstration: the whole pipeline on a small synthetic data set, ending in tables and plots."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from prtool.trainer.train import train
 
 KEEPS = tuple(Keep.ratio(r) for r in (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2))
 PICTURED = tuple(Keep.ratio(r) for r in (0.8, 0.6, 0.4, 0.2))
+METHODS = ("patch-ranking", "golden", "cls-attention", "random")
 Table = tuple[list[str], list[list[str]]]
 _MADE = {"data", "model", "run", "bundle", "vit-b-16", "accuracy.png", "patches.png", "report.md", "report.json"}
 _DEMO = OutputKind(
@@ -35,38 +35,11 @@ _DEMO = OutputKind(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DemoPaths:
-    """Where the demonstration keeps what it makes."""
-
-    root: Path
-
-    @property
-    def data(self) -> Path:
-        """Images, masks and split file."""
-        return self.root / "data"
-
-    @property
-    def model(self) -> Path:
-        """The tiny CLIP, as open_clip reads it."""
-        return self.root / "model"
-
-    @property
-    def run(self) -> Path:
-        """The training run."""
-        return self.root / "run"
-
-    @property
-    def bundle(self) -> Path:
-        """The exported bundle."""
-        return self.root / "bundle"
-
-
 def run_demo(root: Path, real_size: bool, progress: Progress) -> dict[str, Table]:
     """Train, evaluate, export, bench and show.
 
     Args:
-        root: folder for everything that is made; finished stages of an earlier call are reused.
+        root: folder for all outputs; finished stages of an earlier call are reused.
         real_size: also measure ViT-B/16 at 224 px with random weights (speed only; about two minutes).
 
     Returns:
@@ -76,39 +49,38 @@ def run_demo(root: Path, real_size: bool, progress: Progress) -> dict[str, Table
         ConfigError: `root` holds something else than an earlier demonstration.
     """
     check_output(root, _DEMO)
-    paths = DemoPaths(root)
-    checkpoint_config = _prepare(paths)
-    train(checkpoint_config, paths.run, progress, overwrite=True)
-    accuracy = evaluate_run(paths.run, None, EvalConfig(keeps=KEEPS, methods=("patch-ranking", "golden", "cls-attention", "random")), progress)
+    run, bundle = root / "run", root / "bundle"
+    train(_prepare(root), run, progress, overwrite=True)
+    accuracy = evaluate_run(run, None, EvalConfig(keeps=KEEPS, methods=METHODS), progress)
     plot_accuracy(accuracy, root / "accuracy.png")
-    export_run(paths.run, paths.bundle, ExportOptions(Keep.ratio(0.6)), progress=progress)
-    speed = bench(paths.bundle, BenchConfig(batches=(8,), keeps=KEEPS, budget_s=15.0), progress)
+    export_run(run, bundle, ExportOptions(Keep.ratio(0.6)), progress=progress)
+    speed = bench(bundle, BenchConfig(batches=(8,), keeps=KEEPS, budget_s=15.0), progress)
     tables = {
-        "the small world: accuracy and speed by keep rate": _world_table(accuracy, speed),
-        "object patches among the kept ones (chance: the share kept)": _object_table(paths),
+        "the demo data set: accuracy and speed by keep rate": _world_table(accuracy, speed),
+        "object patches among the kept ones (chance: the share kept)": _object_table(root),
     }
-    with Encoder.load(paths.bundle) as encoder:
-        test = load_split(paths.data, "test")
+    with Encoder.load(bundle) as encoder:
+        test = load_split(root / "data", "test")
         show(encoder, [test.file(i) for i in range(0, len(test), max(1, len(test) // 5))][:5], list(PICTURED), root / "patches.png")
     if real_size:
-        tables["ViT-B/16 at real size, random weights: speed only"] = _real_size(paths, progress)
+        tables["ViT-B/16 at real size, random weights: speed only"] = _real_size(root, progress)
     _write_report(root, tables)
     return tables
 
 
-def _prepare(paths: DemoPaths) -> TrainConfig:
-    if not paths.data.exists():
-        write_dataset(paths.data, SceneCounts(train=12, val=3, test=4), seed=0)
-    if not paths.model.exists():
-        write_model(paths.model)
-    return TrainConfig.load(None, {"model": f"local-dir:{paths.model.resolve()}", "data": str(paths.data.resolve()), "prune.locations": (3,)})
+def _prepare(root: Path) -> TrainConfig:
+    data, model = root / "data", root / "model"
+    if not data.exists():
+        write_dataset(data, SceneCounts(train=12, val=3, test=4), seed=0)
+    if not model.exists():
+        write_model(model)
+    return TrainConfig.load(None, {"model": f"local-dir:{model.resolve()}", "data": str(data.resolve()), "prune.locations": (3,)})
 
 
 def _world_table(accuracy: EvalReport, speed: BenchReport) -> Table:
-    methods = ["patch-ranking", "golden", "cls-attention", "random"]
     found = {(row.method, round(row.keep, 3)): row for row in accuracy.rows}
     timed = {round(row.keep, 3): row for row in speed.rows if row.scope == ENCODER and row.mode == "fused"}
-    columns = ["keep", *(f"accuracy {m}" for m in methods), "images/s", "speed-up", "theoretical"]
+    columns = ["keep", *(f"accuracy {m}" for m in METHODS), "images/s", "speed-up", "theoretical"]
     rows = []
     for keep in KEEPS:
         key = round(keep.value, 3)
@@ -116,7 +88,7 @@ def _world_table(accuracy: EvalReport, speed: BenchReport) -> Table:
         rows.append(
             [
                 f"{keep.value:.1f}",
-                *(f"{found[method, key].accuracy:.1f}" for method in methods),
+                *(f"{found[method, key].accuracy:.1f}" for method in METHODS),
                 f"{clock.images_per_s:.0f}",
                 f"{clock.speedup:.2f}x",
                 f"{clock.theoretical_speedup:.2f}x",
@@ -125,10 +97,10 @@ def _world_table(accuracy: EvalReport, speed: BenchReport) -> Table:
     return columns, rows
 
 
-def _object_table(paths: DemoPaths) -> Table:
-    """The share of object-covered patch area that the predictor keeps: an independent check, from the true masks."""
-    test = load_split(paths.data, "test")
-    with Encoder.load(paths.bundle) as encoder:
+def _object_table(root: Path) -> Table:
+    """The share of object-covered patch area that the predictor keeps: an independent check against the true masks."""
+    test = load_split(root / "data", "test")
+    with Encoder.load(root / "bundle") as encoder:
         manifest = encoder.manifest
         files = [test.file(i) for i in range(len(test))]
         scores = np.concatenate([encoder.scores(prepare_batch(files[i : i + 32], manifest.preprocess)) for i in range(0, len(files), 32)])
@@ -138,12 +110,12 @@ def _object_table(paths: DemoPaths) -> Table:
         kept = np.take_along_axis(coverage, select(scores, keep.resolve(manifest.prune.patches)), axis=1).sum() / coverage.sum()
         rows.append([f"{keep.value:.1f}", f"{100 * kept:.1f} %", f"{100 * keep.value:.1f} %"])
     if not rows:
-        raise DataError(f"{paths.data} has no test images; remove {paths.root} and run the demo again")
+        raise DataError(f"{root / 'data'} has no test images; remove {root} and run the demo again")
     return ["keep", "object area kept", "by chance"], rows
 
 
-def _real_size(paths: DemoPaths, progress: Progress) -> Table:
-    run, bundle = paths.root / "vit-b-16" / "run", paths.root / "vit-b-16" / "bundle"
+def _real_size(root: Path, progress: Progress) -> Table:
+    run, bundle = root / "vit-b-16" / "run", root / "vit-b-16" / "bundle"
     train(TrainConfig(model="ViT-B-16", phases=("none",)), run, progress, overwrite=True)
     export_run(run, bundle, ExportOptions(Keep.ratio(0.6)), progress=progress)
     return bench(bundle, BenchConfig(batches=(1, 8), keeps=KEEPS[:5], scopes=(ENCODER,), budget_s=60.0), progress).table()

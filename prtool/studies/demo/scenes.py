@@ -1,4 +1,4 @@
-"""The demonstration's images: one coloured shape on clutter, drawn from a seed, with the true mask of the shape."""
+"""The demonstration's images: one coloured shape on a cluttered background, drawn from a seed, with the true mask of the shape."""
 
 import colorsys
 import functools
@@ -149,7 +149,9 @@ def read_mask(image: Path) -> NDArray[np.bool_]:
         with Image.open(mask_path(image)) as mask:
             return np.asarray(mask.convert("1"), dtype=np.bool_)
     except OSError as cause:
-        raise DataError(f"{mask_path(image)} cannot be read ({cause}), but every image of the demo's data set has a mask; write it anew") from cause
+        raise DataError(
+            f"{mask_path(image)} cannot be read ({cause}), but every image of the demo has a mask; delete it and run 'prtool demo' again"
+        ) from cause
 
 
 def _image_seed(seed: int, split: int, index: int) -> int:
