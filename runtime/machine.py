@@ -34,10 +34,9 @@ class Machine:
 
 def this_machine() -> Machine:
     """Reads what the system says about itself."""
-    cores = os.cpu_count() or 1
-    granted = granted_cpus()
+    cpu = _cpuinfo().get("model name") or platform.processor() or platform.machine()
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return Machine(_cpu_name(), cores, granted, f"{platform.system()} {platform.release()} {platform.machine()}", load)
+    return Machine(cpu, os.cpu_count() or 1, granted_cpus(), f"{platform.system()} {platform.release()} {platform.machine()}", load)
 
 
 def library_versions() -> dict[str, str]:
@@ -62,20 +61,16 @@ def available_memory_mib(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/f
 
     None where the system does not say (outside Linux).
     """
-    found = [line.split() for line in _text(proc / "meminfo").splitlines() if line.startswith("MemAvailable:")]
+    found = [line.split() for line in system_text(proc / "meminfo").splitlines() if line.startswith("MemAvailable:")]
     if not found:
         return None
     available = int(found[0][1]) / 1024
-    limit, used = _text(cgroup / "memory.max"), _text(cgroup / "memory.current")
+    limit, used = system_text(cgroup / "memory.max"), system_text(cgroup / "memory.current")
     if limit.isdigit() and used.isdigit():
         # Cached files count as used there, but give way; meminfo's figure has them already.
-        cached = sum(int(line.split()[1]) for line in _text(cgroup / "memory.stat").splitlines() if line.startswith("inactive_file "))
+        cached = sum(int(line.split()[1]) for line in system_text(cgroup / "memory.stat").splitlines() if line.startswith("inactive_file "))
         available = min(available, (int(limit) - int(used) + cached) / 2**20)
     return round(available, 1)
-
-
-def _cpu_name() -> str:
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> set[str]:
@@ -86,10 +81,10 @@ def cpu_flags() -> set[str]:
 
 def _cpuinfo() -> dict[str, str]:
     """The last processor's entries of /proc/cpuinfo."""
-    lines = [line.partition(":") for line in _text(_CPUINFO).splitlines()]
+    lines = [line.partition(":") for line in system_text(_CPUINFO).splitlines()]
     return {name.strip(): value.strip() for name, _, value in lines if value}
 
 
-def _text(path: Path) -> str:
+def system_text(path: Path) -> str:
     """The file's text; "" where the system has no such file."""
     return path.read_text().strip() if path.is_file() else ""

@@ -19,9 +19,9 @@ from prtool.errors import ConfigError
 from prtool.progress import Progress
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
 from prtool.runtime.bench.lineup import Lineup
-from prtool.runtime.bench.rows import rows_of
+from prtool.runtime.bench.run import rows_of
 from prtool.runtime.bench.supported import left_out
-from prtool.runtime.bench.timing import Case, Mark, Samples, Sensors, measure, speedup
+from prtool.runtime.bench.timing import SETTLE_S, Case, Mark, Samples, Sensors, measure, speedup
 from prtool.runtime.machine import Machine, library_versions, peak_memory_mib, this_machine
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.runs.checkpoint import load_seeded
@@ -73,7 +73,7 @@ def compare(bundle: Bundle, config: PeersConfig, progress: Progress) -> PeersRep
         baselines = made.all(precisions, bench.chosen_keeps(), config.compiled, inputs, progress)
         cosines = _cosines(lineup, baselines)
         cases = [[_case(baseline, pixels) for baseline in baselines] for pixels in inputs]
-        samples = measure([*lineup.groups(), *cases], bench.plan(), Sensors(), progress)
+        samples = measure([*lineup.groups(), *cases], bench, Sensors(), progress)
     timed: dict[tuple[Baseline, int], Samples] = {}
     for batch, taken in zip(bench.batches, samples[len(lineup.variants) :], strict=True):
         timed |= {(baseline, batch): found for baseline, found in zip(baselines, taken, strict=True)}
@@ -102,7 +102,7 @@ def _circumstances(lineup: Lineup, config: PeersConfig, machine: Machine) -> dic
         "seed": bench.seed,
         "threads": bench.threads or machine.threads_granted,
         "streams": bench.streams,
-        "settle_ms": 1e3 * bench.plan().settle_s,
+        "settle_ms": 1e3 * SETTLE_S,
         "machine": machine,
         "peak_memory_mib": peak_memory_mib(),
     }

@@ -16,13 +16,11 @@ SCOPES = (ENCODER, END_TO_END)
 BASELINE_MODE = "full"
 PRUNED_MODES = tuple(name for name, mode in MODES.items() if mode.prunes)
 SLOWEST = "slowest"
-MAX_BATCH, MAX_ROUNDS, MAX_IMAGES = 1024, 10_000, 256
-SETTLE_S = 0.03
-"""Rest between calls of different libraries; an OpenMP thread spins for a few milliseconds after its call."""
+MAX_BATCH, MAX_IMAGES = 1024, 256
 
 
 @dataclass(frozen=True, slots=True)
-class BenchConfig:
+class BenchConfig(Plan):
     """What is measured: every combination, each with the unpruned model next to it."""
 
     engines: tuple[str, ...] = setting(("ort",), "names of the engine registry")
@@ -44,11 +42,6 @@ class BenchConfig:
     streams: int = setting(1, "parts that a batch is cut into and that run side by side, on engines that have streams", minimum=1, maximum=4096)
     cache: Path | None = setting(None, "folder of built engines; None takes the engines' own default")  # noqa: RUF009 - a field
     build: BuildOptions = setting(BuildOptions(), "how engines that compile ahead are built; widened to the measured batches")  # noqa: RUF009
-    budget_s: float = setting(60.0, "seconds of timed calls; loading and warming up come on top", minimum=0.0)
-    min_rounds: int = setting(5, "least timed rounds; a median with an interval needs 5", minimum=5, maximum=MAX_ROUNDS)
-    max_rounds: int = setting(500, "most timed rounds, whatever the budget says", maximum=MAX_ROUNDS)
-    warmup_rounds: int = setting(2, "rounds before the timed ones", minimum=1, maximum=MAX_ROUNDS)
-    seed: int = setting(0, "of pixels, generated images and order", minimum=0, maximum=2**63 - 1)
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -74,10 +67,6 @@ class BenchConfig:
             KeepError: one is neither a ratio nor a count in range.
         """
         return tuple(Keep.of(keep) for keep in self.keeps)
-
-    def plan(self) -> Plan:
-        """The part that the timing needs."""
-        return Plan(self.min_rounds, self.max_rounds, self.warmup_rounds, self.budget_s, self.seed, SETTLE_S)
 
     def engine_options(self) -> EngineOptions:
         """The part that the engines need."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from prtool.engines.base import Array
@@ -32,10 +31,6 @@ class Inputs:
     pixels: Array
     images: Sequence[bytes]
     origin: str
-
-    def files(self, number: int, batch: int) -> list[bytes]:
-        """The images of one round; later rounds take the next ones, and begin again after the last."""
-        return [self.images[place % len(self.images)] for place in range(number * batch, (number + 1) * batch)]
 
 
 def make_inputs(config: BenchConfig, manifest: Manifest) -> Inputs:
@@ -78,15 +73,10 @@ def _read(image: str | Path | bytes) -> bytes:
 
 def _photo(rng: np.random.Generator) -> bytes:
     scene = np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
-    for cells in (3, 8, 24, 80, 250, _WIDTH):
-        scene += _layer(rng, cells) * (180.0 / cells**0.3)
+    for cells in (3, 8, 24, 80, 250, _WIDTH):  # smallest features of each layer, to a row
+        coarse = rng.random((max(2, cells * _HEIGHT // _WIDTH), cells, 3), np.float32) * 255.0
+        smooth = Image.fromarray(coarse.astype(np.uint8)).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+        scene += (np.asarray(smooth, np.float32) / 255.0 - 0.5) * (180.0 / cells**0.3)
     stream = io.BytesIO()
     Image.fromarray((scene + 128.0).clip(0.0, 255.0).astype(np.uint8)).save(stream, "JPEG", quality=_QUALITY)
     return stream.getvalue()
-
-
-def _layer(rng: np.random.Generator, cells: int) -> npt.NDArray[np.float32]:
-    """(height, width, 3) noise in [-0.5, 0.5] whose smallest features are `cells` to a row."""
-    coarse = rng.random((max(2, cells * _HEIGHT // _WIDTH), cells, 3), np.float32) * 255.0
-    smooth = Image.fromarray(coarse.astype(np.uint8)).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
-    return np.asarray(smooth, np.float32) / 255.0 - 0.5

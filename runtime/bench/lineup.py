@@ -18,6 +18,7 @@ from prtool.runtime.images.decode import open_image
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.recorder import MAX_RECORDINGS
 
+Measured = Mapping["Variant", Samples]
 Encoders = dict[tuple[str, str, str], Encoder]
 """(engine, precision, mode) -> encoder."""
 
@@ -100,7 +101,7 @@ class Lineup:
         return {engine: encoder.info for (engine, *_), encoder in self.encoders.items()}
 
     def encoder(self, variant: Variant) -> Encoder:
-        """The encoder of a variant."""
+        """The encoder that runs a variant."""
         return self.encoders[variant.engine, variant.precision, variant.mode]
 
     def groups(self) -> list[list[Case]]:
@@ -120,7 +121,7 @@ class Lineup:
         return variant.mode == "split" and self.encoder(variant).arrays is None
 
     def _case(self, variant: Variant, in_stages: bool) -> Case:
-        encoder, inputs, preprocess = self.encoder(variant), self.inputs, self.manifest.preprocess
+        encoder, inputs = self.encoder(variant), self.inputs
         pixels = inputs.pixels[: variant.batch]
 
         def encode(prepared: Array, mark: Mark) -> None:
@@ -134,9 +135,11 @@ class Lineup:
             encode(pixels, mark)
 
         def from_files(number: int, mark: Mark) -> None:
-            decoded = [open_image(content) for content in inputs.files(number, variant.batch)]
+            # Later rounds take the next images, and begin again after the last.
+            places = range(number * variant.batch, (number + 1) * variant.batch)
+            decoded = [open_image(inputs.images[place % len(inputs.images)]) for place in places]
             mark("decode")
-            prepared = prepare_batch(decoded, preprocess)
+            prepared = prepare_batch(decoded, self.manifest.preprocess)
             mark("preprocess")
             encode(prepared, mark)
             if not in_stages:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from prtool.runtime.bench.config import ENCODER
-from prtool.runtime.bench.lineup import Lineup, Variant
+from prtool.runtime.bench.lineup import Lineup, Measured, Variant
 from prtool.runtime.bench.report import BenchRow
-from prtool.runtime.bench.rows import Measured
 from prtool.runtime.bench.timing import speedup
 from prtool.runtime.machine import Machine
 

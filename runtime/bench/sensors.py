@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prtool.engines.base import EngineInfo
+from prtool.runtime.machine import system_text
 
 _POWERCAP = Path("/sys/class/powercap")
 _GPU_NAMES = ("cuda", "gpu", "nvidia", "geforce", "rtx", "tesla")
@@ -28,7 +29,7 @@ class EnergyMeter:
 
     def __init__(self, root: Path = _POWERCAP) -> None:
         """Looks for readable counters under `root`."""
-        zones = sorted(zone for zone in root.glob("*:*") if _text(zone / "name").startswith("package"))
+        zones = sorted(zone for zone in root.glob("*:*") if system_text(zone / "name").startswith("package"))
         closed = [zone / "energy_uj" for zone in zones if not os.access(zone / "energy_uj", os.R_OK)]
         self.reason: str | None = None
         if not zones:
@@ -36,14 +37,14 @@ class EnergyMeter:
         elif closed:
             self.reason = f"{closed[-1]} may not be read; run as root, or make it readable"
         # Each zone's counter starts again at 0 above its range.
-        self._ranges = {zone / "energy_uj": int(_text(zone / "max_energy_range_uj")) for zone in zones if self.reason is None}
-        self._last = {file: int(_text(file)) for file in self._ranges}
+        self._ranges = {zone / "energy_uj": int(system_text(zone / "max_energy_range_uj")) for zone in zones if self.reason is None}
+        self._last = {file: int(system_text(file)) for file in self._ranges}
 
     def joules(self) -> float | None:
         """Energy of all packages since the last call or the creation, in joules; None without counters."""
         if not self._ranges:
             return None
-        before, self._last = self._last, {file: int(_text(file)) for file in self._ranges}
+        before, self._last = self._last, {file: int(system_text(file)) for file in self._ranges}
         return sum((now - before[file]) % self._ranges[file] for file, now in self._last.items()) / 1e6
 
 
@@ -125,7 +126,3 @@ def torch_peak_mib() -> float | None:
 def _torch_with_cuda() -> Any:  # noqa: ANN401
     torch: Any = sys.modules.get("torch")
     return torch if torch is not None and torch.cuda.is_available() else None
-
-
-def _text(path: Path) -> str:
-    return path.read_text().strip() if path.is_file() else ""

@@ -8,6 +8,7 @@ from prtool.bundle import Bundle
 from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import ConfigError, PrtoolError
 from prtool.graphs.signature import WEIGHTS_NAME
+from prtool.records import check_value
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
 from prtool.runtime.machine import available_memory_mib
 from prtool.runtime.pipeline import MODES
@@ -24,10 +25,9 @@ def supported(bundle: Bundle, config: BenchConfig) -> tuple[list[Pair], list[Uns
     Raises:
         ConfigError: an engine's or precision's name is unknown; or, where nothing is left, the reasons.
     """
-    known = list(dict.fromkeys(precision for entry in ENGINES.values() for precision in entry.precisions))
+    known = tuple(dict.fromkeys(precision for entry in ENGINES.values() for precision in entry.precisions))
     for precision in config.precisions:
-        if precision not in known:
-            raise ConfigError(f"precision = {precision!r}, but engines compute in {', '.join(known)}")
+        check_value("precision", precision, choices=known)
     pairs: list[Pair] = []
     unsupported: list[Unsupported] = []
     for engine, precision in itertools.product(config.engines, config.precisions):

@@ -2,14 +2,19 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from prtool.progress import Progress, stage
+from prtool.records import setting
 from prtool.runtime.bench.sensors import CudaEvents
 
+MAX_ROUNDS = 10_000
+SETTLE_S = 0.03
+"""Untimed rest between calls of different libraries: an OpenMP thread spins for a few milliseconds after its call, and would take a core."""
 Mark = Callable[[str], None]
 """Called by a case when it has finished the stage of that name."""
 Clock = Callable[[], int]
@@ -23,7 +28,7 @@ class Case:
     Attributes:
         run: does it once, given the number of the round, from 0, and a function to call after each stage. Cases of one group
             take the same input in the same round.
-        library: what runs it; `Plan.settle_s` lies between calls of different libraries.
+        library: what runs it; `SETTLE_S` lies between calls of different libraries.
         device_clock: also times it on its device; None where there is no such clock.
     """
 
@@ -38,23 +43,13 @@ Groups = Sequence[Sequence[Case]]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How often everything is timed.
+    """How often everything is timed."""
 
-    Attributes:
-        min_rounds, max_rounds: least and most timed rounds.
-        warmup_rounds: rounds before them that are not counted, at least 1.
-        budget_s: seconds after which no further round starts, once there are `min_rounds`.
-        seed: of the order within each round.
-        settle_s: seconds of untimed rest between calls of different libraries, whose idle threads may spin for some
-            milliseconds after a call and would take the cores from the next one.
-    """
-
-    min_rounds: int
-    max_rounds: int
-    warmup_rounds: int
-    budget_s: float
-    seed: int
-    settle_s: float = 0.0
+    min_rounds: int = setting(5, "least timed rounds; a median with an interval needs 5", minimum=5, maximum=MAX_ROUNDS)
+    max_rounds: int = setting(500, "most timed rounds, whatever the budget says", maximum=MAX_ROUNDS)
+    warmup_rounds: int = setting(2, "rounds before the timed ones", minimum=1, maximum=MAX_ROUNDS)
+    budget_s: float = setting(60.0, "seconds of timed calls; loading and warming up come on top", minimum=0.0)
+    seed: int = setting(0, "of pixels, generated images and order", minimum=0, maximum=2**63 - 1)
 
 
 @dataclass(slots=True)
@@ -122,23 +117,23 @@ def measure(groups: Groups, plan: Plan, sensors: Sensors, progress: Progress) ->
     """
     rng = np.random.default_rng(plan.seed)
     clock = sensors.clock
-    stopwatch = _Stopwatch(sensors, plan.settle_s)
+    stopwatch = _Stopwatch(sensors, progress)
     cases = sum(map(len, groups))
     round_s = plan.budget_s
     with stage(progress, "warming up (calls)", plan.warmup_rounds * cases):
         for number in range(plan.warmup_rounds):
             started = clock()
-            stopwatch.round(groups, rng, _nothing(groups), number, progress)
+            stopwatch.round(groups, rng, number)
             # The fastest, because the first calls also allocate; if the estimate is high, the budget ends the timing.
             round_s = min(round_s, (clock() - started) / 1e9)
     expected = int(min(max(plan.budget_s / max(round_s, 1e-9), plan.min_rounds), plan.max_rounds))
-    samples = _nothing(groups)
+    samples = [[Samples() for _ in group] for group in groups]
     started = clock()
     with stage(progress, "timing (calls)", expected * cases):
         for number in range(expected):
             if number >= plan.min_rounds and (clock() - started) / 1e9 >= plan.budget_s:
                 break
-            stopwatch.round(groups, rng, samples, number, progress)
+            stopwatch.round(groups, rng, number, samples)
     return samples
 
 
@@ -157,22 +152,21 @@ def speedup(baseline: Samples, case: Samples) -> Speedup:
 class _Stopwatch:
     """Times calls of cases, with a rest where another library ran before."""
 
-    def __init__(self, sensors: Sensors, settle_s: float) -> None:
-        self._sensors = sensors
-        self._settle_s = settle_s
+    def __init__(self, sensors: Sensors, progress: Progress) -> None:
+        self._sensors, self._progress = sensors, progress
         self._library = ""
 
-    def round(self, groups: Groups, rng: np.random.Generator, samples: list[list[Samples]], number: int, progress: Progress) -> None:
+    def round(self, groups: Groups, rng: np.random.Generator, number: int, samples: list[list[Samples]] | None = None) -> None:
         order = [(outer, inner) for outer in rng.permutation(len(groups)) for inner in rng.permutation(len(groups[outer]))]
         for outer, inner in order:
-            self._time(groups[outer][inner], number, samples[outer][inner])
-            progress.advance()
+            self._time(groups[outer][inner], number, samples[outer][inner] if samples else Samples())
+            self._progress.advance()
 
     def _time(self, case: Case, number: int, samples: Samples) -> None:
         marks: list[tuple[str, int]] = []
         clock, joules = self._sensors.clock, self._sensors.joules
-        if self._library and case.library != self._library and self._settle_s > 0.0:
-            self._sensors.sleep(self._settle_s)
+        if self._library and case.library != self._library:
+            self._sensors.sleep(SETTLE_S)
         self._library = case.library
         joules()
         if case.device_clock is not None:
@@ -186,20 +180,12 @@ class _Stopwatch:
         if used is not None:
             samples.joules = used + (samples.joules or 0.0)
         samples.total_ns.append(max(ended - started, 1))
-        for name, spent in _stages(marks, started).items():
-            samples.stages_ns.setdefault(name, []).append(spent)
-
-
-def _stages(marks: Iterable[tuple[str, int]], started: int) -> dict[str, int]:
-    spent: dict[str, int] = {}
-    for name, moment in marks:
-        spent[name] = spent.get(name, 0) + moment - started
-        started = moment
-    return spent
-
-
-def _nothing(groups: Groups) -> list[list[Samples]]:
-    return [[Samples() for _ in group] for group in groups]
+        spent = Counter[str]()
+        for name, moment in marks:
+            spent[name] += moment - started
+            started = moment
+        for name, share in spent.items():
+            samples.stages_ns.setdefault(name, []).append(share)
 
 
 def _interval_rank(rounds: int) -> int:
