@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,35 +18,17 @@ from prtool.runtime.images.decode import ImageSource
 from prtool.runtime.images.preprocess import prepare_batch, view
 from prtool.spec import Keep
 
-Colour = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """How the picture looks; lengths in pixels.
-
-    Attributes:
-        least_side: shorter side of a cell; smaller photographs are enlarged by a whole number.
-        veil: colour that dropped patches fade to.
-        veil_opacity: share of `veil` in a patch that the first location drops, 0 to 1.
-        late_veil_opacity: the same for one that the last of several locations drops; those between lie between.
-        line_opacity: share of white in the lines between patches, 0 to 1.
-        border_opacity: the same where a kept patch meets a dropped one.
-    """
-
-    least_side: int = 224
-    gap: int = 14
-    margin: int = 28
-    title_size: int = 19
-    note_size: int = 14
-    background: Colour = (255, 255, 255)
-    ink: Colour = (28, 30, 36)
-    faint_ink: Colour = (120, 124, 134)
-    veil: Colour = (52, 57, 70)
-    veil_opacity: float = 0.82
-    late_veil_opacity: float = 0.5
-    line_opacity: float = 0.14
-    border_opacity: float = 0.85
+LEAST_SIDE = 224
+"""Shorter side of a cell, in pixels, as all lengths; smaller photographs are enlarged by a whole number."""
+GAP, MARGIN = 14, 28
+TITLE_SIZE, NOTE_SIZE = 19, 14
+VEIL = (52, 57, 70)
+"""Colour that dropped patches fade to."""
+VEIL_OPACITY, LATE_VEIL_OPACITY = 0.82, 0.5
+"""Share of `VEIL` in a patch that the first location drops, and in one that the last of several drops; those between lie between."""
+_LINE_OPACITY, _BORDER_OPACITY = 0.14, 0.85
+"""Share of white in the lines between patches, and where a kept patch meets a dropped one."""
+_BACKGROUND, _INK, _FAINT_INK = (255, 255, 255), (28, 30, 36), (120, 124, 134)
 
 
 def show(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep], out: str | Path) -> None:
@@ -76,32 +57,23 @@ def show(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep],
         picture.save(temporary, format="PNG", pnginfo=words)
 
 
-def draw(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep], style: Style | None = None) -> Image.Image:
-    """The picture that `show` writes.
-
-    Returns:
-        A PIL image of mode "RGB".
-
-    Raises:
-        ConfigError: no image or no keep rate.
-        ImageError: an image cannot be read.
-        KeepError: the encoder does not allow a keep rate.
-    """
+def draw(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep]) -> Image.Image:
+    """The picture that `show` writes, of mode "RGB"; raises its ConfigError, ImageError and KeepError."""
     if not images or not keeps:
         raise ConfigError(f"{len(images)} images and {len(keeps)} keep rates make no picture; give at least one of each")
-    style = style or Style()
     manifest = encoder.manifest
     counts = [manifest.counts(keep) for keep in keeps]
     views = [view(image, manifest.preprocess) for image in images]
     pixels = prepare_batch(views, manifest.preprocess)
-    veils = [[_veil(kept, manifest.prune.grid, style) for kept in zip(*encoder.kept(pixels, each), strict=True)] for each in counts]
+    veils = [[_veil(kept, manifest.prune.grid) for kept in zip(*encoder.kept(pixels, each), strict=True)] for each in counts]
     rows = []
     for seen, of_image in zip(views, zip(*veils, strict=True), strict=True):
-        large = _enlarge(seen, style)
-        rows.append([large, *(_cell(large, patches, manifest.preprocess.size, style) for patches in of_image)])
+        factor = math.ceil(LEAST_SIDE / min(seen.size))
+        large = seen.resize((seen.width * factor, seen.height * factor), Image.Resampling.BICUBIC) if factor > 1 else seen
+        rows.append([large, *(_cell(large, patches, manifest.preprocess.size) for patches in of_image)])
     titles = [("what the encoder sees", f"{manifest.prune.patches} patches")]
     titles += [_title(keep, each[-1], manifest) for keep, each in zip(keeps, counts, strict=True)]
-    return _sheet(rows, titles, [_name(image) for image in images], style)
+    return _sheet(rows, titles, [Path(image).name if isinstance(image, (str, os.PathLike)) else "" for image in images])
 
 
 def _title(keep: Keep, count: int, manifest: Manifest) -> tuple[str, str]:
@@ -109,14 +81,10 @@ def _title(keep: Keep, count: int, manifest: Manifest) -> tuple[str, str]:
     return f"keep {keep}", f"k = {count} of {manifest.prune.patches}" + (f" ({share:.0%})" if keep.is_count else "")
 
 
-def _name(image: ImageSource) -> str:
-    return Path(image).name if isinstance(image, (str, os.PathLike)) else ""
-
-
-def _veil(kept: Sequence[npt.NDArray[np.int64]], grid: tuple[int, int], style: Style) -> npt.NDArray[np.float32]:
+def _veil(kept: Sequence[npt.NDArray[np.int64]], grid: tuple[int, int]) -> npt.NDArray[np.float32]:
     """Opacity of the veil over each patch of one image, (rows, columns), from the patches (k,) kept at each location; 0 where it stays."""
     opacity = np.zeros(grid[0] * grid[1], np.float32)
-    steps = np.linspace(style.veil_opacity, style.late_veil_opacity, len(kept)) if len(kept) > 1 else [style.veil_opacity]
+    steps = np.linspace(VEIL_OPACITY, LATE_VEIL_OPACITY, len(kept)) if len(kept) > 1 else [VEIL_OPACITY]
     left = np.ones(len(opacity), np.bool_)
     for indices, veil in zip(kept, steps, strict=True):
         stays = np.isin(np.arange(len(opacity)), indices)
@@ -125,12 +93,7 @@ def _veil(kept: Sequence[npt.NDArray[np.int64]], grid: tuple[int, int], style: S
     return opacity.reshape(grid)
 
 
-def _enlarge(image: Image.Image, style: Style) -> Image.Image:
-    factor = math.ceil(style.least_side / min(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC) if factor > 1 else image
-
-
-def _cell(seen: Image.Image, veils: npt.NDArray[np.float32], size: tuple[int, int], style: Style) -> Image.Image:
+def _cell(seen: Image.Image, veils: npt.NDArray[np.float32], size: tuple[int, int]) -> Image.Image:
     """The photograph with dropped patches veiled, thin lines between patches, and clear ones around kept patches.
 
     The veil alone is not enough: on a black cat or a white wall, a veil of any colour is hard to see.
@@ -138,40 +101,40 @@ def _cell(seen: Image.Image, veils: npt.NDArray[np.float32], size: tuple[int, in
     factor = seen.height // size[0]
     patch = size[0] // veils.shape[0] * factor, size[1] // veils.shape[1] * factor
     # Pixels that fill no whole patch at the right and bottom are seen by no patch, so they are veiled as well.
-    veil = np.full((seen.height, seen.width), style.veil_opacity, np.float32)
+    veil = np.full((seen.height, seen.width), VEIL_OPACITY, np.float32)
     whole = np.repeat(np.repeat(veils, patch[0], axis=0), patch[1], axis=1)
     veil[: whole.shape[0], : whole.shape[1]] = whole
     stays = veil == 0.0
     opacity = np.zeros(stays.shape, np.float32)
-    opacity[patch[0] : whole.shape[0] : patch[0]] = style.line_opacity
-    opacity[:, patch[1] : whole.shape[1] : patch[1]] = style.line_opacity
-    opacity[1:][stays[1:] != stays[:-1]] = style.border_opacity
-    opacity[:, 1:][stays[:, 1:] != stays[:, :-1]] = style.border_opacity
+    opacity[patch[0] : whole.shape[0] : patch[0]] = _LINE_OPACITY
+    opacity[:, patch[1] : whole.shape[1] : patch[1]] = _LINE_OPACITY
+    opacity[1:][stays[1:] != stays[:-1]] = _BORDER_OPACITY
+    opacity[:, 1:][stays[:, 1:] != stays[:, :-1]] = _BORDER_OPACITY
     values = np.asarray(seen).astype(np.float32)
-    values += veil[..., None] * (np.array(style.veil, np.float32) - values)
+    values += veil[..., None] * (np.array(VEIL, np.float32) - values)
     values += (0.0 if stays.all() else opacity[..., None]) * (255.0 - values)
     return Image.fromarray(np.rint(values).astype(np.uint8))
 
 
-def _sheet(rows: list[list[Image.Image]], titles: list[tuple[str, str]], names: list[str], style: Style) -> Image.Image:
+def _sheet(rows: list[list[Image.Image]], titles: list[tuple[str, str]], names: list[str]) -> Image.Image:
     """Cells in rows, a title over each column, and each photograph's file name under its first cell."""
     width, height = rows[0][0].size
-    head = style.title_size + style.note_size + 20
-    foot = style.note_size + 10 if any(names) else 0
-    across, down = width + style.gap, height + foot + style.gap
-    total = 2 * style.margin + len(titles) * across - style.gap, 2 * style.margin + head + len(rows) * down - style.gap
-    sheet = Image.new("RGB", total, style.background)
+    head = TITLE_SIZE + NOTE_SIZE + 20
+    foot = NOTE_SIZE + 10 if any(names) else 0
+    across, down = width + GAP, height + foot + GAP
+    total = 2 * MARGIN + len(titles) * across - GAP, 2 * MARGIN + head + len(rows) * down - GAP
+    sheet = Image.new("RGB", total, _BACKGROUND)
     canvas = ImageDraw.Draw(sheet)
-    large, small = ImageFont.load_default(style.title_size), ImageFont.load_default(style.note_size)
+    large, small = ImageFont.load_default(TITLE_SIZE), ImageFont.load_default(NOTE_SIZE)
     for column, (title, note) in enumerate(titles):
-        x = style.margin + column * across
-        canvas.text((x, style.margin), title, font=large, fill=style.ink)
-        canvas.text((x, style.margin + style.title_size + 6), note, font=small, fill=style.faint_ink)
+        x = MARGIN + column * across
+        canvas.text((x, MARGIN), title, font=large, fill=_INK)
+        canvas.text((x, MARGIN + TITLE_SIZE + 6), note, font=small, fill=_FAINT_INK)
     for row, (cells, name) in enumerate(zip(rows, names, strict=True)):
-        y = style.margin + head + row * down
+        y = MARGIN + head + row * down
         for column, cell in enumerate(cells):
-            sheet.paste(cell, (style.margin + column * across, y))
-        canvas.text((style.margin, y + height + 5), _shortened(name, small, width), font=small, fill=style.faint_ink)
+            sheet.paste(cell, (MARGIN + column * across, y))
+        canvas.text((MARGIN, y + height + 5), _shortened(name, small, width), font=small, fill=_FAINT_INK)
     return sheet
 
 

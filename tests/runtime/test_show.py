@@ -11,11 +11,16 @@ from fakes import FakeEncoder, fake_manifest
 from PIL import Image
 
 from prtool.errors import ConfigError, ImageError, KeepError, StorageError
+from prtool.runtime import show as style
 from prtool.runtime.images.preprocess import prepare_batch, view
-from prtool.runtime.show import Style, draw, show
+from prtool.runtime.show import draw, show
 from prtool.spec import Keep
 
-STYLE = Style(least_side=32, title_size=10, note_size=10)
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, length in {"LEAST_SIDE": 32, "TITLE_SIZE": 10, "NOTE_SIZE": 10}.items():
+        monkeypatch.setattr(style, name, length)
 
 
 def noise(seed: int = 0, height: int = 60, width: int = 50) -> npt.NDArray[np.uint8]:
@@ -24,17 +29,18 @@ def noise(seed: int = 0, height: int = 60, width: int = 50) -> npt.NDArray[np.ui
 
 def cell(picture: Image.Image, row: int, column: int, size: tuple[int, int], foot: int) -> npt.NDArray[np.uint8]:
     """One photograph of the picture: where the layout's lengths say it lies."""
-    head = STYLE.margin + STYLE.title_size + STYLE.note_size + 20
-    x = STYLE.margin + column * (size[1] + STYLE.gap)
-    y = head + row * (size[0] + foot + STYLE.gap)
+    head = style.MARGIN + style.TITLE_SIZE + style.NOTE_SIZE + 20
+    x = style.MARGIN + column * (size[1] + style.GAP)
+    y = head + row * (size[0] + foot + style.GAP)
     return np.asarray(picture)[y : y + size[0], x : x + size[1]]
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("size", "grid"), [((32, 32), (4, 4)), ((32, 48), (4, 6)), ((36, 33), (4, 4))])
 def test_kept_patches_are_unchanged_and_dropped_ones_veiled(size: tuple[int, int], grid: tuple[int, int]) -> None:
     encoder = FakeEncoder(fake_manifest(size, grid))
     images, keeps = [noise(0), noise(1)], [Keep.ratio(0.5), Keep.count(3), Keep.ratio(1.0)]
-    picture = draw(encoder, images, keeps, STYLE)
+    picture = draw(encoder, images, keeps)
     high, wide = size[0] // grid[0], size[1] // grid[1]
     for row, image in enumerate(images):
         seen = np.asarray(view(image, encoder.manifest.preprocess))
@@ -51,12 +57,15 @@ def test_kept_patches_are_unchanged_and_dropped_ones_veiled(size: tuple[int, int
                     assert (np.ptp(shown[inside], axis=(0, 1)) < 0.25 * np.ptp(seen[inside], axis=(0, 1))).all()
 
 
-def test_a_later_location_veils_less() -> None:
-    """Dropped patches lose contrast by the share of the veil: full at the first location, the style's late one at the last."""
+@pytest.mark.usefixtures("small")
+def test_a_later_location_veils_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropped patches lose contrast by the share of the veil: full at the first location, the late one at the last."""
     made = fake_manifest()
     encoder = FakeEncoder(replace(made, prune=replace(made.prune, depth=5, locations=(2, 3, 4))))
-    style, image = replace(STYLE, veil_opacity=0.9, late_veil_opacity=0.3), noise()
-    picture = draw(encoder, [image], [Keep.count(4)], style)
+    monkeypatch.setattr(style, "VEIL_OPACITY", 0.9)
+    monkeypatch.setattr(style, "LATE_VEIL_OPACITY", 0.3)
+    image = noise()
+    picture = draw(encoder, [image], [Keep.count(4)])
     seen, shown = (cell(picture, 0, column, (32, 32), 0).astype(np.float64) for column in (0, 1))
     kept = encoder.kept(prepare_batch([image], encoder.manifest.preprocess), Keep.count(4))
     assert [left.shape[1] for left in kept] == [12, 8, 4]
@@ -65,26 +74,26 @@ def test_a_later_location_veils_less() -> None:
         veils |= {int(patch): veil for patch in left[0]}
     for patch, veil in veils.items():
         inside = np.s_[patch // 4 * 8 + 1 : patch // 4 * 8 + 8, patch % 4 * 8 + 1 : patch % 4 * 8 + 8]
-        expected = (1.0 - veil) * seen[inside] + veil * np.array(style.veil)
+        expected = (1.0 - veil) * seen[inside] + veil * np.array(style.VEIL)
         assert np.abs(shown[inside] - expected).max() <= 0.51
 
 
+@pytest.mark.usefixtures("small")
 def test_every_patch_kept_is_the_plain_photograph() -> None:
     encoder = FakeEncoder()
-    picture = draw(encoder, [noise()], [Keep.ratio(1.0)], STYLE)
+    picture = draw(encoder, [noise()], [Keep.ratio(1.0)])
     assert np.array_equal(cell(picture, 0, 1, (32, 32), 0), cell(picture, 0, 0, (32, 32), 0))
 
 
 def test_small_views_are_enlarged_and_labels_fit(tmp_path: Path) -> None:
     path = tmp_path / ("a-very-long-name-" * 9 + ".png")
     Image.fromarray(noise()).save(path)
-    style = Style()
-    picture = np.asarray(draw(FakeEncoder(), [path, str(path)], [Keep.ratio(0.5)], style))
-    assert picture.shape[1] == 2 * style.margin + 2 * 224 + style.gap
-    header = picture[: style.margin + style.title_size + style.note_size + 20]
-    for left in (style.margin, style.margin + 224 + style.gap):
+    picture = np.asarray(draw(FakeEncoder(), [path, str(path)], [Keep.ratio(0.5)]))
+    assert picture.shape[1] == 2 * style.MARGIN + 2 * 224 + style.GAP
+    header = picture[: style.MARGIN + style.TITLE_SIZE + style.NOTE_SIZE + 20]
+    for left in (style.MARGIN, style.MARGIN + 224 + style.GAP):
         assert (header[:, left : left + 224] < 128).any()  # ink over both columns
-    assert (picture[:, -style.margin :] == 255).all() and (picture[:, : style.margin] == 255).all()  # none in the margins
+    assert (picture[:, -style.MARGIN :] == 255).all() and (picture[:, : style.MARGIN] == 255).all()  # none in the margins
 
 
 def test_show_writes_a_png(tmp_path: Path) -> None:
