@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from prtool.errors import ConfigError, DataError, ImageError
 from prtool.extras import install_hint
 from prtool.files import OutputKind, new_file
 from prtool.progress import Progress, SilentProgress, stage
-from prtool.records import check_settings, setting
+from prtool.records import check_value
 from prtool.runtime.encoder import Encoder, KeepLike
 from prtool.runtime.images.files import expand_images
 from prtool.runtime.images.preprocess import Pixels, prepare
@@ -30,18 +31,6 @@ from prtool.text_safety import printable
 OUTPUT_SUFFIXES = (".npz", ".parquet")
 _MAX_WORKERS = 16
 _REASONS_SHOWN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedOptions:
-    """How a collection is embedded."""
-
-    keep: KeepLike = setting(None, "patches kept of each image, as `Encoder` takes them; None takes the bundle's default")  # noqa: RUF009 - a field
-    batch_size: int = setting(32, "images per call of the encoder", minimum=1)
-    workers: int = setting(0, f"threads that decode; 0 takes one for each core of this process, at most {_MAX_WORKERS}", minimum=0)
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,8 +62,11 @@ class EmbedResult:
 def embed_folder(
     encoder: Encoder,
     paths: Sequence[str | Path],
-    options: EmbedOptions | None = None,
     progress: Progress | None = None,
+    *,
+    keep: KeepLike = None,
+    batch_size: int = 32,
+    workers: int = 0,
 ) -> EmbedResult:
     """Embeds image files and folders of them.
 
@@ -84,13 +76,18 @@ def embed_folder(
     Args:
         paths: files, taken whatever their suffix, and folders, searched as `image_files.search` does.
         progress: advanced once per file, read or skipped.
+        keep: patches kept of each image, as `Encoder` takes them; None takes the bundle's default.
+        batch_size: images per call of the encoder.
+        workers: threads that decode; 0 takes one for each core of this process, at most 16.
 
     Raises:
+        ConfigError: batch_size is below 1 or workers below 0.
         DataError: there is no image, or none of them could be read, or a folder cannot be listed.
         KeepError: the encoder does not allow this many patches.
     """
-    options = options or EmbedOptions()
-    counts = encoder.counts(options.keep)
+    check_value("batch_size", batch_size, minimum=1)
+    check_value("workers", workers, minimum=0)
+    counts = encoder.counts(keep)
     files, left_out = expand_images(paths)
     if not files:
         where = printable(", ".join(map(str, paths)) or "an empty list of paths", 300)
@@ -101,8 +98,10 @@ def embed_folder(
     done: list[str] = []
     skipped: list[tuple[str, str]] = []
     started = time.perf_counter()
-    with stage(progress, "embedding images", len(files)), contextlib.closing(_decoded(files, encoder.manifest.preprocess, options)) as stream:
-        while batch := list(itertools.islice(stream, options.batch_size)):
+    threads = workers or min(granted_cpus(), _MAX_WORKERS)
+    decoded = _decoded(files, encoder.manifest.preprocess, threads, threads + 2 * batch_size)
+    with stage(progress, "embedding images", len(files)), contextlib.closing(decoded) as stream:
+        while batch := list(itertools.islice(stream, batch_size)):
             readable = [(str(path), pixels) for path, pixels in batch if not isinstance(pixels, ImageError)]
             skipped += [(str(path), str(reason)) for path, reason in batch if isinstance(reason, ImageError)]
             if readable:
@@ -115,11 +114,12 @@ def embed_folder(
     return EmbedResult(done, rows[: len(done)], counts[-1], skipped, time.perf_counter() - started, left_out.note())
 
 
-def check_output(out: str | Path) -> None:
-    """Checks, before an hour of work, that `save_embeddings` can write to `out`; writes nothing there.
+def check_output(out: str | Path, paths: Iterable[str | Path] = ()) -> None:
+    """Checks, before an hour of work, that `save_embeddings` can write to `out`, and that it can hold `paths`; writes nothing there.
 
     Raises:
         ConfigError: the suffix is unknown, its library is not installed, or `out` exists and is no file of embeddings.
+        DataError: a path is not valid Unicode, which Parquet cannot hold.
         StorageError: the folder cannot be made or written to.
     """
     out = Path(out)
@@ -127,20 +127,10 @@ def check_output(out: str | Path) -> None:
         raise ConfigError(f"output = {out}, but its name must end in {' or '.join(OUTPUT_SUFFIXES)}")
     if out.suffix.lower() == ".parquet":
         _pyarrow()
+        for path in map(str, paths):
+            if not path.isascii() and path != path.encode("utf-8", "replace").decode():
+                raise DataError(f"the path {printable(path, 300)} is not valid Unicode, which Parquet cannot hold; write .npz, or rename the file")
     files.check_output(out, _EMBEDDINGS)
-
-
-def check_names(out: str | Path, paths: Iterable[str | Path]) -> None:
-    """Checks, before any image is embedded, that a file of this suffix can hold the paths.
-
-    Raises:
-        DataError: a path is not valid Unicode, which Parquet cannot hold.
-    """
-    if Path(out).suffix.lower() != ".parquet":
-        return
-    for path in map(str, paths):
-        if not path.isascii() and path != path.encode("utf-8", "replace").decode():
-            raise DataError(f"the path {printable(path, 300)} is not valid Unicode, which Parquet cannot hold; write .npz, or rename the file")
 
 
 def save_embeddings(result: EmbedResult, out: str | Path) -> None:
@@ -151,17 +141,17 @@ def save_embeddings(result: EmbedResult, out: str | Path) -> None:
     row) and `keep` in the file's metadata; it needs the extra `parquet`.
 
     Raises:
-        ConfigError: the suffix is unknown, or its library is not installed.
-        DataError: a path is not valid Unicode, which Parquet cannot hold.
+        ConfigError, DataError: as `check_output`.
         StorageError: the file cannot be written; whatever stood at `out` is untouched.
     """
     out = Path(out)
-    check_output(out)
-    if out.suffix.lower() == ".npz":
-        with new_file(out) as temporary, temporary.open("wb") as stream:
+    check_output(out, result.paths)
+    table = _table(result) if out.suffix.lower() == ".parquet" else None
+    with new_file(out) as temporary, temporary.open("wb") as stream:
+        if table is None:
             np.savez(stream, paths=np.array(result.paths, dtype=np.str_), embeddings=result.embeddings, keep=np.int64(result.keep))
-    else:
-        _save_parquet(result, out)
+        else:
+            _pyarrow()[1].write_table(table, stream)
 
 
 _NPZ = re.compile(rb"PK\x03\x04.{26}paths\.npy", re.DOTALL)
@@ -183,27 +173,20 @@ def _is_ours(path: Path) -> bool:
 _EMBEDDINGS = OutputKind("a file of embeddings", _is_ours)
 
 
-Decoded = tuple[Path, Pixels | ImageError]
-
-
-def _decoded(files: Sequence[Path], spec: Preprocess, options: EmbedOptions) -> Generator[Decoded]:
-    """Each file with its pixels or the reason why it has none, in order; threads work up to two batches ahead."""
-
-    def decode(file: Path) -> Decoded:
-        try:
-            return file, prepare(file, spec)
-        except ImageError as cause:
-            return file, cause
-
-    workers = options.workers or min(granted_cpus(), _MAX_WORKERS)
+def _decoded(files: Sequence[Path], spec: Preprocess, workers: int, ahead: int) -> Generator[tuple[Path, Pixels | ImageError]]:
+    """Each file with its pixels or the reason why it has none, in order; threads work up to `ahead` files ahead."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prtool-decode")
     try:
-        coming = (pool.submit(decode, file) for file in files)
-        waiting = deque(itertools.islice(coming, workers + 2 * options.batch_size))
+        coming = ((file, pool.submit(prepare, file, spec)) for file in files)
+        waiting = deque(itertools.islice(coming, ahead))
         while waiting:
-            done = waiting.popleft().result()
+            file, future = waiting.popleft()
+            try:
+                done: Pixels | ImageError = future.result()
+            except ImageError as cause:
+                done = cause
             waiting.extend(itertools.islice(coming, 1))
-            yield done
+            yield file, done
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -217,14 +200,11 @@ def _pyarrow() -> tuple[ModuleType, ModuleType]:
     return pyarrow, pyarrow.parquet
 
 
-def _save_parquet(result: EmbedResult, out: Path) -> None:
-    check_names(out, result.paths)
-    arrow, parquet = _pyarrow()
+def _table(result: EmbedResult) -> Any:  # noqa: ANN401 - pyarrow's
+    arrow, _ = _pyarrow()
     values: npt.NDArray[np.float32] = np.ascontiguousarray(result.embeddings).reshape(-1)
     columns = {
         "path": arrow.array(result.paths, arrow.string()),
         "embedding": arrow.FixedSizeListArray.from_arrays(arrow.array(values), result.embeddings.shape[1]),
     }
-    table = arrow.table(columns).replace_schema_metadata({"keep": str(result.keep)})
-    with new_file(out) as temporary, temporary.open("wb") as stream:
-        parquet.write_table(table, stream)
+    return arrow.table(columns).replace_schema_metadata({"keep": str(result.keep)})

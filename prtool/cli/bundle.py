@@ -83,18 +83,18 @@ def build(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 @json_option
 def embed(*, images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep | None, batch: int, output: Path, as_json: bool) -> None:
     """Embeddings of images and folders of images; unreadable ones are skipped, counted and listed."""
-    from prtool.runtime.embed import EmbedOptions, check_names, check_output, embed_folder, save_embeddings
+    from prtool.runtime.embed import check_output, embed_folder, save_embeddings
     from prtool.runtime.encoder import Encoder, mode_counts
     from prtool.runtime.images.files import expand_images
 
     check_images(images)
     check_output(output)
     loaded = loading()
-    options = EmbedOptions(keep=mode_counts(loaded["bundle"].manifest, mode, keep), batch_size=batch)
+    counts = mode_counts(loaded["bundle"].manifest, mode, keep)
     files, left_out = expand_images(images)
-    check_names(output, files)
+    check_output(output, files)
     with Encoder.load(**loaded, mode=mode) as encoder:
-        result = embed_folder(encoder, files or images, options, BarProgress())
+        result = embed_folder(encoder, files or images, BarProgress(), keep=counts, batch_size=batch)
     save_embeddings(result, output)
     for path, reason in result.skipped:
         message(f"skipped {path}: {reason}")

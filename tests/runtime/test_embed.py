@@ -19,7 +19,7 @@ from PIL import Image
 from prtool.cli.main import app
 from prtool.errors import ConfigError, DataError, KeepError, StorageError
 from prtool.runtime import embed
-from prtool.runtime.embed import EmbedOptions, EmbedResult, check_output, embed_folder, save_embeddings
+from prtool.runtime.embed import EmbedResult, check_output, embed_folder, save_embeddings
 from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep
 
@@ -69,7 +69,7 @@ def decoding_threads() -> list[threading.Thread]:
 def test_a_folder_gives_one_row_an_image_in_order(tmp_path: Path, batch_size: int, workers: int) -> None:
     paths = write_images(tmp_path, 11)
     encoder, progress = FakeEncoder(), Record()
-    result = embed_folder(encoder, [tmp_path], EmbedOptions(Keep.ratio(0.5), batch_size, workers), progress)
+    result = embed_folder(encoder, [tmp_path], progress, keep=Keep.ratio(0.5), batch_size=batch_size, workers=workers)
     alone = [[*prepare(path, encoder.manifest.preprocess).mean(axis=(1, 2)), 8.0] for path in paths]
     np.testing.assert_allclose(result.embeddings, np.array(alone), rtol=1e-5, atol=1e-6)
     assert result.paths == [str(path) for path in paths] and result.skipped == [] and result.keep == 8
@@ -86,7 +86,7 @@ def test_unreadable_images_are_listed_with_their_reasons(tmp_path: Path) -> None
         paths[index].write_bytes(content)
     missing = tmp_path / "missing.jpg"
     progress = Record()
-    result = embed_folder(FakeEncoder(), [*paths, missing], EmbedOptions(batch_size=2), progress)
+    result = embed_folder(FakeEncoder(), [*paths, missing], progress, batch_size=2)
     assert result.paths == [str(paths[i]) for i in (1, 2, 5, 6)]
     assert result.embeddings.shape == (4, 4) and result.keep == 10
     assert [path for path, _ in result.skipped] == [str(path) for path in (paths[0], paths[3], paths[4], paths[7], missing)]
@@ -111,14 +111,14 @@ def test_nothing_to_embed_is_an_error(tmp_path: Path) -> None:
 def test_a_keep_outside_the_range_is_refused_before_any_work(tmp_path: Path) -> None:
     encoder, progress = FakeEncoder(), Record()
     with pytest.raises(KeepError, match="k = 1"):
-        embed_folder(encoder, write_images(tmp_path, 1), EmbedOptions(Keep.count(1)), progress)
+        embed_folder(encoder, write_images(tmp_path, 1), progress, keep=Keep.count(1))
     assert progress.stages == 0
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}])
-def test_options_check_themselves(options: dict[str, int]) -> None:
+def test_options_are_checked(tmp_path: Path, options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=r"0|-1"):
-        EmbedOptions(**options)  # type: ignore[arg-type]
+        embed_folder(FakeEncoder(), write_images(tmp_path, 1), **options)
 
 
 def test_decoding_stays_within_two_batches_of_the_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_decoding_stays_within_two_batches_of_the_encoder(tmp_path: Path, monkey
             return super().encode_pixels(pixels, keep)
 
     monkeypatch.setattr(embed, "prepare", counted)
-    assert len(embed_folder(Slow(), paths, EmbedOptions(batch_size=3, workers=2)).paths) == prepared == 40
+    assert len(embed_folder(Slow(), paths, batch_size=3, workers=2).paths) == prepared == 40
 
 
 def test_a_failing_encoder_or_a_cancelling_caller_stops_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ def test_a_failing_encoder_or_a_cancelling_caller_stops_the_threads(tmp_path: Pa
         with monkeypatch.context() as patch:
             patch.setattr(owner, method, cancel)
             with pytest.raises(Cancelled):
-                embed_folder(FakeEncoder(), [tmp_path], EmbedOptions(batch_size=4), progress)
+                embed_folder(FakeEncoder(), [tmp_path], progress, batch_size=4)
         assert progress.stages == 1 and not progress.open and decoding_threads() == []
 
 
@@ -308,6 +308,6 @@ def test_a_real_bundle_embeds_as_its_encoder_does(tmp_path: Path) -> None:
 
     paths = write_images(tmp_path / "photos", 5)
     with Encoder.load(models.tiny_bundle(tmp_path / "bundle", models.TinyModel())) as encoder:
-        result = embed_folder(encoder, [tmp_path / "photos"], EmbedOptions(Keep.ratio(0.5), batch_size=2))
+        result = embed_folder(encoder, [tmp_path / "photos"], keep=Keep.ratio(0.5), batch_size=2)
         np.testing.assert_allclose(result.embeddings, encoder.encode_images(paths, keep=0.5), atol=1e-6)
     assert result.keep == models.TinyModel().patches // 2
