@@ -12,9 +12,6 @@ from prtool.engines.profiles import profiles
 from prtool.engines.registry import builder, graph_precision
 from prtool.progress import Progress, SilentProgress, stage
 
-_NO_IMAGE_GRAPH = "text"
-_MIB = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class BuiltGraph:
@@ -69,7 +66,7 @@ class BuildReport:
         """Column names and rows, one a graph."""
         columns = ["graph", "engine", "MiB", "s", "why", "file"]
         rows = [
-            [item.graph, "built" if item.built else "taken", f"{item.size / _MIB:.1f}", f"{item.seconds:.1f}", item.reason, item.engine_file]
+            [item.graph, "built" if item.built else "taken", f"{item.size / 2**20:.1f}", f"{item.seconds:.1f}", item.reason, item.engine_file]
             for item in self.graphs
         ]
         return columns, rows
@@ -101,7 +98,7 @@ def build_bundle(
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     chosen = GraphOptions.of(options, precision, profiles(opened.manifest, options.build))
     opened.graph("full", held)  # rejects a precision that the bundle lacks with the usual message
-    roles = {role: graph for role, graph in opened.manifest.graphs[held].items() if role != _NO_IMAGE_GRAPH}
+    roles = {role: graph for role, graph in opened.manifest.graphs[held].items() if role != "text"}
     target = module.build_target(options.device)
     made, library = [], ("", "")
     told = progress or SilentProgress()

@@ -6,6 +6,7 @@
         embeddings = encoder.encode_images(["cat.jpg", "dog.jpg"], keep=0.6)
 """
 
+import functools
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -57,17 +58,6 @@ class LoadOptions:
     options: EngineOptions
     verify: bool
 
-    def open(self) -> Bundle:
-        """Opens the bundle again.
-
-        Raises:
-            BundleError: it is not the bundle that it was.
-        """
-        bundle = Bundle.open(self.path, verify=self.verify)
-        if bundle.manifest != self.manifest:
-            raise BundleError(f"{self.path} is no longer the bundle that this encoder was loaded from; load the encoder again")
-        return bundle
-
 
 class _Loaded:
     """A bundle's graphs on one engine: those of the mode at once, all others on first use."""
@@ -77,6 +67,10 @@ class _Loaded:
         self.pipeline = Pipeline(Graphs(bundle, how.engine, how.precision, how.options), how.mode)
         self._text_graphs = Graphs(bundle, how.engine, "fp32", replace(how.options, streams=1, build=_TEXT_BUILD))
         self.text = TextEncoder(self._text_graphs)
+
+    @functools.cached_property
+    def classes(self) -> ClassTable:
+        return ClassTable.of(self.bundle)
 
     def close(self) -> None:
         self.pipeline.close()
@@ -97,7 +91,6 @@ class Encoder:
         """Takes what `Encoder.load` opened, or opens it on first use, as after unpickling."""
         self._how = how
         self._opened = loaded
-        self._classes: ClassTable | None = None
         self._closed = False
         self._warned = False
         self._lock = threading.RLock()
@@ -165,11 +158,7 @@ class Encoder:
         Raises:
             BundleError: the bundle has no classes, or their file does not fit the manifest.
         """
-        loaded = self._loaded()
-        with self._lock:
-            if self._classes is None:
-                self._classes = ClassTable.of(loaded.bundle)
-            return self._classes
+        return self._loaded().classes
 
     def counts(self, keep: KeepLike = None) -> tuple[int, ...]:
         """The patches that a call keeps at each pruning location; all of them in mode "full".
@@ -321,7 +310,10 @@ class Encoder:
             if self._closed:
                 raise EngineError(f"the encoder of {self._how.path} is closed; load it again to use it")
             if self._opened is None:
-                self._opened = _Loaded(self._how.open(), self._how)
+                bundle = Bundle.open(self._how.path, verify=self._how.verify)
+                if bundle.manifest != self.manifest:
+                    raise BundleError(f"{bundle.path} is no longer the bundle that this encoder was loaded from; load the encoder again")
+                self._opened = _Loaded(bundle, self._how)
             return self._opened
 
     def _warn_of_range(self, pixels: Array) -> None:

@@ -1,8 +1,10 @@
 """From pixels to embeddings: a bundle's graphs, and the modes that run them on numpy arrays or on a device's."""
 
 import difflib
+import functools
 import os
 import threading
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -30,17 +32,7 @@ class Graphs:
     """The engines of one bundle at one precision, each opened on first use; safe from many threads."""
 
     def __init__(self, bundle: Bundle, engine: str, precision: str, options: EngineOptions) -> None:
-        """Opens nothing yet.
-
-        Args:
-            bundle: an opened bundle.
-            engine: a name of the engine registry.
-            precision: "fp32", or another that the engine supports and the bundle has graphs for.
-            options: how each engine runs.
-
-        Raises:
-            ConfigError: the engine is unknown or does not support the precision.
-        """
+        """Opens nothing yet; raises ConfigError where the engine is unknown or does not support the precision."""
         self.bundle = bundle
         self._engine = engine
         self._precision = graph_precision(engine, precision)
@@ -68,26 +60,24 @@ class Graphs:
         opened = self._opened.get(role)
         return opened if opened is not None else self._open(role)
 
-    def run(self, role: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, role: str, inputs: Tensors, *, on_device: bool = False) -> dict[str, DeviceArray]:
         """Runs the graph of one role; the outputs have the declared names, dtypes and shapes.
 
-        Raises:
-            ShapeError, EngineError: as `engine`, `Engine.run` and `check_outputs`.
-        """
-        outputs = self.engine(role).run(inputs)
-        check_outputs(self.bundle.graph(role, self._precision), inputs, outputs)
-        return outputs
-
-    def run_device(self, role: str, inputs: Tensors) -> dict[str, DeviceArray]:
-        """`run` on the engine's device, without waiting for it.
+        Args:
+            role: as `engine` takes it.
+            inputs: numpy arrays by name, or arrays on the engine's device.
+            on_device: leave inputs and outputs on the device, and do not wait for it.
 
         Raises:
-            ShapeError, EngineError: as `run`; or the engine keeps no arrays on a device.
+            ShapeError, EngineError: as `engine`, `Engine.run` and `check_outputs`; or the engine keeps no arrays on a device.
         """
         engine = self.engine(role)
-        if not isinstance(engine, DeviceEngine):
+        if not on_device:
+            outputs = engine.run(inputs)
+        elif isinstance(engine, DeviceEngine):
+            outputs = engine.run_device(inputs)
+        else:
             raise _no_device(engine.info.name)
-        outputs = engine.run_device(inputs)
         check_outputs(self.bundle.graph(role, self._precision), inputs, outputs)
         return outputs
 
@@ -138,18 +128,13 @@ class Pipeline:
     """
 
     def __init__(self, graphs: Graphs, mode: str) -> None:
-        """Opens every graph of the mode.
-
-        Raises:
-            ConfigError: the mode is unknown, or the bundle lacks one of its graphs.
-            EngineUnavailable, BundleError, EngineError: as `Graphs.engine`.
-        """
+        """Opens every graph of the mode; raises as `mode_named` and `Graphs.engine`."""
         self._graphs, self._mode, self.prune = graphs, mode_named(mode), graphs.bundle.manifest.prune
         roles = self._mode.roles(self.prune)
         first, *_ = [graphs.engine(role) for role in roles]
         self.info, self._first_role = first.info, roles[0]
         self.arrays = first.arrays if isinstance(first, DeviceEngine) else None
-        self.run: Callable[[str, Tensors], Tensors] = graphs.run if self.arrays is None else graphs.run_device
+        self.run: Callable[[str, Tensors], Tensors] = functools.partial(graphs.run, on_device=self.arrays is not None)
         self.select: Callable[[DeviceArray, int], DeviceArray] = select if self.arrays is None else self.arrays.select
         self.gather: Callable[[DeviceArray, DeviceArray, int, int], DeviceArray] = gather if self.arrays is None else self.arrays.gather
         self._recorder = None if self.arrays is None else Recorder(self.arrays, self._embedding)
@@ -251,11 +236,7 @@ MODES: Mapping[str, Mode] = MappingProxyType(
 
 
 def mode_named(name: str) -> Mode:
-    """The mode of that name.
-
-    Raises:
-        ConfigError: there is none; the message lists those that exist.
-    """
+    """The mode of that name; raises ConfigError where there is none."""
     mode = MODES.get(name) if isinstance(name, str) else None
     if mode is None:
         near = difflib.get_close_matches(name, MODES, n=1) if isinstance(name, str) else []
@@ -264,21 +245,15 @@ def mode_named(name: str) -> Mode:
     return mode
 
 
-class _OnHost(Mapping[str, Array]):
+class _OnHost(UserDict[str, Array]):
     """Arrays on a device that are copied to the host when they are read."""
 
     def __init__(self, to_host: Callable[[DeviceArray], Array], tensors: Tensors) -> None:
+        super().__init__(tensors)
         self._to_host = to_host
-        self._tensors = tensors
 
     def __getitem__(self, name: str) -> Array:
-        return self._to_host(self._tensors[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        return self._to_host(self.data[name])
 
 
 def _no_device(engine: str) -> EngineError:

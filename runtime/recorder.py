@@ -24,13 +24,8 @@ class Recorder:
     """
 
     def __init__(self, arrays: "TorchArrays", work: Callable[[DeviceArray, tuple[int, ...]], DeviceArray], most: int = MAX_RECORDINGS) -> None:
-        """Records nothing yet.
-
-        Args:
-            arrays: the device's arrays; those that cannot record run the work in each call.
-            work: pixels and counts to an array that belongs to the caller.
-            most: recordings that are kept; the least recently used one goes first.
-        """
+        """Keeps at most `most` recordings, the last used, of `work`: pixels and counts to an array that belongs to the caller."""
+        # Arrays that cannot record run the work in each call.
         self._arrays = arrays if arrays.records else None
         self._work = work
         self._most = most
@@ -48,26 +43,21 @@ class Recorder:
             slot = self._slots.get(key)
             if slot is not None:
                 self._slots.move_to_end(key)
-        if slot is None:
-            # The first call also shows whether the shapes are allowed, and lets engines set themselves up for them.
-            result = self._work(pixels, counts)
-            self._remember(key, arrays, counts)
-            return result
-        return slot.run(pixels)
+        if slot is not None:
+            return slot.run(pixels)
+        # The first call also shows whether the shapes are allowed, and lets engines set themselves up for them.
+        result = self._work(pixels, counts)
+        with self._lock:
+            self._slots.setdefault(key, _Slot(arrays, lambda static: self._work(static, counts)))
+            dropped = [self._slots.popitem(last=False)[1] for _ in range(len(self._slots) - self._most)]
+        for slot in dropped:
+            slot.free()
+        return result
 
     def clear(self) -> None:
         """Frees every recording, once the device has finished with it."""
         with self._lock:
             dropped, self._slots = list(self._slots.values()), OrderedDict()
-        for slot in dropped:
-            slot.free()
-
-    def _remember(self, key: _Key, arrays: "TorchArrays", counts: tuple[int, ...]) -> None:
-        dropped = []
-        with self._lock:
-            self._slots.setdefault(key, _Slot(arrays, lambda static: self._work(static, counts)))
-            while len(self._slots) > self._most:
-                dropped.append(self._slots.popitem(last=False)[1])
         for slot in dropped:
             slot.free()
 

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from prtool.bundle import Bundle
 from prtool.engines.base import Array, EngineInfo, EngineOptions
-from prtool.errors import BundleError, ConfigError, ParityError
+from prtool.errors import BundleError, ParityError
+from prtool.records import check_value
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.pipeline import MODES
 from prtool.runtime.tensors import checked, read_tensors
@@ -139,10 +140,8 @@ def gate_of(precision: str) -> Gate:
     Raises:
         ConfigError: no gate is set for it.
     """
-    gate = GATES.get(precision)
-    if gate is None:
-        raise ConfigError(f"precision = {precision!r}, but it must be one of {', '.join(GATES)}")
-    return gate
+    check_value("precision", precision, choices=tuple(GATES))
+    return GATES[precision]
 
 
 def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOptions | None = None, precision: str = "fp32") -> VerifyReport:
@@ -160,8 +159,7 @@ def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOpti
         EngineUnavailable: the engine's library is not installed, or finds no device.
         ParityError: a case is not above the gate; the message names it.
     """
-    gate = gate_of(precision).worst_cosine
-    text_gate = gate_of("fp32").worst_cosine
+    gates = {mode: gate_of(precision).worst_cosine for mode in MODES} | {"text": gate_of("fp32").worst_cosine}
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     probe = read_probe(opened)
     cases: list[VerifyCase] = []
@@ -169,9 +167,15 @@ def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOpti
     for mode in MODES:
         with Encoder.load(opened, engine=engine, mode=mode, precision=precision, options=options or QUIET) as encoder:
             infos.append(encoder.info)
-            name = f"{encoder.info.name} {encoder.info.version}"
-            cases += [_gated(case, text_gate if case.mode == "text" else gate, name) for case in _cases(encoder, mode, probe)]
-    return VerifyReport(infos[0], precision, gate, tuple(cases))
+            for case in _cases(encoder, mode, probe):
+                cases.append(case)
+                if not case.cosine > gates[case.mode]:
+                    place = f"{case.mode}, batch {case.batch}" + (f", k = {case.k}" if case.k else "")
+                    raise ParityError(
+                        f"{encoder.info.name} {encoder.info.version} disagrees with PyTorch in {place}: cosine {case.cosine:.7f}, but it must be "
+                        f"above {gates[case.mode]}; do not use this engine with this bundle, or export the bundle again"
+                    )
+    return VerifyReport(infos[0], precision, gates["full"], tuple(cases))
 
 
 def read_probe(bundle: Bundle) -> Tensors:
@@ -209,13 +213,3 @@ def _cases(encoder: Encoder, mode: str, probe: Tensors) -> Iterator[VerifyCase]:
 
 def _counts(probe: Tensors) -> dict[int, npt.NDArray[np.float32]]:
     return {int(found[1]): tensor for name, tensor in probe.items() if (found := _COUNT_NAME.fullmatch(name))}
-
-
-def _gated(case: VerifyCase, gate: float, engine: str) -> VerifyCase:
-    if case.cosine > gate:
-        return case
-    place = f"{case.mode}, batch {case.batch}" + (f", k = {case.k}" if case.k else "")
-    raise ParityError(
-        f"{engine} disagrees with PyTorch in {place}: cosine {case.cosine:.7f}, but it must be above {gate}; "
-        "do not use this engine with this bundle, or export the bundle again"
-    )

@@ -1,6 +1,6 @@
 """The text side of a bundle: strings to token ids to embeddings."""
 
-import threading
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,14 +19,8 @@ class TextEncoder:
     """Encodes texts with the bundle's text graph; graph and tokenizer are loaded on first use. Safe from many threads."""
 
     def __init__(self, graphs: Graphs) -> None:
-        """Loads nothing yet.
-
-        Args:
-            graphs: the bundle's graphs at fp32: the text side runs once for a set of classes, so it has no other precision.
-        """
+        """Takes the bundle's graphs at fp32: the text side runs once for a set of classes, so it has no other precision."""
         self._graphs = graphs
-        self._tokenizer: PromptTokenizer | None = None
-        self._lock = threading.Lock()
 
     def encode(self, texts: object) -> Array:
         """(batch, E) float32, L2-normalised, of strings or of (batch, context) int64 token ids; see `Encoder.encode_text`."""
@@ -44,7 +38,7 @@ class TextEncoder:
     def _token_ids(self, texts: list[str]) -> npt.NDArray[np.int64]:
         """(batch, context) int64, padded to the context length."""
         text = self._text()
-        tokenizer = self._load_tokenizer(text)
+        tokenizer = self._tokenizer
         rows = np.full((len(texts), text.context_length), tokenizer.pad_id, np.int64)
         for row, string in zip(rows, texts, strict=True):
             ids = tokenizer.ids(string)
@@ -62,15 +56,12 @@ class TextEncoder:
             raise BundleError(f"{bundle.path} has no text side, so it cannot encode texts; export it again with the text tower")
         return bundle.manifest.text
 
-    def _load_tokenizer(self, text: TextInfo) -> PromptTokenizer:
-        bundle = self._graphs.bundle
+    @functools.cached_property
+    def _tokenizer(self) -> PromptTokenizer:
+        bundle, text = self._graphs.bundle, self._text()
         if not text.tokenizer:
             raise BundleError(f"{bundle.path} has no tokenizer: its model's could not be written as a file; give token ids to encode_text")
-        with self._lock:
-            if self._tokenizer is None:
-                path = bundle.file(text.tokenizer)
-                self._tokenizer = PromptTokenizer.read(path, bundle.read(text.tokenizer, TOKENIZER_BYTES), text)
-            return self._tokenizer
+        return PromptTokenizer.read(bundle.file(text.tokenizer), bundle.read(text.tokenizer, TOKENIZER_BYTES), text)
 
 
 def _strings(texts: object) -> list[str]:

@@ -192,7 +192,7 @@ def test_outputs_unlike_the_declared_ones_are_rejected(engine_name: str, bundle:
         graphs.run("full", {"pixels": pixels})
     if isinstance(engine, DeviceEngine):
         with pytest.raises(EngineError, match=r"full\.onnx.*embedding"):
-            graphs.run_device("full", {"pixels": engine.arrays.to_device(pixels)})
+            graphs.run("full", {"pixels": engine.arrays.to_device(pixels)}, on_device=True)
     graphs.close()
 
 
