@@ -75,15 +75,9 @@ class BuildReport:
 def build_bundle(
     bundle: str | Path | Bundle, engine: str, precision: str, options: EngineOptions, progress: Progress | None = None, *, rebuild: bool = False
 ) -> BuildReport:
-    """Builds an engine of every image graph of a bundle, or takes it from the cache.
+    """Builds an engine of every image graph of a bundle, or takes it from the cache; `rebuild` builds also what is there.
 
-    Args:
-        bundle: a bundle directory, or an opened bundle.
-        engine: a name of the engine registry, of one that builds ahead.
-        precision: "fp32", or another that the engine has and the bundle holds graphs for.
-        options: `device`, `cache` and `build` are used.
-        progress: advanced once per graph.
-        rebuild: build also what is in the cache.
+    `device`, `cache` and `build` of the options are used. Progress advances once per graph.
 
     Raises:
         BundleError: the bundle is missing or damaged.

@@ -46,11 +46,7 @@ class ClassTable:
 
     @classmethod
     def of(cls, bundle: Bundle) -> "ClassTable":
-        """Reads the classes of a bundle.
-
-        Raises:
-            BundleError: the bundle has no classes, or their file does not fit the manifest.
-        """
+        """The classes of a bundle; raises BundleError where it has none, or their file does not fit the manifest."""
         classes, model = bundle.manifest.classes, bundle.manifest.model
         if classes is None:
             raise BundleError(f"{bundle.path} has no classes, so it cannot classify; export it again with class names, or use its embeddings")
@@ -64,13 +60,7 @@ class ClassTable:
         return cls(classes.names, embeddings, model.logit_scale, model.logit_bias)
 
     def probabilities(self, embeddings: Array) -> npt.NDArray[np.float64]:
-        """Softmax of the class logits.
-
-        Args:
-            embeddings: (batch, E) float, L2-normalised.
-
-        Returns:
-            (batch, classes) float64; each row sums to 1.
+        """Softmax of the class logits of (batch, E) L2-normalised embeddings: (batch, classes) float64; each row sums to 1.
 
         Raises:
             ShapeError: the width is not E, or an embedding is not finite.
@@ -93,13 +83,9 @@ class ClassTable:
     def predict(self, embeddings: Array, top: int = DEFAULT_TOP) -> list[list[Prediction]]:
         """The most probable classes of each image, best first; equal ones by lower label.
 
-        Args:
-            embeddings: (batch, E) float, L2-normalised.
-            top: how many, at least 1; all of them where there are fewer classes.
-
         Raises:
-            ConfigError: top is below 1.
-            ShapeError: the width is not E, or an embedding is not finite.
+            ConfigError: top is below 1; where there are fewer classes, all are given.
+            ShapeError, BundleError: as `probabilities`.
         """
         wanted = plain_number(top)
         if not isinstance(wanted, int) or wanted < 1:

@@ -34,9 +34,7 @@ _BACKGROUND, _INK, _FAINT_INK = (255, 255, 255), (28, 30, 36), (120, 124, 134)
 def show(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep], out: str | Path) -> None:
     """Draws one row per image: what the encoder sees, then the same at each keep rate with dropped patches darkened, the earlier the more.
 
-    Args:
-        keeps: one column each, in this order; labelled with the rate and the number of patches k.
-        out: a .png file, which appears whole or not at all.
+    The columns are labelled with the rate and the number of patches k; the file appears whole or not at all.
 
     Raises:
         ConfigError: no image, no keep rate, or `out` does not end in .png, is one of `images`, or is something else than a picture

@@ -18,14 +18,9 @@ _FAILURES = (SafetensorError, ValueError, KeyError, TypeError, OverflowError, Me
 def read_tensors(bundle: Bundle, name: str, most_bytes: int) -> dict[str, Array]:
     """The tensors of one safetensors file of a bundle, by name.
 
-    Args:
-        bundle: an opened bundle.
-        name: of the file.
-        most_bytes: a larger file is not read.
-
     Raises:
-        BundleError: there is no such file, it is too large or damaged, holds a type or shape that numpy has not, or the bundle changed
-            since it was opened.
+        BundleError: there is no such file, it has more than `most_bytes`, is damaged, holds a type or shape that numpy has not, or the
+            bundle changed since it was opened.
     """
     path = bundle.file(name)
     try:
@@ -36,11 +31,7 @@ def read_tensors(bundle: Bundle, name: str, most_bytes: int) -> dict[str, Array]
 
 
 def checked(tensors: Mapping[str, Array], name: str, shape: tuple[int, ...], dtype: str, path: Path) -> Array:
-    """The tensor of that name, which must have a shape and dtype, and at least one element.
-
-    Raises:
-        BundleError: it is missing or another; `path` is named.
-    """
+    """The tensor of that name; raises BundleError where it is missing, empty, or of another shape or dtype."""
     found = tensors.get(name)
     if found is None:
         held = printable(", ".join(tensors)) or "nothing"

@@ -119,11 +119,7 @@ class VerifyReport:
 
 
 def agreement(found: Array, wanted: Array) -> Agreement:
-    """Compares embeddings row by row, in float64; a row that is not finite has cosine -1.
-
-    Args:
-        found, wanted: (batch, E) float.
-    """
+    """Compares (batch, E) embeddings row by row, in float64; a row that is not finite has cosine -1."""
     first, second = found.astype(np.float64), wanted.astype(np.float64)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -135,11 +131,7 @@ def agreement(found: Array, wanted: Array) -> Agreement:
 
 
 def gate_of(precision: str) -> Gate:
-    """What must be reached at a precision.
-
-    Raises:
-        ConfigError: no gate is set for it.
-    """
+    """What must be reached at a precision; raises ConfigError where no gate is set for it."""
     check_value("precision", precision, choices=tuple(GATES))
     return GATES[precision]
 
@@ -147,16 +139,11 @@ def gate_of(precision: str) -> Gate:
 def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOptions | None = None, precision: str = "fp32") -> VerifyReport:
     """Runs the bundle's probe through every mode of one engine and compares with PyTorch's embeddings.
 
-    Args:
-        bundle: a bundle directory (every digest is checked), or an opened bundle.
-        engine: a name of the engine registry.
-        options: how the engine runs; None takes `QUIET`.
-        precision: "fp32", or another that the bundle holds.
+    Every digest of a bundle directory is checked. Options of None are `QUIET`.
 
     Raises:
         BundleError: the bundle or its probe is missing or damaged.
-        ConfigError: unknown engine or precision.
-        EngineUnavailable: the engine's library is not installed, or finds no device.
+        ConfigError, EngineUnavailable, EngineError: as `Encoder.load`.
         ParityError: a case is not above the gate; the message names it.
     """
     gates = {mode: gate_of(precision).worst_cosine for mode in MODES} | {"text": gate_of("fp32").worst_cosine}

@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,11 @@ REPORT = file_kind("a benchmark's report", {".json": re.compile(rb'\{\n "schema"
 
 
 def output_files(output: Path, kind: OutputKind = REPORT) -> tuple[Path, ...]:
-    """The files that `output` stands for: one by its suffix, or NAME.json, NAME.csv and NAME.png where it has none.
-
-    Args:
-        output: a name with or without one of `SUFFIXES`.
-        kind: what the JSON and CSV files may replace; a picture replaces a picture that prtool drew.
+    """The files that `output` stands for: one by its suffix, or NAME.json, NAME.csv and NAME.png where it has none. Ask before measuring.
 
     Raises:
-        ConfigError: another suffix, or a picture is asked for and matplotlib is not installed, or something of another
-            kind stands at one of them. Ask before measuring.
+        ConfigError: another suffix, or a picture is asked for and matplotlib is not installed, or something else than `kind`, or
+            than a picture that prtool drew, stands at one of them.
         StorageError: one of them cannot be written.
     """
     suffix = output.suffix.lower()
@@ -39,17 +35,13 @@ def output_files(output: Path, kind: OutputKind = REPORT) -> tuple[Path, ...]:
 
 
 def write_report(report: Any, files: Sequence[Path], plot: Callable[[Any, Path], None], kind: OutputKind = REPORT) -> None:  # noqa: ANN401
-    """Writes each file in the form that its suffix names.
+    """Writes each file in the form that its suffix names; raises as `output_files`, before anything is written.
 
     Args:
         report: a result with `to_json()` (plain values) and `to_csv()` (records with the same keys).
         files: ending in .json, .csv or .png.
         plot: draws the report into a PNG file.
-        kind: what they may replace, as `output_files` takes it.
-
-    Raises:
-        ConfigError: something of another kind stands at one of them; nothing was written.
-        StorageError: a file cannot be written.
+        kind: what they may replace.
     """
     _check(files, kind)
     for file in files:
@@ -57,18 +49,13 @@ def write_report(report: Any, files: Sequence[Path], plot: Callable[[Any, Path],
             case ".json":
                 write_json(file, report.to_json())
             case ".csv":
-                write_bytes(file, _csv(report.to_csv()))
+                text, records = io.StringIO(), report.to_csv()
+                writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(records)
+                write_bytes(file, text.getvalue().encode())
             case _:
                 plot(report, file)
-
-
-def _csv(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """UTF-8, a heading first; None becomes an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return text.getvalue().encode()
 
 
 def _check(files: Sequence[Path], kind: OutputKind) -> None:

@@ -1,8 +1,6 @@
 """What a benchmark feeds to every variant: the same pixels and the same encoded images."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,47 +8,35 @@ from PIL import Image
 
 from prtool.engines.base import Array
 from prtool.errors import DataError
-from prtool.manifest import Manifest
 from prtool.runtime.bench.config import END_TO_END, MAX_IMAGES, BenchConfig
+from prtool.spec import Preprocess
 
 _SAMPLE_PHOTOS = 16
 _WIDTH, _HEIGHT = 500, 375
 _QUALITY = 90
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Inputs:
-    """The same input for every variant.
-
-    Attributes:
-        pixels: (largest batch, 3, height, width) float32.
-        images: encoded files; none where nothing is measured end to end.
-        origin: where the images come from, human-readable.
-    """
-
-    pixels: Array
-    images: Sequence[bytes]
-    origin: str
-
-
-def make_inputs(config: BenchConfig, manifest: Manifest) -> Inputs:
-    """Seeded noise in the range of prepared pixels, and the images of the configuration.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-    spec = manifest.preprocess
+def make_pixels(config: BenchConfig, spec: Preprocess) -> Array:
+    """Seeded noise in the range of prepared pixels: (largest batch, 3, height, width) float32."""
     pixels = np.random.default_rng(config.seed).random((max(config.batches), 3, *spec.size), np.float32)
     # In place: a batch of 1024 at 336 px is 1.4 GB.
     pixels -= np.array(spec.mean, np.float32)[:, None, None]
     pixels /= np.array(spec.std, np.float32)[:, None, None]
+    return pixels
+
+
+def make_images(config: BenchConfig) -> tuple[list[bytes], str]:
+    """The encoded files of the configuration, none where nothing is measured end to end, and where they come from.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
     if END_TO_END not in config.scopes:
-        return Inputs(pixels, [], "none")
+        return [], "none"
     if config.images is None:
-        origin = f"{_SAMPLE_PHOTOS} generated JPEGs of {_WIDTH} x {_HEIGHT}, in memory"
-        return Inputs(pixels, sample_photos(_SAMPLE_PHOTOS, config.seed), origin)
+        return sample_photos(_SAMPLE_PHOTOS, config.seed), f"{_SAMPLE_PHOTOS} generated JPEGs of {_WIDTH} x {_HEIGHT}, in memory"
     images = [_read(image) for image in config.images[:MAX_IMAGES]]
-    return Inputs(pixels, images, f"{len(images)} given images, in memory")
+    return images, f"{len(images)} given images, in memory"
 
 
 def sample_photos(count: int, seed: int = 0) -> list[bytes]:

@@ -9,7 +9,7 @@ from prtool.engines.base import Array, EngineInfo
 from prtool.errors import ConfigError, EngineUnavailable
 from prtool.manifest import Manifest
 from prtool.runtime.bench.config import BASELINE_MODE, END_TO_END, SLOWEST, BenchConfig
-from prtool.runtime.bench.inputs import Inputs, make_inputs
+from prtool.runtime.bench.inputs import make_images, make_pixels
 from prtool.runtime.bench.sensors import cuda_events, on_gpu
 from prtool.runtime.bench.supported import Pair, Unsupported, check_any, check_memory, supported
 from prtool.runtime.bench.timing import Case, Mark, Samples
@@ -55,6 +55,7 @@ class Lineup:
         variants: groups that share a baseline, which comes first in each.
         encoders: of each engine, precision and mode.
         unsupported: combinations that were asked for and cannot be measured.
+        pixels, images, origin: the same input for every variant: see `make_pixels` and `make_images`.
     """
 
     manifest: Manifest
@@ -62,18 +63,16 @@ class Lineup:
     variants: tuple[tuple[Variant, ...], ...]
     encoders: Encoders
     unsupported: tuple[Unsupported, ...]
-    inputs: Inputs
+    pixels: Array
+    images: list[bytes]
+    origin: str
 
     @classmethod
     def load(cls, bundle: Bundle, config: BenchConfig, stack: contextlib.ExitStack) -> "Lineup":
         """Loads every graph of every variant; `stack` closes them.
 
         Raises:
-            KeepError: a keep is outside the bundle's range; nothing was loaded.
-            ConfigError: an engine's or precision's name is unknown, nothing is left to measure, the reference is not
-                among what is left, or the graphs do not fit into memory together.
-            DataError: an image cannot be read.
-            BundleError, EngineUnavailable, EngineError: as `Encoder.load`.
+            ConfigError: the reference is not among what is left to measure; and the errors of `bench`.
         """
         kept = [bundle.manifest.counts(keep) for keep in config.chosen_keeps()]
         pairs, unsupported = supported(bundle, config)
@@ -92,8 +91,8 @@ class Lineup:
         check_any(pairs, unsupported)
         _check_reference(config, pairs, unsupported)
         _check_recordings(config, len(set(kept)), encoders)
-        variants, inputs = _variants(config, bundle.manifest, pairs), make_inputs(config, bundle.manifest)
-        return cls(bundle.manifest, config, variants, encoders, tuple(unsupported), inputs)
+        variants, pixels = _variants(config, bundle.manifest, pairs), make_pixels(config, bundle.manifest.preprocess)
+        return cls(bundle.manifest, config, variants, encoders, tuple(unsupported), pixels, *make_images(config))
 
     @property
     def infos(self) -> dict[str, EngineInfo]:
@@ -121,8 +120,7 @@ class Lineup:
         return variant.mode == "split" and self.encoder(variant).arrays is None
 
     def _case(self, variant: Variant, in_stages: bool) -> Case:
-        encoder, inputs = self.encoder(variant), self.inputs
-        pixels = inputs.pixels[: variant.batch]
+        encoder, pixels = self.encoder(variant), self.pixels[: variant.batch]
 
         def encode(prepared: Array, mark: Mark) -> None:
             if not in_stages:
@@ -137,7 +135,7 @@ class Lineup:
         def from_files(number: int, mark: Mark) -> None:
             # Later rounds take the next images, and begin again after the last.
             places = range(number * variant.batch, (number + 1) * variant.batch)
-            decoded = [open_image(inputs.images[place % len(inputs.images)]) for place in places]
+            decoded = [open_image(self.images[place % len(self.images)]) for place in places]
             mark("decode")
             prepared = prepare_batch(decoded, self.manifest.preprocess)
             mark("preprocess")

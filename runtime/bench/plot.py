@@ -22,11 +22,7 @@ def plot_report(report: BenchReport, path: Path) -> None:
     """Writes a PNG: one panel per batch, a colour per engine and precision, a marker per mode, the theoretical speed-up as a thin line.
 
     The encoder's rows are drawn, or the end-to-end ones where there are no others. The thin line starts at the unpruned
-    model's rate and grows as multiply-accumulates fall.
-
-    Raises:
-        ConfigError: something else than a picture that prtool drew stands at `path`.
-        StorageError: the file cannot be written.
+    model's rate and grows as multiply-accumulates fall. Raises as `check_output` and `new_file`.
     """
     check_output(path, PICTURE)
     from matplotlib.figure import Figure
@@ -45,7 +41,9 @@ def plot_report(report: BenchReport, path: Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(batches)), frameon=False, fontsize=9)
     threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
-    figure.suptitle(f"{_short(str(report.model['name']))}: pruned and unpruned, {report.device}, {threads}", fontsize=12)
+    # The last part of a path or of a `local-dir:` or `hf-hub:` name.
+    name = str(report.model["name"]).rstrip("/").split("/")[-1].split(":")[-1]
+    figure.suptitle(f"{name}: pruned and unpruned, {report.device}, {threads}", fontsize=12)
     with new_file(path) as temporary:
         figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
 
@@ -70,8 +68,3 @@ def _draw(axes: "Axes", rows: Sequence[BenchRow]) -> None:
     axes.grid(color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _short(name: str) -> str:
-    """The last part of a path or of a `local-dir:` or `hf-hub:` name."""
-    return name.rstrip("/").split("/")[-1].split(":")[-1]

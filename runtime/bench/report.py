@@ -133,14 +133,13 @@ class BenchReport:
         """Column titles, and one list of cells a row."""
         columns = ["scope", "batch", "engine", "precision", "mode", "keep", "p50 ms", "p90 ms", "p99 ms", "images/s"]
         columns += ["speed-up", "theoretical", "of theoretical", *([f"vs {self.reference}"] if self.reference else [])]
-        return columns, [_cells(row) for row in self.rows]
-
-
-def _cells(row: BenchRow) -> list[str]:
-    times = [f"{value:.1f}" if value >= 10.0 else f"{value:.3f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
-    rates = [f"{row.images_per_s:.1f}", f"{row.speedup:.2f}x", f"{row.theoretical_speedup:.2f}x", f"{row.share_of_theoretical:.0%}"]
-    cells = [row.scope, str(row.batch), row.engine, row.precision, row.mode, f"{row.keep:g}", *times, *rates]
-    return cells if row.reference_ratio is None else [*cells, f"{row.reference_ratio:.2f}x"]
+        cells = []
+        for row in self.rows:
+            times = [f"{value:.1f}" if value >= 10.0 else f"{value:.3f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
+            rates = [f"{row.images_per_s:.1f}", f"{row.speedup:.2f}x", f"{row.theoretical_speedup:.2f}x", f"{row.share_of_theoretical:.0%}"]
+            rates += [] if row.reference_ratio is None else [f"{row.reference_ratio:.2f}x"]
+            cells.append([row.scope, str(row.batch), row.engine, row.precision, row.mode, f"{row.keep:g}", *times, *rates])
+        return columns, cells
 
 
 def _rounded(row: BenchRow) -> dict[str, Any]:

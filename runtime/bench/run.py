@@ -62,7 +62,7 @@ def bench(bundle: str | Path | Bundle, config: BenchConfig, progress: Progress |
         threads=config.threads or machine.threads_granted,
         streams=config.streams,
         reference=config.reference,
-        images=lineup.inputs.origin,
+        images=lineup.origin,
         machine=machine,
         peak_memory_mib=peak_memory_mib(),
         gpu_memory_mib=gpu_memory,

@@ -20,11 +20,7 @@ Unsupported = tuple[str, str, PrtoolError]
 
 
 def supported(bundle: Bundle, config: BenchConfig) -> tuple[list[Pair], list[Unsupported]]:
-    """The combinations of engines and precisions that the registry and the bundle support, and the others.
-
-    Raises:
-        ConfigError: an engine's or precision's name is unknown; or, where nothing is left, the reasons.
-    """
+    """The combinations of engines and precisions that the registry and the bundle support, and the others; a ConfigError where none is left."""
     known = tuple(dict.fromkeys(precision for entry in ENGINES.values() for precision in entry.precisions))
     for precision in config.precisions:
         check_value("precision", precision, choices=known)
@@ -58,14 +54,8 @@ def left_out(unsupported: Unsupported) -> str:
 
 
 def check_memory(bundle: Bundle, config: BenchConfig, pairs: Sequence[Pair]) -> None:
-    """Compares what the graphs need, all loaded at the same time, with the memory that is available.
-
-    The estimate is the size of the files of each mode, once for each pair, and the largest a second time, because an engine
-    holds the file and its own copy while it loads. Where the system does not say what is available, nothing is compared.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
+    """Raises ConfigError where the graphs, all loaded at the same time, need more memory than the system says is available."""
+    # The largest file counts twice: an engine holds the file and its own copy while it loads.
     sizes = [bundle.manifest.files[file].size / 2**20 for engine, precision in pairs for file in _files(bundle, config, engine, precision)]
     needed, available = sum(sizes) + max(sizes), available_memory_mib()
     if available is None or needed <= available:

@@ -48,12 +48,7 @@ class PromptTokenizer:
 
     @classmethod
     def read(cls, path: Path, content: bytes, text: TextInfo) -> "PromptTokenizer":
-        """Checks and reads a tokenizer file.
-
-        Args:
-            path: for messages.
-            content: of the file.
-            text: what the manifest says of the text side.
+        """Checks and reads a tokenizer file; messages name `path`.
 
         Raises:
             BundleError: it is damaged, holds what the exporter does not write, or cannot be read.
