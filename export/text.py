@@ -16,7 +16,7 @@ from prtool.export.source import ExportSource
 from prtool.files import write_bytes
 from prtool.manifest import ClassInfo, TextInfo
 from prtool.runtime.classes import TENSOR_NAME
-from prtool.runtime.text.tokenizer import check_settings
+from prtool.runtime.text import check_settings
 
 TOKENIZER_NAME = "tokenizer.json"
 CLASSES_NAME = "classes.safetensors"

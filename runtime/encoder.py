@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
@@ -27,7 +26,7 @@ from prtool.runtime.classes import DEFAULT_TOP, ClassTable, Prediction
 from prtool.runtime.images.decode import ImageSource
 from prtool.runtime.images.preprocess import image_list, largest_value, prepare_batch
 from prtool.runtime.pipeline import Graphs, Pipeline, Stage, mode_named
-from prtool.runtime.text.encode import TextEncoder
+from prtool.runtime.text import TextEncoder
 from prtool.spec import Keep
 from prtool.text_safety import printable
 
@@ -42,13 +41,7 @@ _TEXT_BUILD = BuildOptions(batch=ShapeRange(1, 64, 1024))
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How an encoder was loaded; it can be pickled.
-
-    Attributes:
-        path: the bundle's directory, absolute.
-        manifest: the bundle's; a bundle that lies at `path` later must have the same.
-        engine, mode, precision, options, verify: as `Encoder.load` takes them.
-    """
+    """How an encoder was loaded, as `Encoder.load` takes it; it can be pickled. A bundle that lies at `path` later has the same manifest."""
 
     path: Path
     manifest: Manifest
@@ -273,7 +266,9 @@ class Encoder:
 
     def scores(self, pixels: Array) -> npt.NDArray[np.float32]:
         """The patch scores at the first location, (batch, patches) float32, high = keep; PRE is opened on first use."""
-        return self._loaded().pipeline.scores(_array(pixels)).astype(np.float32, copy=False)
+        prune = self.manifest.prune
+        first = next(self._loaded().pipeline.stages(_array(pixels), (prune.patches,) * len(prune.locations)))
+        return first.tensors["scores"].astype(np.float32, copy=False)
 
     def kept(self, pixels: Array, keep: KeepLike = None) -> tuple[npt.NDArray[np.int64], ...]:
         """The patches that stay at each pruning location, whatever the mode; the split graphs are opened on first use.
@@ -285,7 +280,14 @@ class Encoder:
         Returns:
             One (batch, k) int64 per location, by falling score there; patch 0 is top left, 1 right of it.
         """
-        return self._loaded().pipeline.kept(_array(pixels), self.manifest.counts(_chosen(keep)))
+        kept: list[npt.NDArray[np.int64]] = []
+        for stage in self.stages(pixels, keep):
+            if "indices" in stage.tensors:
+                indices = stage.tensors["indices"]
+                kept.append(np.take_along_axis(kept[-1], indices, axis=1) if kept else indices)
+            if len(kept) == len(self.manifest.prune.locations):
+                break
+        return tuple(kept)
 
     def stages(self, pixels: Array, keep: KeepLike = None) -> Iterator[Stage]:
         """Runs the split graphs, whatever the mode, one finished stage for each `next`, so that a caller can time them."""
@@ -300,7 +302,7 @@ class Encoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _loaded(self) -> _Loaded:
@@ -332,11 +334,7 @@ class Encoder:
 
 
 def mode_counts(manifest: Manifest, mode: str, keep: KeepLike) -> tuple[int, ...]:
-    """Patches kept at each location for one call in a mode.
-
-    Raises:
-        KeepError: the bundle does not allow them, or the mode drops nothing and they are not all.
-    """
+    """Patches kept at each location for one call in a mode; raises KeepError as `Encoder.counts`."""
     chosen = _chosen(keep)
     if mode_named(mode).prunes:
         return manifest.counts(chosen)

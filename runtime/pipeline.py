@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-import numpy.typing as npt
 
 from prtool.bundle import Bundle
 from prtool.engines.base import Array, DeviceArray, DeviceEngine, Engine, EngineOptions, GraphOptions, check_outputs
@@ -57,8 +56,16 @@ class Graphs:
             EngineError: the graph cannot be loaded, `close` was called, or this process was forked since.
         """
         check_process(self._pid, f"the encoder of {self.bundle.path}")
-        opened = self._opened.get(role)
-        return opened if opened is not None else self._open(role)
+        if (opened := self._opened.get(role)) is not None:
+            return opened
+        with self._lock:
+            if self._closed:
+                raise EngineError(f"the encoder of {self.bundle.path} is closed; load it again to use it")
+            if role not in self._opened:
+                graph = self.bundle.graph(role, self._precision)
+                with self.bundle.unchanged(graph.file) as path:
+                    self._opened[role] = open_engine(self._engine, path, graph.inputs, self._options)
+            return self._opened[role]
 
     def run(self, role: str, inputs: Tensors, *, on_device: bool = False) -> dict[str, DeviceArray]:
         """Runs the graph of one role; the outputs have the declared names, dtypes and shapes.
@@ -91,16 +98,6 @@ class Graphs:
         for engine in opened.values():
             engine.close()
 
-    def _open(self, role: str) -> Engine:
-        with self._lock:
-            if self._closed:
-                raise EngineError(f"the encoder of {self.bundle.path} is closed; load it again to use it")
-            if role not in self._opened:
-                graph = self.bundle.graph(role, self._precision)
-                with self.bundle.unchanged(graph.file) as path:
-                    self._opened[role] = open_engine(self._engine, path, graph.inputs, self._options)
-            return self._opened[role]
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -119,12 +116,7 @@ class Stage:
 class Pipeline:
     """One mode over a bundle's graphs; safe from many threads.
 
-    Arrays stay on the engine's device between two graphs where the engine can keep them there, else they are numpy's.
-
-    Attributes:
-        prune: where the encoder drops patches.
-        info: the engine that takes the pixels.
-        arrays: the array library of its device; None where it keeps no arrays there.
+    `arrays` is the library of the device's arrays, which stay there between two graphs; None where they are numpy's.
     """
 
     def __init__(self, graphs: Graphs, mode: str) -> None:
@@ -161,21 +153,6 @@ class Pipeline:
             if arrays is not None:
                 arrays.synchronise()
             yield Stage(name, tensors if arrays is None else _OnHost(arrays.to_host, tensors))
-
-    def scores(self, pixels: Array) -> Array:
-        """(batch, patches) float32 scores at the first location, high = keep; only PRE runs."""
-        return next(self.stages(pixels, (self.prune.patches,) * len(self.prune.locations))).tensors["scores"]
-
-    def kept(self, pixels: Array, counts: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
-        """The patches that stay at each location: one (batch, k) int64 a location, by falling score there; POST does not run."""
-        kept: list[npt.NDArray[np.int64]] = []
-        for stage in self.stages(pixels, counts):
-            if "indices" in stage.tensors:
-                indices = stage.tensors["indices"]
-                kept.append(np.take_along_axis(kept[-1], indices, axis=1) if kept else indices)
-            if len(kept) == len(counts):
-                break
-        return tuple(kept)
 
     def close(self) -> None:
         """Frees recordings, once the device has finished with them, and graphs. A second call does nothing, nor one in a forked child."""

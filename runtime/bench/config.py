@@ -61,11 +61,7 @@ class BenchConfig(Plan):
             check_value("reference", self.reference, choices=(SLOWEST, *references))
 
     def chosen_keeps(self) -> tuple[Keep, ...]:
-        """The keeps as `Keep`.
-
-        Raises:
-            KeepError: one is neither a ratio nor a count in range.
-        """
+        """The keeps as `Keep`; raises KeepError where one is neither a ratio nor a count in range."""
         return tuple(Keep.of(keep) for keep in self.keeps)
 
     def engine_options(self) -> EngineOptions:

@@ -26,11 +26,7 @@ def make_pixels(config: BenchConfig, spec: Preprocess) -> Array:
 
 
 def make_images(config: BenchConfig) -> tuple[list[bytes], str]:
-    """The encoded files of the configuration, none where nothing is measured end to end, and where they come from.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
+    """The encoded files of the configuration, none where nothing is measured end to end, and where they come from."""
     if END_TO_END not in config.scopes:
         return [], "none"
     if config.images is None:
@@ -45,7 +41,17 @@ def sample_photos(count: int, seed: int = 0) -> list[bytes]:
     Each is a sum of smooth colour noise at several scales, coarse scales strongest (natural images have a 1/f spectrum), so
     decoding and resizing cost what they cost for a photograph of that size.
     """
-    return [_photo(np.random.default_rng((seed, number))) for number in range(count)]
+    photos = []
+    for number in range(count):
+        rng, scene = np.random.default_rng((seed, number)), np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
+        for cells in (3, 8, 24, 80, 250, _WIDTH):  # smallest features of each layer, to a row
+            coarse = rng.random((max(2, cells * _HEIGHT // _WIDTH), cells, 3), np.float32) * 255.0
+            smooth = Image.fromarray(coarse.astype(np.uint8)).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
+            scene += (np.asarray(smooth, np.float32) / 255.0 - 0.5) * (180.0 / cells**0.3)
+        stream = io.BytesIO()
+        Image.fromarray((scene + 128.0).clip(0.0, 255.0).astype(np.uint8)).save(stream, "JPEG", quality=_QUALITY)
+        photos.append(stream.getvalue())
+    return photos
 
 
 def _read(image: str | Path | bytes) -> bytes:
@@ -55,14 +61,3 @@ def _read(image: str | Path | bytes) -> bytes:
         return Path(image).read_bytes()
     except OSError as cause:
         raise DataError(f"{image} cannot be read: {cause.strerror}; give image files that exist") from cause
-
-
-def _photo(rng: np.random.Generator) -> bytes:
-    scene = np.zeros((_HEIGHT, _WIDTH, 3), np.float32)
-    for cells in (3, 8, 24, 80, 250, _WIDTH):  # smallest features of each layer, to a row
-        coarse = rng.random((max(2, cells * _HEIGHT // _WIDTH), cells, 3), np.float32) * 255.0
-        smooth = Image.fromarray(coarse.astype(np.uint8)).resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC)
-        scene += (np.asarray(smooth, np.float32) / 255.0 - 0.5) * (180.0 / cells**0.3)
-    stream = io.BytesIO()
-    Image.fromarray((scene + 128.0).clip(0.0, 255.0).astype(np.uint8)).save(stream, "JPEG", quality=_QUALITY)
-    return stream.getvalue()

@@ -12,7 +12,7 @@ from models import CONTEXT, VOCABULARY, write_tokenizer
 
 from prtool.errors import BundleError
 from prtool.manifest import TextInfo
-from prtool.runtime.text.tokenizer import PromptTokenizer
+from prtool.runtime.text import PromptTokenizer
 
 pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 TEXT = TextInfo(CONTEXT, VOCABULARY, "tokenizer.json")

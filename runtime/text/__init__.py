@@ -1,1 +1,0 @@
-"""From prompts to token ids and embeddings."""
