@@ -60,13 +60,7 @@ class EmbedResult:
 
 
 def embed_folder(
-    encoder: Encoder,
-    paths: Sequence[str | Path],
-    progress: Progress | None = None,
-    *,
-    keep: KeepLike = None,
-    batch_size: int = 32,
-    workers: int = 0,
+    encoder: Encoder, paths: Sequence[str | Path], progress: Progress | None = None, *, keep: KeepLike = None, batch_size: int = 32, workers: int = 0
 ) -> EmbedResult:
     """Embeds image files and folders of them.
 

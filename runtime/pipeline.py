@@ -101,12 +101,9 @@ class Graphs:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One finished step of the split mode.
+    """One finished step of the split mode: "pre", "select_1", "mid_1", "select_2", ..., "post".
 
-    Attributes:
-        name: "pre", "select_1", "mid_1", "select_2", ..., "post".
-        tensors: a graph's outputs, or "tokens" and "indices" of a selection. Arrays on a device are copied to the host when
-            they are read.
+    Its tensors are a graph's outputs, or "tokens" and "indices" of a selection; those on a device are copied to the host when read.
     """
 
     name: str

@@ -76,7 +76,10 @@ class _Slot:
         with self._lock:
             if self._read is not None:
                 self._read()
-            static, recording = self._recorded or self._record(pixels)
+            if self._recorded is None:
+                kept = self._arrays.copy(pixels)
+                self._recorded = kept, self._arrays.capture(lambda: self._work(kept))
+            static, recording = self._recorded
             static[...] = pixels
             result = self._arrays.copy(recording.replay())
             self._read = self._arrays.fence()
@@ -88,8 +91,3 @@ class _Slot:
                 # Its memory may be given to others as soon as it is dropped, so nothing may still use it.
                 self._arrays.synchronise()
                 self._recorded = self._read = None
-
-    def _record(self, pixels: DeviceArray) -> "tuple[DeviceArray, Recording]":
-        static = self._arrays.copy(pixels)
-        self._recorded = (static, self._arrays.capture(lambda: self._work(static)))
-        return self._recorded

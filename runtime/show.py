@@ -12,7 +12,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from prtool.errors import ConfigError
 from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
-from prtool.manifest import Manifest
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.images.decode import ImageSource
 from prtool.runtime.images.preprocess import prepare_batch, view
@@ -70,13 +69,10 @@ def draw(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep])
         large = seen.resize((seen.width * factor, seen.height * factor), Image.Resampling.BICUBIC) if factor > 1 else seen
         rows.append([large, *(_cell(large, patches, manifest.preprocess.size) for patches in of_image)])
     titles = [("what the encoder sees", f"{manifest.prune.patches} patches")]
-    titles += [_title(keep, each[-1], manifest) for keep, each in zip(keeps, counts, strict=True)]
+    for keep, (*_, count) in zip(keeps, counts, strict=True):
+        share = f" ({count / manifest.prune.patches:.0%})" if keep.is_count else ""
+        titles.append((f"keep {keep}", f"k = {count} of {manifest.prune.patches}{share}"))
     return _sheet(rows, titles, [Path(image).name if isinstance(image, (str, os.PathLike)) else "" for image in images])
-
-
-def _title(keep: Keep, count: int, manifest: Manifest) -> tuple[str, str]:
-    share = count / manifest.prune.patches
-    return f"keep {keep}", f"k = {count} of {manifest.prune.patches}" + (f" ({share:.0%})" if keep.is_count else "")
 
 
 def _veil(kept: Sequence[npt.NDArray[np.int64]], grid: tuple[int, int]) -> npt.NDArray[np.float32]:

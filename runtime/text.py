@@ -95,7 +95,7 @@ class TextEncoder:
         self._graphs = graphs
 
     def encode(self, texts: object) -> Array:
-        """(batch, E) float32, L2-normalised, of strings or of (batch, context) int64 token ids; see `Encoder.encode_text`."""
+        """(batch, E), L2-normalised, of strings or of (batch, context) int64 token ids; see `Encoder.encode_text`."""
         ids = texts if isinstance(texts, np.ndarray) and texts.dtype.kind not in "USO" else self._token_ids(_strings(texts))
         text = self._text()
         # Engines differ in this: some fail, others read memory next to the table.
@@ -105,7 +105,8 @@ class TextEncoder:
                 f"token id {outside.flat[0]}, but the text tower's are 0 to {text.vocab_size - 1}; tokenise with the model's own tokenizer, "
                 "or give strings"
             )
-        return self._graphs.run("text", {"tokens": ids})["embedding"].astype(np.float32, copy=False)
+        embedding: Array = self._graphs.run("text", {"tokens": ids})["embedding"]
+        return embedding
 
     def _token_ids(self, texts: list[str]) -> npt.NDArray[np.int64]:
         """(batch, context) int64, padded to the context length."""

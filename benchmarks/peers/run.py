@@ -18,9 +18,8 @@ from prtool.bundle import Bundle
 from prtool.errors import ConfigError
 from prtool.progress import Progress
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
-from prtool.runtime.bench.lineup import Lineup
+from prtool.runtime.bench.lineup import Lineup, left_out
 from prtool.runtime.bench.run import rows_of
-from prtool.runtime.bench.supported import left_out
 from prtool.runtime.bench.timing import SETTLE_S, Case, Mark, Samples, Sensors, measure, speedup
 from prtool.runtime.machine import Machine, library_versions, peak_memory_mib, this_machine
 from prtool.trainer.models.dual_encoder import DualEncoder

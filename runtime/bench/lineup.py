@@ -1,23 +1,33 @@
 """What is measured: each variant of a bundle, its loaded encoder, and the call that is timed."""
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from prtool.bundle import Bundle
 from prtool.engines.base import Array, EngineInfo
-from prtool.errors import ConfigError, EngineUnavailable
+from prtool.engines.registry import ENGINES, graph_precision
+from prtool.errors import ConfigError, EngineUnavailable, PrtoolError
+from prtool.graphs.signature import WEIGHTS_NAME
 from prtool.manifest import Manifest
+from prtool.records import check_value
 from prtool.runtime.bench.config import BASELINE_MODE, END_TO_END, SLOWEST, BenchConfig
 from prtool.runtime.bench.inputs import make_images, make_pixels
 from prtool.runtime.bench.sensors import cuda_events, on_gpu
-from prtool.runtime.bench.supported import Pair, Unsupported, check_any, check_memory, supported
 from prtool.runtime.bench.timing import Case, Mark, Samples
 from prtool.runtime.encoder import Encoder, mode_counts
 from prtool.runtime.images.decode import open_image
 from prtool.runtime.images.preprocess import prepare_batch
+from prtool.runtime.machine import available_memory_mib
+from prtool.runtime.pipeline import MODES
 from prtool.runtime.recorder import MAX_RECORDINGS
 
+Pair = tuple[str, str]
+"""(engine, precision)"""
+Unsupported = tuple[str, str, PrtoolError]
+"""(engine, precision, reason)"""
 Measured = Mapping["Variant", Samples]
 Encoders = dict[tuple[str, str, str], Encoder]
 """(engine, precision, mode) -> encoder."""
@@ -105,7 +115,7 @@ class Lineup:
 
     def groups(self) -> list[list[Case]]:
         """What `prtool.runtime.bench.timing.measure` takes, in the order of `variants`."""
-        return [[self._case(variant, in_stages=self._timed_in_stages(variant)) for variant in group] for group in self.variants]
+        return [[self.case(variant) for variant in group] for group in self.variants]
 
     def by_variant(self, samples: Sequence[Sequence[Samples]]) -> dict[Variant, Samples]:
         """What `measure` gave for `groups`, the first of its samples."""
@@ -113,13 +123,11 @@ class Lineup:
 
     def breakdown(self, variant: Variant) -> Case | None:
         """The stages of a variant whose timed call does not mark them; None for every other."""
-        return self._case(variant, in_stages=True) if variant.mode == "split" and not self._timed_in_stages(variant) else None
+        return self.case(variant, on_device=True) if variant.mode == "split" and self.encoder(variant).arrays is not None else None
 
-    def _timed_in_stages(self, variant: Variant) -> bool:
-        # To ask for stages is to wait for the device after each, which the whole call need not.
-        return variant.mode == "split" and self.encoder(variant).arrays is None
-
-    def _case(self, variant: Variant, in_stages: bool) -> Case:
+    def case(self, variant: Variant, *, on_device: bool = False) -> Case:
+        """The call that is timed. It marks the stages of split mode; on a device, where it has to wait after each, only if asked to."""
+        in_stages = variant.mode == "split" and (on_device or self.encoder(variant).arrays is None)
         encoder, pixels = self.encoder(variant), self.pixels[: variant.batch]
 
         def encode(prepared: Array, mark: Mark) -> None:
@@ -145,6 +153,64 @@ class Lineup:
 
         run = from_files if variant.scope == END_TO_END else from_pixels
         return Case(run, variant.engine, cuda_events(encoder.info))
+
+
+def supported(bundle: Bundle, config: BenchConfig) -> tuple[list[Pair], list[Unsupported]]:
+    """The combinations of engines and precisions that the registry and the bundle support, and the others; a ConfigError where none is left."""
+    known = tuple(dict.fromkeys(precision for entry in ENGINES.values() for precision in entry.precisions))
+    for precision in config.precisions:
+        check_value("precision", precision, choices=known)
+    pairs: list[Pair] = []
+    unsupported: list[Unsupported] = []
+    for engine, precision in itertools.product(config.engines, config.precisions):
+        try:
+            _files(bundle, config, engine, precision)
+            pairs.append((engine, precision))
+        except ConfigError as cause:
+            if engine not in ENGINES:
+                raise
+            unsupported.append((engine, precision, cause))
+    check_any(pairs, unsupported)
+    return pairs, unsupported
+
+
+def check_any(pairs: Sequence[Pair], unsupported: Sequence[Unsupported]) -> None:
+    """Where no pair is left, raises the reason, or a ConfigError with all of them."""
+    if pairs:
+        return
+    if len({str(cause) for *_, cause in unsupported}) == 1:
+        raise unsupported[0][2]
+    raise ConfigError("nothing is left to measure: " + "; ".join(map(left_out, unsupported)))
+
+
+def left_out(unsupported: Unsupported) -> str:
+    """One line on a combination that is not measured, and why."""
+    engine, precision, cause = unsupported
+    return f"{engine}/{precision} is left out: {cause}"
+
+
+def check_memory(bundle: Bundle, config: BenchConfig, pairs: Sequence[Pair]) -> None:
+    """Raises ConfigError where the graphs, all loaded at the same time, need more memory than the system says is available."""
+    # The largest file counts twice: an engine holds the file and its own copy while it loads.
+    sizes = [bundle.manifest.files[file].size / 2**20 for engine, precision in pairs for file in _files(bundle, config, engine, precision)]
+    needed, available = sum(sizes) + max(sizes), available_memory_mib()
+    if available is None or needed <= available:
+        return
+    raise ConfigError(
+        f"{len(pairs)} combinations of engine and precision with the modes {', '.join((BASELINE_MODE, *config.modes))} hold "
+        f"{needed:.0f} MiB of weights at the same time, but {available:.0f} MiB of memory are available; "
+        "measure fewer engines, precisions or modes in one run"
+    )
+
+
+def _files(bundle: Bundle, config: BenchConfig, engine: str, precision: str) -> list[str]:
+    """The graphs and weights of every mode; raises ConfigError where the engine lacks the precision, or the bundle a graph."""
+    held, found = graph_precision(engine, precision), []
+    for mode in (BASELINE_MODE, *config.modes):
+        graphs = [bundle.graph(role, held).file for role in MODES[mode].roles(bundle.manifest.prune)]
+        weights = {str(PurePosixPath(graph).with_name(WEIGHTS_NAME)) for graph in graphs}
+        found += [*graphs, *(weights & bundle.manifest.files.keys())]
+    return found
 
 
 def _variants(config: BenchConfig, manifest: Manifest, pairs: Sequence[Pair]) -> tuple[tuple[Variant, ...], ...]:

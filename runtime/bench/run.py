@@ -1,6 +1,7 @@
 """The benchmark itself: loads everything, times everything in one interleaved run, and reports."""
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,11 +10,10 @@ from pathlib import Path
 from prtool.bundle import Bundle
 from prtool.progress import Progress, SilentProgress
 from prtool.runtime.bench.config import BASELINE_MODE, SLOWEST, BenchConfig
-from prtool.runtime.bench.lineup import Lineup, Measured, Variant
+from prtool.runtime.bench.lineup import Lineup, Measured, Variant, left_out
 from prtool.runtime.bench.notes import notes_on, plateaus
 from prtool.runtime.bench.report import BenchReport, BenchRow
 from prtool.runtime.bench.sensors import EnergyMeter, GpuMeter, on_gpu, torch_peak_mib
-from prtool.runtime.bench.supported import left_out
 from prtool.runtime.bench.timing import Case, Clock, Plan, Sensors, measure, speedup
 from prtool.runtime.machine import library_versions, peak_memory_mib, this_machine
 
@@ -134,14 +134,13 @@ def joules_per_call(case: Case, meter: GpuMeter, clock: Clock, least_s: float = 
 
 def _with_own_calls(lineup: Lineup, rows: Sequence[BenchRow], sensors: Sensors, gpu: GpuMeter) -> tuple[BenchRow, ...]:
     """Adds what the timed calls do not tell: stages on a device, and energy of the GPU."""
-    found, variants = list(rows), [variant for group in lineup.variants for variant in group]
-    cases = [case for group in lineup.groups() for case in group]
-    for place, (variant, case) in enumerate(zip(variants, cases, strict=True)):
+    found = list(rows)
+    for place, variant in enumerate(itertools.chain(*lineup.variants)):
         breakdown = lineup.breakdown(variant)
         if breakdown is not None:
             samples = measure([[breakdown]], Plan(5, 5, 1, 0.0, lineup.config.seed), sensors, SilentProgress())[0][0]
             found[place] = replace(found[place], stages_ms=samples.stages_ms())
-        joules = joules_per_call(case, gpu, sensors.clock) if gpu.reason is None and on_gpu(lineup.encoder(variant).info) else None
+        joules = joules_per_call(lineup.case(variant), gpu, sensors.clock) if gpu.reason is None and on_gpu(lineup.encoder(variant).info) else None
         if joules is not None:
             found[place] = replace(found[place], gpu_joules_per_image=joules / variant.batch)
     return tuple(found)

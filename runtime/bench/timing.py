@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -81,14 +82,11 @@ class Samples:
         return float(np.median(self.device_ns)) / 1e6 if self.device_ns else None
 
 
-@dataclass(frozen=True, slots=True)
-class Speedup:
-    """Median over the rounds of baseline time / case time within the same round.
+class Speedup(NamedTuple):
+    """Median over the rounds of baseline time / case time within the same round, and an interval that holds the true median.
 
-    Attributes:
-        median: the speed-up.
-        low, high: an interval that holds the true median with at least 95 % confidence (order statistics, no
-            assumption on the distribution); with 5 rounds the least and greatest ratio, 93.8 %.
+    The interval has at least 95 % confidence (order statistics, no assumption on the distribution); with 5 rounds it is the least
+    and greatest ratio, 93.8 %.
     """
 
     median: float

@@ -25,10 +25,10 @@ from prtool.manifest import FileDigest
 from prtool.progress import SilentProgress
 from prtool.runtime.bench import BenchConfig, bench
 from prtool.runtime.bench.files import output_files, write_report
+from prtool.runtime.bench.lineup import check_memory, supported
 from prtool.runtime.bench.plot import plot_report
 from prtool.runtime.bench.run import joules_per_call
 from prtool.runtime.bench.sensors import CudaEvents, GpuMeter, on_gpu
-from prtool.runtime.bench.supported import check_memory, supported
 from prtool.runtime.bench.timing import Case, Plan, Sensors, measure
 from prtool.runtime.machine import available_memory_mib
 
@@ -48,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def three(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry of three engines, whatever else is installed."""
     monkeypatch.setattr(registry, "ENGINES", THREE)
-    monkeypatch.setattr("prtool.runtime.bench.supported.ENGINES", THREE)
+    monkeypatch.setattr("prtool.runtime.bench.lineup.ENGINES", THREE)
 
 
 def small(**changes: object) -> BenchConfig:
@@ -138,14 +138,14 @@ def with_sizes(bundle: Bundle, mib: int) -> Bundle:
 
 
 def test_graphs_that_do_not_fit_into_memory_are_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prtool.runtime.bench.supported.available_memory_mib", lambda: 1000.0)
+    monkeypatch.setattr("prtool.runtime.bench.lineup.available_memory_mib", lambda: 1000.0)
     pairs = [("ort", "fp32"), ("openvino", "fp32")]
     # full, fused, pre and post for each of two offers, and one of them a second time
     check_memory(with_sizes(bundle, 111), small(modes=("fused", "split")), pairs)
     with pytest.raises(ConfigError, match=r"full, fused, split.*1008 MiB.*1000 MiB"):
         check_memory(with_sizes(bundle, 112), small(modes=("fused", "split")), pairs)
     check_memory(with_sizes(bundle, 199), small(modes=("fused",)), pairs)
-    monkeypatch.setattr("prtool.runtime.bench.supported.available_memory_mib", lambda: None)
+    monkeypatch.setattr("prtool.runtime.bench.lineup.available_memory_mib", lambda: None)
     check_memory(with_sizes(bundle, 10**6), small(), pairs)
 
 
