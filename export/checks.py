@@ -8,12 +8,14 @@ from prtool.bundle import BUNDLE
 from prtool.errors import ConfigError, EngineUnavailable
 from prtool.extras import install_hint
 from prtool.files import check_output
+from prtool.records import check_value
 from prtool.spec import Keep
 from prtool.trainer.data.address import parse_data
 from prtool.trainer.data.load import data_exists, load_split
 from prtool.trainer.runs.folder import input_paths
 from prtool.trainer.runs.record import Record, read_record
 
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MIN_IMAGES = 16
 """Minimum number of images that int8 takes its scales from."""
 
@@ -35,9 +37,11 @@ def check_export(run: Path, out: Path, keep: Keep, precisions: Sequence[str], da
         CheckpointError: there is no finished run.
         KeepError: the keep is out of range.
         DataError: `data` does not exist, or has no images for int8.
-        ConfigError: int8 has too few images; or `out` is or holds an input, or something other than a bundle.
+        ConfigError: a precision is unknown, or int8 has too few images; or `out` is or holds an input, or something other than a bundle.
         EngineUnavailable: int8's library is not installed.
     """
+    for precision in precisions:
+        check_value("precision", precision, choices=PRECISIONS)
     record = read_record(run)
     keep.resolve(record.prune.patches)
     if data is not None:

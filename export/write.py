@@ -1,6 +1,5 @@
 """From a model in memory to a bundle on disk, which appears only once its graphs were compared with PyTorch."""
 
-import difflib
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,12 +10,12 @@ from torch import Tensor
 from prtool.bundle import BUNDLE, Bundle, seal
 from prtool.errors import ConfigError
 from prtool.export import text
-from prtool.export.checks import MIN_IMAGES
+from prtool.export.checks import MIN_IMAGES, PRECISIONS
 from prtool.export.graphs import compose
 from prtool.export.graphs.modules import TextGraph
 from prtool.export.graphs.onnx import to_onnx
 from prtool.export.graphs.weights import WeightsFile
-from prtool.export.precision.build import PRECISIONS, at_precision, calibration_samples, stages
+from prtool.export.precision.build import at_precision, calibration_samples, stages
 from prtool.export.source import ExportSource
 from prtool.export.validation.parity import compare
 from prtool.export.validation.probe import Probe, keep_counts
@@ -24,6 +23,7 @@ from prtool.files import FileDigest, new_directory, write_bytes, write_json
 from prtool.graphs.signature import WEIGHTS_NAME, stage_roles
 from prtool.manifest import SCHEMA, Manifest, ModelInfo, TextInfo
 from prtool.progress import Progress, SilentProgress, stage
+from prtool.records import check_value
 from prtool.runtime.verify import PROBE_NAME
 from prtool.spec import Keep
 
@@ -53,10 +53,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         for precision in self.precisions:
-            if precision not in PRECISIONS:
-                near = difflib.get_close_matches(precision, PRECISIONS, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"precision = {precision!r}, but it must be one of {', '.join(PRECISIONS)}{hint}")
+            check_value("precision", precision, choices=PRECISIONS)
 
     def check_images(self) -> None:
         """Raises ConfigError where int8 is requested with too few images to choose its scales from."""

@@ -127,6 +127,8 @@ def test_mode_full_runs_the_unpruned_encoder(project: Path) -> None:
 def test_classify_names_classes(project: Path) -> None:
     found = json.loads(run("classify", "photos/a.png", "photos/b.jpg", "--top", "2", "--json").stdout)["results"]
     assert [row["path"] for row in found] == ["photos/a.png", "photos/b.jpg"]
+    names = json.loads(Path("bundle/prtool.json").read_text())["classes"]["names"]
+    assert all(names[item["label"]] == item["name"] for row in found for item in row["classes"])
     assert all(row["classes"][0]["probability"] >= row["classes"][1]["probability"] for row in found)
     assert run("classify", "photos/a.png").exit_code == 0
     assert run("classify", "photos/broken.jpg").exit_code == 1

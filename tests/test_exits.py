@@ -73,7 +73,7 @@ def test_what_nobody_foresaw_keeps_its_traceback(command: list[BaseException]) -
         exit_status(lambda: missing_module("our_own_typo"))
 
 
-@pytest.mark.parametrize("words", [["--nonsense"], ["nonsense"], ["bench", "--nonsense"], ["train", "--phase", "x" * 5000], ["embed"]])
+@pytest.mark.parametrize("words", [["--nonsense"], ["nonsense"], ["bench", "--nonsense"], ["bench", "--keep", "x" * 5000], ["embed"]])
 def test_wrong_usage_is_one_line(words: list[str]) -> None:
     result = CliRunner().invoke(app, words, catch_exceptions=False)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)

@@ -9,14 +9,13 @@ from torch import Tensor
 from prtool.engines.base import Array
 from prtool.export.graphs.modules import image_graphs
 from prtool.export.graphs.onnx import to_onnx
-from prtool.export.precision.half import HALVES, to_half
+from prtool.export.precision.half import to_half
 from prtool.export.precision.int8 import to_int8
 from prtool.export.source import ExportSource
 from prtool.graphs.signature import stage_roles
 from prtool.spec import Keep
 from prtool.trainer.models.pruned import PrunedEncoder
 
-PRECISIONS = ("fp32", *HALVES, "int8")
 Samples = list[Mapping[str, Array]]
 """Inputs of one graph, one mapping a call."""
 _BATCH = 8
@@ -73,7 +72,7 @@ def at_precision(
     Args:
         source: the encoder.
         plain: `stages(source)`.
-        precision: of `PRECISIONS`.
+        precision: of `prtool.export.checks.PRECISIONS`.
         samples: `calibration_samples`, which int8 needs.
 
     Raises:

@@ -29,10 +29,11 @@ def verify(
     """Checks every file's digest, and every mode's embeddings against those that PyTorch gave.
 
     Args:
-        bundle: the bundle's folder.
-        engine: what runs the graphs; `list_engines` has their names.
-        precision: of "fp32", "fp16", "bf16" and "int8", as engine and bundle have it.
-        data: compare on the test split of these images too, with the PyTorch model of `run`.
+        bundle: bundle folder.
+        engine: what runs the graphs, such as ort; `prtool doctor` lists the names.
+        precision: arithmetic, of fp32, fp16, bf16 and int8; as engine and bundle have it.
+        data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md);
+            compare on its test split too, with the PyTorch model of `run`.
         run: the run that the bundle was exported from.
         threads: CPU threads of one call; 0 takes all that are granted.
         device: number of the GPU, from 0.
@@ -80,16 +81,16 @@ def benchmark(
     """Measures every combination next to the unpruned model, in one interleaved run.
 
     Args:
-        bundle: the bundle's folder.
-        engine: names of `list_engines`.
-        precision: of "fp32", "fp16", "bf16" and "int8", as the engines have it.
+        bundle: bundle folder.
+        engine: what runs the graphs, such as ort; `prtool doctor` lists the names.
+        precision: arithmetic, of fp32, fp16, bf16 and int8; as engine and bundle have it.
         batch: images per call.
-        keep: ratios or counts.
-        mode: of "fused" (one graph) and "split" (two, with the selection between them); the unpruned model is always measured.
+        keep: patches that stay: a ratio (0.6) or a count (118).
+        mode: of "fused" (one graph) and "split" (two, with the selection between them); "full", the unpruned model, is always measured.
         threads: CPU threads of one call; 0 takes all that are granted.
         device: number of the GPU, from 0.
         settings: other fields of `BenchConfig`, such as {"budget_s": 120.0, "reference": "slowest"}.
-        output: also write FILE.json, .csv or .png; without a suffix, all three.
+        output: also write this .json, .csv or .png file; without a suffix, all three.
 
     Raises:
         BundleError: the bundle is missing or damaged.
@@ -123,11 +124,11 @@ def build(
     """Builds the engine files of a bundle for this machine's GPU, or takes them from the cache; others then load them from there.
 
     Args:
-        bundle: the bundle's folder.
-        engine: one that builds ahead: "trt" or "trt-rtx".
-        precision: "fp32", "fp16" or "bf16", as the bundle has it.
+        bundle: bundle folder.
+        engine: what runs the graphs, such as ort; `prtool doctor` lists the names; "trt" and "trt-rtx" build ahead.
+        precision: arithmetic, of fp32, fp16, bf16 and int8; as engine and bundle have it.
         batch: images per call: one number, or the least, the optimal and the largest.
-        keep: a narrow, faster profile for each of these; () builds one for every count.
+        keep: patches that stay: a ratio (0.6) or a count (118); each builds a narrow, faster profile; default: one profile for every count.
         device: number of the GPU, from 0.
         rebuild: build also what is in the cache.
         settings: other fields of `BuildOptions`, and "cache", the folder of built engines: {"level": 5, "strip_weights": True}.

@@ -64,16 +64,16 @@ def train(
     """Trains a run, resuming where an earlier call was stopped, and points the link `latest` next to it at it.
 
     Args:
-        config: a `TrainConfig` or a TOML file; None takes prtool.toml of the current folder where there is one, else the defaults.
-        model: open_clip architecture, "hf-hub:ORG/REPO" or "local-dir:PATH"; default "ViT-B-16".
-        pretrained: open_clip tag or checkpoint file; "" gives random weights.
-        data: FOLDER, NAME:FOLDER, FILE.csv or several with commas (docs/data.md).
-        location: 1-based blocks on entry to which patches drop; default 4.
-        phase: some of "rank", "predictor" and "tokens", or "none"; default "predictor".
-        preset: "default", "leave-one-out" or "paper"; arguments and settings win over it.
+        config: settings, such as a TOML file; default: prtool.toml of the current folder where there is one.
+        model: architecture of open_clip, "hf-hub:ORG/REPO" or "local-dir:PATH"; default: "ViT-B-16".
+        pretrained: tag of open_clip or checkpoint file; default: random weights.
+        data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md).
+        location: 1-based blocks on entry to which patches drop; default: 4.
+        phase: some of "rank", "predictor" and "tokens", or "none"; default: "predictor".
+        preset: settings by name, "default", "leave-one-out" or "paper"; others that are given win over them.
         overwrite: replace a trained run of other settings.
         settings: any other of `prtool train --show-config`, such as {"fit.epochs": 8}.
-        output: the run's folder; None names it runs/MODEL-DATA-HASH by its settings.
+        output: run folder; default: runs/MODEL-DATA-HASH, the hash of all settings.
 
     Raises:
         ConfigError: a setting cannot be used, or something else stands at the output, or a run of other settings.
@@ -111,12 +111,13 @@ def evaluate(
 
     Args:
         run: folder of a trained run.
-        data: as for `train`; None takes the run's.
-        split: "train", "val" or "test".
-        keep: ratios or counts.
-        method: "patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "avit", "tome", "random", "golden" (slow).
+        data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md); default: the run's.
+        split: part of the data: "train", "val" or "test".
+        keep: patches that stay: a ratio (0.6) or a count (118).
+        method: ways to choose patches, of "patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "avit", "tome", "random",
+            "golden" (slow).
         images: at most this many; 0 takes all.
-        output: the picture, a .png file; None takes RUN/eval-SPLIT.png.
+        output: picture of accuracy against keep, a .png file; default: RUN/eval-SPLIT.png.
 
     Raises:
         CheckpointError: there is no finished run, or it is damaged.
@@ -164,10 +165,13 @@ def tune(
         run: folder of a trained run; tune.json and the folder `tune` are written into it.
         max_drop: points of accuracy below the unpruned model, at most; the fastest candidate within it is chosen.
         max_latency_ms: milliseconds of one call of `batch` images, at most; alone, the most accurate candidate within it is chosen.
-        location: candidates: a block (4) or several for progressive pruning ((4, 6, 8, 10)) each; () takes the run's own.
-        keep: ratios or counts to try.
-        engine, precision, batch: what the time is measured with.
-        data: images that quality is measured on; None takes the run's.
+        location: candidates: a block (4) each, or several (4,6,8,10) for progressive pruning; others than the run's train sibling runs;
+            default: the run's.
+        keep: patches that stay: a ratio (0.6) or a count (118).
+        engine: what runs the graphs, such as ort; `prtool doctor` lists the names.
+        precision: arithmetic, of fp32, fp16, bf16 and int8; as engine and bundle have it.
+        batch: images per call.
+        data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md); default: the run's.
         settings: other fields of `TuneConfig`, such as {"limits.min_cosine": 0.97, "split": "test", "threads": 2}.
 
     Raises:
@@ -208,10 +212,11 @@ def export_bundle(
 
     Args:
         run: folder of a trained run.
-        output: the bundle's folder; only an earlier bundle is replaced.
-        keep: patches kept by default; None takes what `tune` chose for the run, else 0.6.
-        precision: of "fp32" (always written), "fp16", "bf16" and "int8".
-        data: images for the comparison and int8's scales; None takes the run's.
+        output: bundle folder; only an earlier bundle is replaced.
+        keep: patches that stay: a ratio (0.6) or a count (118); default: what `tune` chose for the run, else 0.6.
+        precision: arithmetic, of fp32, fp16, bf16 and int8; fp32 is always written.
+        data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md);
+            for the comparison and int8's scales; default: the run's.
 
     Raises:
         CheckpointError: there is no finished run, or it is damaged.

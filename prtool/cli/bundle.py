@@ -1,5 +1,6 @@
 """The commands that run a bundle: verify, bench, build, embed, classify, show."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,9 @@ from prtool.cli.parameters import (
     engine_options,
     images_argument,
     json_option,
-    option,
-    settings_option,
-    shared,
-    word,
+    keep_option,
+    mode_option,
+    verb_options,
 )
 from prtool.spec import Keep
 
@@ -28,9 +28,7 @@ Loading = Callable[[], dict[str, Any]]
 
 
 @click.command()
-@shared("bundle", "engine", "precision", "data", verb=api.verify, data="the recorded images only")
-@shared("run", "threads", "device", verb=api.verify)
-@settings_option("streams", "spinning", "cache")
+@verb_options(api.verify, "streams", "spinning", "cache", data=str)
 @json_option
 def verify(as_json: bool, **options: Any) -> None:  # noqa: ANN401 - as click hands them over
     """Check every file's digest, and every mode's embeddings against PyTorch's recorded ones; with --data also on those images."""
@@ -45,11 +43,7 @@ def verify(as_json: bool, **options: Any) -> None:  # noqa: ANN401 - as click ha
 
 
 @click.command()
-@shared("bundle", "engine", "precision", "batch", "keep", verb=api.benchmark, several=("engine", "precision", "batch", "keep"))
-@option(api.benchmark, "--mode", type=Values("mode", word("fused", "split")), help="Of fused (one graph) and split (two); full is always measured.")
-@shared("threads", "device", verb=api.benchmark)
-@settings_option("reference", "streams", "budget_s", "scopes", "min_rounds", "max_rounds", "warmup_rounds", "seed", "cache", "build.*")
-@option(api.benchmark, "-o", "--output", type=FOLDER, help="Also write FILE.json, .csv or .png; without a suffix, all three.")
+@verb_options(api.benchmark, "reference", "streams", "budget_s", "scopes", "min_rounds", "max_rounds", "warmup_rounds", "seed", "cache", "build.*")
 @json_option
 def bench(as_json: bool, output: Path | None, **options: Any) -> None:  # noqa: ANN401
     """Speed against the unpruned model in the same run, next to the theoretical speed-up."""
@@ -61,12 +55,10 @@ def bench(as_json: bool, output: Path | None, **options: Any) -> None:  # noqa: 
 
 
 @click.command()
-@shared("bundle", "engine", "precision", verb=api.build)
-@option(api.build, "--batch", type=Values("batch", batch_range, several=False), joined=":", help="Images per call: MIN:OPT:MAX, or one number.")
-@shared("keep", verb=api.build, several=("keep",), keep="one profile for every count")
-@shared("device", verb=api.build)
-@option(api.build, "--rebuild", is_flag=True, help="Build also what is in the cache.")
-@settings_option("level", "workspace_mib", "timing_cache", "version_compatible", "hardware_compatible", "strip_weights", "cache")
+@verb_options(
+    *(api.build, "level", "workspace_mib", "timing_cache", "version_compatible", "hardware_compatible", "strip_weights", "cache"),
+    batch=Values("MIN:OPT:MAX", batch_range, several=False),
+)
 @json_option
 def build(as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Build engine files for this machine's GPU; other commands with the same engine then take them. A --keep makes a narrow, faster profile."""
@@ -78,7 +70,9 @@ def build(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 @click.command()
 @images_argument
 @engine_options
-@shared("mode", "keep", "batch", keep="the bundle's")
+@mode_option
+@keep_option
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images per call.")
 @click.option("-o", "--output", type=FOLDER, default=Path("embeddings.npz"), show_default=True, help=".npz or .parquet file.")
 @json_option
 def embed(*, images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep | None, batch: int, output: Path, as_json: bool) -> None:
@@ -110,7 +104,8 @@ def embed(*, images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep |
 @click.command()
 @images_argument
 @engine_options
-@shared("mode", "keep", keep="the bundle's")
+@mode_option
+@keep_option
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes named for each image, at most.")
 @json_option
 def classify(images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep | None, top: int, as_json: bool) -> None:
@@ -125,7 +120,7 @@ def classify(images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep |
     with Encoder.load(**loaded, mode=mode) as encoder:
         predictions = [encoder.classify([image], keep=counts, top=top)[0] for image in images]
     if as_json:
-        found = [[{"name": c.name, "probability": c.probability} for c in row] for row in predictions]
+        found = [list(map(dataclasses.asdict, row)) for row in predictions]
         result_json({"results": [{"path": str(path), "classes": row} for path, row in zip(images, found, strict=True)]})
         return
     rows = [[str(path), *(f"{c.name} {c.probability:.1%}" for c in row)] for path, row in zip(images, predictions, strict=True)]
@@ -140,7 +135,7 @@ def classify(images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep |
     type=Values("keep", Keep.parse),
     default="1.0,0.8,0.6,0.4",
     show_default=True,
-    help="Patches kept: a ratio (0.6) or a count (118); several with commas.",
+    help="Patches that stay: a ratio (0.6) or a count (118); several with commas.",
 )
 @click.option("-o", "--output", type=FileName(".png"), default=Path("patches.png"), show_default=True, help="PNG file.")
 @json_option

@@ -1,16 +1,14 @@
-"""What the commands share: types of values, and the options of several commands, each with one type, meaning and help text.
-
-An option has the name of its parameter in `prtool.api`, and takes its default from there.
-"""
+"""What the commands share: types of values, and options made from the functions of `prtool.api`."""
 
 import functools
 import inspect
-import operator
 import os
+import re
+import textwrap
 import tomllib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import click
 
@@ -20,9 +18,7 @@ from prtool.spec import Keep
 from prtool.strict import parse_toml
 from prtool.text_safety import printable
 
-Verb = Callable[..., object]
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 class Values(click.ParamType[Any]):
@@ -95,77 +91,67 @@ def word(*known: str) -> Callable[[str], str]:
 
 
 FOLDER = click.Path(path_type=Path)
-_SHARED: dict[str, tuple[Any, str]] = {
-    "bundle": (FOLDER, "Bundle folder."),
-    "run": (FOLDER, "Run folder."),
-    "data": (str, "FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas; docs/data.md."),
-    "keep": (Keep.parse, "Patches kept: a ratio (0.6) or a count (118)"),
-    "batch": (whole, "Images per call"),
-    "engine": (word(), "What runs the graphs; 'prtool doctor' lists the names"),
-    "precision": (word(*PRECISIONS), f"Arithmetic: {', '.join(PRECISIONS)}, as engine and bundle have it"),
-    "mode": (word("fused", "split", "full"), "fused (one graph), split (two), or full (unpruned)"),
-    "threads": (click.IntRange(0), "CPU threads; 0 takes all that are granted."),
-    "device": (click.IntRange(0), "Number of the GPU."),
+_KINDS: dict[type, tuple[Any, Callable[[str], object]]] = {
+    Keep: (Values("keep", Keep.parse, several=False), Keep.parse),
+    bool: (bool, word()),
+    Path: (FOLDER, word()),
+    str: (str, word()),
+    int: (click.IntRange(0), whole),
+    float: (float, float),
 }
-"""Options of several commands: how a value is read, and the help. Those whose help lacks its full stop take one value or several."""
+"""The type of a parameter, the first that its annotation names -> the type of its option, and how one value of several is read."""
 
 
-DEFAULTS = {"bundle": api.BUNDLE, "keep": None, "batch": 8, "engine": "ort", "precision": "fp32", "mode": "fused", "threads": 0, "device": 0}
-"""Of commands that use an `Encoder` and no function of `prtool.api`: those of `Encoder.load` and `EngineOptions`."""
-
-
-class SettingOption(click.Option):
-    """An option for a setting of `prtool.toml`; its help is the setting's meaning, read when it is printed: the settings take time to import."""
-
-    def __init__(self, *names: Any, setting: str, **attributes: Any) -> None:  # noqa: ANN401 - as click.Option
-        """`setting`: its dotted name."""
-        super().__init__(*names, **attributes)
-        self.setting = setting
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """See click.Option."""
-        from prtool.records import meanings
-        from prtool.trainer.config import TrainConfig
-
-        default = operator.attrgetter(self.setting)(TrainConfig())
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        text = meanings(TrainConfig)[self.setting]
-        self.help = f"{text[0].upper()}{text[1:]}.{f'  [default: {shown}]' if shown else ''}"
-        return super().get_help_record(ctx)
-
-
-def option(verb: Verb | None, *names: str, joined: str = ",", **attributes: Any) -> Decorator:  # noqa: ANN401 - as click.option
-    """An option of a verb's command, named as the verb's parameter, with its default; a list shows `joined`."""
-    name = names[-1].lstrip("-").replace("-", "_")
-    default = DEFAULTS[name] if verb is None else inspect.signature(verb).parameters[name].default
-    if default is inspect.Parameter.empty:
-        return click.option(*names, name, required=True, **attributes)
-    shown = f"  [default: {joined.join(map(str, default))}]" if isinstance(default, tuple) and default else ""
-    scalar = isinstance(default, (str, int, float)) and not isinstance(default, bool)
-    return click.option(*names, name, default=default, show_default=scalar, **{**attributes, "help": attributes.get("help", "") + shown})
-
-
-def shared(*names: str, verb: Verb | None = None, several: Collection[str] = (), **unset: str) -> Decorator:
-    """Options of several commands, in this order.
+def verb_options(verb: Callable[..., object], *settings: str, only: Sequence[str] = (), **kinds: Any) -> Decorator:  # noqa: ANN401 - types of click
+    """Options for the parameters of a function of `prtool.api`, with their names, defaults and texts; `run` without a keyword is an argument.
 
     Args:
-        names: keys of the table.
-        verb: function of `prtool.api` that has their defaults; None takes `DEFAULTS`.
-        several: which of them take a list.
-        unset: name -> what no value means, for the help.
+        verb: the function.
+        settings: named in the help of `--set`.
+        only: names of the parameters; empty takes all.
+        kinds: name -> type of the option, where the annotation does not say it.
     """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name in reversed(names):
-            kind, text = _SHARED[name]
-            if not text.endswith("."):
-                kind = Values(name, kind, several=name in several)
-                text += "; several with commas." if name in several else "."
-            text += f"  [default: {unset[name]}]" if name in unset else ""
-            command = option(verb, f"--{name}", type=kind, help=text)(command)
+        texts, parameters = _texts(verb), inspect.signature(verb).parameters
+        for name in reversed(only or [name for name in parameters if name != "progress"]):
+            if name == "settings":
+                command = settings_option(*settings)(command)
+            elif name == "run" and parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+                command = click.argument("run", type=FOLDER, default=Path(api.RUN))(command)
+            else:
+                command = _option(parameters[name], texts[name], kinds.get(name))(command)
         return command
 
     return add
+
+
+def _option(parameter: inspect.Parameter, text: str, kind: Any) -> Decorator:  # noqa: ANN401
+    default, alternatives = parameter.default, [parameter.annotation, *get_args(parameter.annotation)]
+    several, repeated = any(get_origin(item) is Sequence for item in alternatives), get_origin(parameter.annotation) is Sequence
+    if kind is None:
+        named = next(kind for kind in _KINDS if kind in alternatives)
+        single, read = _KINDS[named]
+        kind = Values(parameter.name, read) if several else click.IntRange(1) if named is int and default else single
+    text = text[0].upper() + text[1:].removesuffix(".") + ("; may be given again." if repeated else "; several with commas." if several else ".")
+    attributes = {"default": default, "is_flag": default is False, "multiple": repeated}
+    if default is inspect.Parameter.empty:
+        attributes = {"required": True}
+    elif default not in (None, ()) and default is not False:
+        text += f"  [default: {(',' if several else ':').join(map(str, default)) if isinstance(default, tuple) else default}]"
+    names = [*(["-o"] if parameter.name == "output" else []), f"--{parameter.name.replace('_', '-')}", parameter.name]
+    return click.option(*names, type=kind, help=text, **attributes)
+
+
+def _texts(verb: Callable[..., object]) -> dict[str, str]:
+    """Name -> text of each parameter in a docstring's `Args:`, without marks of code."""
+    block = inspect.cleandoc(verb.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    found = {}
+    for item in re.split(r"\n(?=\S)", textwrap.dedent(block)):
+        names, _, text = item.partition(": ")
+        plain = " ".join(text.replace('"', "").replace("`", "'").split())
+        found |= dict.fromkeys(names.split(", "), plain)
+    return found
 
 
 def settings_option(*names: str) -> Decorator:
@@ -179,21 +165,22 @@ def settings_option(*names: str) -> Decorator:
     )
 
 
-def run_argument(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The run that a command works on."""
-    return click.argument("run", type=FOLDER, default=Path(api.RUN))(command)
-
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 images_argument = click.argument("images", metavar="PATH...", nargs=-1, required=True, type=FOLDER)
-ENGINE_SETTINGS = ("streams", "spinning", "cache")
+keep_option = click.option("--keep", type=_KINDS[Keep][0], help="Patches that stay: a ratio (0.6) or a count (118); default: the bundle's.")
+mode_option = click.option(
+    *("--mode", "mode"),
+    type=click.Choice(["fused", "split", "full"]),
+    default="fused",
+    show_default=True,
+    help="Of fused (one graph), split (two, with the selection between them) and full (the unpruned model).",
+)
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds what a command needs to run a bundle; the options reach it as `loading`, a dictionary of arguments for `Encoder.load` but `mode`."""
 
-    @shared("bundle", "engine", "precision", "threads", "device")
-    @settings_option(*ENGINE_SETTINGS)
+    @verb_options(api.verify, "streams", "spinning", "cache", only=("bundle", "engine", "precision", "threads", "device", "settings"))
     @functools.wraps(command)
     def run(*, bundle: Path, engine: str, precision: str, threads: int, device: int, settings: Mapping[str, object], **others: Any) -> None:  # noqa: ANN401
         from prtool.api import checked_bundle
