@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from prtool.cli.console import message, result_table
-from prtool.cli.parameters import Values, whole, word
+from prtool.cli.parameters import Values, whole
 from prtool.errors import PrtoolError
 from prtool.files import write_json
 from prtool.spec import Keep
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Table = tuple[list[str], list[list[str]]]
-NAMES, COUNTS, KEEPS = Values("name", word()), Values("number", whole), Values("keep", Keep.parse)
+NAMES, COUNTS, KEEPS = Values("name", str), Values("number", whole), Values("keep", Keep.parse)
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), help="Result file; named after what was measured if absent.")
 
 

@@ -24,19 +24,8 @@ MANIFEST_BYTES = 16 << 20
 """Most bytes of a manifest."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """What distinguishes files at the same path: device, inode, size in bytes, and time of the last change in nanoseconds."""
-
-    device: int
-    inode: int
-    size: int
-    modified_ns: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> "FileIdentity":
-        """The identity in the system's record of a file."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+FileIdentity = tuple[int, int, int, int]
+"""What distinguishes files at the same path: device, inode, size in bytes, and time of the last change in nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +114,7 @@ class Bundle:
             BundleError: there is no such file, it is larger than `most_bytes`, or the bundle changed since it was opened.
         """
         with self.unchanged(name) as path, _open_regular(path) as stream:
-            if FileIdentity.of(os.fstat(stream.fileno())) != self.identities[name]:
+            if _identity(os.fstat(stream.fileno())) != self.identities[name]:
                 raise self._changed(name)
             return strict.read_bounded(stream, most_bytes)
 
@@ -137,7 +126,7 @@ class Bundle:
         """
         for name, identity in self.identities.items():
             try:
-                found = FileIdentity.of(os.lstat(self.path / name))
+                found = _identity(os.lstat(self.path / name))
             except OSError as cause:
                 raise self._changed(name) from cause
             if found != identity:
@@ -148,13 +137,7 @@ class Bundle:
 
 
 def seal(root: Path, manifest: Manifest, digests: Mapping[str, FileDigest] | None = None) -> Manifest:
-    """Writes prtool.json last, with the size and SHA-256 of every file now under `root`; returns the sealed manifest.
-
-    Args:
-        root: the bundle's folder.
-        manifest: all but `files`.
-        digests: of files that were hashed already, by name; the others are read.
-    """
+    """Writes prtool.json last, with the size and SHA-256 of every file now under `root`; `digests`, by name, are not computed again."""
     names = sorted(str(item.relative_to(root).as_posix()) for item in root.rglob("*") if item.is_file())
     known = digests or {}
     files = {name: known.get(name) or FileDigest.of(root / name) for name in names if name != MANIFEST_NAME}
@@ -168,16 +151,16 @@ def _read_manifest(root: Path) -> tuple[object, FileIdentity]:
     if not os.path.lexists(path):
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; make one with 'prtool export -o {root}'")
     with _open_regular(path) as stream:
-        return unseal(strict.read_bounded(stream, MANIFEST_BYTES)), FileIdentity.of(os.fstat(stream.fileno()))
+        return unseal(strict.read_bounded(stream, MANIFEST_BYTES)), _identity(os.fstat(stream.fileno()))
+
+
+def _identity(status: os.stat_result) -> FileIdentity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @contextlib.contextmanager
 def _open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Opens a regular file for reading, unbuffered; its last part may not be a link, and it is never waited for.
-
-    Raises:
-        BundleError: missing, a link, a FIFO, a device, a folder, or not readable; an OSError or ValueError of the body too.
-    """
+    """Opens a regular file for reading, unbuffered; what it is instead, and an OSError or ValueError of the body, raises BundleError."""
     try:
         with strict.open_regular(path, follow_links=False, buffering=0) as stream:
             yield stream
@@ -203,9 +186,9 @@ def _open(root: Path, name: str) -> Iterator[BinaryIO]:
 
 def _check_content(stream: BinaryIO, path: Path, digest: FileDigest, verify: bool) -> FileIdentity:
     """Checks size and SHA-256 against the manifest."""
-    identity = FileIdentity.of(os.fstat(stream.fileno()))
-    if identity.size != digest.size:
-        raise BundleError(f"{path} has {identity.size} bytes, but the manifest says {digest.size}; copy or export the bundle again")
+    identity = _identity(os.fstat(stream.fileno()))
+    if (size := identity[2]) != digest.size:
+        raise BundleError(f"{path} has {size} bytes, but the manifest says {digest.size}; copy or export the bundle again")
     # Opened unbuffered, so it is a FileIO.
     if verify and (found := hashlib.file_digest(cast(io.FileIO, stream), "sha256").hexdigest()) != digest.sha256:
         raise BundleError(f"checksum mismatch: {path} (expected {digest.sha256[:12]}, found {found[:12]}); copy or export it again")

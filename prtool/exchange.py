@@ -27,9 +27,6 @@ def claimed(path: Path, *, folder: bool) -> Iterator[Path]:
     """Yields a new, empty file or folder next to `path`, held by this process until the body ends; then it is gone, unless it was moved.
 
     It is named `.NAME.xxxxxxxx.part`, and made with the permissions that the umask of the process leaves.
-
-    Raises:
-        OSError: it cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
@@ -58,19 +55,18 @@ def sweep(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError, PermissionError):
         found = [item for item in os.scandir(path.parent) if pattern.fullmatch(item.name)]
         for entry in found:
+            left = Path(entry.path)
             if entry.name.endswith(ASIDE):
-                _repair(path, Path(entry.path))
-            else:
-                _sweep_part(Path(entry.path))
+                _repair(path, left)
+            elif (held := _hold(left)) is not None and held >= 0:
+                _remove(left)
+                os.close(held)
 
 
 def put_folder(temporary: Path, path: Path) -> None:
     """Moves a folder to `path`, where it takes the place of a folder in one step: a reader finds the old one or the new one.
 
-    After it, `temporary` is the old folder, or nothing.
-
-    Raises:
-        OSError: it cannot be moved; `path` is as before.
+    After it, `temporary` is the old folder, or nothing; after an OSError `path` is as before.
     """
     while True:
         try:
@@ -107,11 +103,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swaps two paths in one step; False where the system or the file system cannot.
-
-    Raises:
-        OSError: the step failed.
-    """
+    """Swaps two paths in one step; False where the system or the file system cannot."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
     if call is None:
         return False
@@ -134,6 +126,7 @@ def _hold(path: Path) -> int | None:
     if sys.platform == "win32":  # a live process cannot be distinguished from a dead one, so nothing is swept
         return -1
     descriptor = -1
+    held: int | None = None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         flock(descriptor, LOCK_EX | LOCK_NB)
@@ -142,19 +135,10 @@ def _hold(path: Path) -> int | None:
     except (BlockingIOError, FileNotFoundError):
         pass
     except OSError:  # a file system without locks
-        if descriptor >= 0:
-            os.close(descriptor)
-        return -1
+        held = -1
     if descriptor >= 0:
         os.close(descriptor)
-    return None
-
-
-def _sweep_part(path: Path) -> None:
-    held = _hold(path)
-    if held is not None and held >= 0:
-        _remove(path)
-        os.close(held)
+    return held
 
 
 def _remove(path: Path) -> None:

@@ -85,10 +85,7 @@ PICTURE = file_kind("a picture that prtool drew", {".png": re.compile(rb"\x89PNG
 def check_output(path: str | Path, kind: OutputKind, inputs: Iterable[str | Path] = ()) -> None:
     """Checks, before any work, that an output may be written to a place: it is missing, empty, or of the kind that is written.
 
-    Args:
-        path: the file or folder; it need not exist, nor the folders above it.
-        kind: what is written.
-        inputs: files and folders that are read; the output is none of them and holds none of them.
+    `inputs` are files and folders that are read; the output is none of them and holds none of them.
 
     Raises:
         ConfigError: the place is a link, an input, the home or the current folder or one above, or holds something else.
@@ -110,7 +107,7 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Maps errors of a full disk or a missing permission in the body, from Python or a library, to a StorageError that names `path`."""
     try:
         yield
-    except PrtoolError:
+    except (PrtoolError, BrokenPipeError):
         raise
     except OSError as cause:
         reason = _REASONS.get(cause.errno or 0, cause.strerror or str(cause))
@@ -124,11 +121,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path next to `path`, and renames it to `path` when the body succeeds.
-
-    Raises:
-        StorageError: the file cannot be written; whatever stood at `path` is untouched.
-    """
+    """Yields a temporary path next to `path`, renamed to it when the body succeeds; else (StorageError) what stood there is untouched."""
     with storage_errors(path):
         sweep(path)
         with claimed(path, folder=False) as temporary:
@@ -144,14 +137,7 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_directory(path: Path, kind: OutputKind = NEW_FOLDER, inputs: Iterable[str | Path] = ()) -> Iterator[Path]:
     """Yields a temporary directory next to `path`, and puts it in `path`'s place in one step when the body succeeds.
 
-    Args:
-        path: the directory.
-        kind: what it may replace; see `check_output`, which runs before and after the body.
-        inputs: what it must not be or hold.
-
-    Raises:
-        ConfigError: something else stands at `path`; it is untouched.
-        StorageError: the directory cannot be written; whatever stood at `path` is untouched.
+    `check_output` runs before and after the body. Where it or the writing fails, whatever stood at `path` is untouched.
     """
     check_output(path, kind, inputs)
     with storage_errors(path):
@@ -164,15 +150,10 @@ def new_directory(path: Path, kind: OutputKind = NEW_FOLDER, inputs: Iterable[st
 
 @contextlib.contextmanager
 def locked(path: Path, busy: str, option: str) -> Iterator[bool]:
-    """Holds a lock file among processes and threads; yields whether it is held.
+    """Holds a lock file, made with its folder, among processes and threads; yields whether it is held.
 
-    Args:
-        path: the lock file, made with its folder; it stays.
-        busy: logged as a warning while another holder is waited for; "" does not wait but yields False.
-        option: the command-line option that names another folder, for the message.
-
-    Raises:
-        StorageError: the file cannot be made, or its file system has no locks.
+    `busy` is logged as a warning while another holder is waited for; "" does not wait but yields False. Raises StorageError, which
+    advises `option`, where the file cannot be made or its file system has no locks.
     """
     from filelock import FileLock, Timeout  # 0.15 s
 

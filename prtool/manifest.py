@@ -170,11 +170,7 @@ class Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """Checks the values' limits, and that they fit together.
-
-    Raises:
-        ConfigError: they do not fit together.
-    """
+    """Raises ConfigError where a value is outside its limits, or two do not fit together."""
     model, (low, high), patches = manifest.model, manifest.keep_range, manifest.prune.patches
     check_value("model.embed_dim", model.embed_dim, minimum=1, maximum=MAX_WIDTH)
     if not 1 <= low <= manifest.default_keep <= high <= patches:

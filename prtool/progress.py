@@ -13,12 +13,7 @@ class Progress(Protocol):
     """
 
     def start(self, what: str, total: int) -> None:
-        """A stage begins.
-
-        Args:
-            what: the stage's name with what it counts, such as "embedding images".
-            total: items the stage has; a stage that resumes advances at once by those already done.
-        """
+        """A stage begins: what it does and counts ("embedding images"), of how many items; one that resumes advances at once by those done."""
         ...
 
     def advance(self, count: int = 1) -> None:

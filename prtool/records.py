@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import math
+import operator
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
@@ -11,6 +12,13 @@ from typing import Any, TypedDict, Union, Unpack, get_args, get_origin, get_type
 from prtool.errors import ConfigError
 from prtool.strict import JSON_INTEGER
 from prtool.text_safety import LINE_CHARACTERS, printable
+
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "minimum": (operator.ge, "at least"),
+    "above": (operator.gt, "above"),
+    "maximum": (operator.le, "at most"),
+    "below": (operator.lt, "below"),
+}
 
 
 class Limits(TypedDict, total=False):
@@ -24,13 +32,7 @@ class Limits(TypedDict, total=False):
 
 
 def setting(default: object, meaning: str, **limits: Unpack[Limits]) -> Any:  # noqa: ANN401 - as dataclasses.field
-    """A dataclass field that a user sets.
-
-    Args:
-        default: its value, immutable.
-        meaning: what it does, with its unit; `--show-config` and the command line print it.
-        limits: checked by `check_settings`.
-    """
+    """A dataclass field that a user sets, with its meaning and unit, which `--show-config` prints, and limits for `check_settings`."""
     return dataclasses.field(default=default, metadata={"meaning": meaning, "limits": limits})
 
 
@@ -46,22 +48,14 @@ def meanings(kind: Any, prefix: str = "") -> dict[str, str]:  # noqa: ANN401 - a
 
 
 def check_settings(record: Any, section: str = "") -> None:  # noqa: ANN401 - a dataclass
-    """Checks the limits of every `setting` of a dataclass, whose name in messages begins with `section`.
-
-    Raises:
-        ConfigError: a value is outside its limits.
-    """
+    """Raises ConfigError where a `setting` of a dataclass is outside its limits; its name in the message begins with `section`."""
     for item in dataclasses.fields(record):
         if "limits" in item.metadata:
             check_value(_join(section, item.name), getattr(record, item.name), **item.metadata["limits"])
 
 
 def check_value(name: str, value: object, **limits: Unpack[Limits]) -> None:
-    """Checks one value, or each item of a tuple.
-
-    Raises:
-        ConfigError: it is outside the limits.
-    """
+    """Raises ConfigError where a value, or an item of a tuple, is outside the limits."""
     choices, items = limits.get("choices"), value if isinstance(value, tuple) else (value,)
     for item in items:
         allowed = item in choices if choices else all(holds for holds, _ in _bounds(item, limits))
@@ -76,14 +70,10 @@ def _bounds(value: Any, limits: Limits) -> Iterator[tuple[bool, str]]:  # noqa: 
     """Each bound: whether the value holds it, and its text."""
     if isinstance(value, float):
         yield math.isfinite(value), "a finite number"
-    if "minimum" in limits:
-        yield value >= limits["minimum"], f"at least {limits['minimum']}"
-    if "above" in limits:
-        yield value > limits["above"], f"above {limits['above']}"
-    if "maximum" in limits:
-        yield value <= limits["maximum"], f"at most {limits['maximum']}"
-    if "below" in limits:
-        yield value < limits["below"], f"below {limits['below']}"
+    for name, bound in limits.items():
+        if name in _BOUNDS:
+            holds, text = _BOUNDS[name]
+            yield holds(value, bound), f"{text} {bound}"
 
 
 def to_plain(value: Any) -> Any:  # noqa: ANN401 - any plain value

@@ -47,20 +47,12 @@ class Store:
         return found["value"] if self._owns(name, found) else None
 
     def write(self, name: str, value: object) -> None:
-        """Stores a plain JSON value.
-
-        Raises:
-            StorageError: it cannot be written; an earlier entry stays.
-        """
+        """Stores a plain JSON value; raises StorageError where it cannot be written, and an earlier entry stays."""
         if self.folder is not None:
             write_sealed(self.folder / name, {**self._owner(name), "value": value})
 
     def remove(self, name: str) -> None:
-        """Deletes an entry, and what killed processes left of it.
-
-        Raises:
-            StorageError: it cannot be deleted.
-        """
+        """Deletes an entry, and what killed processes left of it; raises StorageError where it cannot."""
         if self.folder is not None:
             with storage_errors(self.folder / name):
                 (self.folder / name).unlink(missing_ok=True)
@@ -82,40 +74,23 @@ def digest(*parts: object) -> str:
 
 
 def write_sealed(path: Path, value: Mapping[str, object]) -> None:
-    """Writes an object as sealed JSON, atomically; see `seal`.
-
-    Raises:
-        StorageError: it cannot be written; whatever stood at `path` is untouched.
-    """
+    """Writes an object as sealed JSON, atomically; raises StorageError."""
     write_bytes(path, seal(value))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """What `write_sealed` was given.
-
-    Raises:
-        OSError: the file cannot be read; FileNotFoundError where there is none.
-        ValueError: it is damaged or was changed.
-    """
+    """What `write_sealed` was given; raises OSError, or ValueError where it is damaged or was changed."""
     return unseal(read_regular(path, RECORD_BYTES))
 
 
 def seal(value: Mapping[str, object]) -> bytes:
-    """An object as indented JSON whose last member is the SHA-256 of every byte before it, so that any change is detected.
-
-    Args:
-        value: plain JSON of at least one member, none of them named "seal"; NaN and infinity raise ValueError.
-    """
+    """An object as indented JSON whose last member, "seal", is the SHA-256 of every byte before it; NaN and infinity raise ValueError."""
     body = json.dumps(value, indent=1, allow_nan=False).removesuffix("\n}").encode()
     return body + f',\n "seal": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
 
 
 def unseal(content: bytes) -> dict[str, Any]:
-    """What `seal` was given.
-
-    Raises:
-        ValueError: it has no seal, was changed, or is not strict JSON (see `prtool.strict.parse_json`).
-    """
+    """What `seal` was given; raises ValueError where it has no seal, was changed, or is not strict JSON (see `prtool.strict.parse_json`)."""
     body = content[:-_SEAL_BYTES]
     found = _SEAL.fullmatch(content[len(body) :])
     if found is None:

@@ -6,8 +6,9 @@ import os
 import re
 import stat
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 JSON_NESTING = 32
 """Lists and objects inside one another, at most."""
@@ -23,14 +24,8 @@ _LONG_NAME = re.compile(rf"(?<![\w-]){_NAME}(?:[ \t]*+\.[ \t]*+{_NAME}){{{JSON_N
 def open_regular(path: Path, *, follow_links: bool = True, buffering: int = -1) -> BinaryIO:
     """Opens a regular file for reading; a FIFO or a device does not block.
 
-    Args:
-        path: the file.
-        follow_links: whether the last part of the path may be a link.
-        buffering: as for `open`.
-
-    Raises:
-        OSError: it cannot be opened; FileNotFoundError where there is none.
-        ValueError: it is not a regular file, or its name has a null byte.
+    `follow_links`: whether the last part of the path may be a link. Raises OSError, or ValueError where it is not a regular file or
+    its name has a null byte.
     """
     # Without O_NONBLOCK opening a FIFO waits for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -49,22 +44,13 @@ def kind_of(mode: int) -> str:
 
 
 def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file; no more than `limit` bytes are read.
-
-    Raises:
-        OSError: it cannot be opened or read; FileNotFoundError where there is none.
-        ValueError: it is not a regular file, or too large.
-    """
+    """The bytes of a regular file. Raises OSError, or ValueError where it is not regular or has more than `limit` bytes."""
     with open_regular(path) as stream:
         return read_bounded(stream, limit)
 
 
 def read_bounded(stream: BinaryIO, limit: int) -> bytes:
-    """The content of an opened regular file.
-
-    Raises:
-        ValueError: it has more than `limit` bytes, or grows while it is read.
-    """
+    """The content of an opened regular file. Raises ValueError where it has more than `limit` bytes, or grows while it is read."""
     size = os.fstat(stream.fileno()).st_size
     if size > limit:
         raise ValueError(f"it has {size} bytes, but at most {limit} are read")
@@ -81,12 +67,7 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401 - any plain value
         ValueError: it is no JSON in UTF-8, repeats a name in an object, is nested more than 32 deep, or holds NaN, infinity or a
             whole number beyond +-2^53.
     """
-    try:
-        value = json.loads(content.decode(), object_pairs_hook=_object)
-    except RecursionError as cause:
-        raise ValueError(f"it is nested more than {JSON_NESTING} deep") from cause
-    check_plain(value)
-    return value
+    return _plain(lambda: json.loads(content.decode(), object_pairs_hook=_object))
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -99,20 +80,16 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(f"it has {len(text)} characters, but at most {TOML_BYTES} are read")
     if _LONG_NAME.search(text):
         raise ValueError(f"a name in it has more than {JSON_NESTING} parts")
+    return cast(dict[str, Any], _plain(lambda: tomllib.loads(text)))
+
+
+def _plain(read: Callable[[], object]) -> Any:  # noqa: ANN401 - any plain value
+    """What was read, if it is within the limits of `parse_json`."""
+    too_deep = f"it is nested more than {JSON_NESTING} deep"
     try:
-        value = tomllib.loads(text)
+        value = read()
     except RecursionError as cause:
-        raise ValueError(f"it is nested more than {JSON_NESTING} deep") from cause
-    check_plain(value)
-    return value
-
-
-def check_plain(value: object) -> None:
-    """Checks the limits of `parse_json` on a value that was read.
-
-    Raises:
-        ValueError: it is nested more than 32 deep, or holds NaN, infinity or a whole number beyond +-2^53.
-    """
+        raise ValueError(too_deep) from cause
     level = [value]
     for depth in range(JSON_NESTING + 1):
         below: list[object] = []
@@ -120,10 +97,11 @@ def check_plain(value: object) -> None:
             if not isinstance(item, (dict, list)):
                 _check_number(item)
             elif depth == JSON_NESTING:
-                raise ValueError(f"it is nested more than {JSON_NESTING} deep")
+                raise ValueError(too_deep)
             else:
                 below.extend(item.values() if isinstance(item, dict) else item)
         level = below
+    return value
 
 
 def _check_number(item: object) -> None:

@@ -25,23 +25,18 @@ def printable(text: object, limit: int = VALUE_CHARACTERS) -> str:
     """
     whole = str(text)
     # Escapes only lengthen, so more than `limit` characters of either end are never shown.
-    head = _escaped(whole[:limit])
+    head = escaped(whole[:limit])
     if len(whole) <= limit and len(head) <= limit:
         return head
     room = limit - len(_GAP)
-    tail = _escaped(whole[-limit:])
+    tail = escaped(whole[-limit:])
     return head[: room - room // 2] + _GAP + tail[len(tail) - room // 2 :]
 
 
 def escaped(text: object) -> str:
     """`str(text)` on one line, whole: as `printable`, without a limit. For results, of which nothing may be lost."""
-    return _escaped(str(text))
-
-
-def _escaped(text: str) -> str:
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_shown(character) for character in text)
+    whole = str(text)
+    return whole if whole.isascii() and whole.isprintable() else "".join(map(_shown, whole))
 
 
 def _shown(character: str) -> str:

@@ -156,23 +156,14 @@ def build(
 
 
 def engine_options(threads: int, device: int, settings: Mapping[str, object] | None = None) -> "EngineOptions":
-    """How an engine runs, from the arguments that verbs have in common.
-
-    Raises:
-        ConfigError: a value cannot be used.
-    """
+    """How an engine runs, from the arguments that verbs have in common."""
     from prtool.engines.base import EngineOptions
 
     return configure(EngineOptions, {"threads": threads, "device": device}, settings)
 
 
 def checked_bundle(bundle: AnyPath, engine: str, precision: str) -> "Bundle":
-    """An opened bundle that has the graphs of a precision; an engine's library is not imported.
-
-    Raises:
-        BundleError: it is no bundle, or damaged.
-        ConfigError: there is no such engine, or it or the bundle lacks the precision.
-    """
+    """An opened bundle that has the graphs of a precision; an engine's library is not imported. Raises ConfigError where it has not."""
     from prtool.bundle import Bundle
     from prtool.engines.registry import graph_precision
 

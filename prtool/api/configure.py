@@ -14,16 +14,10 @@ Config = TypeVar("Config")
 
 
 def configure(kind: type[Config], given: Mapping[str, Any], settings: Mapping[str, object] | None = None, where: str = "") -> Config:
-    """A configuration of a dataclass.
-
-    Args:
-        kind: the dataclass.
-        given: field -> value; other fields take their defaults.
-        settings: dotted name -> plain value, such as {"build.level": 5}; they win over `given`, and are read strictly.
-        where: what stands before the names in messages, with its dot.
+    """A configuration: `given` by field, then `settings`, dotted names such as "build.level" with plain values, which are read strictly.
 
     Raises:
-        ConfigError: there is no such field, or a value is of the wrong type or out of range.
+        ConfigError: there is no such field, named after `where`, or a value is of the wrong type or out of range.
     """
     hints = get_type_hints(kind)
     values, sections = dict(given), dict[str, dict[str, object]]()

@@ -26,11 +26,7 @@ def train_config(
     settings: Mapping[str, object] | None = None,
     **given: object,
 ) -> "TrainConfig":
-    """The configuration that `train` uses for the same arguments.
-
-    Raises:
-        ConfigError: a file, preset, setting or value cannot be used.
-    """
+    """The configuration that `train` uses for the same arguments; raises ConfigError where one cannot be used."""
     from prtool.errors import ConfigError
     from prtool.trainer.config import PRESETS, TrainConfig
 

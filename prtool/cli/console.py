@@ -24,6 +24,7 @@ from prtool.text_safety import LINE_CHARACTERS, escaped, printable
 
 _BORDERS = 3
 """Characters that a column takes besides its text: a line and a space on each side."""
+_LINES = "┏━┃┡│└"
 _MIN_WIDTH = 24
 """Words up to this length are never broken over lines: numbers are shorter."""
 
@@ -33,11 +34,6 @@ class _Messages(Console):
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-
-    def say(self, text: str) -> None:
-        """One line of at most `LINE_CHARACTERS`."""
-        with contextlib.suppress(OSError):
-            self.print(Text(printable(text, LINE_CHARACTERS)))
 
 
 _messages = _Messages(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -57,7 +53,7 @@ class BarProgress:
         """A stage begins; see prtool.progress."""
         self._what, self._done, self._started = printable(what), 0, time.monotonic()
         if not _messages.is_terminal:
-            _messages.say(f"{what} ({total}) ...")
+            message(f"{what} ({total}) ...")
             return
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -82,7 +78,7 @@ class BarProgress:
             self._bars.stop()
             self._bars = self._task = None
         seconds = time.monotonic() - self._started
-        _messages.say(f"{self._what}: {self._done} in {seconds:.1f} s ({self._rate():.3g}/s)")
+        message(f"{self._what}: {self._done} in {seconds:.1f} s ({self._rate():.3g}/s)")
 
     def _rate(self) -> float:
         return self._done / max(time.monotonic() - self._started, 1e-9)
@@ -124,7 +120,8 @@ def show_notes() -> None:
 
 def message(text: str) -> None:
     """One line for the person, on stderr, of at most `LINE_CHARACTERS`; lost where stderr cannot be written."""
-    _messages.say(text)
+    with contextlib.suppress(OSError):
+        _messages.print(Text(printable(text, LINE_CHARACTERS)))
 
 
 def counted(count: int, noun: str) -> str:
@@ -133,20 +130,10 @@ def counted(count: int, noun: str) -> str:
 
 
 def result_text(text: str) -> None:
-    """The result as text on stdout; a character that its encoding lacks is written as an escape.
-
-    Raises:
-        StorageError: stdout cannot be written, because a disk is full for example.
-        BrokenPipeError: the reader of stdout has gone.
-    """
-    try:
+    """The result as text on stdout, with escapes for what its encoding lacks. Raises StorageError, or BrokenPipeError where the reader has gone."""
+    with storage_errors(Path("stdout")):
         sys.stdout.write(_encodable(text))
         sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as cause:
-        with storage_errors(Path("stdout")):
-            raise cause
 
 
 def result_json(value: object) -> None:
@@ -171,10 +158,10 @@ def result_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: s
     Nothing is cut. In a terminal that is too narrow, cells continue on further lines; words and numbers of up to 24 characters
     stay whole, if need be in lines that are longer than the terminal is wide.
     """
-    shown = [[_shown(cell) for cell in row] for row in (columns, *rows)]
+    shown = [[_encodable(escaped(cell)) for cell in row] for row in (columns, *rows)]
     terminal = sys.stdout.isatty()
     widths = _widths(list(zip(*shown, strict=True)), shutil.get_terminal_size().columns if terminal else None)
-    table = Table(box=box.HEAVY_HEAD if _can_write("┏━┃┡│└") else box.ASCII)
+    table = Table(box=box.HEAVY_HEAD if _encodable(_LINES) == _LINES else box.ASCII)
     for index, (header, width) in enumerate(zip(shown[0], widths, strict=True)):
         numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
         table.add_column(Text(header), justify="right" if numeric else "left", width=width, overflow="fold")
@@ -182,11 +169,11 @@ def result_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: s
         table.add_row(*map(Text, row))
     drawn = io.StringIO()
     Console(file=drawn, force_terminal=terminal, width=sum(widths) + _BORDERS * len(widths) + 1, highlight=False).print(table)
-    result_text((_shown(title) + "\n" if title else "") + drawn.getvalue())
+    result_text((_encodable(escaped(title)) + "\n" if title else "") + drawn.getvalue())
 
 
 def _widths(columns: Sequence[Sequence[str]], available: int | None) -> list[int]:
-    """The width of each column's text: all that it needs, or what lets the table fit into `available` characters without breaking short words."""
+    """The width of each column's text: what it needs, or what fits into `available` characters without breaking short words."""
     needed = [max(map(cell_len, cells), default=1) or 1 for cells in columns]
     if available is None:
         return needed
@@ -199,17 +186,9 @@ def _widths(columns: Sequence[Sequence[str]], available: int | None) -> list[int
     return least
 
 
-def _shown(cell: str) -> str:
-    return _encodable(escaped(cell))
-
-
 def _encodable(text: str) -> str:
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _can_write(text: str) -> bool:
-    return _encodable(text) == text
 
 
 def _is_number(text: str) -> bool:

@@ -19,11 +19,7 @@ _NOTABLE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "
 
 
 def examine(folder: Path) -> dict[str, object]:
-    """Facts for a bug report, as plain JSON values.
-
-    Args:
-        folder: the project folder whose `runs/latest` and `bundle/` are looked at.
-    """
+    """Facts for a bug report, as plain JSON values; `runs/latest` and `bundle/` of the project folder are looked at."""
     machine = this_machine()
     return {
         "prtool": importlib.metadata.version("prtool"),

@@ -1,14 +1,15 @@
-"""How a command ends: an error is one line on stderr, and an exit status."""
+"""How a command ends: an error or a signal is one line on stderr, and an exit status."""
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TextIO
 
 import click
 
-from prtool.cli.signals import Stopped
 from prtool.errors import PrtoolError, StorageError
 from prtool.extras import Extra, install_hint
 
@@ -20,11 +21,21 @@ _EXTRAS: dict[str, Extra] = {
 }
 
 
-def exit_status(command: Callable[[], object]) -> int:
-    """Runs a command, says on stderr how it failed, and gives the exit status; errors that nobody foresaw pass through.
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-    Args:
-        command: its result is an exit status where it is a whole number, as click's is.
+
+class Stopped(KeyboardInterrupt):
+    """A signal asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def exit_status(command: Callable[[], object]) -> int:
+    """Runs a command, says on stderr how it failed, and gives the exit status, its result where that is a whole number.
+
+    Errors that nobody foresaw pass through.
     """
     from prtool.cli.console import message, show_notes
 
@@ -58,6 +69,19 @@ def exit_status(command: Callable[[], object]) -> int:
             _drop_unwritten(stream)
 
 
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raises Stopped in the body, in the main thread, when SIGTERM or SIGHUP comes; a signal that is ignored (nohup) or handled stays so."""
+    taken = [number for number in _SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def fill_descriptors() -> None:
     """Opens stdin, stdout and stderr on /dev/null where they are closed, so that no file that is opened later takes their number."""
     for descriptor in range(3):
@@ -65,6 +89,13 @@ def fill_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal hands them over
+    for other in _SIGNALS:
+        if signal.getsignal(other) == _stop:
+            signal.signal(other, signal.SIG_IGN)  # a second one must not stop the cleaning up
+    raise Stopped(number)
 
 
 def _line(error: Exception) -> str | None:

@@ -10,11 +10,10 @@ from prtool.cli.bundle import bench, build, classify, embed, show, verify
 from prtool.cli.console import BarProgress, message, result_json, result_table
 from prtool.cli.data import data
 from prtool.cli.engine_cache import engine_cache
-from prtool.cli.exits import exit_status, fill_descriptors
+from prtool.cli.exits import exit_status, fill_descriptors, stop_on_signals
 from prtool.cli.parameters import FOLDER, json_option
 from prtool.cli.reproduce import reproduce
 from prtool.cli.run import evaluate, export, train, tune
-from prtool.cli.signals import stop_on_signals
 
 
 class Commands(click.Group):

@@ -22,13 +22,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class Values(click.ParamType[Any]):
-    """One value, or several with commas between.
-
-    Args:
-        name: what a value is, for the help.
-        read: one value from its text; raises PrtoolError or ValueError.
-        several: a list is taken, as a tuple; else exactly one value.
-    """
+    """One value, or with `several` a tuple of values with commas between; `read` raises PrtoolError or ValueError."""
 
     def __init__(self, name: str, read: Callable[[str], object], *, several: bool = True) -> None:
         self.name = f"{name}[,...]" if several else name
@@ -79,37 +73,15 @@ def batch_range(text: str) -> int | tuple[int, ...]:
     return whole(text) if len(parts) == 1 else tuple(map(whole, parts))
 
 
-def word(*known: str) -> Callable[[str], str]:
-    """Reads one of a few words."""
-
-    def read(text: str) -> str:
-        if known and text not in known:
-            raise ValueError(f"{printable(repr(text))} is not one of {', '.join(known)}")
-        return text
-
-    return read
-
-
 FOLDER = click.Path(path_type=Path)
-_KINDS: dict[type, tuple[Any, Callable[[str], object]]] = {
-    Keep: (Values("keep", Keep.parse, several=False), Keep.parse),
-    bool: (bool, word()),
-    Path: (FOLDER, word()),
-    str: (str, word()),
-    int: (click.IntRange(0), whole),
-    float: (float, float),
-}
-"""The type of a parameter, the first that its annotation names -> the type of its option, and how one value of several is read."""
+_KINDS = {Keep: Values("keep", Keep.parse, several=False), bool: bool, Path: FOLDER, str: str, int: click.IntRange(0), float: float}
+"""Type of a parameter -> type of its option; of an annotation with several, the first here."""
 
 
 def verb_options(verb: Callable[..., object], *settings: str, only: Sequence[str] = (), **kinds: Any) -> Decorator:  # noqa: ANN401 - types of click
-    """Options for the parameters of a function of `prtool.api`, with their names, defaults and texts; `run` without a keyword is an argument.
+    """Options for the parameters of a function of `prtool.api`, or for `only` some, with their names, defaults and texts.
 
-    Args:
-        verb: the function.
-        settings: named in the help of `--set`.
-        only: names of the parameters; empty takes all.
-        kinds: name -> type of the option, where the annotation does not say it.
+    `settings` are named in the help of `--set`; `kinds` are the types of options that the annotation does not say.
     """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,8 +103,8 @@ def _option(parameter: inspect.Parameter, text: str, kind: Any) -> Decorator:  #
     several, repeated = any(get_origin(item) is Sequence for item in alternatives), get_origin(parameter.annotation) is Sequence
     if kind is None:
         named = next(kind for kind in _KINDS if kind in alternatives)
-        single, read = _KINDS[named]
-        kind = Values(parameter.name, read) if several else click.IntRange(1) if named is int and default else single
+        read = {Keep: Keep.parse, int: whole}.get(named, str)
+        kind = Values(parameter.name, read) if several else click.IntRange(1) if named is int and default else _KINDS[named]
     text = text[0].upper() + text[1:].removesuffix(".") + ("; may be given again." if repeated else "; several with commas." if several else ".")
     attributes = {"default": default, "is_flag": default is False, "multiple": repeated}
     if default is inspect.Parameter.empty:
@@ -167,7 +139,7 @@ def settings_option(*names: str) -> Decorator:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 images_argument = click.argument("images", metavar="PATH...", nargs=-1, required=True, type=FOLDER)
-keep_option = click.option("--keep", type=_KINDS[Keep][0], help="Patches that stay: a ratio (0.6) or a count (118); default: the bundle's.")
+keep_option = click.option("--keep", type=_KINDS[Keep], help="Patches that stay: a ratio (0.6) or a count (118); default: the bundle's.")
 mode_option = click.option(
     *("--mode", "mode"),
     type=click.Choice(["fused", "split", "full"]),
@@ -196,16 +168,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_images(paths: Sequence[Path], *, folders: bool = True) -> None:
-    """Finds out, before anything is loaded, whether the paths of images are there.
-
-    Args:
-        paths: as they were given.
-        folders: whether folders of images are taken too.
-
-    Raises:
-        click.UsageError: one is a bundle, or a folder where none is taken.
-        DataError: one does not exist.
-    """
+    """Raises UsageError or DataError, before anything is loaded, where a path is a bundle, a folder that is not taken, or missing."""
     from prtool.bundle import MANIFEST_NAME
 
     for path in paths:

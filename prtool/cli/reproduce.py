@@ -8,6 +8,7 @@ from click.core import ParameterSource
 
 from prtool.cli.console import BarProgress, message, print_report
 from prtool.cli.parameters import FOLDER, Values, json_option, settings_option
+from prtool.errors import ConfigError
 from prtool.spec import Keep
 
 OVERHEAD = "overhead"
@@ -41,12 +42,13 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     from prtool.studies.paper.plan import Study
     from prtool.studies.paper.report import make_report, report_files, write_report
     from prtool.studies.paper.sets import data_sets
-    from prtool.studies.paper.tables import make_table
+    from prtool.studies.paper.tables import TABLES, make_table, unknown_table
     from prtool.trainer.data.address import split_data
     from prtool.trainer.models.loading.source import canonical_name, check_pretrained
 
-    check_table(table)
-    reject_unread(table)
+    if table not in (*TABLES, OVERHEAD):
+        raise unknown_table(table, OVERHEAD)
+    _reject_unread(table)
     check_pretrained(canonical_name(asked["model"]), asked["pretrained"])
     study = Study(data_sets(split_data(asked.pop("data"))), keeps=keep, settings=settings, **asked)
     progress = BarProgress()
@@ -69,29 +71,10 @@ def reproduce(table: str, output: Path, as_json: bool, keep: tuple[Keep, ...], s
     message(f"wrote {', '.join(map(str, files))}")
 
 
-def check_table(name: str) -> None:
-    """Checks the name of a table before any data is read.
-
-    Raises:
-        ConfigError: there is no such table.
-    """
-    from prtool.studies.paper.tables import TABLES, unknown_table
-
-    if name not in (*TABLES, OVERHEAD):
-        raise unknown_table(name, OVERHEAD)
-
-
-def reject_unread(table: str) -> None:
-    """Rejects options that were given and change nothing in a table.
-
-    Raises:
-        ConfigError: names the option and why.
-    """
-    from prtool.errors import ConfigError
-
+def _reject_unread(table: str) -> None:
+    """Rejects options that were given and change nothing in a table."""
     context = click.get_current_context()
     unread, why = _UNREAD.get(table, ((), ""))
     named = [option.opts[0] for option in context.command.params if context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE]
-    given = [name for name in named if name in unread]
-    if given:
+    if given := [name for name in named if name in unread]:
         raise ConfigError(f"{', '.join(given)}: the table {table} {why}; leave it out")

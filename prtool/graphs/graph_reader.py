@@ -62,16 +62,9 @@ _AXIS = {1: _NUMBER, 2: _TEXT, 3: _BYTES}
 
 
 def check_graph(stream: BinaryIO, where: str, spec: GraphSpec, sizes: Mapping[str, int]) -> None:
-    """Walks one graph file, from its beginning.
+    """Walks one graph file, from its beginning; raises BundleError where it is no ONNX graph that the exporter can write.
 
-    Args:
-        stream: the file, opened for reading and seekable.
-        where: the file's path, for messages.
-        spec: its name, inputs and outputs in the manifest.
-        sizes: size in bytes of every file of the bundle, by name.
-
-    Raises:
-        BundleError: the file is no ONNX graph, or holds anything that the exporter does not write.
+    `where` is its path for messages, `spec` what the manifest says of it, `sizes` the bytes of every file of the bundle by name.
     """
     reader = MessageReader(stream, os.fstat(stream.fileno()).st_size)
     try:

@@ -35,18 +35,10 @@ class MessageReader:
         self._base = 0
 
     def message(self, start: int, end: int, fields: Mapping[int, Field], what: str) -> Iterator[tuple[int, int, int]]:
-        """The fields of one message in their order.
-
-        Args:
-            start, end: its range.
-            fields: those that are known, by number.
-            what: its name in messages.
+        """The fields of the message `what` in their order; raises MalformedMessage for one that is not of the known `fields`, or not whole.
 
         Yields:
             (number of the field, first, last): the range of bytes, or a whole number twice; a packed list as its numbers one by one.
-
-        Raises:
-            MalformedMessage: a field is unknown, of another kind or repeated where it may not be, or reaches beyond the message.
         """
         seen: set[int] = set()
         position = start
@@ -81,11 +73,7 @@ class MessageReader:
         }
 
     def text(self, start: int, end: int) -> str:
-        """The text of a range.
-
-        Raises:
-            MalformedMessage: it is too long or no UTF-8.
-        """
+        """The text of a range; raises MalformedMessage where it is too long or no UTF-8."""
         if end - start > TEXT_BYTES:
             raise MalformedMessage(f"a text has {end - start} bytes")
         try:
