@@ -1,7 +1,7 @@
 """What the benchmark scripts share: their command class, and naming, writing and showing a result."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -16,6 +16,17 @@ RESULTS = Path(__file__).resolve().parent / "results"
 Table = tuple[list[str], list[list[str]]]
 NAMES, COUNTS, KEEPS = Values("name", str), Values("number", whole), Values("keep", Keep.parse)
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), help="Result file; named after what was measured if absent.")
+
+
+def word(*known: str) -> Callable[[str], str]:
+    """Reads one of a few words."""
+
+    def read(text: str) -> str:
+        if text not in known:
+            raise ValueError(f"{text!r} is not one of {', '.join(known)}")
+        return text
+
+    return read
 
 
 class Script(click.Command):

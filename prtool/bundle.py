@@ -72,11 +72,7 @@ class Bundle:
         return bundle
 
     def graph(self, role: str, precision: str = "fp32") -> GraphSpec:
-        """The graph of one role.
-
-        Raises:
-            ConfigError: the bundle has no such precision or role.
-        """
+        """The graph of one role; raises ConfigError where the bundle has no such precision or role."""
         roles = self.manifest.graphs.get(precision)
         if roles is None:
             known = ", ".join(self.manifest.graphs)
@@ -86,44 +82,28 @@ class Bundle:
         return roles[role]
 
     def file(self, name: str) -> Path:
-        """The path of one of the bundle's files; `unchanged` is the way to read it.
-
-        Raises:
-            BundleError: the bundle has no such file.
-        """
+        """The path of one of the bundle's files (`unchanged` is the way to read it); raises BundleError where there is no such file."""
         if name not in self.manifest.files:
             raise BundleError(f"{self.path} has no file {printable(repr(name))}; it holds {printable(', '.join(self.manifest.files))}")
         return self.path / name
 
     @contextlib.contextmanager
     def unchanged(self, name: str) -> Iterator[Path]:
-        """Yields the path of one of the bundle's files for a library that opens it; checks before and after that no file was replaced.
-
-        Raises:
-            BundleError: there is no such file, or the bundle changed since it was opened.
-        """
+        """Yields the path of a file for a library that opens it; raises BundleError where, before or after, the bundle has changed."""
         path = self.file(name)
         self.check_unchanged()
         yield path
         self.check_unchanged()
 
     def read(self, name: str, most_bytes: int) -> bytes:
-        """The content of one of the bundle's files.
-
-        Raises:
-            BundleError: there is no such file, it is larger than `most_bytes`, or the bundle changed since it was opened.
-        """
-        with self.unchanged(name) as path, _open_regular(path) as stream:
+        """The content of a file; raises BundleError where there is none, it has more than `most_bytes`, or the bundle has changed."""
+        with self.unchanged(name), _open(self.path, name) as stream:
             if _identity(os.fstat(stream.fileno())) != self.identities[name]:
                 raise self._changed(name)
             return strict.read_bounded(stream, most_bytes)
 
     def check_unchanged(self) -> None:
-        """Checks that every file is still the one that was checked.
-
-        Raises:
-            BundleError: one was changed, replaced or removed.
-        """
+        """Raises BundleError where a file was changed, replaced or removed since the bundle was opened."""
         for name, identity in self.identities.items():
             try:
                 found = _identity(os.lstat(self.path / name))
@@ -147,10 +127,9 @@ def seal(root: Path, manifest: Manifest, digests: Mapping[str, FileDigest] | Non
 
 
 def _read_manifest(root: Path) -> tuple[object, FileIdentity]:
-    path = root / MANIFEST_NAME
-    if not os.path.lexists(path):
+    if not os.path.lexists(root / MANIFEST_NAME):
         raise BundleError(f"{root} is not a bundle: it has no {MANIFEST_NAME}; make one with 'prtool export -o {root}'")
-    with _open_regular(path) as stream:
+    with _open(root, MANIFEST_NAME) as stream:
         return unseal(strict.read_bounded(stream, MANIFEST_BYTES)), _identity(os.fstat(stream.fileno()))
 
 
@@ -159,8 +138,15 @@ def _identity(status: os.stat_result) -> FileIdentity:
 
 
 @contextlib.contextmanager
-def _open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Opens a regular file for reading, unbuffered; what it is instead, and an OSError or ValueError of the body, raises BundleError."""
+def _open(root: Path, name: str) -> Iterator[BinaryIO]:
+    """Opens a file of the bundle, unbuffered; no part of its name may be a link.
+
+    What it is instead of a regular file, and an OSError or ValueError of the body, raises BundleError.
+    """
+    path = root / name
+    for folder in reversed(Path(name).parents[:-1]):
+        if (root / folder).is_symlink():
+            raise BundleError(f"{root / folder} is a link, and a bundle holds plain files only; copy the bundle with its links resolved")
     try:
         with strict.open_regular(path, follow_links=False, buffering=0) as stream:
             yield stream
@@ -170,18 +156,6 @@ def _open_regular(path: Path) -> Iterator[BinaryIO]:
         # ValueError: no regular file, a null byte in the name, too large, or not what its seal says.
         reason = "it is a link" if path.is_symlink() else getattr(cause, "strerror", None) or printable(cause)
         raise BundleError(f"{path} cannot be used: {reason}; export the bundle again") from cause
-
-
-@contextlib.contextmanager
-def _open(root: Path, name: str) -> Iterator[BinaryIO]:
-    """Opens a file of the bundle; no part of its name may be a link."""
-    folder = root
-    for part in name.split("/")[:-1]:
-        folder = folder / part
-        if folder.is_symlink():
-            raise BundleError(f"{folder} is a link, and a bundle holds plain files only; copy the bundle with its links resolved")
-    with _open_regular(root / name) as stream:
-        yield stream
 
 
 def _check_content(stream: BinaryIO, path: Path, digest: FileDigest, verify: bool) -> FileIdentity:

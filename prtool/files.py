@@ -127,7 +127,8 @@ def new_file(path: Path) -> Iterator[Path]:
         with claimed(path, folder=False) as temporary:
             mode = temporary.stat().st_mode
             yield temporary
-            _sync(temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
             if temporary.stat().st_mode != mode:
                 temporary.chmod(stat.S_IMODE(mode))  # safetensors puts a file of its own there
             temporary.replace(path)
@@ -190,11 +191,6 @@ def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _system_number(text: str) -> int:

@@ -157,12 +157,7 @@ class PruneSpec:
         return tuple(self.patches - dropped * until // dropped_until[-1] for until in dropped_until)
 
     def distinct_counts(self, keeps: Sequence[Keep]) -> tuple[tuple[int, ...], ...]:
-        """`counts` of several keeps that are compared with each other.
-
-        Raises:
-            KeepError: one is out of range.
-            ConfigError: two are the same number of patches.
-        """
+        """`counts` of several keeps that are compared; raises KeepError out of range, ConfigError where two are the same number of patches."""
         found = tuple(self.counts(keep) for keep in keeps)
         if len(set(found)) != len(found):
             listed = ", ".join(f"{keep} = {counts[-1]} patches" for keep, counts in zip(keeps, found, strict=True))
@@ -172,11 +167,8 @@ class PruneSpec:
     def with_counts(self, counts: tuple[int, ...]) -> "PruneSpec":
         """The same locations with drops in the proportion of the given counts, which come back at the keep `counts[-1]`.
 
-        Args:
-            counts: patches that stay at each location, falling; the last is below N.
-
         Raises:
-            ConfigError: they grow, are too many or too few, or leave no patch.
+            ConfigError: the counts grow, are too many or too few, leave no patch, or drop none at last.
         """
         before = (self.patches, *counts[:-1])
         falling = all(0 < after <= first for first, after in zip(before, counts, strict=True))

@@ -71,11 +71,7 @@ def parse_json(content: bytes) -> Any:  # noqa: ANN401 - any plain value
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Plain TOML, with the limits of `parse_json`.
-
-    Raises:
-        ValueError: it is no TOML (tomllib.TOMLDecodeError), has more than 64 KiB, or holds a value beyond the limits.
-    """
+    """Plain TOML. Raises ValueError where it is none (TOMLDecodeError), has over 64 KiB, or a value beyond the limits of `parse_json`."""
     if len(text) > TOML_BYTES:
         raise ValueError(f"it has {len(text)} characters, but at most {TOML_BYTES} are read")
     if _LONG_NAME.search(text):

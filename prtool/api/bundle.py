@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prtool.api.common import BUNDLE, RUN, AnyKeep, AnyPath, VerifyResult, keeps_of, several
-from prtool.api.configure import configure
+from prtool.api.common import BUNDLE, RUN, AnyKeep, AnyPath, VerifyResult, configure, keeps_of, several
 
 if TYPE_CHECKING:
     from prtool.bundle import Bundle

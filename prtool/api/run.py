@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prtool.api.common import BUNDLE, CONFIG, RUN, AnyKeep, AnyPath, ExportReport, TrainReport, keeps_of, several
-from prtool.api.configure import configure
+from prtool.api.common import BUNDLE, CONFIG, RUN, AnyKeep, AnyPath, ExportReport, TrainReport, configure, keeps_of, several
 from prtool.spec import Keep
 
 if TYPE_CHECKING:

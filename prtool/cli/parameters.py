@@ -118,12 +118,8 @@ def _option(parameter: inspect.Parameter, text: str, kind: Any) -> Decorator:  #
 def _texts(verb: Callable[..., object]) -> dict[str, str]:
     """Name -> text of each parameter in a docstring's `Args:`, without marks of code."""
     block = inspect.cleandoc(verb.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-    found = {}
-    for item in re.split(r"\n(?=\S)", textwrap.dedent(block)):
-        names, _, text = item.partition(": ")
-        plain = " ".join(text.replace('"', "").replace("`", "'").split())
-        found |= dict.fromkeys(names.split(", "), plain)
-    return found
+    items = (item.partition(": ") for item in re.split(r"\n(?=\S)", textwrap.dedent(block)))
+    return {name: " ".join(text.replace('"', "").replace("`", "'").split()) for name, _, text in items}
 
 
 def settings_option(*names: str) -> Decorator:

@@ -91,7 +91,8 @@ class _Graph:
             if number == 7:
                 graph = (start, end)
             elif number == 8 and len(opsets) < 2:
-                opsets.append(self._opset(start, end))
+                found = self.reader.fields(start, end, _OPSET_ID, "an operator set")
+                opsets.append((found.get(1, ""), found.get(2, 0)))
         if opsets != [("", OPSET)]:
             self._reject(f"uses the operator sets {opsets}, but only set {OPSET} of the standard domain is read")
         if graph is None:
@@ -115,10 +116,6 @@ class _Graph:
         for kind, found, wanted in (("inputs", values[11], self.spec.inputs), ("outputs", values[12], self.spec.outputs)):
             if tuple(found) != wanted:
                 self._reject(f"has the {kind} {_listed(found)}, but the manifest says {_listed(wanted)}")
-
-    def _opset(self, start: int, end: int) -> tuple[str, int]:
-        found = self.reader.fields(start, end, _OPSET_ID, "an operator set")
-        return found.get(1, ""), found.get(2, 0)
 
     def _node(self, start: int, end: int) -> None:
         operator, domain = "", ""
@@ -148,7 +145,7 @@ class _Graph:
         places = [tensor.place == _EXTERNAL, tensor.raw is not None, bool(tensor.values)]
         if sum(places) > 1 or tensor.values.keys() - {field_number} or bool(tensor.entries) != places[0] or tensor.place not in (0, _EXTERNAL):
             self._reject(f"keeps the values of the tensor {tensor.name} in several places, or where its type has none")
-        held = self._external(tensor, needed) if places[0] else tensor.raw or tensor.values.get(field_number, 0) * width
+        held = self._external(tensor) if places[0] else tensor.raw or tensor.values.get(field_number, 0) * width
         if held != needed:
             self._reject(f"holds {held} bytes of the tensor {tensor.name}, but its type and shape need {needed}")
 
@@ -179,7 +176,7 @@ class _Graph:
         if len(entries) > len(_ENTRIES):
             self._reject(f"has an external location of more than {len(_ENTRIES)} entries")
 
-    def _external(self, tensor: "_Tensor", needed: int) -> int:
+    def _external(self, tensor: "_Tensor") -> int:
         """The bytes of a tensor in the weights file of the graph's folder."""
         keys = tuple(key for key, _ in tensor.entries)
         if keys != _ENTRIES:
@@ -196,8 +193,6 @@ class _Graph:
                 f"keeps the tensor {tensor.name} at bytes {offset} to {offset + length} of {file}, "
                 f"which has {self.sizes[file]} and holds tensors at multiples of {WEIGHTS_ALIGNMENT}"
             )
-        if length != needed:
-            self._reject(f"keeps the tensor {tensor.name} in {length} bytes of {file}, but its type and shape need {needed}")
         return length
 
     def _value(self, start: int, end: int) -> TensorSpec:
