@@ -19,13 +19,11 @@ _EXTRAS: dict[str, Extra] = {
     **dict.fromkeys(("torch", "torchvision", "open_clip", "timm", "matplotlib"), "train"),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript"), "export"),
 }
-
-
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asks the process to end."""
+    """A signal asks the process to end: as with Ctrl-C, what is unfinished is removed."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

@@ -41,7 +41,8 @@ def evaluate(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 @click.command()
 @verb_options(
     *(api.tune, "limits.min_cosine", "limits.min_images_per_s", "split", "images", "threads", "device", "budget_s", "cache"),
-    **{"data": str, "location": Values("block", whole)},
+    data=str,
+    location=Values("block", whole),
 )
 @json_option
 def tune(as_json: bool, **options: Any) -> None:  # noqa: ANN401
