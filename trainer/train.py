@@ -21,15 +21,15 @@ from prtool.trainer.data.listing import path_hash
 from prtool.trainer.data.load import available_splits, load_split, templates_for
 from prtool.trainer.data.seen import Seen
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
-from prtool.trainer.loop import FitResult, predict, train_scorer
+from prtool.trainer.loop import Examples, FitResult, predict, train_scorer
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.loading.source import canonical_name, canonical_pretrained
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
-from prtool.trainer.objectives.distill import DistillImages, DistillObjective
+from prtool.trainer.objectives.distill import DistillObjective
 from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import GoldenRanking, rank_images
 from prtool.trainer.objectives.matching import constant_ranking, default_count, matching_rate, order_of, random_rate, usual_counts
-from prtool.trainer.objectives.ranking import Examples, RankingObjective
+from prtool.trainer.objectives.ranking import RankingObjective
 from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors
 from prtool.trainer.runs.folder import check_training, only_trainer
 from prtool.trainer.runs.record import SCHEMA, DataInfo, MatchRow, Metrics, TokensRecord
@@ -227,11 +227,11 @@ def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence
     state = run.folder / (f"fit-{place}.safetensors" if later else "fit.safetensors")
     tokens = _features(run, place)
     if config.objective == RANKING:
-        learned, judged = (Examples(part, golden.ranking, later) for part, golden in zip(tokens, rankings[place], strict=True))
-        return train_scorer(scorer, RankingObjective(learned, judged, config.fit), config.fit, state, run.progress)
+        learned, judged = (Examples(part, golden.ranking) for part, golden in zip(tokens, rankings[place], strict=True))
+        return train_scorer(scorer, RankingObjective(learned, judged, config.fit, subsets=later), config.fit, state, run.progress)
     location = _scored_locations(config)[place]
     seen, held = (
-        DistillImages(part, cache_unpruned(run.model, images, location, part, run.folder / "tokens", run.progress))
+        Examples(part, cache_unpruned(run.model, images, location, part, run.folder / "tokens", run.progress))
         for images, part in zip((run.images.train, run.images.val), tokens, strict=True)
     )
     objective = DistillObjective(run.model.tower, location, seen, held, config.distill, None if later else config.scorer.checkerboard)

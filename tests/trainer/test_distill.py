@@ -7,9 +7,9 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError
 from prtool.trainer.features import Features
-from prtool.trainer.loop import FitConfig, train_scorer
+from prtool.trainer.loop import Examples, FitConfig, train_scorer
 from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
-from prtool.trainer.objectives.distill import DistillConfig, DistillImages, DistillObjective, some_patches
+from prtool.trainer.objectives.distill import DistillConfig, DistillObjective, some_patches
 
 LOCATION = 2
 SMALL = ScorerConfig(channels=8, token_hidden=4, channel_hidden=16, heads=2)
@@ -19,7 +19,7 @@ def images_of(model, count):
     tokens = entered(model, count, LOCATION)
     with torch.no_grad():
         unpruned = functional.normalize(model.tower.run_post(tokens, LOCATION), dim=-1)
-    return DistillImages(Features.of(tokens), unpruned)
+    return Examples(Features.of(tokens), unpruned)
 
 
 class Fixed(PatchScorer):
@@ -67,8 +67,8 @@ def test_without_visible_runner_ups_the_loss_is_that_of_the_shorter_sequence(kin
     tokens = images.features.batch([0, 1, 2])[:, : prefix + kept]
     with torch.no_grad():
         short = functional.normalize(tower.run_post(tokens, LOCATION), dim=-1)
-    assert float(found.detach()) == pytest.approx(float(1 - (short * images.unpruned).sum(1).mean()), abs=1e-5)
-    assert objective.judge(Fixed(tower, scores)) == pytest.approx(float((short * images.unpruned).sum(1).mean()), abs=1e-5)
+    assert float(found.detach()) == pytest.approx(float(1 - (short * images.targets).sum(1).mean()), abs=1e-5)
+    assert objective.judge(Fixed(tower, scores)) == pytest.approx(float((short * images.targets).sum(1).mean()), abs=1e-5)
 
 
 def test_the_gradient_is_that_of_the_gates():
@@ -92,7 +92,7 @@ def test_the_gradient_is_that_of_the_gates():
         x = tokens
         for block in range(LOCATION - 1, tower.depth):
             x = tower.block(block, x, mask)
-        return 1 - float((functional.normalize(tower.head(x), dim=-1) * images.unpruned).sum())
+        return 1 - float((functional.normalize(tower.head(x), dim=-1) * images.targets).sum())
 
     gates = torch.full((tower.patches,), 0.5).index_fill(0, order[:k], 1.0)
     wanted = torch.zeros(tower.patches)

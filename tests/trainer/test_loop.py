@@ -10,11 +10,10 @@ from safetensors import safe_open
 from prtool.errors import ConfigError, ShapeError
 from prtool.progress import SilentProgress
 from prtool.trainer.features import Features
-from prtool.trainer.loop import FitConfig, predict, train_scorer
+from prtool.trainer.loop import Examples, FitConfig, predict, train_scorer
 from prtool.trainer.models.predictor import ScorerConfig, make_scorer
-from prtool.trainer.objectives.losses import LOSSES
 from prtool.trainer.objectives.matching import matching_rate, order_of
-from prtool.trainer.objectives.ranking import Examples, RankingObjective, some_ranked
+from prtool.trainer.objectives.ranking import LOSSES, RankingObjective, some_ranked
 from prtool.trainer.settings import ARCHITECTURES
 
 WIDTH, PATCHES = 16, 12
@@ -79,7 +78,7 @@ def test_the_best_epoch_is_kept():
     result = fit(scorer(), TRAIN, VAL, replace(FAST, match_at=5))
     rates = [epoch.score for epoch in result.history]
     assert result.best_epoch == rates.index(max(rates)) + 1
-    assert matching_rate(order_of(predict(result.scorer, VAL.features)), VAL.ranking, 5) == max(rates)
+    assert matching_rate(order_of(predict(result.scorer, VAL.features)), VAL.targets, 5) == max(rates)
     assert not result.scorer.training
 
 
@@ -104,7 +103,7 @@ def test_stopped_anywhere_it_ends_the_same(tmp_path, after, loss, noise):
 
 def test_a_finished_state_is_not_trained_again(tmp_path, monkeypatch):
     whole = fit(scorer(), TRAIN, VAL, FAST, tmp_path / "state")
-    monkeypatch.setattr("prtool.trainer.loop._train_epoch", None)
+    monkeypatch.setattr("prtool.trainer.loop.train_epoch", None)
     assert same(fit(scorer(), TRAIN, VAL, FAST, tmp_path / "state"), whole)
 
 
@@ -159,7 +158,7 @@ def test_m_above_the_patches_is_refused():
 
 def test_examples_must_belong_together():
     with pytest.raises(ShapeError):
-        Examples(TRAIN.features, VAL.ranking)
+        Examples(TRAIN.features, VAL.targets)
 
 
 def test_a_random_part_of_the_patches_keeps_its_order() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from prtool.trainer.objectives.losses import LOSSES, MARGIN, PAIRS, kl_target
+from prtool.trainer.objectives.ranking import LOSSES, MARGIN, PAIRS, kl_target
 
 BATCH, PATCHES = 3, 12
 

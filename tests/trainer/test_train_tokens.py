@@ -201,7 +201,7 @@ def test_stopped_anywhere_it_ends_the_same(task, tmp_path, config, after):
 
 def test_a_finished_state_is_not_tuned_again(task, tmp_path, monkeypatch):
     whole = train_tokens(task, SMALL, tmp_path / "state")
-    monkeypatch.setattr("prtool.trainer.tokens.train._train_epoch", None)
+    monkeypatch.setattr("prtool.trainer.tokens.train.train_epoch", None)
     assert same(train_tokens(task, SMALL, tmp_path / "state"), whole)
     with safe_open(tmp_path / "state", framework="pt") as stored:
         assert len(json.loads(stored.metadata()["prtool"])["facts"]["history"]) == 4

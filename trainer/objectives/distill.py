@@ -1,42 +1,22 @@
 """Train the scorer end to end: match the pruned embedding to the unpruned one (straight-through top-k)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.errors import ShapeError
-from prtool.store import digest
-from prtool.trainer.features import Features
+from prtool.trainer.loop import Examples, Objective
 from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.predictor import PatchScorer
 from prtool.trainer.models.pruned import gather, select
 from prtool.trainer.models.tower import VisionTower, attention_with_gradients
 from prtool.trainer.settings import DistillConfig
-from prtool.trainer.store import tensors_digest
 
 _JUDGE_BATCH = 32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class DistillImages:
-    """What the selected patches are compared with.
-
-    Attributes:
-        features: tokens that enter the location.
-        unpruned: (images, E) float32, L2-normalised, of the whole sequences.
-    """
-
-    features: Features
-    unpruned: Tensor
-
-    def __post_init__(self) -> None:
-        if len(self.features) != len(self.unpruned) or not len(self.unpruned):
-            raise ShapeError(f"tokens of {len(self.features)} images and {len(self.unpruned)} embeddings; give one for each image, at least one")
-
-
-class DistillObjective:
+class DistillObjective(Objective):
     """1 - cosine between the embedding of the selected patches and the unpruned one, with gradients to the scores (ours, not the paper's).
 
     The k best patches and the runner-ups behind them form one sequence. A runner-up has little influence: in every attention
@@ -48,29 +28,19 @@ class DistillObjective:
     Args:
         tower: the frozen encoder.
         location: 1-based block that the tokens enter.
-        train, val: images to learn from and to choose the best epoch by.
+        train, val: images, with the unpruned embeddings as targets.
         config: how.
         checkerboard: the bonus with which patches will be selected (see `CheckerboardScorer`); None for the scorer of a later
             location, which learns on random parts of the patches.
     """
 
-    def __init__(
-        self, tower: VisionTower, location: int, train: DistillImages, val: DistillImages, config: DistillConfig, checkerboard: float | None
-    ) -> None:
-        self._tower, self._location = tower, location
-        self._train, self._val = train, val
-        self._config, self._checkerboard, self._subsets = config, checkerboard or 0.0, checkerboard is None
+    def __init__(self, tower: VisionTower, location: int, train: Examples, val: Examples, config: DistillConfig, checkerboard: float | None) -> None:
+        bonus, subsets = checkerboard or 0.0, checkerboard is None
+        super().__init__(train, val, location, asdict(config), bonus, subsets)
+        self._tower, self._location, self._config = tower, location, config
+        self._checkerboard, self._subsets = bonus, subsets
 
-    def __len__(self) -> int:
-        return len(self._train.unpruned)
-
-    def digest(self) -> str:
-        """See `prtool.trainer.loop.Objective`."""
-        data = [[images.features.digest, tensors_digest({"unpruned": images.unpruned})] for images in (self._train, self._val)]
-        return digest(data, self._location, asdict(self._config), self._checkerboard, self._subsets)
-
-    def loss(self, scorer: PatchScorer, chosen: Tensor, generator: torch.Generator) -> Tensor:
-        """See `prtool.trainer.loop.Objective`."""
+    def loss(self, scorer: PatchScorer, chosen: Tensor, generator: torch.Generator) -> Tensor:  # noqa: D102 - as declared
         config = self._config
         tokens = self._train.features.batch(chosen.tolist()).to(next(scorer.parameters()).device)
         if self._subsets:
@@ -81,20 +51,20 @@ class DistillObjective:
         uniform = torch.rand(scores.shape, generator=generator).clamp(1e-6, 1.0 - 1e-6).to(scores.device)
         scores = scores - config.noise * (-uniform.log()).log()
         found = self._embedding(scorer, tokens, scores, max(1, round(share * patches)))
-        return 1.0 - (found * self._train.unpruned[chosen].to(found.device)).sum(dim=-1).mean()
+        return 1.0 - (found * self._train.targets[chosen].to(found.device)).sum(dim=-1).mean()
 
     @torch.no_grad()
     def judge(self, scorer: PatchScorer) -> float:
         """Mean cosine of the validation images at the middle of the range of keeps, with patches physically dropped."""
         device, total = next(scorer.parameters()).device, 0.0
         share = (self._config.keep_low + self._config.keep_high) / 2
-        for part in torch.split(torch.arange(len(self._val.unpruned)), _JUDGE_BATCH):
+        for part in torch.split(torch.arange(len(self._val.targets)), _JUDGE_BATCH):
             tokens = self._val.features.batch(part.tolist()).to(device)
             scores = self._with_bonus(scorer, tokens.shape[1] - scorer.prefix_tokens)(tokens)
             kept = gather(tokens, select(scores, max(1, round(share * scores.shape[1]))), scorer.prefix_tokens)
             found = functional.normalize(self._tower.run_post(kept, self._location), dim=-1)
-            total += float((found.cpu() * self._val.unpruned[part]).sum())
-        return total / len(self._val.unpruned)
+            total += float((found.cpu() * self._val.targets[part]).sum())
+        return total / len(self._val.targets)
 
     def _with_bonus(self, scorer: PatchScorer, patches: int) -> CheckerboardScorer:
         """The scorer as it will select patches; a part of the patches has no grid, and gets no bonus."""

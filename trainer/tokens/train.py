@@ -14,13 +14,13 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
 from prtool.store import digest
 from prtool.trainer.data.images import ImageSet, few_shot
+from prtool.trainer.loop import TrainingState, train_epoch
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
 from prtool.trainer.models.prompts import TextContext, VisualTokens, check_layers, new_context, new_visual
 from prtool.trainer.models.pruned import PrunedEncoder
 from prtool.trainer.settings import TokensConfig
 from prtool.trainer.store import TensorStore, tensors_digest
-from prtool.trainer.tokens.data import Entry, PreparedImages, embed_prepared, prepare_images
-from prtool.trainer.training_state import TrainingState
+from prtool.trainer.tokens.data import Entry, embed_prepared, prepare_images
 
 SCHEMA = 1
 _EVALUATED = 32
@@ -81,26 +81,6 @@ class TrainedTokens:
     images: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Loop:
-    """What an epoch needs; `ids` are those of the prompts with the context, None without one."""
-
-    task: TokensTask
-    config: TokensConfig
-    entry: Entry
-    encoder: PrunedEncoder
-    context: TextContext | None
-    train: PreparedImages
-    val: PreparedImages
-    zero_shot: Tensor | None
-    ids: Tensor | None
-
-    def values(self) -> dict[str, Tensor]:
-        """The trained tensors."""
-        parts = {"visual": self.encoder.visual, "context": self.context}
-        return {name: part.values for name, part in parts.items() if part is not None}
-
-
 def train_tokens(task: TokensTask, config: TokensConfig, state: Path | None = None, progress: Progress | None = None) -> TrainedTokens:
     """Trains learnable tokens on few images, in the pruned encoder, and leaves everything else as it was.
 
@@ -123,29 +103,29 @@ def train_tokens(task: TokensTask, config: TokensConfig, state: Path | None = No
         StorageError: the state or the cache cannot be written.
     """
     progress = progress or SilentProgress()
-    loop = _make_loop(task, config, progress)
-    values = loop.values()
+    training = _Training(task, config, progress)
+    values = training.values()
     sgd = torch.optim.SGD(list(values.values()), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     current = TrainingState(values, sgd)
-    store, name = TensorStore(state.parent if state else None, _key(loop)), state.name if state else ""
+    store, name = TensorStore(state.parent if state else None, training.key()), state.name if state else ""
     current.resume(store, name)
     if not current.history:
-        current.history.append(_judge(loop, 0.0, plain=True))
+        current.history.append(training.judge(0.0, plain=True))
     with stage(progress, "training tokens (epochs)", config.epochs):
         progress.advance(len(current.history) - 1)
         for epoch in range(len(current.history), config.epochs + 1):
-            current.history.append(_judge(loop, _train_epoch(loop, sgd, epoch)))
+            current.history.append(training.judge(training.train_epoch(sgd, epoch)))
             if _rank(current.history[epoch], config) > _rank(current.history[current.best_epoch], config):
                 current.keep_best(epoch)
             current.save(store, name)
             progress.advance()
-    history = tuple(TokensEpoch(*entry) for entry in current.history)
+    history, images = tuple(TokensEpoch(*entry) for entry in current.history), len(training.train)
     if not current.best_epoch:
-        return TrainedTokens(None, None, history, 0, len(loop.train))
+        return TrainedTokens(None, None, history, 0, images)
     current.set_values(current.best)
     for tensor in values.values():
         tensor.requires_grad_(False)
-    return TrainedTokens(loop.encoder.visual, loop.context, history, current.best_epoch, len(loop.train))
+    return TrainedTokens(training.encoder.visual, training.context, history, current.best_epoch, images)
 
 
 def spec_with_tokens(spec: PruneSpec, config: TokensConfig) -> PruneSpec:
@@ -170,93 +150,85 @@ def _layers(spec: PruneSpec, config: TokensConfig) -> int:
     return config.layers or spec.depth - (config.first or spec.locations[0]) + 1
 
 
-def _make_loop(task: TokensTask, config: TokensConfig, progress: Progress) -> _Loop:
-    model, spec = task.model, spec_with_tokens(task.plain.spec, config)
-    if config.label:
-        task.train.require_labels("the cross-entropy on class prompts (tokens.label above 0)")
-        task.val.require_labels("choosing the best epoch by accuracy (tokens.label above 0)")
-    few = few_shot(task.train, config.shots, config.seed)
-    device = next(model.tower.parameters()).device
-    context, ids, visual = None, None, None
-    if config.text:
-        context = new_context(model, config.text, config.text_words, task.templates[0]).to(device)
-        ids = context.prompt_ids(model, task.train.classnames, task.templates[0])
-    # A clone: tensors made in inference mode take no part in a backward pass.
-    zero_shot = model.class_embeddings(task.val.classnames, task.templates).clone() if config.label or task.labelled else None
-    entry = Entry(spec.learnable_from_block if config.visual else 0, spec.counts(Keep.ratio(config.keep)), task.cache)
-    train, val = (prepare_images(model, task.plain, images, entry, progress) for images in (few, task.val))
-    if config.visual:
-        seen = train.inputs[:: max(1, len(train) // _FIRST_VALUES_FROM)].float().to(device)
-        visual = new_visual(model.tower, seen, config.visual, _layers(spec, config), entry.first, config.seed)
-    encoder = PrunedEncoder(model.tower, list(task.plain.scorers), spec, visual).eval()
-    return _Loop(task, config, entry, encoder, context, train, val, zero_shot, ids)
-
-
-def _train_epoch(loop: _Loop, sgd: torch.optim.SGD, epoch: int) -> float:
-    # One generator an epoch: what it draws does not depend on where an earlier run was stopped.
-    config, data = loop.config, loop.train
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    batches = torch.split(torch.randperm(len(data), generator=generator), config.batch)
-    total = 0.0
-    for number, chosen in enumerate(batches):
-        for group in sgd.param_groups:
-            group["lr"] = config.lr_at((epoch - 1 + number / len(batches)) / config.epochs)
-        value = _loss(loop, chosen)
-        found = float(value.detach())
-        if not math.isfinite(found):
-            raise ConfigError(f"the loss of the learnable tokens is {found} in epoch {epoch}; lower tokens.lr, which is {config.lr}")
-        sgd.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        sgd.step()
-        total += found * len(chosen)
-    return total / len(data)
-
-
-def _loss(loop: _Loop, chosen: Tensor) -> Tensor:
-    config, data = loop.config, loop.train
-    embeddings = embed_prepared(loop.encoder, data.inputs[chosen], loop.entry)
-    value = embeddings.new_zeros(())
-    if config.distill:
-        value = value + config.distill * (1.0 - (embeddings * data.targets[chosen].to(embeddings.device)).sum(dim=-1)).mean()
-    if config.label:
-        logits = loop.task.model.logits(embeddings, _classes(loop, loop.context))
-        value = value + config.label * functional.cross_entropy(logits, data.labels[chosen].to(embeddings.device))
-    return value
-
-
-def _classes(loop: _Loop, context: TextContext | None) -> Tensor:
-    """Class embeddings (classes, E): of the context where there is one, else the zero-shot ones."""
-    if context is not None and loop.ids is not None:
-        return context.embed(loop.task.model, loop.ids)
-    if loop.zero_shot is None:
-        raise ConfigError("class embeddings need class names, but the images have none; give labelled images, or tokens.label = 0")
-    return loop.zero_shot
-
-
-@torch.no_grad()
-def _judge(loop: _Loop, loss: float, *, plain: bool = False) -> TokensEpoch:
-    """An epoch of this loss on the validation images; `plain` leaves the learnable tokens out."""
-    data, encoder, context = loop.val, loop.task.plain if plain else loop.encoder, None if plain else loop.context
-    parts = [embed_prepared(encoder, data.inputs[chosen], loop.entry).cpu() for chosen in torch.split(torch.arange(len(data)), _EVALUATED)]
-    embeddings = torch.cat(parts)
-    cosine = float((embeddings * data.targets).sum(dim=-1).mean())
-    if not loop.task.labelled:
-        return TokensEpoch(loss, cosine, None)
-    logits = loop.task.model.logits(embeddings, _classes(loop, context).cpu())
-    return TokensEpoch(loss, cosine, 100.0 * float((logits.argmax(dim=-1) == data.labels).float().mean()))
-
-
 def _rank(epoch: tuple[float, float, float | None], config: TokensConfig) -> tuple[float, float]:
     """What is compared to find the best epoch; the higher, the better."""
     _, cosine, accuracy = epoch
     return (accuracy if config.label and accuracy is not None else 0.0), cosine
 
 
-def _key(loop: _Loop) -> str:
-    """Of all that the result depends on: settings, first values, pruning and data."""
-    words = loop.context.words if loop.context is not None else ""
-    tensors = loop.values() | {name: part for name, part in (("zero_shot", loop.zero_shot), ("ids", loop.ids)) if part is not None}
-    for name, data in (("train", loop.train), ("val", loop.val)):
-        tensors |= {f"{name}.inputs": data.inputs, f"{name}.targets": data.targets, f"{name}.labels": data.labels}
-    scorers = content_digest(loop.task.plain.scorers)
-    return digest(SCHEMA, asdict(loop.config), asdict(loop.encoder.spec), loop.task.model.weights_sha256, words, scorers, tensors_digest(tensors))
+class _Training:
+    """The encoder with untrained tokens, and what an epoch needs."""
+
+    def __init__(self, task: TokensTask, config: TokensConfig, progress: Progress) -> None:
+        self.task, self.config, model = task, config, task.model
+        spec = spec_with_tokens(task.plain.spec, config)
+        if config.label:
+            task.train.require_labels("the cross-entropy on class prompts (tokens.label above 0)")
+            task.val.require_labels("choosing the best epoch by accuracy (tokens.label above 0)")
+        few = few_shot(task.train, config.shots, config.seed)
+        device = next(model.tower.parameters()).device
+        self.context, self.ids, visual = None, None, None
+        if config.text:
+            self.context = new_context(model, config.text, config.text_words, task.templates[0]).to(device)
+            self.ids = self.context.prompt_ids(model, task.train.classnames, task.templates[0])
+        # A clone: tensors made in inference mode take no part in a backward pass.
+        self.zero_shot = model.class_embeddings(task.val.classnames, task.templates).clone() if config.label or task.labelled else None
+        self.entry = Entry(spec.learnable_from_block if config.visual else 0, spec.counts(Keep.ratio(config.keep)), task.cache)
+        self.train, self.val = (prepare_images(model, task.plain, images, self.entry, progress) for images in (few, task.val))
+        if config.visual:
+            seen = self.train.inputs[:: max(1, len(self.train) // _FIRST_VALUES_FROM)].float().to(device)
+            visual = new_visual(model.tower, seen, config.visual, _layers(spec, config), self.entry.first, config.seed)
+        self.encoder = PrunedEncoder(model.tower, list(task.plain.scorers), spec, visual).eval()
+
+    def values(self) -> dict[str, Tensor]:
+        """The trained tensors."""
+        parts = {"visual": self.encoder.visual, "context": self.context}
+        return {name: part.values for name, part in parts.items() if part is not None}
+
+    def key(self) -> str:
+        """Of all that the result depends on: settings, first values, pruning and data."""
+        words = self.context.words if self.context is not None else ""
+        tensors = self.values() | {name: part for name, part in (("zero_shot", self.zero_shot), ("ids", self.ids)) if part is not None}
+        for name, data in (("train", self.train), ("val", self.val)):
+            tensors |= {f"{name}.inputs": data.inputs, f"{name}.targets": data.targets, f"{name}.labels": data.labels}
+        made_of = self.task.model.weights_sha256, words, content_digest(self.task.plain.scorers), tensors_digest(tensors)
+        return digest(SCHEMA, asdict(self.config), asdict(self.encoder.spec), *made_of)
+
+    def train_epoch(self, sgd: torch.optim.SGD, epoch: int) -> float:
+        """Trains for an epoch, counted from 1; its mean loss."""
+        config = self.config
+        found = train_epoch(sgd, self.loss, len(self.train), config, epoch, lambda share: config.lr_at((epoch - 1 + share) / config.epochs))
+        if not math.isfinite(found):
+            raise ConfigError(f"the loss of the learnable tokens is {found} in epoch {epoch}; lower tokens.lr, which is {config.lr}")
+        return found
+
+    def loss(self, chosen: Tensor, _generator: torch.Generator) -> Tensor:
+        """The mean loss of a step over the images `chosen` (batch,) int64."""
+        config, data = self.config, self.train
+        embeddings = embed_prepared(self.encoder, data.inputs[chosen], self.entry)
+        value = embeddings.new_zeros(())
+        if config.distill:
+            value = value + config.distill * (1.0 - (embeddings * data.targets[chosen].to(embeddings.device)).sum(dim=-1)).mean()
+        if config.label:
+            logits = self.task.model.logits(embeddings, self._classes(plain=False))
+            value = value + config.label * functional.cross_entropy(logits, data.labels[chosen].to(embeddings.device))
+        return value
+
+    @torch.no_grad()
+    def judge(self, loss: float, *, plain: bool = False) -> TokensEpoch:
+        """An epoch of this loss on the validation images; `plain` leaves the learnable tokens out."""
+        data, encoder = self.val, self.task.plain if plain else self.encoder
+        embeddings = torch.cat([embed_prepared(encoder, inputs, self.entry).cpu() for inputs in data.inputs.split(_EVALUATED)])
+        cosine = float((embeddings * data.targets).sum(dim=-1).mean())
+        if not self.task.labelled:
+            return TokensEpoch(loss, cosine, None)
+        logits = self.task.model.logits(embeddings, self._classes(plain=plain).cpu())
+        return TokensEpoch(loss, cosine, 100.0 * float((logits.argmax(dim=-1) == data.labels).float().mean()))
+
+    def _classes(self, *, plain: bool) -> Tensor:
+        """Class embeddings (classes, E): of the context where there is one, else the zero-shot ones."""
+        if self.context is not None and self.ids is not None and not plain:
+            return self.context.embed(self.task.model, self.ids)
+        if self.zero_shot is None:
+            raise ConfigError("class embeddings need class names, but the images have none; give labelled images, or tokens.label = 0")
+        return self.zero_shot
