@@ -1,6 +1,6 @@
 """Tokens that enter the pruning location, and unpruned embeddings, computed once: the encoder is frozen, so an epoch needs neither."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,19 +52,19 @@ class Features:
         rows = [self.shards[index // SHARD_IMAGES][index % SHARD_IMAGES] for index in indices]
         return torch.stack([row.float() for row in rows])
 
+    def batches(self, wanted: range, size: int = _BATCH) -> Iterator[tuple[range, Tensor]]:
+        """The images of a range in batches of `size`: their numbers, and their tokens as `batch` gives them."""
+        for start in range(0, len(wanted), size):
+            chunk = wanted[start : start + size]
+            yield chunk, self.batch(chunk)
+
 
 def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Path, progress: Progress | None = None) -> Features:
-    """Computes, or finds, the tokens that enter a location; a call that was stopped continues where it stood.
+    """Computes, or finds, the tokens that enter a 1-based block; a call that was stopped continues where it stood.
 
     Computed in float32. Stored in float16, which halves the disk and the time of an epoch: its relative step of
     0.05 % is far below what the scorer's first LayerNorm leaves of a token, and inference feeds it float32.
-
-    Args:
-        model: the frozen encoder.
-        images: whose tokens, in this order.
-        location: 1-based block they enter.
-        folder: shards go into a sub-folder named after model, images and location, so none is taken for another's.
-        progress: advanced once per image.
+    The shards go into a sub-folder of `folder` named after model, images and location, so none is taken for another's.
 
     Raises:
         ImageError: an image cannot be decoded.
@@ -73,7 +73,8 @@ def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Pa
     progress = progress or SilentProgress()
 
     def compute(wanted: range) -> dict[str, Tensor]:
-        tokens = _tokens(model, images, wanted, location, progress)
+        pixels = pixel_batches(images, model.preprocess, wanted, _BATCH)
+        tokens = compute_batches(pixels, lambda batch: model.tower.run_pre(batch.to(model.tower.device), location).float(), progress)
         half = tokens.half()
         # CLIP's largest tokens stay below 1,000 and float16 ends at 65,504; a shard that leaves it keeps float32.
         return {_TOKENS: half if bool(half.isfinite().all()) else tokens}
@@ -87,49 +88,35 @@ def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Pa
 def cache_unpruned(model: DualEncoder, images: ImageSet, location: int, features: Features, folder: Path, progress: Progress | None = None) -> Tensor:
     """Computes, or finds next to the tokens, the unpruned embeddings (images, E) float32, L2-normalised; resumes as `cache_tokens` does.
 
-    Args:
-        model: the frozen encoder.
-        images: whose embeddings.
-        location: 1-based block that the tokens enter.
-        features: what `cache_tokens` gave for these images and location.
-        folder: as given there.
-        progress: advanced once per image.
+    `features` are what `cache_tokens` gave for the same model, images, location and folder.
 
     Raises:
         StorageError: a shard cannot be written.
     """
     progress = progress or SilentProgress()
+
+    def embed(tokens: Tensor) -> Tensor:
+        return functional.normalize(model.tower.run_post(tokens.to(model.tower.device), location), dim=-1).float()
+
     key = _key(model, images, location)
     with stage(progress, "computing unpruned embeddings (images)", len(images)):
         store = TensorStore(folder / key[:16] / _UNPRUNED, key)
         shards = store.shards(
-            len(images), SHARD_IMAGES, lambda wanted: {_UNPRUNED: _embeddings(model, features, wanted, location, progress)}, progress
+            len(images), SHARD_IMAGES, lambda wanted: {_UNPRUNED: compute_batches(features.batches(wanted), embed, progress)}, progress
         )
     return torch.cat([shard[_UNPRUNED] for shard in shards])
+
+
+@torch.no_grad()
+def compute_batches(batches: Iterable[tuple[Sequence[int], Tensor]], compute: Callable[[Tensor], Tensor], progress: Progress) -> Tensor:
+    """What is computed from each batch, joined on the CPU; `progress` advances once per image."""
+    parts = []
+    for chunk, batch in batches:
+        parts.append(compute(batch).cpu())
+        progress.advance(len(chunk))
+    return torch.cat(parts)
 
 
 def _key(model: DualEncoder, images: ImageSet, location: int) -> str:
     # The name too: two architectures may share every tensor and differ in activation or pooling.
     return digest(SCHEMA, model.name, model.weights_sha256, str(model.preprocess), images.digest(), location, SHARD_IMAGES)
-
-
-@torch.inference_mode()
-def _tokens(model: DualEncoder, images: ImageSet, wanted: range, location: int, progress: Progress) -> Tensor:
-    device = next(model.tower.parameters()).device
-    parts = []
-    for chunk, pixels in pixel_batches(images, model.preprocess, wanted, _BATCH):
-        parts.append(model.tower.run_pre(pixels.to(device), location).float().cpu())
-        progress.advance(len(chunk))
-    return torch.cat(parts)
-
-
-@torch.inference_mode()
-def _embeddings(model: DualEncoder, features: Features, wanted: range, location: int, progress: Progress) -> Tensor:
-    device = next(model.tower.parameters()).device
-    parts = []
-    for start in range(0, len(wanted), _BATCH):
-        chunk = wanted[start : start + _BATCH]
-        tokens = features.batch(chunk).to(device)
-        parts.append(functional.normalize(model.tower.run_post(tokens, location), dim=-1).float().cpu())
-        progress.advance(len(chunk))
-    return torch.cat(parts)

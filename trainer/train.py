@@ -223,7 +223,7 @@ def _scored_locations(config: TrainConfig) -> tuple[int, ...]:
 def _train_scorer(run: _Run, place: int, scorer: PatchScorer, rankings: Sequence[_Rankings]) -> FitResult:
     """Trains the scorer of one location, numbered from 0; those behind the first learn on random parts of the patches."""
     config, later = run.config, place > 0
-    scorer = scorer.to(_device_of(run.model))
+    scorer = scorer.to(run.model.tower.device)
     state = run.folder / (f"fit-{place}.safetensors" if later else "fit.safetensors")
     tokens = _features(run, place)
     if config.objective == RANKING:
@@ -255,7 +255,7 @@ def _with_matching(run: _Run, found: Checkpoint, rankings: Sequence[_Rankings]) 
     if not found.scorer_trained or not rankings or found.metrics.matching:
         return found
     golden, constant = rankings[0][1].ranking, constant_ranking(rankings[0][0].ranking)
-    scorer = found.scorer(0).to(_device_of(run.model))
+    scorer = found.scorer(0).to(run.model.tower.device)
     patches, order = golden.shape[1], order_of(predict(scorer, _features(run, 0)[1]))
     rows = tuple(
         MatchRow(m, matching_rate(order, golden, m), random_rate(patches, m), matching_rate(constant, golden, m)) for m in usual_counts(patches)
@@ -335,10 +335,6 @@ def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) ->
         versions={name: importlib.metadata.version(name) for name in _VERSIONS},
         tensors=scorer_tensors(scorers),
     )
-
-
-def _device_of(model: DualEncoder) -> torch.device:
-    return next(model.tower.parameters()).device
 
 
 def _device(name: str) -> str:

@@ -204,7 +204,7 @@ def _frozen_identity(task: _Task) -> dict[str, object]:
 
 def _entered(model: DualEncoder, spec: PruneSpec, images: ImageSet, indices: Sequence[int], batch: int) -> Iterator[Entered]:
     """Each batch of images at the first location."""
-    device = next(model.tower.parameters()).device
+    device = model.tower.device
     for chosen, pixels in pixel_batches(images, model.preprocess, indices, batch):
         yield Entered.of(model.tower, pixels.to(device), chosen, spec)
 

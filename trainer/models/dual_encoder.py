@@ -75,8 +75,7 @@ class DualEncoder:
         if wrong := [template for template in templates if template.count("{}") != 1]:
             raise ModelError(f"prompt template {wrong[0]!r} must hold {{}} exactly once, where the class name goes")
         prompts = [template.replace("{}", name.replace("_", " ")) for name in classnames for template in templates]
-        device = next(self.tower.parameters()).device
-        chunks = [self.text(self.token_ids(prompts[i : i + batch]).to(device)) for i in range(0, len(prompts), batch)]
+        chunks = [self.text(self.token_ids(prompts[i : i + batch]).to(self.tower.device)) for i in range(0, len(prompts), batch)]
         stacked = torch.cat(chunks).float().reshape(len(classnames), len(templates), -1)
         return functional.normalize(stacked.mean(dim=1), dim=-1)
 

@@ -90,6 +90,11 @@ class VisionTower(nn.Module, ABC):
         """MACs of the tower, without scorer."""
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors live."""
+        return next(self.parameters()).device
+
+    @property
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.blocks)

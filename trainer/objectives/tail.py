@@ -46,7 +46,7 @@ class Tail:
     def __init__(self, tower: VisionTower, location: int, precision: str = "auto") -> None:
         tower.check_location(location)
         self.tower = tower
-        self.device = next(tower.parameters()).device
+        self.device = tower.device
         self.precision = resolve_precision(precision, self.device)
         blocks = list(tower.blocks)[location - 1 :]
         self.blocks = [_half(block) for block in blocks] if self.precision == "bf16" else blocks

@@ -179,8 +179,7 @@ class Checkpoint(Record):
         """
         visual = self.visual() if with_tokens else None
         spec = self.prune if with_tokens else without_tokens(self.prune)
-        device = next(model.tower.parameters()).device
-        return PrunedEncoder(model.tower, self.scorers(), spec, visual).to(device).eval()
+        return PrunedEncoder(model.tower, self.scorers(), spec, visual).to(model.tower.device).eval()
 
     def class_embeddings(self, model: DualEncoder, classnames: Sequence[str] = (), *, with_tokens: bool = True) -> Tensor:
         """Class embeddings (classes, E) float32, L2-normalised, with the learned context where the run has one.
@@ -194,7 +193,7 @@ class Checkpoint(Record):
         if context is None:
             return model.class_embeddings(names, self.templates)
         with torch.no_grad():
-            return context.to(next(model.tower.parameters()).device).class_embeddings(model, names, self.templates[0])
+            return context.to(model.tower.device).class_embeddings(model, names, self.templates[0])
 
 
 def scorer_tensors(scorers: Sequence[PatchScorer]) -> dict[str, Tensor]:

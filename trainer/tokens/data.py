@@ -9,11 +9,9 @@ from torch import Tensor
 from prtool.errors import ShapeError
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.trainer.data.images import ImageSet
-from prtool.trainer.features import Features, cache_tokens, cache_unpruned
+from prtool.trainer.features import cache_tokens, cache_unpruned, compute_batches
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.pruned import PrunedEncoder
-
-_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +56,7 @@ class Entry:
 
 @torch.no_grad()
 def prepare_images(model: DualEncoder, plain: PrunedEncoder, images: ImageSet, entry: Entry, progress: Progress | None = None) -> PreparedImages:
-    """Computes the inputs and targets of a set of images.
-
-    Args:
-        model: the frozen encoder.
-        plain: the same, pruned, without learnable tokens.
-        images: whose.
-        entry: where they stop.
-        progress: advanced once per image.
+    """Computes the inputs and targets of a set of images; `plain` is the model pruned, without learnable tokens.
 
     Raises:
         ImageError: an image cannot be decoded.
@@ -75,26 +66,20 @@ def prepare_images(model: DualEncoder, plain: PrunedEncoder, images: ImageSet, e
     block = entry.first or plain.spec.locations[0]
     features = cache_tokens(model, images, block, entry.cache, progress)
     targets = cache_unpruned(model, images, block, features, entry.cache, progress)
-    device, dtype, inputs = next(model.tower.parameters()).device, _stored(features, entry), []
+    # The cache's own type: it holds float16 wherever that holds the tokens, and no further digit is lost.
+    is_half = bool(entry.first) and all(shard.dtype == torch.float16 for shard in features.shards)
+    dtype = torch.float16 if is_half else torch.float32
     with stage(progress, "selecting patches (images)", len(images)):
-        for start in range(0, len(images), _BATCH):
-            chunk = range(start, min(start + _BATCH, len(images)))
-            inputs.append(_stop(plain, features.batch(chunk).to(device), entry).to(dtype).cpu())
-            progress.advance(len(chunk))
-    return PreparedImages(torch.cat(inputs), targets, torch.tensor(images.labels, dtype=torch.int64))
+        batches = features.batches(range(len(images)))
+        inputs = compute_batches(batches, lambda tokens: _stop(plain, tokens.to(model.tower.device), entry).to(dtype), progress)
+    return PreparedImages(inputs, targets, torch.tensor(images.labels, dtype=torch.int64))
 
 
 def embed_prepared(encoder: PrunedEncoder, inputs: Tensor, entry: Entry) -> Tensor:
-    """Embeddings (batch, E), L2-normalised, of a batch of `PreparedImages.inputs`, with gradients to visual tokens where there are some.
-
-    Args:
-        encoder: with the visual tokens, or without any.
-        inputs: (batch, ...) as PreparedImages has them.
-        entry: as they were prepared with.
-    """
+    """Embeddings (batch, E), L2-normalised, of a batch of `PreparedImages.inputs`, with gradients to visual tokens where there are some."""
     if not entry.first:
         return inputs
-    tokens = inputs.float().to(next(encoder.tower.parameters()).device)
+    tokens = inputs.float().to(encoder.tower.device)
     if entry.first == encoder.spec.locations[0]:
         return encoder.finish_selected(encoder.append(tokens, entry.first), entry.counts)
     return encoder.finish(*encoder.run_pre_from(tokens, entry.first), entry.counts)
@@ -107,10 +92,3 @@ def _stop(plain: PrunedEncoder, tokens: Tensor, entry: Entry) -> Tensor:
         return tokens
     selected = plain.drop(*plain.run_pre_from(tokens, location), entry.counts[0])
     return selected if entry.first else plain.finish_selected(selected, entry.counts)
-
-
-def _stored(features: Features, entry: Entry) -> torch.dtype:
-    # The cache's own type: it holds float16 wherever that holds the tokens, and no further digit is lost.
-    if not entry.first:
-        return torch.float32
-    return torch.float32 if any(shard.dtype == torch.float32 for shard in features.shards) else torch.float16

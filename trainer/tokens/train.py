@@ -166,17 +166,16 @@ class _Training:
             task.train.require_labels("the cross-entropy on class prompts (tokens.label above 0)")
             task.val.require_labels("choosing the best epoch by accuracy (tokens.label above 0)")
         few = few_shot(task.train, config.shots, config.seed)
-        device = next(model.tower.parameters()).device
         self.context, self.ids, visual = None, None, None
         if config.text:
-            self.context = new_context(model, config.text, config.text_words, task.templates[0]).to(device)
+            self.context = new_context(model, config.text, config.text_words, task.templates[0]).to(model.tower.device)
             self.ids = self.context.prompt_ids(model, task.train.classnames, task.templates[0])
         # A clone: tensors made in inference mode take no part in a backward pass.
         self.zero_shot = model.class_embeddings(task.val.classnames, task.templates).clone() if config.label or task.labelled else None
         self.entry = Entry(spec.learnable_from_block if config.visual else 0, spec.counts(Keep.ratio(config.keep)), task.cache)
         self.train, self.val = (prepare_images(model, task.plain, images, self.entry, progress) for images in (few, task.val))
         if config.visual:
-            seen = self.train.inputs[:: max(1, len(self.train) // _FIRST_VALUES_FROM)].float().to(device)
+            seen = self.train.inputs[:: max(1, len(self.train) // _FIRST_VALUES_FROM)].float().to(model.tower.device)
             visual = new_visual(model.tower, seen, config.visual, _layers(spec, config), self.entry.first, config.seed)
         self.encoder = PrunedEncoder(model.tower, list(task.plain.scorers), spec, visual).eval()
 

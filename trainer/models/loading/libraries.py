@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +33,8 @@ def foreign(what: str, call: Callable[[], Value]) -> Value:
 @contextlib.contextmanager
 def library_warnings(notes: dict[str, str]) -> Iterator[None]:
     """Collects what model libraries warn of as notes, where it can change numbers; announcements about their own future are dropped."""
-    collector, root = _Collector(logging.WARNING), logging.getLogger()
+    collector, root = BufferingHandler(sys.maxsize), logging.getLogger()
+    collector.setLevel(logging.WARNING)
     root.addHandler(collector)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -39,21 +42,9 @@ def library_warnings(notes: dict[str, str]) -> Iterator[None]:
             yield
     finally:
         root.removeHandler(collector)
-    collector.found += [(each.filename, str(each.message)) for each in caught if not issubclass(each.category, _ABOUT_LIBRARIES)]
-    for file, text in collector.found:
+    found = [(record.pathname, record.getMessage()) for record in collector.buffer if not record.name.startswith("prtool")]
+    found += [(each.filename, str(each.message)) for each in caught if not issubclass(each.category, _ABOUT_LIBRARIES)]
+    for file, text in found:
         library = next((name for name in _LIBRARIES if name in Path(file).parts), "a library")
         line = printable(text.strip().partition("\n")[0], _LINE)
         notes[line] = f"{library} warns: {line}"
-
-
-class _Collector(logging.Handler):
-    """Collects the log records of other libraries as files and texts."""
-
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.found: list[tuple[str, str]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keeps a record that is not prtool's own."""
-        if not record.name.startswith("prtool"):
-            self.found.append((record.pathname, record.getMessage()))
