@@ -10,12 +10,13 @@ from towers import TIMM, open_clip_visual, timm_visual
 
 from prtool.export.source import ExportSource
 from prtool.spec import Preprocess
-from prtool.trainer.models.dual_encoder import DualEncoder, TextTower, tensor_digest
+from prtool.trainer.models.dual_encoder import DualEncoder, TextTower
 from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.predictor import ScorerConfig, make_scorer
 from prtool.trainer.models.prompts import VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
 from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.store import tensors_digest
 
 CONTEXT = 16
 
@@ -101,6 +102,6 @@ def _dual_encoder(kind: str, visual: nn.Module, tower: VisionTower) -> DualEncod
         preprocess=Preprocess(tower.image_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         logit_scale=50.0,
         logit_bias=0.0,
-        weights_sha256=tensor_digest(visual),
+        weights_sha256=tensors_digest(visual.state_dict()),
         context_length=CONTEXT,
     )

@@ -11,8 +11,9 @@ from towers import open_clip_visual, timm_visual
 
 from prtool.spec import Preprocess
 from prtool.trainer.data.images import ImageSet
-from prtool.trainer.models.dual_encoder import DualEncoder, TextTower, tensor_digest
+from prtool.trainer.models.dual_encoder import DualEncoder, TextTower
 from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.store import tensors_digest
 
 CLASSES = 5
 
@@ -43,7 +44,7 @@ def tiny_encoder(kind: str = "cls") -> DualEncoder:
         preprocess=Preprocess(tower.image_size, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         logit_scale=8.0,
         logit_bias=-0.5,
-        weights_sha256=tensor_digest(visual),
+        weights_sha256=tensors_digest(visual.state_dict()),
         context_length=8,
     )
 

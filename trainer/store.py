@@ -34,12 +34,7 @@ class TensorStore(Store):
     """A `Store` whose entries may hold tensors."""
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, object] | None = None) -> None:
-        """Stores tensors.
-
-        Args:
-            name: of the entry, such as "fit.safetensors".
-            tensors: by name, of any shape and dtype.
-            facts: plain JSON that belongs to them.
+        """Stores tensors by name, of any shape and dtype, and plain JSON facts about them.
 
         Raises:
             StorageError: the file cannot be written; an earlier entry stays.
@@ -74,14 +69,8 @@ class TensorStore(Store):
     def shards(self, count: int, size: int, compute: Callable[[range], Mapping[str, Tensor]], progress: Progress) -> list[Mapping[str, Tensor]]:
         """Tensors of `count` items, in shards of `size` items: each read from its file, or computed and written.
 
-        Args:
-            count: items; the last shard may be shorter.
-            size: items of a shard.
-            compute: the tensors of a range of items; advances the progress itself.
-            progress: advanced by the items of each shard that is read.
-
-        Returns:
-            One mapping a shard, mapped from its file where the store has a folder.
+        `compute` gives the tensors of a range of items and advances the progress itself; else it advances by the items of a shard.
+        A mapping a shard is returned, mapped from its file where the store has a folder.
 
         Raises:
             StorageError: a shard cannot be written; finished shards stay.

@@ -145,16 +145,12 @@ def run_images(config: TrainConfig) -> RunImages | None:
         return RunImages(training, load_split(config.data, "val").take(config.val_images, config.seed), held_out=False)
     if len(training) < 2:
         raise DataError(f"{config.data} has one training image and no val split; training and validation need at least one image each")
-    held = _held_out(training, config.seed)
-    rest = sorted(set(range(len(training))) - set(held))
-    return RunImages(training.subset(rest), training.subset(held).take(config.val_images, config.seed), held_out=True)
-
-
-def _held_out(images: ImageSet, seed: int) -> list[int]:
-    """About a tenth of the images, by a hash of the seed and the path, so that an image more moves no other; at least one, not all."""
-    order = sorted(range(len(images)), key=lambda index: path_hash(images.paths[index], f"{seed} "))
-    count = sum(path_hash(path, f"{seed} ") < HELD_OUT_SHARE for path in images.paths)
-    return sorted(order[: min(max(1, count), len(images) - 1)])
+    # By a hash of the seed and the path, so that an image more moves no other; at least one, not all.
+    hashes = [path_hash(path, f"{config.seed} ") for path in training.paths]
+    order = sorted(range(len(training)), key=lambda index: hashes[index])
+    count = min(max(1, sum(value < HELD_OUT_SHARE for value in hashes)), len(training) - 1)
+    held, rest = training.subset(sorted(order[:count])), training.subset(sorted(order[count:]))
+    return RunImages(rest, held.take(config.val_images, config.seed), held_out=True)
 
 
 def templates_of(config: TrainConfig) -> tuple[str, ...]:

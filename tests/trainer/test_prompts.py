@@ -99,13 +99,6 @@ def test_tokens_are_appended_then_renewed(first):
     assert visual(tower, renewed, first + 2) is renewed
 
 
-@pytest.mark.parametrize(("layers", "first", "message"), [(1, 0, "1 to 4"), (1, 5, "1 to 4"), (4, 2, "4 layers"), (0, 2, "0")])
-def test_layers_outside_the_encoder_are_refused(layers, first, message):
-    model = tiny_encoder()
-    with pytest.raises(ConfigError, match=message):
-        new_visual(model.tower, entered(model, 1, 2), 2, layers, first, 0)
-
-
 @pytest.mark.parametrize("values", [torch.zeros(2, 3), torch.zeros(0, 2, 3), torch.zeros(1, 0, 3)])
 def test_values_of_another_shape_are_refused(values):
     with pytest.raises(ConfigError, match="layers, tokens, width"):

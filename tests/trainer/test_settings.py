@@ -6,12 +6,12 @@ import sys
 from prtool.trainer.evaluation.baselines import registry
 from prtool.trainer.models import auxiliary as extras
 from prtool.trainer.models import predictor
-from prtool.trainer.objectives import losses
+from prtool.trainer.objectives import ranking
 from prtool.trainer.settings import ARCHITECTURES, AUXILIARY, LOSS_NAMES, METHOD_NAMES
 
 
 def test_names_are_those_of_the_registries() -> None:
-    assert tuple(losses.LOSSES) == LOSS_NAMES
+    assert tuple(ranking.LOSSES) == LOSS_NAMES
     assert tuple(registry.METHODS) == METHOD_NAMES
     assert tuple(predictor._KINDS) == ARCHITECTURES
     assert (extras.POSITION, *extras._MEASURES) == AUXILIARY

@@ -36,14 +36,7 @@ class AuxiliaryFeatures(nn.Module):
         self.position = nn.Parameter(torch.zeros(prefix_tokens + patches, channels)) if POSITION in names else None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """What is added to the reduced tokens.
-
-        Args:
-            tokens: (batch, prefix + N, D) float32 that enter the location.
-
-        Returns:
-            (batch or 1, prefix + N, channels) float32.
-        """
+        """What is added to the reduced tokens: (batch, prefix + N, D) float32 -> (batch or 1, prefix + N, channels) float32."""
         found = tokens.new_zeros(()) if self.position is None else self.position.unsqueeze(0)
         if self.project is not None:
             found = found + self.project(torch.stack([measure(tokens) for measure in self.measures], dim=-1))

@@ -132,7 +132,7 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
         preprocess=_preprocess(source.preprocess, tower.image_size),
         logit_scale=_number(model, "logit_scale", math.exp, source),
         logit_bias=_number(model, "logit_bias", float, source),
-        weights_sha256=tensor_digest(cast(nn.Module, model.visual)),
+        weights_sha256=tensors_digest(cast(nn.Module, model.visual).state_dict()),
         context_length=tokenizer([""]).shape[1],
     )
 
@@ -177,11 +177,6 @@ def _construct(config: Mapping[str, Any]) -> nn.Module:
     custom = config.get("custom_text") or hf_text
     kind = CLIP if not custom else CoCa if "multimodal_cfg" in own else CustomTextCLIP
     return cast(nn.Module, kind(**own))
-
-
-def tensor_digest(module: nn.Module) -> str:
-    """SHA-256 over a module's named tensors: name, dtype, shape and bytes, in name order."""
-    return tensors_digest(module.state_dict())
 
 
 def content_digest(part: Tensor | nn.Module | None) -> str | None:

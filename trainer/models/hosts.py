@@ -174,12 +174,7 @@ class TimmTower(VisionTower):
 
 
 def layer_macs(module: nn.Module, image_size: tuple[int, int]) -> int:
-    """Multiply-accumulates of the convolutions and linear layers that one image passes through in a module; nothing is computed.
-
-    Args:
-        module: (batch, 3, height, width) in.
-        image_size: height and width.
-    """
+    """Multiply-accumulates of the convolutions and linear layers that one image (3, *image_size) passes through; nothing is computed."""
     found: list[int] = []
 
     def count(layer: nn.Module, _inputs: object, output: Tensor) -> None:

@@ -50,14 +50,7 @@ class PatchScorer(nn.Module, ABC):
         self.auxiliary = AuxiliaryFeatures(config.auxiliary, config.channels, patches, prefix_tokens) if config.auxiliary else None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Scores from the tokens that enter the pruning location.
-
-        Args:
-            tokens: (batch, prefix + N, D) float32.
-
-        Returns:
-            (batch, N) float32, high = keep.
-        """
+        """Scores (batch, N) float32, high = keep, from the tokens (batch, prefix + N, D) float32 that enter the pruning location."""
         reduced = self.reduce(self.norm(tokens))
         return self.score(reduced if self.auxiliary is None else reduced + self.auxiliary(tokens))
 
@@ -152,14 +145,7 @@ _KINDS: dict[str, type[PatchScorer]] = {"mix-mlp": MixMlpScorer, "mlp": MlpScore
 
 
 def make_scorer(config: ScorerConfig, width: int, patches: int, prefix_tokens: int) -> PatchScorer:
-    """A freshly initialised scorer, in evaluation mode; seed it with torch.manual_seed.
-
-    Args:
-        config: kind and sizes.
-        width: channels D of a token.
-        patches: number of patches N.
-        prefix_tokens: tokens before the patches.
-    """
+    """A freshly initialised scorer, in evaluation mode, of N `patches` and tokens of D = `width`; seed it with torch.manual_seed."""
     return _KINDS[config.arch](config, width, patches, prefix_tokens).eval()
 
 

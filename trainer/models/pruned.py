@@ -21,14 +21,9 @@ def select(scores: Tensor, k: int) -> Tensor:
 
 
 def gather(tokens: Tensor, indices: Tensor, prefix_tokens: int, learnable_tokens: int = 0) -> Tensor:
-    """Keeps the selected patches and every prefix and appended token.
+    """Keeps every prefix and appended token, and the selected patches in the order of `indices`.
 
-    Args:
-        tokens: (batch, prefix + N + appended, D).
-        indices: (batch, k) int64, patch numbers 0 to N - 1.
-
-    Returns:
-        (batch, prefix + k + appended, D), patches in the order of `indices`.
+    `tokens` (batch, prefix + N + appended, D) and `indices` (batch, k) int64, 0 to N - 1, give (batch, prefix + k + appended, D).
     """
     end = tokens.shape[1] - learnable_tokens
     patches = tokens[:, prefix_tokens:end]
@@ -89,14 +84,10 @@ class PrunedEncoder(nn.Module):
         return tokens, self._score(0, tokens)
 
     def run_mid(self, place: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """MID: from one location to the next.
+        """MID: from location number `place` (1 for the first) to the next.
 
-        Args:
-            place: 1 for the graph behind the first location.
-            tokens: (batch, prefix + patches + appended, D), selected at location number `place`.
-
-        Returns:
-            The tokens that enter location number `place + 1`, of the same shape, and scores (batch, patches).
+        `tokens` (batch, prefix + patches + appended, D) were selected at that location; returns those that enter the next one, of the
+        same shape, and scores (batch, patches).
         """
         tokens = self.advance(tokens, self.spec.locations[place - 1], self.spec.locations[place])
         return tokens, self._score(place, tokens)

@@ -42,13 +42,8 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, pixels: Tensor) -> Tensor:
-        """Tokens that enter the first block.
-
-        Args:
-            pixels: (batch, 3, height, width), RGB, normalised.
-
-        Returns:
-            (batch, prefix + N, D), position embedding and first norm applied.
+        """Pixels (batch, 3, height, width), RGB, normalised -> tokens (batch, prefix + N, D) that enter the first block: position embedding and
+        first norm applied.
         """
 
     @abstractmethod
@@ -57,16 +52,10 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def block(self, index: int, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """One block.
+        """One block, numbered from 0: (batch, tokens, D) -> (batch, tokens, D).
 
-        Args:
-            index: 0-based.
-            tokens: (batch, tokens, D) that enter it.
-            mask: (batch, tokens) float32, added to every head's products with the key of that token before the softmax.
-                Gradients to it need `attention_with_gradients`.
-
-        Returns:
-            (batch, tokens, D).
+        `mask` (batch, tokens) float32 is added to every head's products with the key of that token before the softmax; gradients to
+        it need `attention_with_gradients`.
         """
 
     @abstractmethod
@@ -75,14 +64,9 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def queries_keys(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Scaled queries and keys of one block's attention, for methods that select tokens by attention.
+        """Scaled queries and keys, (batch, heads, tokens, head width) each, of one block's attention, numbered from 0.
 
-        Args:
-            index: of the block, 0-based.
-            tokens: (batch, tokens, D) that enter it.
-
-        Returns:
-            Two tensors (batch, heads, tokens, head width); softmax of their product is the attention map.
+        `tokens` (batch, tokens, D) enter the block; the softmax of the product is the attention map.
         """
 
     @abstractmethod

@@ -23,9 +23,7 @@ class GoldenSearch:
     """The greedy search for one model and configuration, made once and used for any number of images.
 
     Args:
-        model: the frozen encoder.
         location: 1-based block on entry to which candidates are left out.
-        config: how to rank.
         classes: (classes, E) float32, L2-normalised; needed by the scores "label" and "confidence".
 
     Attributes:

@@ -41,12 +41,8 @@ class GoldenRanking:
 def rank_images(search: GoldenSearch, images: ImageSet, cache: Path | None, progress: Progress | None = None) -> GoldenRanking:
     """Ranks the patches of every image; a call that was stopped continues where it stood, to the same bits.
 
-    Args:
-        search: the encoder, the location and how to rank.
-        images: what to rank; the labels are used by the score "label" only.
-        cache: folder in which shards of 64 images are kept, in a sub-folder named after everything the ranking
-            depends on, so that none is taken for another's; a damaged one is ranked again, with a note. None keeps nothing.
-        progress: advanced once per image.
+    Shards of 64 images are kept under `cache` (None keeps nothing), in a sub-folder named after everything the ranking depends on,
+    so that none is taken for another's; a damaged one is ranked again, with a note.
 
     Raises:
         DataError: the set is empty, a label has no class, or the score "label" finds an image without one.

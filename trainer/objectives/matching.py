@@ -10,12 +10,11 @@ _OF = 196
 
 
 def matching_rate(order: Tensor, golden: Tensor, m: int) -> float:
-    """Share of the m best golden patches that are among the m best predicted ones, averaged over images.
+    """Share of the m best golden patches (1 to N) that are among the m best predicted ones, averaged over images.
 
     Args:
         order: (images, N) integer patch numbers, best first; or (1, N), one order for every image.
         golden: (images, N) integer, the golden ranking, most to least important.
-        m: patches compared, 1 to N.
 
     Raises:
         ShapeError: the shapes differ, or m is out of range.
@@ -37,14 +36,7 @@ def random_rate(patches: int, m: int) -> float:
 
 
 def constant_ranking(golden: Tensor) -> Tensor:
-    """One order for all images: patches by their mean rank.
-
-    Args:
-        golden: (images, N) integer, the training images' golden rankings.
-
-    Returns:
-        (1, N) int64, best first; ties go to the lower patch number.
-    """
+    """One order (1, N) int64, best first, for all images of a golden ranking (images, N): patches by mean rank, ties by number."""
     ranks = torch.argsort(golden.long(), dim=1).double().mean(dim=0, keepdim=True)
     return torch.sort(ranks, dim=1, stable=True).indices
 

@@ -116,10 +116,7 @@ def noisy(tokens: Tensor, noise: float, generator: torch.Generator) -> Tensor:
 def some_ranked(tokens: Tensor, ranking: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The same number of random patches of each image, from a quarter of them to all, in their order and numbered from 0.
 
-    Args:
-        tokens: (batch, prefix + N, D).
-        ranking: (batch, N) int64, most to least important.
-        generator: draws the number and the patches.
+    `tokens` are (batch, prefix + N, D), `ranking` (batch, N) int64, most to least important.
     """
     batch, patches = ranking.shape
     count = int(torch.randint(max(1, patches // 4), patches + 1, (), generator=generator))

@@ -21,7 +21,7 @@ from prtool.trainer.models.dual_encoder import DualEncoder, load_model
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.models.prompts import TextContext, VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
-from prtool.trainer.runs.record import RECORD_NAME, SEEN, TENSORS, Record, name_files, read_file, read_record, remove_others
+from prtool.trainer.runs.record import RECORD_NAME, SEEN, TENSORS, Record, read_file, read_record, remove_others
 
 _VISUAL, _CONTEXT = "visual.values", "context.values"
 
@@ -39,17 +39,15 @@ class Checkpoint(Record):
     seen: bytes = field(default=b"", repr=False, compare=False)
 
     def save(self, folder: str | Path) -> "Checkpoint":
-        """Writes the checkpoint. Stopped at any moment, an earlier one in the folder stands whole: its files go last.
-
-        Returns:
-            The checkpoint as written, with its files' digests.
+        """Writes the checkpoint and returns it with its files' digests. Stopped at any moment, an earlier one stands whole: its files go last.
 
         Raises:
             StorageError: it cannot be written; an earlier checkpoint stands.
         """
         home = Path(folder)
         tensors = save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(self.tensors.items())})
-        contents = name_files({TENSORS: tensors, SEEN: self.seen} if self.seen else {TENSORS: tensors})
+        kinds = {TENSORS: tensors, SEEN: self.seen} if self.seen else {TENSORS: tensors}
+        contents = {f"{kind}-{FileDigest.of(content).sha256[:16]}.safetensors": content for kind, content in kinds.items()}
         written = dataclasses.replace(self, files={name: FileDigest.of(content) for name, content in contents.items()})
         with storage_errors(home):
             home.mkdir(parents=True, exist_ok=True)
@@ -71,8 +69,11 @@ class Checkpoint(Record):
         # Another process may save between the two readings, and then removes the tensors of the record that was read.
         with alone(home):
             record = read_record(home)
-            tensors = _read_tensors(home, record)
-            seen = read_file(home, record.files, SEEN)
+            content, seen = read_file(home, record.files, TENSORS), read_file(home, record.files, SEEN)
+        try:
+            tensors = load(content)
+        except SafetensorError as cause:
+            raise CheckpointError(f"the tensors of {home} cannot be read ({cause}); run 'prtool train' again") from cause
         checkpoint = cls(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Record)}, tensors=tensors, seen=seen)
         checkpoint.scorers()
         checkpoint.visual()
@@ -92,10 +93,7 @@ class Checkpoint(Record):
             remove_others(home, read_record(home).files)
 
     def scorer(self, index: int = 0) -> PatchScorer:
-        """The scorer of one location, in evaluation mode.
-
-        Args:
-            index: 0 for the first location; others only where the run is `rescored`.
+        """The scorer of one location, in evaluation mode; numbers above 0 only where the run is `rescored`.
 
         Raises:
             CheckpointError: the tensors are not those of the record's scorer.
@@ -171,23 +169,15 @@ class Checkpoint(Record):
         return model
 
     def pruned_encoder(self, model: DualEncoder, *, with_tokens: bool = True) -> PrunedEncoder:
-        """The pruned encoder of this checkpoint, on the model's device, in evaluation mode.
-
-        Args:
-            model: as `load_model` gives it.
-            with_tokens: with the learnable tokens, where the run has some.
-        """
+        """The pruned encoder of this checkpoint, on the device of `load_model`'s model, in evaluation mode, with the learnable tokens of the run."""
         visual = self.visual() if with_tokens else None
         spec = self.prune if with_tokens else without_tokens(self.prune)
         return PrunedEncoder(model.tower, self.scorers(), spec, visual).to(model.tower.device).eval()
 
     def class_embeddings(self, model: DualEncoder, classnames: Sequence[str] = (), *, with_tokens: bool = True) -> Tensor:
-        """Class embeddings (classes, E) float32, L2-normalised, with the learned context where the run has one.
+        """Class embeddings (classes, E) float32, L2-normalised, in label order; those of the run's classes where no names are given.
 
-        Args:
-            model: as `load_model` gives it.
-            classnames: in label order; empty takes the run's.
-            with_tokens: with the learned context.
+        The learned context takes part where the run has one and `with_tokens` says so.
         """
         names, context = tuple(classnames) or self.classnames, self.context() if with_tokens else None
         if context is None:
@@ -217,10 +207,3 @@ def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu") -> D
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return load_model(name, pretrained, device)
-
-
-def _read_tensors(home: Path, record: Record) -> dict[str, Tensor]:
-    try:
-        return load(read_file(home, record.files, TENSORS))
-    except SafetensorError as cause:
-        raise CheckpointError(f"the tensors of {home} cannot be read ({cause}); run 'prtool train' again") from cause

@@ -69,12 +69,7 @@ def model_folder(model: str) -> Path | None:
 
 
 def input_paths(model: str, pretrained: str, data: str | Path | None) -> tuple[Path, ...]:
-    """Where a model and data lie, as far as they are on this disk.
-
-    Args:
-        model, pretrained: as `load_model` takes them.
-        data: as `--data` takes it; None or "" for none.
-    """
+    """Where a model and data, named as `load_model` and `--data` take them, lie: as far as they are on this disk."""
     folder = model_folder(model)
     found = [] if folder is None else [folder]
     if pretrained and Path(pretrained).is_file():

@@ -171,11 +171,6 @@ def read_record(home: Path) -> Record:
     return record
 
 
-def name_files(contents: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The content of each kind of file by the file's name."""
-    return {f"{kind}-{FileDigest.of(content).sha256[:16]}.safetensors": content for kind, content in contents.items()}
-
-
 def read_file(home: Path, files: Mapping[str, FileDigest], kind: str) -> bytes:
     """The one file of a kind that a record names, checked; b"" where it names none.
 

@@ -16,10 +16,7 @@ _MAX_SHOWN, _VALUE_CHARACTERS = 3, 60
 def earlier(run: Path, blank: Checkpoint, *, overwrite: bool) -> Checkpoint | None:
     """The checkpoint that stands in `run`, where it is of the settings (phases and tokens apart), model and data of `blank`.
 
-    Args:
-        run: its folder.
-        blank: what would be written without training.
-        overwrite: a trained run of other settings counts as none; else it is an error.
+    `blank` is what would be written without training. With `overwrite`, a trained run of other settings counts as none.
 
     Raises:
         ConfigError: a trained run of other settings stands there, or a damaged one whose settings are not known to be the same.

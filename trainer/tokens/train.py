@@ -16,7 +16,7 @@ from prtool.store import digest
 from prtool.trainer.data.images import ImageSet, few_shot
 from prtool.trainer.loop import TrainingState, train_epoch
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
-from prtool.trainer.models.prompts import TextContext, VisualTokens, check_layers, new_context, new_visual
+from prtool.trainer.models.prompts import TextContext, VisualTokens, new_context, new_visual
 from prtool.trainer.models.pruned import PrunedEncoder
 from prtool.trainer.settings import TokensConfig
 from prtool.trainer.store import TensorStore, tensors_digest
@@ -142,7 +142,11 @@ def spec_with_tokens(spec: PruneSpec, config: TokensConfig) -> PruneSpec:
             f"tokens.first = {first}, but learnable tokens must be there when patches drop, at block {spec.locations[0]}; "
             f"give 1 to {spec.locations[0]}, or 0 for that block"
         )
-    check_layers(spec.depth, _layers(spec, config), first)
+    if (layers := _layers(spec, config)) > spec.depth - first + 1:
+        raise ConfigError(
+            f"learnable tokens in {layers} layers from block {first} on, but the encoder has blocks 1 to {spec.depth}; "
+            f"give at most {spec.depth - first + 1} tokens.layers"
+        )
     return replace(spec, learnable_tokens=config.visual, learnable_from_block=first)
 
 

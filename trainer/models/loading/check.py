@@ -12,13 +12,7 @@ from prtool.trainer.models.tower import VisionTower
 
 @torch.inference_mode()
 def check_towers(tower: VisionTower, text: nn.Module, token_ids: Tensor, name: str) -> None:
-    """Runs the patch embedding, one block and the head on a blank image, and the text side on one prompt.
-
-    Args:
-        tower: the image side, on the CPU.
-        text: token ids (1, context) int64 -> (1, E).
-        token_ids: of one prompt.
-        name: of the model, for messages.
+    """Runs the patch embedding, one block and the head on a blank image, and the text side on the ids (1, context) int64 of one prompt.
 
     Raises:
         ModelError: a part fails, gives another shape than it declares, or values that are not finite.

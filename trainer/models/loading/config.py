@@ -120,13 +120,7 @@ _PREPROCESS: _Rules = {
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads and validates a model folder's configuration.
-
-    Args:
-        path: a file in the form of open_clip_config.json.
-
-    Returns:
-        Its `model_cfg` and its `preprocess_cfg`; the latter without values that are null.
+    """Reads and validates a file in the form of open_clip_config.json: its `model_cfg`, and its `preprocess_cfg` without nulls.
 
     Raises:
         ModelError: the file cannot be read, or holds an unknown key or a value out of range.
@@ -142,11 +136,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_model(config: object, origin: str) -> dict[str, Any]:
-    """Returns a `model_cfg` with known keys and values in range.
-
-    Args:
-        config: as read from a file or from open_clip's registry.
-        origin: its file or name, for messages.
+    """Returns a `model_cfg` with known keys and values in range; `origin` is its file or name, for messages.
 
     Raises:
         ModelError: names the key.

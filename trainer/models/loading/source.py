@@ -52,8 +52,7 @@ class ModelSource:
 def canonical_name(name: str) -> str:
     """A model's name in one spelling: an architecture of open_clip, "hf-hub:ORG/REPO", or "local-dir:" and an absolute path.
 
-    Args:
-        name: any spelling; "ViT-B/32", "~" in paths, and a model folder without "local-dir:" are understood.
+    "ViT-B/32", "~" in paths, and a model folder without "local-dir:" are understood.
 
     Raises:
         ModelError: there is no such model.
@@ -103,11 +102,7 @@ def check_pretrained(name: str, pretrained: str) -> None:
 
 
 def canonical_pretrained(name: str, pretrained: str) -> str:
-    """Weights in one spelling: a tag of open_clip, an absolute path of a file, or "".
-
-    Args:
-        name: as `canonical_name` gives it.
-        pretrained: a tag or a file; a tag is taken before a file of that name.
+    """Weights of a canonical name in one spelling: a tag of open_clip (taken before a file of that name), an absolute path of a file, or "".
 
     Raises:
         ModelError: there is no such tag or file, or the name brings its own weights.
@@ -128,11 +123,7 @@ def canonical_pretrained(name: str, pretrained: str) -> str:
 
 
 def resolve(name: str, pretrained: str = "") -> ModelSource:
-    """Finds a model's configuration and weights; downloads them where the name or tag says so.
-
-    Args:
-        name: any spelling of `canonical_name`.
-        pretrained: any spelling of `canonical_pretrained`.
+    """Finds a model's configuration and weights, in any spelling of their names; downloads them where the name or tag says so.
 
     Raises:
         ModelError: unknown name or tag, a configuration that is not understood, or a download that failed.

@@ -21,10 +21,7 @@ _SHOWN = 3
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file by name.
-
-    Args:
-        path: safetensors, or a state dict saved by torch; it is never unpickled into code.
+    """The tensors of a weights file by name: safetensors, or a state dict saved by torch, which is never unpickled into code.
 
     Raises:
         ModelError: the file cannot be read, is a TorchScript archive, or holds more than tensors.
@@ -51,10 +48,7 @@ def is_openai(state: Mapping[str, Tensor]) -> bool:
 def fitted(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """The tensors of `read_weights` under a model's own names, all of them.
 
-    Args:
-        model: open_clip's; its tensors need no values (device "meta").
-        state: by the names of the file.
-        path: the file, for messages.
+    The model is open_clip's; its tensors need no values (device "meta"). The path is for messages.
 
     Raises:
         ModelError: a tensor is missing, unknown or of another size; positions are not resized.
