@@ -4,6 +4,7 @@ import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +112,14 @@ class TrainConfig:
 def show_config(config: TrainConfig) -> str:
     """The settings as TOML text that `TrainConfig.load` reads back, each with its meaning, unit and default."""
     notes, section, lines = meanings(TrainConfig), "", []
-    defaults = {name: _toml(_value(TrainConfig(), name)) for name in notes}
-    for name, default in defaults.items():
+    read, toml = operator.attrgetter(*notes), partial(json.dumps, ensure_ascii=False)  # JSON's plain values are TOML as well
+    for (name, note), value, default in zip(notes.items(), read(config), read(TrainConfig()), strict=True):
         before, _, last = name.rpartition(".")
         if before != section:
             section = before
             lines += ["", f"[{section}]"]
-        lines.append(f"{last} = {_toml(_value(config, name))}  # {notes[name]}; default {default}")
+        lines.append(f"{last} = {toml(value)}  # {note}; default {toml(default)}")
     return "\n".join(lines) + "\n"
-
-
-def _value(config: TrainConfig, name: str) -> object:
-    return operator.attrgetter(name)(config)
-
-
-def _toml(value: object) -> str:
-    """JSON's text, numbers, booleans and lists of them are TOML as well."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -124,7 +124,10 @@ def _with_scorers(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Ch
     fits = [_train_scorer(run, place, blank.scorer(place), rankings) for place in range(len(_scored_locations(run.config)))]
     seen = Seen.of(run.images.train, run.images.val).to_bytes()
     tensors = scorer_tensors([result.scorer for result in fits])
-    trained = replace(blank, scorer_trained=True, metrics=_metrics(run, fits[0]), tensors=tensors, seen=seen)
+    match_at = (run.config.fit.match_at or default_count(fits[0].scorer.patches)) if run.config.objective == RANKING else 0
+    losses, rates = zip(*fits[0].history, strict=True)
+    metrics = Metrics((), fits[0].best_epoch, losses, rates, match_at)
+    trained = replace(blank, scorer_trained=True, metrics=metrics, tensors=tensors, seen=seen)
     return _with_matching(run, trained, rankings).save(run.folder)
 
 
@@ -238,12 +241,6 @@ def _features(run: _Run, place: int) -> list[Features]:
     """The tokens of training and validation images that enter a location."""
     location, cache = _scored_locations(run.config)[place], run.folder / "tokens"
     return [cache_tokens(run.model, images, location, cache, run.progress) for images in (run.images.train, run.images.val)]
-
-
-def _metrics(run: _Run, result: FitResult) -> Metrics:
-    losses, scores = tuple(epoch.loss for epoch in result.history), tuple(epoch.score for epoch in result.history)
-    match_at = (run.config.fit.match_at or default_count(result.scorer.patches)) if run.config.objective == RANKING else 0
-    return Metrics((), result.best_epoch, losses, scores, match_at)
 
 
 def _with_matching(run: _Run, found: Checkpoint, rankings: Sequence[_Rankings]) -> Checkpoint:

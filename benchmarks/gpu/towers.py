@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prtool.spec import Cost, Keep, PruneSpec
-from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.hosts import tower_of
-from prtool.trainer.models.predictor import ScorerConfig, make_scorer
+from prtool.trainer.models.predictor import CheckerboardScorer, ScorerConfig, make_scorer
 from prtool.trainer.models.tower import VisionTower
 
 LOCATION = 4

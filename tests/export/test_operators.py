@@ -15,9 +15,8 @@ from prtool.export.precision.build import at_precision, calibration_samples, sta
 from prtool.export.source import ExportSource
 from prtool.graphs.graph_reader import OPERATORS
 from prtool.graphs.signature import stage_roles
-from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.dual_encoder import TextTower
-from prtool.trainer.models.predictor import make_scorer
+from prtool.trainer.models.predictor import CheckerboardScorer, make_scorer
 from prtool.trainer.settings import ARCHITECTURES, ScorerConfig
 
 PROGRESSIVE = Progressive((2, 3, 4), ("first", "own"), tokens=2, layers=3)

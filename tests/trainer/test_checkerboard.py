@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from prtool.errors import ConfigError
-from prtool.trainer.models.checkerboard import CheckerboardScorer
-from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
+from prtool.trainer.models.predictor import CheckerboardScorer, PatchScorer, ScorerConfig, make_scorer
 from prtool.trainer.models.pruned import select
 
 GRID = (3, 5)

@@ -67,7 +67,7 @@ def test_tokens_are_those_that_enter_the_location(model, images, tmp_path):
 
 def test_a_second_call_computes_nothing(model, images, tmp_path, monkeypatch):
     before = cache_tokens(model, images, 2, tmp_path)
-    monkeypatch.setattr(module, "_tokens", None)
+    monkeypatch.setattr(module, "compute_batches", None)
     progress = Count()
     after = cache_tokens(model, images, 2, tmp_path, progress)
     torch.testing.assert_close(after.batch(range(10)), before.batch(range(10)), rtol=0, atol=0)

@@ -15,7 +15,6 @@ from prtool.spec import Preprocess
 from prtool.store import digest
 from prtool.text_safety import printable
 from prtool.trainer.models.hosts import tower_of
-from prtool.trainer.models.loading.check import check_towers
 from prtool.trainer.models.loading.libraries import foreign, library_warnings
 from prtool.trainer.models.loading.source import ModelSource, resolve
 from prtool.trainer.models.loading.tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
@@ -120,7 +119,7 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
         tower = tower_of(cast(nn.Module, model.visual)).eval()
         notes["vocabulary"] = check_vocabulary(tokenizer, model, source.name)
         text = TextTower(model).eval()
-        check_towers(tower, text, tokenizer(["a"]), source.name)
+        _check_towers(tower, text, tokenizer(["a"]), source.name)
     for note in filter(None, notes.values()):
         _log.warning("%s", note)
     return DualEncoder(
@@ -218,4 +217,32 @@ def _number(model: nn.Module, name: str, convert: Callable[[float], float], sour
         found = math.nan
     if not math.isfinite(found):
         raise ModelError(f"the {name} of {source.name} is {printable(tensor.tolist())}, which gives no finite number; check the weights")
+    return found
+
+
+@torch.inference_mode()
+def _check_towers(tower: VisionTower, text: nn.Module, token_ids: Tensor, name: str) -> None:
+    """Runs the patch embedding, one block and the head on a blank image, and the text side on the ids (1, context) int64 of one prompt.
+
+    Raises:
+        ModelError: a part fails, gives another shape than it declares, or values that are not finite.
+    """
+    declared = getattr(getattr(tower, "host", None), "image_size", tower.image_size)
+    if tuple(declared) != tower.image_size:
+        raise ModelError(f"{name} declares images of {tuple(declared)}, but its image tower reads {tower.image_size}; correct vision_cfg.image_size")
+    foreign(f"the cost of the image tower of {name} cannot be counted", tower.cost)
+    embedding, sequence = (1, tower.embed_dim), (1, tower.prefix_tokens + tower.patches, tower.width)
+    tokens = _run_part(f"the patch embedding of the image tower of {name}", lambda: tower.embed(torch.zeros(1, 3, *tower.image_size)), sequence)
+    left = _run_part(f"the first block of the image tower of {name}", lambda: tower.block(0, tokens), sequence)
+    _run_part(f"the head of the image tower of {name}", lambda: tower.head(left), embedding)
+    _run_part(f"the text side of {name}", lambda: text(token_ids), embedding)
+
+
+def _run_part(what: str, call: Callable[[], Tensor], shape: tuple[int, ...]) -> Tensor:
+    found = foreign(f"{what} does not run", call)
+    if not isinstance(found, Tensor) or tuple(found.shape) != shape:
+        seen = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise ModelError(f"{what} gives {seen}, but {shape} is needed; use another model")
+    if not bool(torch.isfinite(found).all()):
+        raise ModelError(f"{what} gives values that are not finite; check the weights")
     return found

@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.trainer.loop import Examples, Objective
-from prtool.trainer.models.checkerboard import CheckerboardScorer
-from prtool.trainer.models.predictor import PatchScorer
+from prtool.trainer.models.predictor import CheckerboardScorer, PatchScorer
 from prtool.trainer.models.pruned import gather, select
 from prtool.trainer.models.tower import VisionTower, attention_with_gradients
 from prtool.trainer.settings import DistillConfig

@@ -16,9 +16,8 @@ from prtool.files import FileDigest, storage_errors, write_bytes
 from prtool.records import to_plain
 from prtool.spec import PruneSpec
 from prtool.store import write_sealed
-from prtool.trainer.models.checkerboard import CheckerboardScorer
 from prtool.trainer.models.dual_encoder import DualEncoder, load_model
-from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
+from prtool.trainer.models.predictor import CheckerboardScorer, PatchScorer, later_config, make_scorer
 from prtool.trainer.models.prompts import TextContext, VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
 from prtool.trainer.runs.record import RECORD_NAME, SEEN, TENSORS, Record, read_file, read_record, remove_others

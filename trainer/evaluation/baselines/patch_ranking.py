@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from prtool.errors import ConfigError
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.evaluation.baselines.base import Counts, Entered, Method, RankingMethod, encoder_gmacs
-from prtool.trainer.models.checkerboard import CheckerboardScorer
-from prtool.trainer.models.predictor import PatchScorer
+from prtool.trainer.models.predictor import CheckerboardScorer, PatchScorer
 from prtool.trainer.models.pruned import PrunedEncoder
 
 

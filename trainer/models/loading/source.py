@@ -128,6 +128,9 @@ def resolve(name: str, pretrained: str = "") -> ModelSource:
     Raises:
         ModelError: unknown name or tag, a configuration that is not understood, or a download that failed.
     """
+    import open_clip
+    from open_clip.factory import download_pretrained_from_hf
+
     name = canonical_name(name)
     weights = canonical_pretrained(name, pretrained)
     if name.startswith(_LOCAL):
@@ -135,7 +138,17 @@ def resolve(name: str, pretrained: str = "") -> ModelSource:
         config, preprocess = read_config(folder / CONFIG_NAME)
         tokenizer = str(folder) if config["text_cfg"].get("hf_tokenizer_name") else ""
         return ModelSource(name, "", config, preprocess, weights_in(folder), tokenizer)
-    return _from_hub(name) if name.startswith(_HUB) else _from_registry(name, weights)
+    if name.startswith(_HUB):
+        repository, failed = name.removeprefix(_HUB), f"model {name!r} cannot be downloaded"
+        config, preprocess = read_config(Path(foreign(failed, lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME))))
+        path = foreign(failed, lambda: download_pretrained_from_hf(repository))
+        return ModelSource(name, "", config, preprocess, Path(path), config["text_cfg"].get("hf_tokenizer_name") or "")
+    config = check_model(open_clip.get_model_config(name), f"open_clip's {name}")
+    tokenizer = config["text_cfg"].get("hf_tokenizer_name") or ""
+    source = ModelSource(name, weights, config, _agreed_preprocess(name) or {}, tokenizer=tokenizer)
+    if not weights:
+        return source
+    return _with_tag(source) if weights in open_clip.list_pretrained_tags_by_model(name) else _with_file(source)
 
 
 def weights_in(folder: Path) -> Path:
@@ -152,26 +165,6 @@ def weights_in(folder: Path) -> Path:
         found = f"several weights files ({', '.join(printable(path.name) for path in others[:4])})" if others else "no weights file"
         raise ModelError(f"{folder} holds {found}; keep one, named {_WEIGHTS[0]}")
     return others[0]
-
-
-def _from_hub(name: str) -> ModelSource:
-    from open_clip.factory import download_pretrained_from_hf
-
-    repository, failed = name.removeprefix(_HUB), f"model {name!r} cannot be downloaded"
-    config, preprocess = read_config(Path(foreign(failed, lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME))))
-    weights = foreign(failed, lambda: download_pretrained_from_hf(repository))
-    return ModelSource(name, "", config, preprocess, Path(weights), config["text_cfg"].get("hf_tokenizer_name") or "")
-
-
-def _from_registry(name: str, pretrained: str) -> ModelSource:
-    import open_clip
-
-    config = check_model(open_clip.get_model_config(name), f"open_clip's {name}")
-    tokenizer = config["text_cfg"].get("hf_tokenizer_name") or ""
-    source = ModelSource(name, pretrained, config, _agreed_preprocess(name) or {}, tokenizer=tokenizer)
-    if not pretrained:
-        return source
-    return _with_tag(source) if pretrained in open_clip.list_pretrained_tags_by_model(name) else _with_file(source)
 
 
 def _with_tag(source: ModelSource) -> ModelSource:
@@ -194,7 +187,7 @@ def _with_file(source: ModelSource) -> ModelSource:
     found = replace(source, weights=path, is_file=True)
     if _is_file(path.parent / CONFIG_NAME):
         config, preprocess = read_config(path.parent / CONFIG_NAME)
-        if _same_towers(config, source.config):
+        if _towers(config) == _towers(source.config):
             return replace(found, config={**found.config, "quick_gelu": bool(config.get("quick_gelu"))}, preprocess=preprocess)
     quick, notes = _file_activation(source)
     if _agreed_preprocess(source.name) is None:
@@ -219,12 +212,11 @@ def _file_activation(source: ModelSource) -> tuple[bool, dict[str, str]]:
     return quick, {"activation": f"{printable(Path(source.pretrained).name)} does not name its activation; {why}"}
 
 
-def _same_towers(*configs: Mapping[str, Any]) -> bool:
-    """Whether configurations describe weights of the same shapes."""
+def _towers(config: Mapping[str, Any]) -> tuple[object, ...]:
+    """What decides the shapes of a configuration's weights, to compare."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
-    first, *others = [(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])) for config in configs]
-    return all(other == first for other in others)
+    return config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
 
 
 def _tags(name: str) -> list[dict[str, Any]]:
