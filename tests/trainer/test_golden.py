@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError, DataError, ModelError, ShapeError
 from prtool.trainer.models.dual_encoder import DualEncoder
-from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch
-from prtool.trainer.objectives.tail import Tail, resolve_precision
+from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch, Tail, resolve_precision
 
 KINDS = ["cls", "average", "siglip", "dinov2 registers"]
 

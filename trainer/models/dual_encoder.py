@@ -60,12 +60,9 @@ class DualEncoder:
 
     @torch.inference_mode()
     def class_embeddings(self, classnames: Sequence[str], templates: Sequence[str], batch: int = 256) -> Tensor:
-        """Zero-shot class embeddings: (classes, E) float32, L2-normalised mean over the templates.
+        """Zero-shot class embeddings (classes, E) float32, in label order: L2-normalised means over the templates, each with one `{}`.
 
-        Args:
-            classnames: in label order; underscores read as spaces (CoOp).
-            templates: prompts with one `{}` each.
-            batch: prompts encoded at once.
+        Underscores in class names read as spaces (CoOp); `batch` prompts are encoded at once.
 
         Raises:
             ModelError: a template does not hold `{}` once.

@@ -86,14 +86,8 @@ def train_tokens(task: TokensTask, config: TokensConfig, state: Path | None = No
 
     The best epoch is that of the highest validation accuracy, and of equals the one of the highest cosine to the
     unpruned embedding; without labels (label = 0) the cosine alone decides. The encoder without tokens takes part as epoch 0,
-    so training never makes it worse on the validation images.
-
-    Args:
-        task: the encoder and the images.
-        config: how.
-        state: file that training is saved to after each epoch and continues from, with the same result as if it had not
-            been stopped; one that belongs to another task or other settings is replaced.
-        progress: advanced once per image and epoch.
+    so training never makes it worse on the validation images. Training is saved to the file `state` after each epoch and
+    continues from it, with the same result as if it had not been stopped; one of another task or other settings is replaced.
 
     Raises:
         ConfigError: the tokens do not suit the encoder, a prompt is too long, or the loss leaves the finite numbers.

@@ -65,8 +65,7 @@ def check_text_model(name: str) -> None:
 def check_vocabulary(tokenizer: Tokenizer, text: nn.Module, name: str) -> str:
     """Checks a tokenizer against the table of token embeddings of the host model `text`.
 
-    Returns:
-        A note where CLIP's byte pairs are used with a table made for another vocabulary; else "".
+    Returns a note where CLIP's byte pairs are used with a table made for another vocabulary; else "".
 
     Raises:
         ModelError: it gives ids beyond the table.
