@@ -52,10 +52,10 @@ class Features:
         rows = [self.shards[index // SHARD_IMAGES][index % SHARD_IMAGES] for index in indices]
         return torch.stack([row.float() for row in rows])
 
-    def batches(self, wanted: range, size: int = _BATCH) -> Iterator[tuple[range, Tensor]]:
-        """The images of a range in batches of `size`: their numbers, and their tokens as `batch` gives them."""
-        for start in range(0, len(wanted), size):
-            chunk = wanted[start : start + size]
+    def batches(self, wanted: range) -> Iterator[tuple[range, Tensor]]:
+        """The images of a range in batches: their numbers, and their tokens as `batch` gives them."""
+        for start in range(0, len(wanted), _BATCH):
+            chunk = wanted[start : start + _BATCH]
             yield chunk, self.batch(chunk)
 
 

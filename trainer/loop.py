@@ -2,9 +2,10 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,7 +156,7 @@ def train_scorer(
         progress.advance(len(current.history))
         for epoch in range(len(current.history), config.epochs):
             scorer.train()
-            loss = train_epoch(adam, partial(objective.loss, scorer), len(objective), config, epoch, lambda _, epoch=epoch: config.lr_at(epoch))
+            loss = train_epoch(adam, partial(objective.loss, scorer), len(objective), config, epoch, repeat(config.lr_at(epoch)))
             scorer.eval()
             score = objective.judge(scorer)
             if not math.isfinite(loss + score):
@@ -180,19 +181,18 @@ def train_epoch(
     images: int,
     config: FitConfig | TokensConfig,
     epoch: int,
-    lr: Callable[[float], float],
+    rates: Iterable[float],
 ) -> float:
     """One pass over the images in random order: the mean of `loss(chosen, generator)`; it ends early where that is not finite.
 
-    `lr` gives the learning rate after a share of the epoch's steps, 0 to 1.
+    `rates` are the learning rates of its steps.
     """
     # One generator an epoch: what it draws does not depend on where an earlier run was stopped.
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    batches = torch.split(torch.randperm(images, generator=generator), config.batch)
     total = 0.0
-    for number, chosen in enumerate(batches):
+    for rate, chosen in zip(rates, torch.split(torch.randperm(images, generator=generator), config.batch), strict=False):
         for group in optimizer.param_groups:
-            group["lr"] = lr(number / len(batches))
+            group["lr"] = rate
         value = loss(chosen, generator)
         total += float(value.detach()) * len(chosen)
         if not math.isfinite(total):
@@ -207,5 +207,5 @@ def train_epoch(
 def predict(scorer: PatchScorer, features: Features, batch: int = 64) -> Tensor:
     """The scores of every image: (images, N) float32 on the CPU, high = keep."""
     device = next(scorer.parameters()).device
-    chunks = torch.arange(len(features)).split(batch)
+    chunks = torch.split(torch.arange(len(features)), batch)
     return torch.cat([scorer(features.batch(chunk.tolist()).to(device)).float().cpu() for chunk in chunks])

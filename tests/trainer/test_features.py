@@ -105,8 +105,8 @@ def test_other_location_model_or_images_have_their_own_tokens(model, images, tmp
 
 
 def test_values_beyond_float16_keep_float32(model, images, tmp_path, monkeypatch):
-    compute = module._tokens
-    monkeypatch.setattr(module, "_tokens", lambda *arguments: 1e5 * (1 + compute(*arguments).abs()))
+    compute = module.compute_batches
+    monkeypatch.setattr(module, "compute_batches", lambda *arguments: 1e5 * (1 + compute(*arguments).abs()))
     found = cache_tokens(model, images, 2, tmp_path)
     assert bool(found.batch(range(10)).isfinite().all())
     assert load_file(next(tmp_path.rglob("00000.safetensors")))["tokens"].dtype == torch.float32
@@ -135,7 +135,7 @@ def test_unpruned_embeddings_go_on_and_are_computed_once(model, images, tmp_path
     with pytest.raises(KeyboardInterrupt):
         cache_unpruned(model, images, 2, features, tmp_path, Stop(5))
     before = cache_unpruned(model, images, 2, features, tmp_path)
-    monkeypatch.setattr(module, "_embeddings", None)
+    monkeypatch.setattr(module, "compute_batches", None)
     progress = Count()
     assert torch.equal(cache_unpruned(model, images, 2, features, tmp_path, progress), before)
     assert progress.done == 10

@@ -193,8 +193,9 @@ class _Training:
 
     def train_epoch(self, sgd: torch.optim.SGD, epoch: int) -> float:
         """Trains for an epoch, counted from 1; its mean loss."""
-        config = self.config
-        found = train_epoch(sgd, self.loss, len(self.train), config, epoch, lambda share: config.lr_at((epoch - 1 + share) / config.epochs))
+        config, steps = self.config, math.ceil(len(self.train) / self.config.batch)
+        rates = (config.lr_at((epoch - 1 + step / steps) / config.epochs) for step in range(steps))
+        found = train_epoch(sgd, self.loss, len(self.train), config, epoch, rates)
         if not math.isfinite(found):
             raise ConfigError(f"the loss of the learnable tokens is {found} in epoch {epoch}; lower tokens.lr, which is {config.lr}")
         return found
@@ -215,7 +216,7 @@ class _Training:
     def judge(self, loss: float, *, plain: bool = False) -> TokensEpoch:
         """An epoch of this loss on the validation images; `plain` leaves the learnable tokens out."""
         data, encoder = self.val, self.task.plain if plain else self.encoder
-        embeddings = torch.cat([embed_prepared(encoder, inputs, self.entry).cpu() for inputs in data.inputs.split(_EVALUATED)])
+        embeddings = torch.cat([embed_prepared(encoder, inputs, self.entry).cpu() for inputs in torch.split(data.inputs, _EVALUATED)])
         cosine = float((embeddings * data.targets).sum(dim=-1).mean())
         if not self.task.labelled:
             return TokensEpoch(loss, cosine, None)
