@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prtool.errors import CheckpointError, ConfigError
+from prtool.errors import CheckpointError
 from prtool.exchange import sweep
 from prtool.files import FileDigest, storage_errors
 from prtool.records import from_plain
@@ -158,16 +158,14 @@ def read_record(home: Path) -> Record:
     path = home / RECORD_NAME
     try:
         value = read_sealed(path)
+        if value.get("schema") != SCHEMA:
+            found = printable(value.get("schema"))
+            raise CheckpointError(f"{path} has schema {found}, but this prtool reads schema {SCHEMA}; run 'prtool train' again")
+        record: Record = from_plain(Record, value)
     except (FileNotFoundError, NotADirectoryError) as cause:
         raise CheckpointError(f"{home} is no finished run: it has no {RECORD_NAME}; make one with 'prtool train -o {home}'") from cause
-    except (OSError, ValueError) as cause:
+    except (OSError, ValueError) as cause:  # ConfigError too
         raise CheckpointError(f"{path} is damaged or was edited ({cause}); run 'prtool train' again") from cause
-    if value.get("schema") != SCHEMA:
-        raise CheckpointError(f"{path} has schema {printable(value.get('schema'))}, but this prtool reads schema {SCHEMA}; run 'prtool train' again")
-    try:
-        record: Record = from_plain(Record, value)
-    except ConfigError as cause:
-        raise CheckpointError(f"{path} is damaged or was edited: {cause}; run 'prtool train' again") from cause
     return record
 
 
