@@ -20,6 +20,7 @@ from prtool.progress import Progress
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import gate_of
 from prtool.trainer.data.load import load_split
+from prtool.trainer.models.predictor import scorer_macs
 from prtool.trainer.runs.checkpoint import Checkpoint
 
 _PARITY_IMAGES = 16
@@ -69,7 +70,7 @@ def source_of(run: Path) -> ExportSource:
         pruned=checkpoint.pruned_encoder(model),
         scorer_name=checkpoint.scorer_config.arch,
         scorer_trained=checkpoint.scorer_trained,
-        scorer_macs=checkpoint.scorer_macs(),
+        scorer_macs=scorer_macs(checkpoint.scorers()),
         classnames=checkpoint.classnames,
         templates=checkpoint.templates if checkpoint.classnames else (),
         class_embeddings=checkpoint.class_embeddings(model) if checkpoint.classnames and checkpoint.context() is not None else None,

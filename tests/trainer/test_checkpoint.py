@@ -13,7 +13,7 @@ from local_model import write_model
 from prtool.errors import CheckpointError, StorageError
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.models.predictor import ScorerConfig, TransformerScorer, later_config, make_scorer
+from prtool.trainer.models.predictor import ScorerConfig, TransformerScorer, later_config, make_scorer, scorer_macs
 from prtool.trainer.models.prompts import TextContext, VisualTokens
 from prtool.trainer.models.pruned import FirstOrder
 from prtool.trainer.runs import checkpoint as module
@@ -203,7 +203,7 @@ def test_scorers_of_several_locations_and_learnable_tokens_come_back(checkpoint,
     found = Checkpoint.load(tmp_path)
     assert [type(scorer) for scorer in found.scorers()[1:]] == [TransformerScorer if rescored else FirstOrder] * 2
     first, *later = [scorer.macs() for scorer in (found.scorer(), *(found.scorers()[1:] if rescored else ()))]
-    assert found.scorer_macs() == first + sum(later)
+    assert scorer_macs(found.scorers()) == first + sum(later)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         tuned = found.pruned_encoder(model)(pixels, Keep.ratio(0.5))

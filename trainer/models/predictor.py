@@ -1,6 +1,7 @@
 """Patch scorers: small networks that predict from a location's tokens which patches the rest of the encoder needs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import cast
 
@@ -180,6 +181,11 @@ _KINDS: dict[str, type[PatchScorer]] = {"mix-mlp": MixMlpScorer, "mlp": MlpScore
 def make_scorer(config: ScorerConfig, width: int, patches: int, prefix_tokens: int) -> PatchScorer:
     """A freshly initialised scorer, in evaluation mode, of N `patches` and tokens of D = `width`; seed it with torch.manual_seed."""
     return _KINDS[config.arch](config, width, patches, prefix_tokens).eval()
+
+
+def scorer_macs(scorers: Iterable[nn.Module]) -> int:
+    """MACs of all scorers for one image; a later one counts as if no patch had dropped before it, and a kept order is free."""
+    return sum(scorer.macs() for scorer in scorers if isinstance(scorer, (PatchScorer, CheckerboardScorer)))
 
 
 def later_config(config: ScorerConfig) -> ScorerConfig:

@@ -117,11 +117,6 @@ class Checkpoint(Record):
         own: list[nn.Module] = [self.scorer(index) if self.rescored else FirstOrder(self.prune.prefix_tokens) for index in later]
         return [CheckerboardScorer(self.scorer(), self.prune.grid, self.scorer_config.checkerboard).eval(), *own]
 
-    def scorer_macs(self) -> int:
-        """Multiply-accumulates of all scorers for one image; a later one counts as if no patch had dropped before it."""
-        scorers = [self.scorer(index) for index in range(len(self.prune.locations) if self.rescored else 1)]
-        return sum(scorer.macs() for scorer in scorers)
-
     def visual(self) -> VisualTokens | None:
         """The learnable visual tokens; None where the run has none.
 

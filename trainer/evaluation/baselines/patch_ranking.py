@@ -1,6 +1,6 @@
 """Patch Ranking: keep what the predictors score highest, with the tower as it is or with learnable tokens next to the patches."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from prtool.errors import ConfigError
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.evaluation.baselines.base import Counts, Entered, Method, RankingMethod, encoder_gmacs
-from prtool.trainer.models.predictor import CheckerboardScorer, PatchScorer
+from prtool.trainer.models.predictor import scorer_macs
 from prtool.trainer.models.pruned import PrunedEncoder
 
 
@@ -66,8 +66,3 @@ class TunedPatchRanking(Method):
     def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:  # noqa: ARG002 - the encoder has its own spec
         """Cost of one image in 10^9 MAC: the encoder with its learnable tokens, and the scorers."""
         return encoder_gmacs(cost, self._encoder.spec, counts) + scorer_macs(self._encoder.scorers) / 1e9
-
-
-def scorer_macs(scorers: Iterable[nn.Module]) -> int:
-    """MACs of all scorers for one image; a later one counts as if no patch had dropped before it, and a kept order is free."""
-    return sum(scorer.macs() for scorer in scorers if isinstance(scorer, (PatchScorer, CheckerboardScorer)))
