@@ -106,7 +106,7 @@ def _content(source: object) -> bytes:
 
 
 def _open(path: Path) -> BinaryIO:
-    """A regular file, or a pipe that was named: `embed /dev/stdin`, or the shell's process substitution."""
+    """Opens a regular file, or a pipe such as /dev/stdin or the shell's process substitution."""
     if stat.S_ISFIFO(path.stat().st_mode):
         return io.BytesIO(_read_pipe(path))
     stream = open_regular(path)
@@ -118,7 +118,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_pipe(path: Path) -> bytes:
-    """Everything that a pipe gives; waits only a limited time for a writer, and for one that is silent."""
+    """The content of a pipe; waits a limited time for a writer, and for a silent one."""
     parts: list[bytes] = []
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -210,7 +210,7 @@ def _allocate(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none; damaged EXIF data does not make pixels unreadable."""
+    """The EXIF orientation, 1 (upright) if there is none or it is damaged."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGE:

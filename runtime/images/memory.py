@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from PIL import Image, ImageFile, TiffImagePlugin
 
 MAX_BYTES = 1_700_000_000
-"""Maximum memory for decoding one image and making it RGB: 256 megapixels of RGB, 100 of WebP."""
+"""Maximum memory for decoding one image and converting it to RGB: 256 megapixels of RGB, 100 of WebP."""
 
 _LARGE_BYTES = 256_000_000
 _NARROW = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
@@ -28,7 +28,7 @@ def plane_bytes(size: tuple[int, int], mode: str) -> int:
 
 
 def decoding_bytes(image: Image.Image) -> int:
-    """The most memory that decoding an image of this header and making it RGB takes, without turning it."""
+    """The maximum memory for decoding an image with this header and converting it to RGB, without turning it."""
     own = plane_bytes(image.size, image.mode)
     rgb = 0 if image.mode == "RGB" else plane_bytes(image.size, "RGB")
     return own + max(rgb, _extra(image))
@@ -41,7 +41,7 @@ def turning_bytes(image: Image.Image) -> int:
 
 @contextlib.contextmanager
 def memory_for(size: int) -> Iterator[None]:
-    """Where `size` bytes are many, waits until no other large image is being decoded in this process."""
+    """If `size` bytes are many, waits until this process decodes no other large image."""
     with _gate if size > _LARGE_BYTES else contextlib.nullcontext():
         yield
 

@@ -33,7 +33,8 @@ def prepare(image: ImageSource, spec: Preprocess) -> Pixels:
         ImageError: the image cannot be read.
         ShapeError: an array is not (height, width, 3) uint8.
     """
-    return prepare_batch([image], spec)[0]
+    pixels: Pixels = prepare_batch([image], spec)[0]
+    return pixels
 
 
 def prepare_batch(images: Sequence[ImageSource], spec: Preprocess) -> Pixels:

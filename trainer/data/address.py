@@ -72,7 +72,7 @@ def _split(text: str) -> list[str]:
 
 
 def _existing(text: str) -> Address | None:
-    """What a text names as it stands, or None where nothing is there."""
+    """What a text names as it stands, or None if nothing is there."""
     if not text.strip():
         return None
     path = Path(text).expanduser()
@@ -89,7 +89,7 @@ def _address(given: str) -> Address:
     if found is not None:
         return found
     name, colon, rest = part.partition(":")
-    comma = "two commas are one that belongs to a path; " if "," in part else ""
+    comma = "a comma of a path is written twice; " if "," in part else ""
     if not colon:
         if name in KNOWN:
             raise DataError(f"data = {part!r} names a known set without its folder; give --data {name}:FOLDER; {KNOWN[name].explain(Path('FOLDER'))}")
@@ -99,6 +99,6 @@ def _address(given: str) -> Address:
         )
     if name not in KNOWN:
         near = difflib.get_close_matches(name, KNOWN, n=3, cutoff=0.4) or KNOWN
-        raise DataError(f"data = '{printable(part)}': no such path, and '{printable(name)}' is no known set; known: {', '.join(near)}")
+        raise DataError(f"data = '{printable(part)}': no such path, and '{printable(name)}' is not a known set; known sets: {', '.join(near)}")
     missing = printable(rest) or "(empty)"
     raise DataError(f"data = '{printable(part)}': the folder {missing} does not exist; {comma}{KNOWN[name].explain(Path(rest).expanduser())}")

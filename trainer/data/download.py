@@ -32,7 +32,7 @@ def download(name: str, root: str | Path) -> str:
     """
     known = KNOWN.get(name)
     if known is None or not known.torchvision:
-        reason = f"{name!r} is no known set" if known is None else f"{name} cannot be downloaded for you: {known.source}"
+        reason = f"{name!r} is not a known set" if known is None else f"{name} cannot be downloaded for you: {known.source}"
         raise DataError(f"{reason}; these can be downloaded: {', '.join(downloadable())}")
     import torchvision.datasets
 

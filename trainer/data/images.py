@@ -91,7 +91,7 @@ class ImageSet:
 
 
 def split_named(name: str) -> str | None:
-    """The split that a folder or a value of a column names, in any case; None where it names none."""
+    """The split that a folder or a value of a column names, in any case; None if it names none."""
     return _SPLIT_NAMES.get(name.lower())
 
 

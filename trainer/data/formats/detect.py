@@ -30,7 +30,7 @@ def read_listing(address: Address) -> Listing:
     """Lists all splits of one data set, in the first form that is found.
 
     A file is CSV (.csv) or a shard (.tar). A folder is tried as: split_coop.json; the layout of the known set that was
-    named, or that its files tell; tar shards; train/, val/ and test/; and, unless a set was named, class folders, then
+    named, or that its files identify; tar shards; train/, val/ and test/; and, unless a set was named, class folders, then
     photographs. If there is none of these, or a known set is incomplete, the error states the expected files.
     """
     path = address.path
@@ -55,7 +55,7 @@ def read_listing(address: Address) -> Listing:
 
 
 def known_set(address: Address) -> KnownSet | None:
-    """The known set that an address is: named by the user, told by its files, or by the name of its folder."""
+    """The known set that an address is: named by the user, or identified by its files or by the name of its folder."""
     if address.known is not None or not address.path.is_dir():
         return address.known
     return recognise(address.path) or named_like(address.path)
