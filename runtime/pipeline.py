@@ -168,10 +168,7 @@ class Pipeline:
 class Mode:
     """One way from pixels to embeddings; a row of `MODES`.
 
-    Attributes:
-        roles: the graphs that it runs; the first takes the pixels.
-        steps: runs them, one step for each `next`: its name and what it gave; the last gives "embedding".
-        prunes: whether it drops patches.
+    `roles` are its graphs, of which the first takes the pixels; `steps` yields the name and outputs of each, "embedding" the last.
     """
 
     roles: Callable[[PruneSpec], tuple[str, ...]]

@@ -41,12 +41,7 @@ MAX_GROWTH = 256
 
 @dataclass(frozen=True, slots=True)
 class PromptTokenizer:
-    """Turns whole prompts into token ids, without cutting or padding them; safe from many threads.
-
-    Attributes:
-        path: of tokenizer.json, for messages.
-        pad_id: the token id that fills the context behind a prompt.
-    """
+    """Turns whole prompts into token ids, without cutting them or padding them with `pad_id`; safe from many threads."""
 
     path: Path
     pad_id: int

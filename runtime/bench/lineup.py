@@ -35,13 +35,7 @@ Encoders = dict[tuple[str, str, str], Encoder]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One measured variant: how the bundle runs, with how many patches.
-
-    Attributes:
-        scope, batch, engine, precision, mode: as in `BenchRow`.
-        keep: share of the patches that is kept, 0 to 1.
-        counts: patches kept at each location.
-    """
+    """One measured variant, with the fields of `BenchRow`; `counts` are the patches kept at each location."""
 
     scope: str
     batch: int

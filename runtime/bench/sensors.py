@@ -21,10 +21,7 @@ class EnergyMeter:
     """Energy of the processor packages, from the RAPL counters of Linux.
 
     The counters include other jobs and idle power, and are updated about once a millisecond: they describe many calls
-    together, not one.
-
-    Attributes:
-        reason: why there are no readable counters; None if there are.
+    together, not one. `reason` is why there are no readable counters, else None.
     """
 
     def __init__(self, root: Path = _POWERCAP) -> None:
@@ -49,11 +46,7 @@ class EnergyMeter:
 
 
 class GpuMeter:
-    """Energy and memory of one GPU as the driver counts them, for every process that uses it.
-
-    Attributes:
-        reason: why there are no figures; None if there are.
-    """
+    """Energy and memory of one GPU as the driver counts them, for every process that uses it; `reason` is why there are none."""
 
     def __init__(self, number: int = 0) -> None:
         """Opens NVML for a GPU, counted from 0 among those that CUDA_VISIBLE_DEVICES leaves."""
