@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from prtool.errors import ConfigError, EngineError, ShapeError
 from prtool.manifest import GraphSpec, TensorSpec
+from prtool.records import check_value
 from prtool.text_safety import printable
 
 if TYPE_CHECKING:
@@ -73,12 +74,9 @@ class BuildOptions:
     strip_weights: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.level <= 5:
-            raise ConfigError(f"optimisation level = {self.level}, but it must be 0 to 5")
-        if self.workspace_mib < 0:
-            raise ConfigError(f"workspace = {self.workspace_mib} MiB, but it must be 0 (the library's choice) or more")
-        if any(k < 1 for k in self.keeps):
-            raise ConfigError(f"keeps = {list(self.keeps)}, but each must keep at least 1 patch")
+        check_value("level", self.level, minimum=0, maximum=5)
+        check_value("workspace_mib", self.workspace_mib, minimum=0)
+        check_value("keeps", self.keeps, minimum=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +197,7 @@ def check_file(model_path: Path) -> None:
 
 
 def check_signature(model_path: Path, found: Iterable[str], inputs: Sequence[TensorSpec]) -> None:
-    """Compares the input names of a loaded graph with the declared ones.
-
-    Raises:
-        EngineError: they differ.
-    """
+    """Raises EngineError where the input names of a loaded graph are not the declared ones."""
     names, declared = sorted(found), sorted(spec.name for spec in inputs)
     if names != declared:
         raise EngineError(

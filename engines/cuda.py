@@ -12,14 +12,9 @@ if TYPE_CHECKING:
 
 
 def cuda_arrays(device: int, *, records: bool = True) -> "CudaTorchArrays":
-    """PyTorch's arrays on one CUDA device; the same object in each call.
+    """PyTorch's arrays on one CUDA device, the same object in each call; EngineUnavailable where PyTorch or the device is missing.
 
-    Args:
-        device: number of the GPU, from 0.
-        records: whether the engine's work can be recorded as a CUDA graph.
-
-    Raises:
-        EngineUnavailable: PyTorch cannot be imported, or does not find the device.
+    `records` says whether the engine's work can be recorded as a CUDA graph.
     """
     try:
         import torch
@@ -42,11 +37,7 @@ def address(array: DeviceArray) -> int:
 
 
 def described(name: str, array: DeviceArray) -> Array:
-    """A host array of a tensor's shape and dtype, without memory of its own, to be checked in the tensor's place.
-
-    Args:
-        name: of the input, for messages.
-        array: a torch tensor on the device; a numpy array of integers, as a shape input is, is returned as it is.
+    """A host array of a tensor's shape and dtype, without memory of its own, to be checked in its place; a numpy shape input is returned as it is.
 
     Raises:
         ShapeError: the array is no tensor, not contiguous, or of a dtype that no graph takes.

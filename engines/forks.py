@@ -29,25 +29,13 @@ def track(owner: object, engine: str = "") -> None:
 
 
 def check_process(pid: int, what: str) -> None:
-    """Checks that this is still the process that loaded something.
-
-    Args:
-        pid: of the process that loaded it.
-        what: for the message.
-
-    Raises:
-        EngineError: this is a fork of it.
-    """
+    """Raises EngineError where this is a fork of the process, of that `pid`, that loaded `what`."""
     if os.getpid() != pid:
         raise EngineError(f"{what} was loaded before this process was forked, and its threads are not here; load it in each child, or {_SPAWN}")
 
 
 def check_engine(name: str) -> None:
-    """Checks that an engine can be opened in this process.
-
-    Raises:
-        EngineError: this process was forked from one that had opened it, and its library does not start again.
-    """
+    """Raises EngineError where this process was forked from one that had opened the engine, and its library does not start again."""
     if _library(name) in _before_fork - _WORKS_AGAIN:
         raise EngineError(
             f"engine {name} was in use before this process was forked, and its library does not start again in a fork; "

@@ -27,13 +27,8 @@ class Gpu:
 
 
 def gpu(device: int) -> Gpu:
-    """The GPU of that number, counted as CUDA counts.
-
-    Raises:
-        EngineUnavailable: there is no driver, no GPU or none of that number; the message has the driver's reason.
-    """
-    cuda = _library(_DRIVER[0])
-    _check(cuda, cuda.cuInit(0), "cannot be started")
+    """The GPU of that number, counted as CUDA counts; raises EngineUnavailable, with the driver's reason, where there is none."""
+    cuda = _started()
     count, handle = ctypes.c_int(), ctypes.c_int()
     _check(cuda, cuda.cuDeviceGetCount(ctypes.byref(count)), "lists no GPU")
     if device >= count.value:
@@ -49,15 +44,9 @@ class DeviceScope:
     """A context manager in which the calling thread's CUDA calls go to one GPU; many threads may be in it at once."""
 
     def __init__(self, device: int) -> None:
-        """Takes hold of the GPU's primary context, which CUDA's runtime and all libraries on it share, for the life of the process.
-
-        Raises:
-            EngineUnavailable: there is no driver, or no such GPU.
-        """
-        self._cuda = _library(_DRIVER[0])
-        handle = ctypes.c_int()
-        self._context = ctypes.c_void_p()
-        _check(self._cuda, self._cuda.cuInit(0), "cannot be started")
+        """Takes hold of the GPU's primary context, which CUDA's runtime and all libraries on it share, for the life of the process."""
+        self._cuda = _started()
+        handle, self._context = ctypes.c_int(), ctypes.c_void_p()
         _check(self._cuda, self._cuda.cuDeviceGet(ctypes.byref(handle), device), f"does not give device {device}")
         _check(self._cuda, self._cuda.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), handle), f"does not start device {device}")
 
@@ -89,6 +78,12 @@ def is_capturing(stream: int) -> bool:
     state = ctypes.c_int()
     status = cuda.cuStreamIsCapturing(ctypes.c_void_p(stream), ctypes.byref(state))
     return status == 0 and state.value != 0
+
+
+def _started() -> Any:  # noqa: ANN401 - a loaded library
+    cuda = _library(_DRIVER[0])
+    _check(cuda, cuda.cuInit(0), "cannot be started")
+    return cuda
 
 
 def _attribute(cuda: Any, handle: ctypes.c_int, attribute: int) -> int:  # noqa: ANN401 - a loaded library

@@ -8,7 +8,6 @@ import numpy as np
 from prtool.engines.base import BuildOptions, DeviceArray, Profile, ShapeRange
 from prtool.errors import ConfigError, KeepError, ShapeError
 from prtool.manifest import Manifest, TensorSpec
-from prtool.spec import Keep
 
 Sizes = Mapping[str, tuple[int, ...]]
 """What a call asks for: the name of a dynamic axis, or of an input that is itself a shape -> its size or its values."""
@@ -34,8 +33,9 @@ def profiles(manifest: Manifest, build: BuildOptions) -> tuple[Profile, ...]:
             raise KeepError(f"k = {k}, but the bundle allows {low} to {high} patches; build for counts in that range")
     asked = [(k, k, k) for k in build.keeps] or [(low, min(max(manifest.default_keep, low), high), high)]
     # With several locations a graph sees the counts of each, which fall towards the last.
-    ranges = [ShapeRange(lowest, opt, max(manifest.prune.counts(Keep.count(highest)))) for lowest, opt, highest in asked]
-    return tuple(_profile(manifest.prune.always_kept, counts, build.batch) for counts in ranges)
+    ranges = [(lowest, opt, max(manifest.prune.counts(highest))) for lowest, opt, highest in asked]
+    always = manifest.prune.always_kept
+    return tuple({"batch": build.batch, "tokens": ShapeRange(*(always + k for k in counts)), "k": ShapeRange(*counts)} for counts in ranges)
 
 
 def is_shape_input(spec: TensorSpec) -> bool:
@@ -43,24 +43,13 @@ def is_shape_input(spec: TensorSpec) -> bool:
     return spec.dtype == "int64" and len(spec.shape) == 1 and isinstance(spec.shape[0], int)
 
 
-def dynamic_names(inputs: Sequence[TensorSpec]) -> list[str]:
-    """The names that need a range: dynamic axes in their order, then shape inputs."""
-    axes = [axis for spec in inputs for axis in spec.shape if isinstance(axis, str)]
-    return list(dict.fromkeys([*axes, *(spec.name for spec in inputs if is_shape_input(spec))]))
-
-
 def graph_profiles(inputs: Sequence[TensorSpec], profiles: Sequence[Profile], build: BuildOptions) -> tuple[Profile, ...]:
     """The profiles of one graph: of each profile the ranges that the graph has, the same ones once.
 
-    Args:
-        inputs: the graph's declared inputs.
-        profiles: of the whole bundle; () builds for `build.batch` where the batch is all that varies.
-        build: how the engine is built.
-
-    Raises:
-        ConfigError: an axis or a shape input has no range.
+    () builds for `build.batch` where the batch is all that varies; raises ConfigError where an axis or a shape input has no range.
     """
-    names = dynamic_names(inputs)
+    axes = [axis for spec in inputs for axis in spec.shape if isinstance(axis, str)]
+    names = list(dict.fromkeys([*axes, *(spec.name for spec in inputs if is_shape_input(spec))]))
     chosen: list[Profile] = []
     for profile in profiles or ({"batch": build.batch},):
         missing = [name for name in names if name not in profile]
@@ -107,11 +96,6 @@ def choose_profile(profiles: Sequence[Profile], sizes: Sizes, graph: str, engine
         return width, sum(abs(value - ranges[name].opt) for name, values in sizes.items() for value in values)
 
     return min(fitting, key=narrowness)
-
-
-def _profile(always_kept: int, counts: ShapeRange, batch: ShapeRange) -> Profile:
-    tokens = ShapeRange(always_kept + counts.min, always_kept + counts.opt, always_kept + counts.max)
-    return {"batch": batch, "tokens": tokens, "k": counts}
 
 
 def _holds(allowed: ShapeRange, values: Sequence[int]) -> bool:

@@ -42,19 +42,11 @@ class EngineModule(Protocol):
     """What the module of an engine offers. Importing it imports the engine's library."""
 
     def probe(self) -> EngineInfo:
-        """What would run on this machine.
-
-        Raises:
-            EngineUnavailable: the library finds no device.
-        """
+        """What would run on this machine; raises EngineUnavailable where the library finds no device."""
         ...
 
     def open_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> Engine:
-        """Loads an ONNX file.
-
-        Raises:
-            EngineError: the file is missing or damaged, or the engine rejects it; the message names file and reason.
-        """
+        """Loads an ONNX file; raises EngineError, which names file and reason, where it is missing or damaged or the engine rejects it."""
         ...
 
 
@@ -62,12 +54,7 @@ class BuilderModule(EngineModule, Protocol):
     """What the module of an engine that builds ahead offers as well."""
 
     def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, *, rebuild: bool = False) -> "CachedEngine":
-        """The engine file of one graph, from the cache or built now; without a GPU where the library can.
-
-        Raises:
-            EngineError: the library rejects the graph, or the stored engine is damaged.
-            StorageError: the engine cannot be written.
-        """
+        """The engine file of one graph, from the cache or built now; without a GPU where the library can. Raises as `EngineCache.obtain`."""
         ...
 
     def build_target(self, device: int) -> str:
@@ -98,31 +85,13 @@ ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
             "OpenVINO on the CPU; bf16 is its arithmetic on the fp32 graphs",
             {"fp32": "fp32", "bf16": "fp32", "int8": "int8"},
         ),
-        "torch": EngineEntry(
-            "prtool.engines.pytorch.eager",
-            install_hint("export"),
-            "PyTorch on the CUDA device, else on the CPU",
-            _TYPED,
-        ),
+        "torch": EngineEntry("prtool.engines.pytorch.eager", install_hint("export"), "PyTorch on the CUDA device, else on the CPU", _TYPED),
         "torch-compile": EngineEntry(
-            "prtool.engines.pytorch.compiled",
-            install_hint("export"),
-            "torch.compile on the CUDA device, else on the CPU",
-            _TYPED,
+            "prtool.engines.pytorch.compiled", install_hint("export"), "torch.compile on the CUDA device, else on the CPU", _TYPED
         ),
-        "trt": EngineEntry(
-            "prtool.engines.trt.tensorrt",
-            install_hint("tensorrt"),
-            "TensorRT on an NVIDIA GPU",
-            _TYPED,
-            builds_ahead=True,
-        ),
+        "trt": EngineEntry("prtool.engines.trt.tensorrt", install_hint("tensorrt"), "TensorRT on an NVIDIA GPU", _TYPED, builds_ahead=True),
         "trt-rtx": EngineEntry(
-            "prtool.engines.trt.rtx",
-            install_hint("tensorrt-rtx"),
-            "TensorRT-RTX on an RTX GPU; builds without one",
-            _TYPED,
-            builds_ahead=True,
+            "prtool.engines.trt.rtx", install_hint("tensorrt-rtx"), "TensorRT-RTX on an RTX GPU; builds without one", _TYPED, builds_ahead=True
         ),
     }
 )
@@ -146,12 +115,6 @@ def graph_precision(engine: str, precision: str) -> str:
 
 def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> Engine:
     """Opens one ONNX file with the engine of that name.
-
-    Args:
-        name: a key of `ENGINES`.
-        model_path: the ONNX file.
-        inputs: the graph's declared inputs, which every call is checked against.
-        options: precision, threads, device and what to compile for.
 
     Raises:
         ConfigError: no engine has that name.
@@ -179,25 +142,19 @@ def builder(name: str) -> BuilderModule:
 
 
 def probe(name: str) -> EngineInfo:
-    """What would run on this machine.
-
-    Raises:
-        ConfigError: no engine has that name.
-        EngineUnavailable: its library cannot be imported, or finds no device.
-    """
+    """What would run on this machine; raises ConfigError for an unknown name, EngineUnavailable where it cannot run."""
     return _load(name).probe()
 
 
 def list_engines() -> list[EngineStatus]:
     """Every engine by name, with what would run here or the reason why it would not."""
-    return [_status(name, entry) for name, entry in ENGINES.items()]
-
-
-def _status(name: str, entry: EngineEntry) -> EngineStatus:
-    try:
-        return EngineStatus(name, entry.description, probe(name), reason="")
-    except EngineUnavailable as cause:
-        return EngineStatus(name, entry.description, None, reason=str(cause))
+    found = []
+    for name, entry in ENGINES.items():
+        try:
+            found.append(EngineStatus(name, entry.description, probe(name), reason=""))
+        except EngineUnavailable as cause:
+            found.append(EngineStatus(name, entry.description, None, reason=str(cause)))
+    return found
 
 
 def _entry(name: str) -> EngineEntry:

@@ -10,7 +10,6 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from prtool.engines.base import Profile, check_file
 from prtool.engines.profiles import profiles_text
@@ -107,29 +106,16 @@ class BuildRecord:
     seconds: float
     built_at: str
 
-    def to_json(self) -> dict[str, Any]:
-        """The record as it is written."""
-        return {"schema": SCHEMA, **to_plain(self)}
-
 
 def graph_digests(model_path: Path) -> tuple[str, str]:
-    """The SHA-256 of an ONNX file, and of the file of weights next to it ("" where there is none), in hexadecimal.
-
-    Raises:
-        EngineError: there is no such graph.
-        OSError: a file cannot be read.
-    """
+    """The SHA-256 of an ONNX file, and of the file of weights next to it ("" where there is none); raises EngineError without such a graph."""
     check_file(model_path)
     weights = model_path.parent / WEIGHTS_NAME
     return _digest_of(model_path), _digest_of(weights) if weights.is_file() else ""
 
 
 def read_record(folder: Path) -> BuildRecord | None:
-    """The record of an entry's folder; None where there is no engine, or one of another schema.
-
-    Raises:
-        EngineError: the record is damaged, or is not the one of this folder.
-    """
+    """The record of an entry's folder, None without an engine or of another schema; raises EngineError where it is damaged or another's."""
     path = folder / RECORD_FILE
     try:
         value = parse_json(read_regular(path, _RECORD_BYTES))
@@ -148,11 +134,7 @@ def read_record(folder: Path) -> BuildRecord | None:
 
 
 def damage(path: Path, record: BuildRecord) -> str:
-    """How the engine file differs from what was built; "" for a whole one.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """How the engine file differs from what was built; "" for a whole one. Raises FileNotFoundError."""
     size = path.stat().st_size
     if size != record.size:
         return f"it has {size} bytes, but {record.size} were built"

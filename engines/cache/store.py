@@ -16,6 +16,7 @@ from prtool.engines.cache.record import ENGINE_FILE, RECORD_FILE, SCHEMA, BuildR
 from prtool.errors import EngineError, StorageError
 from prtool.exchange import claimed, sweep
 from prtool.files import OutputKind, locked, new_directory, new_file, sha256_file, storage_errors, write_json
+from prtool.records import to_plain
 
 _ENTRY_NAME = re.compile(r"[0-9a-f]{32}")
 _LEFTOVER_NAME = re.compile(r"\.([0-9a-f]{32})\..*")
@@ -50,11 +51,7 @@ class CachedEngine:
     reason: str
 
     def read(self) -> bytes:
-        """The engine's bytes, checked once more, so that what is loaded is what was checked.
-
-        Raises:
-            EngineError: they are not what was built.
-        """
+        """The engine's bytes, checked once more, so that what is loaded is what was checked; EngineError where they are not what was built."""
         try:
             content = self.path.read_bytes()
         except OSError as cause:
@@ -98,11 +95,7 @@ class EngineCache:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        """Touches nothing yet.
-
-        Args:
-            root: the folder, made on the first build; None takes `default_root()`.
-        """
+        """Touches nothing yet; the folder, by default `default_root()`, is made on the first build."""
         self.root = (root or default_root()).absolute()
 
     def obtain(self, key: EngineKey, build: Callable[[Path], None], *, source: str = "", rebuild: bool = False) -> CachedEngine:
@@ -213,7 +206,7 @@ class EngineCache:
             seconds = round(time.monotonic() - started, 3)
             plan = fresh / ENGINE_FILE
             record = BuildRecord(key, source, plan.stat().st_size, sha256_file(plan), seconds, datetime.now(UTC).isoformat(timespec="seconds"))
-            write_json(fresh / RECORD_FILE, record.to_json())
+            write_json(fresh / RECORD_FILE, {"schema": SCHEMA, **to_plain(record)})
         return CachedEngine(folder / ENGINE_FILE, record, built=True, reason=reason)
 
     def _lock(self, digest: str, busy: str) -> contextlib.AbstractContextManager[bool]:

@@ -1,7 +1,8 @@
 """The engine cache as `prtool engine-cache` shows it: what is in it, and which of it to clear."""
 
+import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,27 +69,15 @@ def clear(
         raise ConfigError(f"id = {unknown[0]!r}, but {cache.root} holds no such engine; 'prtool engine-cache list' shows what it holds")
     chosen = list(digests)
     if days is not None:
-        chosen += unused_for(entries, days)
-    if max_mib is not None:
-        chosen += beyond_size(entries, int(max_mib * _MIB))
-    return cache.clear(chosen)
-
-
-def unused_for(entries: Iterable[CacheEntry], days: float) -> list[str]:
-    """Digests of the entries that were not used for that many days."""
-    oldest = time.time() - days * _DAY_S
-    return [entry.digest for entry in entries if entry.last_used < oldest]
-
-
-def beyond_size(entries: Iterable[CacheEntry], limit: int) -> list[str]:
-    """Digests of the entries to remove so that the others hold at most `limit` bytes; those used longest ago go first."""
-    chosen, kept = [], 0
-    for entry in sorted(entries, key=lambda item: item.last_used, reverse=True):
-        if kept + entry.size > limit:
+        oldest = time.time() - days * _DAY_S
+        chosen += [entry.digest for entry in entries if entry.last_used < oldest]
+    left = math.inf if max_mib is None else max_mib * _MIB
+    for entry in entries:  # the one used last first
+        if entry.size > left:
             chosen.append(entry.digest)
         else:
-            kept += entry.size
-    return chosen
+            left -= entry.size
+    return cache.clear(chosen)
 
 
 def _plain(entry: CacheEntry) -> dict[str, Any]:

@@ -57,12 +57,7 @@ class OrtEngine:
         return EngineInfo("ort", onnxruntime.__version__, f"CPU, {self._threads} thread{'s' if self._threads > 1 else ''}")
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the graph once; see `Engine.run`.
-
-        Raises:
-            ShapeError: a name, dtype or shape differs from the declared one.
-            EngineError: the engine is closed, or ONNX Runtime failed; the message has its reason.
-        """
+        """Runs the graph once; see `Engine.run`."""
         session = self._opened()
         check_inputs(self._inputs, inputs, self._file.name)
         feed = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
@@ -105,11 +100,7 @@ def session_settings(threads: int, spinning: bool) -> Any:  # noqa: ANN401 - onn
 
 
 def open_session(model_path: Path, settings: Any, providers: Sequence[str | tuple[str, dict[str, str]]]) -> Any:  # noqa: ANN401 - onnxruntime has no types
-    """Loads a graph; ONNX Runtime may not exchange a provider that fails for another.
-
-    Raises:
-        EngineError: the file is missing or damaged, or ONNX Runtime rejects it.
-    """
+    """Loads a graph, or raises EngineError; ONNX Runtime may not exchange a provider that fails for another."""
     check_file(model_path)
     try:
         return onnxruntime.InferenceSession(os.fspath(model_path), settings, providers=list(providers), enable_fallback=0)

@@ -33,12 +33,10 @@ class OrtCudaEngine(OrtEngine):
     """
 
     def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, stream: int = 0) -> None:
-        """Loads `model_path`.
+        """Loads `model_path`; see `OrtEngine`. `options.device` is used as well, and `threads` for the operators on the CPU.
 
         Args:
-            model_path: the ONNX file; its external data, if any, lies next to it.
-            inputs: the declared inputs, which every call is checked against.
-            options: `device` and `threads` (of the operators on the CPU) are used.
+            model_path, inputs, options: as there.
             stream: handle of the stream to work on; 0 lets the provider make its own.
 
         Raises:
@@ -48,7 +46,7 @@ class OrtCudaEngine(OrtEngine):
         _require_provider()
         gpu(options.device)
         self._device = options.device
-        self._provider = (_PROVIDER, _provider_options(options.device, stream))
+        self._stream = stream
         self._turn = threading.Lock()
         super().__init__(model_path, inputs, options)
 
@@ -66,7 +64,9 @@ class OrtCudaEngine(OrtEngine):
         # Where a provider cannot start, ONNX Runtime warns and takes the next one; the check below rejects that.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            session = open_session(self._file, session_settings(self._threads, options.spinning), [self._provider])
+            session = open_session(
+                self._file, session_settings(self._threads, options.spinning), [(_PROVIDER, _provider_options(self._device, self._stream))]
+            )
         session.disable_fallback()
         running = session.get_providers()
         if not running or running[0] != _PROVIDER:
@@ -81,15 +81,9 @@ class OrtDeviceEngine(OrtCudaEngine):
     """The same, from device arrays to device arrays as well: nothing passes through the host."""
 
     def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, arrays: "CudaTorchArrays") -> None:
-        """Loads `model_path`; see `OrtCudaEngine`.
-
-        Args:
-            model_path, inputs, options: as there.
-            arrays: arrays on the same device that do not record; the session works on the stream that is current now.
-        """
+        """As `OrtCudaEngine`, on the stream of `arrays` that is current now; they are on the same device and do not record."""
         self._arrays = arrays
-        self._stream = arrays.stream
-        super().__init__(model_path, inputs, options, self._stream)
+        super().__init__(model_path, inputs, options, arrays.stream)
 
     @property
     def arrays(self) -> "CudaTorchArrays":
@@ -101,10 +95,6 @@ class OrtDeviceEngine(OrtCudaEngine):
 
         On another stream than the one that was current when the graph was loaded (or where that was the
         default stream, which ONNX Runtime does not take), it waits for the work before it and for its own.
-
-        Raises:
-            ShapeError: a name, dtype or shape differs from the declared one.
-            EngineError: the engine is closed, or ONNX Runtime failed; the message has its reason.
         """
         session = self._opened()
         host = {name: described(name, array) for name, array in inputs.items()}
@@ -134,11 +124,7 @@ class OrtDeviceEngine(OrtCudaEngine):
 
 
 def probe() -> EngineInfo:
-    """What would run on the first GPU.
-
-    Raises:
-        EngineUnavailable: the provider is not in the installed ONNX Runtime, or there is no driver or device.
-    """
+    """What would run on the first GPU; raises EngineUnavailable where the provider, the driver or the device is missing."""
     _require_provider()
     return EngineInfo(_NAME, onnxruntime.__version__, f"{gpu(0).name}, {_PROVIDER}")
 

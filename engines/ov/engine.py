@@ -48,8 +48,9 @@ class OvEngine:
         self._streams = options.streams
         self._fixed = fixed_sizes(inputs, options.profiles)
         self._graph: OvGraph | None = OvGraph(model_path, inputs, _settings(options))
-        first = self._graph.compiled(_part_sizes(self._fixed[0], options.streams) if self._fixed else {})
-        self._info = _info(first, options)
+        fixed = self._fixed[0] if self._fixed else {}
+        largest_part = -(-fixed.get(_BATCH, 0) // options.streams)
+        self._info = _info(self._graph.compiled(_sized(fixed, largest_part)), options)
 
     @property
     def info(self) -> EngineInfo:
@@ -59,9 +60,7 @@ class OvEngine:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once, its batch cut into as many parts as there are streams; see `Engine.run`.
 
-        Raises:
-            ShapeError: a name, dtype or shape differs from the declared one, or a size from those compiled for.
-            EngineError: the engine is closed, or OpenVINO failed; the message has its reason.
+        A size other than those compiled for is a ShapeError as well.
         """
         graph = self._graph
         if graph is None:
@@ -139,11 +138,6 @@ def _info(requests: Requests, options: GraphOptions) -> EngineInfo:
 
 def _cpu_name() -> str:
     return str(core().get_property(DEVICE, "FULL_DEVICE_NAME")).strip()
-
-
-def _part_sizes(fixed: Mapping[str, int], streams: int) -> Mapping[str, int]:
-    """The sizes of the largest part of a whole batch."""
-    return _sized(fixed, -(-fixed.get(_BATCH, 0) // streams))
 
 
 def _sized(fixed: Mapping[str, int], batch: int) -> Mapping[str, int]:

@@ -14,6 +14,7 @@ from openvino import frontend
 
 from prtool.engines.base import Array, Profile, check_file, check_signature, reason
 from prtool.engines.forks import track
+from prtool.engines.profiles import call_sizes
 from prtool.errors import EngineError, EngineUnavailable, KeepError, ShapeError
 from prtool.manifest import TensorSpec
 
@@ -60,16 +61,7 @@ class OvGraph:
     """One ONNX graph, compiled as it stands, or once for each combination of fixed sizes that is run; safe from many threads."""
 
     def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], settings: Mapping[str, object]) -> None:
-        """Reads the file; compiles nothing yet.
-
-        Args:
-            model_path: the ONNX file; its external data, if any, lies next to it.
-            inputs: the declared inputs.
-            settings: OpenVINO's properties of a compiled model.
-
-        Raises:
-            EngineError: the file is missing or damaged, or its inputs are not the declared ones.
-        """
+        """Reads the file; compiles nothing yet. `settings` are OpenVINO's properties of a compiled model; raises EngineError."""
         self._file = model_path
         self._inputs = tuple(inputs)
         self._settings = dict(settings)
@@ -81,12 +73,7 @@ class OvGraph:
         self._outputs = [item.get_node().get_friendly_name().removesuffix(_OUTPUT_SUFFIX) for item in self._model.outputs]
 
     def compiled(self, fixed: Fixed) -> Requests:
-        """The model for these sizes; the first call with them compiles.
-
-        Raises:
-            KeepError: a count is more than the graph has patches.
-            EngineError: OpenVINO cannot compile it.
-        """
+        """The model for these sizes; the first call with them compiles. Raises KeepError for more patches than the graph has, else EngineError."""
         key = tuple(sorted(fixed.items()))
         with self._lock:
             if key not in self._compiled:
@@ -107,11 +94,7 @@ class OvGraph:
 
 @functools.cache
 def core() -> Any:  # noqa: ANN401 - openvino has no types
-    """OpenVINO's entry point, one for the process.
-
-    Raises:
-        EngineUnavailable: it has no CPU device.
-    """
+    """OpenVINO's entry point, one for the process; raises EngineUnavailable where it has no CPU device."""
     made = openvino.Core()
     if DEVICE not in made.available_devices:
         raise EngineUnavailable(f"OpenVINO {version()} finds no CPU device, only {', '.join(made.available_devices) or 'none'}; reinstall openvino")
@@ -125,11 +108,7 @@ def version() -> str:
 
 
 def read(model_path: Path) -> Any:  # noqa: ANN401 - openvino has no types
-    """The ONNX file as OpenVINO's model.
-
-    Raises:
-        EngineError: the file is missing, damaged or holds operators that OpenVINO lacks.
-    """
+    """The ONNX file as OpenVINO's model; raises EngineError where it is missing, damaged or holds operators that OpenVINO lacks."""
     check_file(model_path)
     try:
         # Straight to the ONNX reader: Core.read_model offers a damaged file to every reader, and some of them write to stderr.
@@ -145,15 +124,7 @@ def read(model_path: Path) -> Any:  # noqa: ANN401 - openvino has no types
 
 
 def fixed_sizes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> tuple[Fixed, ...]:
-    """What each profile fixes of this graph: every axis, and the value of an input of one element, whose range holds a single size.
-
-    Args:
-        inputs: the graph's inputs.
-        profiles: what was asked for; a graph uses the axes that it has.
-
-    Returns:
-        One mapping for each different combination, in the order of the profiles; () where nothing is fixed.
-    """
+    """What each profile fixes of this graph, () for nothing: every axis, and the value of an input of one element, whose range holds one size."""
     names = {axis for spec in inputs for axis in spec.shape if isinstance(axis, str)} | {spec.name for spec in inputs if _is_count(spec)}
     found: list[Fixed] = []
     for profile in profiles:
@@ -164,15 +135,10 @@ def fixed_sizes(inputs: Sequence[TensorSpec], profiles: Sequence[Profile]) -> tu
 
 
 def matching(combinations: Sequence[Fixed], inputs: Sequence[TensorSpec], arrays: Mapping[str, Array], graph: str) -> Fixed:
-    """The first combination that these arrays fit.
-
-    Raises:
-        ShapeError: none does.
-    """
+    """The first combination that these arrays fit; raises ShapeError where none does."""
     if not combinations:
         return {}
-    sizes = {axis: n for spec in inputs for axis, n in zip(spec.shape, arrays[spec.name].shape, strict=True) if isinstance(axis, str)}
-    sizes |= {spec.name: int(arrays[spec.name][0]) for spec in inputs if _is_count(spec)}
+    sizes = {name: values[0] for name, values in call_sizes(inputs, arrays).items()}
     for fixed in combinations:
         if all(sizes[name] == size for name, size in fixed.items()):
             return fixed

@@ -162,11 +162,7 @@ class CudaTorchArrays(TorchArrays):
         return int(torch.cuda.current_stream(self._device).cuda_stream)
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
-        """A contiguous tensor whose content is not set, for an engine to write to.
-
-        Raises:
-            RuntimeError: the device has too little memory; the engine knows what to say about it.
-        """
+        """A contiguous tensor whose content is not set, for an engine to write to; RuntimeError where the device has too little memory."""
         made: Tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=self._device)
         return made
 

@@ -1,5 +1,6 @@
 """torch.compile: the PyTorch engine with kernels made for the graph; the first call of a new shape takes seconds to minutes."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,24 +23,16 @@ _MODES = {"cuda": "max-autotune-no-cudagraphs", "cpu": "default"}
 
 
 def probe() -> EngineInfo:
-    """What would run: as engine torch.
-
-    Raises:
-        EngineUnavailable: there is no CUDA device, and for a CPU no C++ compiler.
-    """
+    """What would run: as engine torch; EngineUnavailable where there is no CUDA device, and for a CPU no C++ compiler."""
     _check_compiler(chosen_device(EngineOptions()))
-    found = probe_torch()
-    return EngineInfo(NAME, found.version, found.device)
+    return dataclasses.replace(probe_torch(), name=NAME)
 
 
 def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> TorchEngine:
     """Loads an ONNX file; nothing is compiled before the first call. See `TorchEngine`.
 
     Batch and tokens are symbolic: at most a handful of programs serves every size (1 has its own).
-
-    Raises:
-        EngineUnavailable: there is no such device, or for a CPU no C++ compiler.
-        EngineError: the file is missing or damaged, holds an operator that is not known, or takes other inputs.
+    For a CPU it raises EngineUnavailable where there is no C++ compiler.
     """
     _check_compiler(chosen_device(options))
     axes = {spec.name: [place for place, axis in enumerate(spec.shape) if isinstance(axis, str)] for spec in inputs}

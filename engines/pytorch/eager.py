@@ -40,6 +40,10 @@ class TorchEngine:
                 threads for everything, so it is set for the time of a call and put back afterwards.
             name: what `info` calls the engine.
             prepare: makes the callable of the module.
+
+        Raises:
+            EngineUnavailable: there is no such device.
+            EngineError: the file is missing or damaged, holds an operator that is not known, or takes other inputs.
         """
         self._name = name
         self._file = model_path
@@ -66,12 +70,7 @@ class TorchEngine:
         return self._arrays
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the graph once on numpy arrays; see `Engine.run`.
-
-        Raises:
-            ShapeError: a name, dtype or shape differs from the declared one.
-            EngineError: the engine is closed, PyTorch failed, or the device has too little memory; the message has the reason.
-        """
+        """Runs the graph once on numpy arrays; see `Engine.run`."""
         graph = self._opened()
         check_inputs(self._specs, inputs, self._file.name)
         try:
@@ -81,12 +80,7 @@ class TorchEngine:
             raise self._out_of_memory(inputs, cause) from cause
 
     def run_device(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
-        """Runs the graph once on tensors; see `DeviceEngine.run_device`.
-
-        Raises:
-            ShapeError: a name, dtype or shape differs from the declared one.
-            EngineError: the engine is closed, PyTorch failed, or the device has too little memory; the message has the reason.
-        """
+        """Runs the graph once on tensors; see `DeviceEngine.run_device`."""
         graph = self._opened()
         check_inputs(self._specs, {name: described(name, array) for name, array in inputs.items()}, self._file.name)
         try:
@@ -150,11 +144,7 @@ class TorchEngine:
 
 
 def chosen_device(options: EngineOptions) -> torch.device:
-    """CUDA device number `options.device`; the CPU where PyTorch finds no CUDA device at all.
-
-    Raises:
-        EngineUnavailable: there is CUDA, but no device of that number; or a number was given and there is no CUDA.
-    """
+    """CUDA device number `options.device`; the CPU where PyTorch finds no CUDA device at all, and EngineUnavailable where not that one."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if options.device < count:
         return torch.device("cuda", options.device)
@@ -170,12 +160,7 @@ def probe() -> EngineInfo:
 
 
 def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> TorchEngine:
-    """Loads an ONNX file; see `TorchEngine`.
-
-    Raises:
-        EngineUnavailable: there is no such device.
-        EngineError: the file is missing or damaged, holds an operator that is not known, or takes other inputs.
-    """
+    """Loads an ONNX file; see `TorchEngine`."""
     return TorchEngine(model_path, inputs, options, "torch", lambda graph, device: graph.module)  # noqa: ARG005
 
 

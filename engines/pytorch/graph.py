@@ -57,15 +57,10 @@ class TorchGraph:
 
 
 def load_graph(path: Path, device: torch.device) -> TorchGraph:
-    """Reads an ONNX file of opset 18 to 20, whose weights may lie in a file next to it.
-
-    Raises:
-        EngineError: the file is missing or damaged, or it has an operator that is not in the table.
-    """
+    """Reads an ONNX file of opset 18 to 20, whose weights may lie in a file next to it; raises EngineError where it cannot."""
     check_file(path)
     try:
-        graph = _read(path)
-        return _Translator(graph, path.parent, device).result()
+        return _Translator(_read(path), path.parent, device).result()
     except UnsupportedOperator as cause:
         raise EngineError(f"PyTorch cannot load {path}: the engine does not know {cause}; use engine ort, or report the operator") from cause
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError, KeyError, TypeError, RuntimeError) as cause:

@@ -32,7 +32,6 @@ _DTYPES: Mapping[int, torch.dtype] = MappingProxyType(
         16: torch.bfloat16,
     }
 )
-_TANH = b"tanh"
 
 
 class UnsupportedOperator(Exception):
@@ -65,6 +64,11 @@ def dtype_of(onnx_type: int) -> torch.dtype:
 def _picked(**defaults: object) -> Callable[[Attributes], dict[str, Any]]:
     """Attributes of these names, with ONNX's defaults; all others are left out."""
     return lambda attributes: {name: attributes.get(name, default) for name, default in defaults.items()}
+
+
+def _dim(default: int) -> Callable[[Attributes], dict[str, Any]]:
+    """The attribute `axis`, by PyTorch's name."""
+    return lambda attributes: {"dim": attributes.get("axis", default)}
 
 
 def _needs(**wanted: object) -> Callable[[Attributes], dict[str, Any]]:
@@ -198,18 +202,7 @@ def _l2(x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
 
 
 def _l2_normalised(x: Tensor, *, axis: int) -> Tensor:
-    return torch.div(x, torch.linalg.vector_norm(x, dim=axis, keepdim=True))
-
-
-def _extreme(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def run(x: Tensor, *, axis: int, keepdims: int) -> Tensor:
-        return function(x, dim=axis, keepdim=bool(keepdims))
-
-    return run
-
-
-def _gelu(x: Tensor, *, approximate: bytes) -> Tensor:
-    return functional.gelu(x, approximate="tanh" if approximate == _TANH else "none")
+    return torch.div(x, _l2(x, (axis,), keepdim=True))
 
 
 def _clip(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
@@ -220,16 +213,12 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
-def _concat(*parts: Tensor, axis: int) -> Tensor:
-    return torch.cat(parts, dim=axis)
+def _concat(*parts: Tensor, dim: int) -> Tensor:
+    return torch.cat(parts, dim)
 
 
 def _transpose(x: Tensor, *, perm: Sequence[int]) -> Tensor:
     return x.permute(list(perm) or list(range(x.dim()))[::-1])
-
-
-def _softmax(x: Tensor, *, axis: int) -> Tensor:
-    return functional.softmax(x, dim=axis)
 
 
 def _identity(x: Any) -> Any:  # noqa: ANN401 - a tensor or a size
@@ -247,10 +236,10 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
     {
         **{name: Operator(getattr(torch, name.lower())) for name in _ALIKE},
         "And": Operator(torch.logical_and),
-        "ArgMax": Operator(_extreme(torch.argmax), lambda a: _needs(select_last_index=0)(a) or _picked(axis=0, keepdims=1)(a)),
+        "ArgMax": Operator(torch.argmax, lambda a: {**_needs(select_last_index=0)(a), **_dim(0)(a), "keepdim": bool(a.get("keepdims", 1))}),
         "Cast": Operator(_cast, lambda a: {"to": dtype_of(a["to"])}),
         "Clip": Operator(_clip),
-        "Concat": Operator(_concat, _picked(axis=0)),
+        "Concat": Operator(_concat, _dim(0)),
         "Conv": Operator(patch_convolution, _patch_only),
         "CumSum": Operator(torch.cumsum, _needs(exclusive=0, reverse=0), (1,)),
         "Div": Operator(_divide),
@@ -258,7 +247,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "Expand": Operator(_expand, host_inputs=(1,)),
         "Gather": Operator(_gather, _picked(axis=0)),
         "GatherND": Operator(_gather_nd, _picked(batch_dims=0)),
-        "Gelu": Operator(_gelu, _picked(approximate=b"none")),
+        "Gelu": Operator(functional.gelu, lambda a: {"approximate": "tanh" if a.get("approximate") == b"tanh" else "none"}),
         "Gemm": Operator(gemm, _picked(alpha=1.0, beta=1.0, transA=0, transB=0)),
         "Greater": Operator(torch.gt),
         "Identity": Operator(_identity),
@@ -274,7 +263,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "ReduceSum": Operator(_reduce(torch.sum), _REDUCTION, (1,)),
         "Reshape": Operator(_reshape, _picked(allowzero=0), (1,)),
         "Slice": Operator(_slice, host_inputs=(1, 2, 3, 4)),
-        "Softmax": Operator(_softmax, _picked(axis=-1)),
+        "Softmax": Operator(functional.softmax, _dim(-1)),
         "Split": Operator(_split, _picked(axis=0, num_outputs=0), (1,)),
         "Squeeze": Operator(_squeeze, host_inputs=(1,)),
         "TopK": Operator(top_k, lambda a: _needs(largest=1, sorted=1)(a) or _picked(axis=-1)(a), (1,)),
@@ -326,10 +315,6 @@ def _host_reshape(value: Host, shape: tuple[int, ...]) -> Host:
     return _vector(value) if shape else _vector(value)[0]
 
 
-def _host_squeeze(value: Host, *_: object) -> Host:
-    return _vector(value)[0]
-
-
 def _host_unsqueeze(value: Host, *_: object) -> Host:
     return _vector(value)
 
@@ -371,7 +356,7 @@ HOST_OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "ReduceProd": Operator(_host_reduce_prod, _picked(keepdims=1)),
         "Reshape": Operator(_host_reshape),
         "Slice": Operator(_host_slice),
-        "Squeeze": Operator(_host_squeeze),
+        "Squeeze": Operator(lambda value, *_: _vector(value)[0]),
         "Sub": Operator(_pairwise(operator.sub)),
         "Unsqueeze": Operator(_host_unsqueeze),
     }

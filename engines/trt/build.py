@@ -7,11 +7,11 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from prtool.engines.base import BuildOptions, Profile, ShapeRange, check_file, check_signature
+from prtool.engines.base import BuildOptions, Profile, check_file, check_signature
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
 from prtool.files import write_bytes
 from prtool.manifest import TensorSpec
@@ -44,9 +44,7 @@ class Messages:
 
     def take(self) -> str:
         """Every error once, and forgets them."""
-        texts: list[str] = []
-        while self._found:
-            texts.append(self._found.popleft())
+        texts = [self._found.popleft() for _ in range(len(self._found))]
         return "; ".join(dict.fromkeys(texts)) or "the library gives no reason"
 
 
@@ -84,11 +82,7 @@ class TrtLibrary:
 
 
 def check_options(library: TrtLibrary, options: BuildOptions) -> None:
-    """Refuses what the library has not.
-
-    Raises:
-        ConfigError: an option is asked for that this library, or this version of it, lacks.
-    """
+    """Raises ConfigError for an option that this library, or this version of it, lacks."""
     flags = {"version_compatible": "VERSION_COMPATIBLE", "strip_weights": "STRIP_PLAN"}
     missing = {name: f"version {library.version} has no such flag" for name, flag in flags.items() if not hasattr(library.module.BuilderFlag, flag)}
     for name, why in {**missing, **library.lacks}.items():
@@ -106,15 +100,13 @@ def build_plan(
         model_path: the ONNX file; its external data, if any, lies next to it.
         inputs: the declared inputs; their symbolic axes name the ranges of the profiles.
         profiles: the ranges to build for, as `graph_profiles` gives them.
-        options: how to build; `batch` and `keeps` are in `profiles` already.
+        options: how to build, after `check_options`; `batch` and `keeps` are in `profiles` already.
         timing_file: where the timings of kernels are kept, for a library that takes some.
 
     Raises:
-        ConfigError: an option is one that the library lacks.
         EngineUnavailable: the library builds only with a GPU and finds none.
         EngineError: the file is missing or damaged, or the library rejects it; the message has every reason that it gives.
     """
-    check_options(library, options)
     trt = library.module
     library.messages.take()
     builder = _new_builder(library)
@@ -130,7 +122,8 @@ def build_plan(
     if plan is None:
         raise library.failure(f"{library.title} cannot build {model_path}")
     if timings is not None:
-        _keep_timings(timings, timing_file)
+        content = bytes(timings.serialize())
+        write_bytes(timing_file, hashlib.sha256(content).digest() + content)
     return bytes(plan)
 
 
@@ -175,20 +168,12 @@ def _add_profile(library: TrtLibrary, builder: Any, config: Any, network: Any, s
         tensor = network.get_input(place)
         spec = specs[tensor.name]
         if tensor.is_shape_tensor:
-            allowed, count = profile[tensor.name], int(tensor.shape[0])
-            made.set_shape_input(tensor.name, *((value,) * count for value in _three(allowed)))
+            made.set_shape_input(tensor.name, *zip(*[astuple(profile[tensor.name])] * int(tensor.shape[0]), strict=True))
         elif any(isinstance(axis, str) for axis in spec.shape):
-            made.set_shape(tensor.name, *(_dimensions(spec, profile, which) for which in range(3)))
+            sizes = [astuple(profile[axis]) if isinstance(axis, str) else (axis,) * 3 for axis in spec.shape]
+            made.set_shape(tensor.name, *zip(*sizes, strict=True))
     if config.add_optimization_profile(made) < 0:
         raise library.failure(f"{library.title} rejects the profile {dict(profile)}")
-
-
-def _dimensions(spec: TensorSpec, profile: Profile, which: int) -> tuple[int, ...]:
-    return tuple(_three(profile[axis])[which] if isinstance(axis, str) else axis for axis in spec.shape)
-
-
-def _three(allowed: ShapeRange) -> tuple[int, int, int]:
-    return allowed.min, allowed.opt, allowed.max
 
 
 def _set_timings(library: TrtLibrary, config: Any, path: Path) -> Any:  # noqa: ANN401
@@ -202,8 +187,3 @@ def _set_timings(library: TrtLibrary, config: Any, path: Path) -> Any:  # noqa: 
     if not config.set_timing_cache(cache, False):
         raise library.failure(f"{library.title} rejects the timings in {path}; remove the file")
     return cache
-
-
-def _keep_timings(cache: Any, path: Path) -> None:  # noqa: ANN401
-    timings = bytes(cache.serialize())
-    write_bytes(path, hashlib.sha256(timings).digest() + timings)

@@ -22,11 +22,7 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "
 
 
 def probe(library: TrtLibrary) -> EngineInfo:
-    """What would run on the first GPU.
-
-    Raises:
-        EngineUnavailable: there is no driver or GPU, or PyTorch does not find it; building may still be possible.
-    """
+    """What would run on the first GPU; EngineUnavailable where it or PyTorch's CUDA is missing, though building may still be possible."""
     found = gpu(0)
     cuda_arrays(0)
     return EngineInfo(library.engine, library.version, str(found))

@@ -80,13 +80,7 @@ class TrtEngine:
     """
 
     def __init__(self, plan: TrtPlan, arrays: "CudaTorchArrays", info: EngineInfo) -> None:
-        """Makes no context yet.
-
-        Args:
-            plan: what runs.
-            arrays: arrays on the plan's device.
-            info: what really runs.
-        """
+        """Makes no context yet. `arrays` are on the plan's device."""
         self._plan: TrtPlan | None = plan
         self._graph = plan.graph
         self._arrays = arrays
@@ -106,12 +100,7 @@ class TrtEngine:
         return self._arrays
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Runs the graph once, from and to host arrays; see `Engine.run`. Half-precision outputs come as float32.
-
-        Raises:
-            ShapeError: a name, dtype or shape differs from the declared one, or lies outside what was built.
-            EngineError: the engine is closed, TensorRT failed, or the device has too little memory.
-        """
+        """Runs the graph once, from and to host arrays; see `Engine.run`. Half-precision outputs come as float32."""
         plan = self._opened()
         check_inputs(plan.inputs, inputs, plan.graph)
         on_host = {spec.name for spec in plan.inputs if is_shape_input(spec)}
@@ -123,13 +112,7 @@ class TrtEngine:
             return {name: self._arrays.to_host(array) for name, array in self.run_device(given).items()}
 
     def run_device(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
-        """Runs the graph once on the current stream, from and to device arrays; see `DeviceEngine.run_device`.
-
-        Raises:
-            ShapeError: a name, dtype or shape differs from the declared one, or lies outside what was built.
-            EngineError: the engine is closed, TensorRT failed, or the device has too little memory; the message
-                then says which batch should fit.
-        """
+        """Runs the graph once on the current stream; see `DeviceEngine.run_device`. Where memory runs out, the error says which batch should fit."""
         plan = self._opened()
         check_inputs(plan.inputs, {name: described(name, array) for name, array in inputs.items()}, plan.graph)
         call = _call(plan, inputs)

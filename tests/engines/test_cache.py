@@ -21,7 +21,7 @@ from prtool.engines.base import ShapeRange
 from prtool.engines.cache import store as cache_module
 from prtool.engines.cache.record import ENGINE_FILE, NO_DEVICE, RECORD_FILE, EngineKey, default_root, graph_digests
 from prtool.engines.cache.store import EngineCache
-from prtool.engines.cache.view import CacheView, beyond_size, clear, unused_for
+from prtool.engines.cache.view import CacheView, clear
 from prtool.errors import ConfigError, EngineError, StorageError
 from prtool.graphs.signature import WEIGHTS_NAME
 
@@ -330,7 +330,7 @@ def test_entries_are_listed_the_last_used_first(cache: EngineCache) -> None:
     assert first.record is not None
     assert first.record.key == KEY
     assert first.size == sum(path.stat().st_size for path in (cache.root / KEY.digest).iterdir())
-    assert unused_for([first, second], days=1) == [other.digest]
+    assert clear(cache, days=1).removed == (other.digest,)
 
 
 def test_the_latest_of_several_builds(cache: EngineCache) -> None:
@@ -349,8 +349,8 @@ def test_the_ones_used_longest_ago_go_beyond_a_size(cache: EngineCache) -> None:
         for path in folder.iterdir():
             os.utime(path, (place + 1, place + 1))
     size = cache.entries()[0].size
-    assert beyond_size(cache.entries(), 2 * size + 10) == [keys[1].digest, keys[0].digest]
-    assert beyond_size(cache.entries(), 0) == [key.digest for key in reversed(keys)]
+    assert clear(cache, max_mib=(2 * size + 10) / (1 << 20)).removed == (keys[1].digest, keys[0].digest)
+    assert clear(cache, max_mib=0).removed == (keys[3].digest, keys[2].digest)
 
 
 def test_clearing(cache: EngineCache) -> None:
