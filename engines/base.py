@@ -219,12 +219,10 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array], graph
         array = inputs[spec.name]
         if array.dtype != np.dtype(spec.dtype):
             raise ShapeError(f"{graph}: {spec.name} has dtype {array.dtype}, but the graph takes {spec.dtype}; use .astype({spec.dtype!r})")
-        wanted = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
-        if not _fits(array.shape, wanted):
-            raise ShapeError(f"{graph}: {spec.name} has shape {tuple(array.shape)}, but the graph takes {_shape_text(wanted)}")
+        if wanted := _unlike(spec, array.shape, sizes):
+            raise ShapeError(f"{graph}: {spec.name} has shape {tuple(array.shape)}, but the graph takes {wanted}")
         if 0 in array.shape:
             raise ShapeError(f"{graph}: {spec.name} has shape {tuple(array.shape)}, which holds nothing; give at least one item")
-        sizes.update({axis: n for axis, n in zip(spec.shape, array.shape, strict=True) if isinstance(axis, str)})
 
 
 def check_outputs(graph: GraphSpec, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
@@ -247,20 +245,24 @@ def check_outputs(graph: GraphSpec, inputs: Mapping[str, DeviceArray], outputs: 
         # The names of torch's dtypes are numpy's behind "torch."; what is no array at all (a sequence) has neither dtype nor shape.
         dtype = str(getattr(array, "dtype", type(array).__name__)).removeprefix("torch.")
         shape = tuple(getattr(array, "shape", ()))
-        wanted = tuple(sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape)
-        if dtype != spec.dtype or not _fits(shape, wanted):
+        wanted = _unlike(spec, shape, sizes)
+        if dtype != spec.dtype or wanted:
             raise EngineError(
-                f"{graph.file} gave {spec.name} as {dtype} of shape {_shape_text(shape)}, but {spec.dtype} of shape {_shape_text(wanted)} "
+                f"{graph.file} gave {spec.name} as {dtype} of shape {_shape_text(shape)}, but {spec.dtype} of shape {wanted or _shape_text(shape)} "
                 f"was expected; {_UNLIKE_DECLARED}"
             )
-        sizes.update({axis: n for axis, n in zip(spec.shape, shape, strict=True) if isinstance(axis, str)})
 
 
 _UNLIKE_DECLARED = "do not use this result: export the bundle again, or take another engine"
 
 
-def _fits(shape: Sequence[int], wanted: Sequence[int | str]) -> bool:
-    return len(shape) == len(wanted) and all(isinstance(axis, str) or axis == n for axis, n in zip(wanted, shape, strict=True))
+def _unlike(spec: TensorSpec, shape: Sequence[int], sizes: dict[str, int]) -> str:
+    """The shape that was wanted where `shape` is another, else ""; notes the sizes of symbolic axes, which hold for the tensors after it."""
+    wanted = [sizes.get(axis, axis) if isinstance(axis, str) else axis for axis in spec.shape]
+    if len(shape) != len(wanted) or any(axis != n for axis, n in zip(wanted, shape, strict=True) if not isinstance(axis, str)):
+        return _shape_text(wanted)
+    sizes.update({axis: n for axis, n in zip(spec.shape, shape, strict=True) if isinstance(axis, str)})
+    return ""
 
 
 def _shape_text(shape: Sequence[int | str]) -> str:

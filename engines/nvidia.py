@@ -29,15 +29,14 @@ class Gpu:
 def gpu(device: int) -> Gpu:
     """The GPU of that number, counted as CUDA counts; raises EngineUnavailable, with the driver's reason, where there is none."""
     cuda = _started()
-    count, handle = ctypes.c_int(), ctypes.c_int()
-    _check(cuda, cuda.cuDeviceGetCount(ctypes.byref(count)), "lists no GPU")
-    if device >= count.value:
-        raise EngineUnavailable(f"device = {device}, but the NVIDIA driver lists {count.value} (from 0); CUDA_VISIBLE_DEVICES may hide others")
-    _check(cuda, cuda.cuDeviceGet(ctypes.byref(handle), device), f"does not give device {device}")
+    count = _number(cuda, cuda.cuDeviceGetCount, "lists no GPU").value
+    if device >= count:
+        raise EngineUnavailable(f"device = {device}, but the NVIDIA driver lists {count} (from 0); CUDA_VISIBLE_DEVICES may hide others")
+    handle = _number(cuda, cuda.cuDeviceGet, f"does not give device {device}", device)
     name = ctypes.create_string_buffer(_NAME_BYTES)
     _check(cuda, cuda.cuDeviceGetName(name, _NAME_BYTES, handle), f"does not name device {device}")
-    numbers = [_attribute(cuda, handle, attribute) for attribute in (_MAJOR, _MINOR)]
-    return Gpu(name.value.decode(), f"{numbers[0]}.{numbers[1]}", _driver_version(cuda))
+    major, minor = (_number(cuda, cuda.cuDeviceGetAttribute, f"does not give attribute {item}", item, handle).value for item in (_MAJOR, _MINOR))
+    return Gpu(name.value.decode(), f"{major}.{minor}", _driver_version(cuda))
 
 
 class DeviceScope:
@@ -46,8 +45,8 @@ class DeviceScope:
     def __init__(self, device: int) -> None:
         """Takes hold of the GPU's primary context, which CUDA's runtime and all libraries on it share, for the life of the process."""
         self._cuda = _started()
-        handle, self._context = ctypes.c_int(), ctypes.c_void_p()
-        _check(self._cuda, self._cuda.cuDeviceGet(ctypes.byref(handle), device), f"does not give device {device}")
+        self._context = ctypes.c_void_p()
+        handle = _number(self._cuda, self._cuda.cuDeviceGet, f"does not give device {device}", device)
         _check(self._cuda, self._cuda.cuDevicePrimaryCtxRetain(ctypes.byref(self._context), handle), f"does not start device {device}")
 
     def __enter__(self) -> None:
@@ -86,16 +85,15 @@ def _started() -> Any:  # noqa: ANN401 - a loaded library
     return cuda
 
 
-def _attribute(cuda: Any, handle: ctypes.c_int, attribute: int) -> int:  # noqa: ANN401 - a loaded library
+def _number(cuda: Any, call: Any, problem: str, *arguments: object) -> ctypes.c_int:  # noqa: ANN401
     value = ctypes.c_int()
-    _check(cuda, cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, handle), f"does not give attribute {attribute}")
-    return value.value
+    _check(cuda, call(ctypes.byref(value), *arguments), problem)
+    return value
 
 
 def _driver_version(cuda: Any) -> str:  # noqa: ANN401
-    newest = ctypes.c_int()
-    _check(cuda, cuda.cuDriverGetVersion(ctypes.byref(newest)), "has no version")
-    runs = f"CUDA {newest.value // 1000}.{newest.value % 1000 // 10}"
+    newest = _number(cuda, cuda.cuDriverGetVersion, "has no version").value
+    runs = f"CUDA {newest // 1000}.{newest % 1000 // 10}"
     try:
         nvml = _library(_DRIVER[1])
     except EngineUnavailable:

@@ -9,7 +9,7 @@ from prtool.engines.base import DeviceArray
 from prtool.engines.forks import track
 
 if TYPE_CHECKING:
-    from prtool.engines.pytorch.arrays import Recording, TorchArrays
+    from prtool.engines.pytorch.arrays import TorchArrays
 
 # A recording holds the activations of its largest graph; at batch 256 of ViT-L/14 that is gigabytes.
 MAX_RECORDINGS = 8
@@ -68,7 +68,7 @@ class _Slot:
     def __init__(self, arrays: "TorchArrays", work: Callable[[DeviceArray], DeviceArray]) -> None:
         self._arrays = arrays
         self._work = work
-        self._recorded: tuple[DeviceArray, Recording] | None = None
+        self._recorded: tuple[DeviceArray, Callable[[], DeviceArray]] | None = None
         self._read: Callable[[], None] | None = None
         self._lock = threading.Lock()
 
@@ -79,9 +79,9 @@ class _Slot:
             if self._recorded is None:
                 kept = self._arrays.copy(pixels)
                 self._recorded = kept, self._arrays.capture(lambda: self._work(kept))
-            static, recording = self._recorded
+            static, replay = self._recorded
             static[...] = pixels
-            result = self._arrays.copy(recording.replay())
+            result = self._arrays.copy(replay())
             self._read = self._arrays.fence()
             return result
 

@@ -8,7 +8,7 @@ import torch
 
 from prtool.engines.base import DeviceArray, EngineInfo, EngineOptions
 from prtool.engines.pytorch import eager as torch_
-from prtool.engines.pytorch.arrays import Recording, TorchArrays
+from prtool.engines.pytorch.arrays import TorchArrays
 from prtool.errors import EngineUnavailable
 from prtool.manifest import TensorSpec
 
@@ -42,22 +42,18 @@ class FakeGpuArrays(TorchArrays):
 
         return wait
 
-    def capture(self, step: Callable[[], DeviceArray]) -> Recording:
+    def capture(self, step: Callable[[], DeviceArray]) -> Callable[[], DeviceArray]:
         self.captures += 1
-        return _Recorded(self, step)
+        result = step()
+
+        def replay() -> DeviceArray:
+            self.replays += 1
+            return result.copy_(step())
+
+        return replay
 
     def synchronise(self) -> None:
         self.synchronisations += 1
-
-
-class _Recorded(Recording):
-    def __init__(self, arrays: FakeGpuArrays, step: Callable[[], DeviceArray]) -> None:
-        self.arrays, self.step, self.result = arrays, step, step()
-
-    def replay(self) -> DeviceArray:
-        self.arrays.replays += 1
-        self.result.copy_(self.step())
-        return self.result
 
 
 ARRAYS = FakeGpuArrays()

@@ -81,16 +81,16 @@ def _works(encoder: Encoder, forwards: Forwards, pixels: Tensor, keeps: Sequence
 
         return run
 
-    works: dict[str, Work] = {"full": arrays.capture(lambda: full(pixels)).replay}
+    works: dict[str, Work] = {"full": arrays.capture(lambda: full(pixels))}
     for keep in keeps:
-        works[f"keep {keep}"] = arrays.capture(chain(encoder.count(keep))).replay
+        works[f"keep {keep}"] = arrays.capture(chain(encoder.count(keep)))
     if PARTS_AT in keeps:
         k = encoder.count(PARTS_AT)
         tokens, scores = pre(pixels)
         kept = arrays.gather(tokens, arrays.select(scores, k), prefix, 0)
-        works["part pre"] = arrays.capture(lambda: pre(pixels)[1]).replay
-        works["part select"] = arrays.capture(lambda: arrays.gather(tokens, arrays.select(scores, k), prefix, 0)).replay
-        works["part post"] = arrays.capture(lambda: post(kept)).replay
+        works["part pre"] = arrays.capture(lambda: pre(pixels)[1])
+        works["part select"] = arrays.capture(lambda: arrays.gather(tokens, arrays.select(scores, k), prefix, 0))
+        works["part post"] = arrays.capture(lambda: post(kept))
     return works
 
 

@@ -104,23 +104,22 @@ class OrtDeviceEngine(OrtCudaEngine):
             with self._turn:
                 binding = session.io_binding()
                 for name, array in inputs.items():
-                    self._bind(binding, name, array, host[name])
+                    if isinstance(array, np.ndarray):
+                        binding.bind_cpu_input(name, np.ascontiguousarray(array))
+                    else:
+                        binding.bind_input(name, "cuda", self._device, host[name].dtype.type, list(host[name].shape), address(array))
                 for name in self._outputs:
                     binding.bind_output(name, "cuda", self._device)
                 if not in_order:
                     self._arrays.synchronise()
-                session.run_with_iobinding(binding, _run_options(waits=not in_order))
+                options = onnxruntime.RunOptions()
+                options.add_run_config_entry("disable_synchronize_execution_providers", str(int(in_order)))
+                session.run_with_iobinding(binding, options)
                 results = binding.get_outputs()
         except FAILURES as cause:
             raise self._failed(host, cause) from cause
         # Through DLPack: the array holds ONNX Runtime's memory and gives it back when it goes.
         return {name: self._arrays.to_device(value) for name, value in zip(self._outputs, results, strict=True)}
-
-    def _bind(self, binding: Any, name: str, array: DeviceArray, host: Array) -> None:  # noqa: ANN401 - onnxruntime has no types
-        if isinstance(array, np.ndarray):
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        else:
-            binding.bind_input(name, "cuda", self._device, host.dtype.type, list(host.shape), address(array))
 
 
 def probe() -> EngineInfo:
@@ -157,9 +156,3 @@ def _provider_options(device: int, stream: int) -> dict[str, str]:
         "cudnn_conv_algo_search": "HEURISTIC",
     }
     return options | ({"user_compute_stream": str(stream)} if stream else {})
-
-
-def _run_options(waits: bool) -> Any:  # noqa: ANN401 - onnxruntime has no types
-    options = onnxruntime.RunOptions()
-    options.add_run_config_entry("disable_synchronize_execution_providers", str(int(not waits)))
-    return options

@@ -11,6 +11,7 @@ import numpy as np
 from prtool.cpus import granted_cpus
 from prtool.engines.base import Array, EngineInfo, GraphOptions, check_inputs
 from prtool.engines.ov.graph import DEVICE, FAILURES, OvGraph, Requests, core, fixed_sizes, matching, message_of, version
+from prtool.engines.profiles import call_sizes
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
 from prtool.manifest import TensorSpec
 
@@ -68,7 +69,7 @@ class OvEngine:
         check_inputs(self._inputs, inputs, self._file.name)
         fixed = matching(self._fixed, self._inputs, inputs, self._file.name)
         parts = self._cut({name: np.ascontiguousarray(array) for name, array in inputs.items()})
-        models = [graph.compiled(_sized(fixed, self._batch(part))) for part in parts]
+        models = [graph.compiled(_sized(fixed, call_sizes(self._inputs, part).get(_BATCH, (0,))[0])) for part in parts]
         try:
             return _run_parts(models, parts)
         except FAILURES as cause:
@@ -87,9 +88,6 @@ class OvEngine:
             return [feed]
         cut = {name: np.array_split(array, count) if name in batched else [array] * count for name, array in feed.items()}
         return [{name: pieces[place] for name, pieces in cut.items()} for place in range(count)]
-
-    def _batch(self, part: Mapping[str, Array]) -> int:
-        return next((len(part[spec.name]) for spec in self._inputs if spec.shape[:1] == (_BATCH,)), 0)
 
 
 def probe() -> EngineInfo:

@@ -23,9 +23,11 @@ class TorchArrays:
 
     Attributes:
         records: whether `capture` records work, so that a replay costs one launch.
+        checks_values: whether NaN in scores and indices out of range are looked for.
     """
 
     records = False
+    checks_values = True
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -74,7 +76,10 @@ class TorchArrays:
         patches = scores.shape[1]
         if not 1 <= k <= patches:
             raise KeepError(f"k = {k}, but there are {patches} patches to choose from; give 1 to {patches}")
-        self._check_scores(scores)
+        if self.checks_values and bool(scores.isnan().any()):
+            raise ShapeError(
+                "scores hold NaN, and NaN has no rank; look for NaN or infinity in the pixels, or for overflow in a half-precision graph"
+            )
         # -0.0 + 0.0 is 0.0, so the two zeros are equal to every sort; torch.topk promises no order among equals.
         return torch.sort(scores + 0.0, dim=1, descending=True, stable=True).indices[:, :k].contiguous()
 
@@ -89,7 +94,9 @@ class TorchArrays:
                 f"tokens {tuple(tokens.shape)} and indices {tuple(indices.shape)} do not fit; they must be (batch, tokens, width) and (batch, k)"
             )
         batch, length, width = tokens.shape
-        self._check_indices(indices, length - prefix_tokens - learnable_tokens)
+        patches = length - prefix_tokens - learnable_tokens
+        if self.checks_values and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < patches:
+            raise ShapeError(f"indices run from {int(indices.min())} to {int(indices.max())}, but there are the patches 0 to {patches - 1}")
         places = torch.arange(length, device=tokens.device).expand(batch, length)
         parts = (places[:, :prefix_tokens], indices + prefix_tokens, places[:, length - learnable_tokens :])
         rows = torch.cat(parts, dim=1) + torch.arange(batch, device=tokens.device)[:, None] * length
@@ -108,19 +115,9 @@ class TorchArrays:
         """Marks the end of the work so far on the current stream; calling the result makes the caller's stream wait for it."""
         return self.synchronise
 
-    def capture(self, step: Callable[[], DeviceArray]) -> "Recording":
-        """Records the work of `step`, to be replayed; where nothing is recorded, `replay` calls `step`."""
-        return Recording(step)
-
-    def _check_scores(self, scores: Tensor) -> None:
-        if bool(scores.isnan().any()):
-            raise ShapeError(
-                "scores hold NaN, and NaN has no rank; look for NaN or infinity in the pixels, or for overflow in a half-precision graph"
-            )
-
-    def _check_indices(self, indices: Tensor, patches: int) -> None:
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < patches:
-            raise ShapeError(f"indices run from {int(indices.min())} to {int(indices.max())}, but there are the patches 0 to {patches - 1}")
+    def capture(self, step: Callable[[], DeviceArray]) -> Callable[[], DeviceArray]:
+        """Records the work of `step`; calling the result does it again, and gives an array that the next call may overwrite."""
+        return step
 
     def _tensor(self, array: object) -> Tensor:
         if isinstance(array, Tensor):
@@ -152,6 +149,8 @@ class CudaTorchArrays(TorchArrays):
     (it shows as an embedding that is not finite) and indices out of range (`select` gives none).
     """
 
+    checks_values = False
+
     def __init__(self, device: torch.device, records: bool = True) -> None:
         super().__init__(device)
         self.records = records
@@ -172,7 +171,7 @@ class CudaTorchArrays(TorchArrays):
         event.record(torch.cuda.current_stream(self._device))
         return lambda: torch.cuda.current_stream(self._device).wait_event(event)
 
-    def capture(self, step: Callable[[], DeviceArray]) -> "Recording":
+    def capture(self, step: Callable[[], DeviceArray]) -> Callable[[], DeviceArray]:
         """A CUDA graph of `step`, in memory of its own.
 
         Raises:
@@ -191,13 +190,7 @@ class CudaTorchArrays(TorchArrays):
         with self._mapped():
             torch.cuda.synchronize(self._device)
 
-    def _check_scores(self, scores: Tensor) -> None:
-        pass
-
-    def _check_indices(self, indices: Tensor, patches: int) -> None:
-        pass
-
-    def _record(self, step: Callable[[], DeviceArray]) -> "Recording":
+    def _record(self, step: Callable[[], DeviceArray]) -> Callable[[], DeviceArray]:
         side = cast(Any, torch.cuda.Stream)()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -208,34 +201,15 @@ class CudaTorchArrays(TorchArrays):
         # Other threads may go on with their own work while this one records.
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             result = step()
-        return _Graph(graph, result)
 
+        def replay() -> DeviceArray:
+            try:
+                graph.replay()
+            except RuntimeError as cause:
+                raise EngineError(f"a CUDA graph failed: {reason(cause, 1)}") from cause
+            return result
 
-class Recording:
-    """Work that is done again by calling it."""
-
-    def __init__(self, step: Callable[[], DeviceArray]) -> None:
-        self._step = step
-
-    def replay(self) -> DeviceArray:
-        """Does the work again; a CUDA graph gives the same array each time, which the next replay overwrites."""
-        return self._step()
-
-
-class _Graph(Recording):
-    """A CUDA graph and the tensor that it writes."""
-
-    def __init__(self, graph: torch.cuda.CUDAGraph, result: DeviceArray) -> None:
-        super().__init__(lambda: result)
-        self._graph = graph
-        self._result = result
-
-    def replay(self) -> DeviceArray:
-        try:
-            self._graph.replay()
-        except RuntimeError as cause:
-            raise EngineError(f"a CUDA graph failed: {reason(cause, 1)}") from cause
-        return self._result
+        return replay
 
 
 @functools.cache

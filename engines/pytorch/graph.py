@@ -79,14 +79,6 @@ def _read(path: Path) -> Any:  # noqa: ANN401 - onnx has no types
     return model.graph
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A value of the graph: an fx node, or what is known now (`node` is then an int or a tuple); `host` when it is a size or shape."""
-
-    node: Any
-    host: bool
-
-
 class _Translator:
     """Writes one fx call for each ONNX node."""
 
@@ -100,12 +92,14 @@ class _Translator:
         self.shape_inputs = frozenset(item.name for item in graph.input if item.name in self.inputs and _is_shape(item))
         self.root = nn.Module()
         self.fx = fx.Graph()
-        self.values: dict[str, _Value] = {}
+        # What the nodes give: fx nodes, or what is known now (an int or a tuple). Names in `sizes` are Python numbers when the graph runs.
+        self.values: dict[str, Any] = {}
+        self.sizes = set(self.shape_inputs)
         self.buffers: dict[tuple[str, torch.dtype | None], fx.Node] = {}
 
     def result(self) -> TorchGraph:
         for number, name in enumerate(self.inputs):
-            self.values[name] = _Value(self.fx.placeholder(f"input_{number}"), name in self.shape_inputs)
+            self.values[name] = self.fx.placeholder(f"input_{number}")
         nodes = list(self._nodes())
         types = {item.name: item.type.tensor_type.elem_type for item in self.onnx.input if item.name in self.inputs}
         for node in fuse(nodes, self.outputs, {name: item.data_type for name, item in self.weights.items()}, types):
@@ -165,17 +159,18 @@ class _Translator:
         self._set(node, self.fx.call_function(row.run, tuple(arguments), row.settings(attributes)))
 
     def _set(self, node: Node, made: fx.Node, host: bool = False) -> None:
+        self.sizes.update(node.outputs if host else ())
         if len(node.outputs) == 1 and node.operator not in ("Split", "TopK"):
-            self.values[node.outputs[0]] = _Value(made, host)
+            self.values[node.outputs[0]] = made
             return
         for place, name in enumerate(node.outputs):
             if name:
-                self.values[name] = _Value(self.fx.call_function(operator.getitem, (made, place)), host)
+                self.values[name] = self.fx.call_function(operator.getitem, (made, place))
 
     def _all_host(self, node: Node) -> bool:
         """Whether a node works on sizes alone: at least one that is found while the graph runs, the others known integers."""
-        found = [self.values[name].host if name in self.values else None for name in node.inputs if name]
-        return True in found and False not in found and all(name in self.values or self._is_known_integer(name) for name in node.inputs if name)
+        names = [name for name in node.inputs if name]
+        return not self.sizes.isdisjoint(names) and all(name in self.sizes or self._is_known_integer(name) for name in names)
 
     def _is_known_integer(self, name: str) -> bool:
         item = self.weights.get(name)
@@ -186,10 +181,9 @@ class _Translator:
         if not name:
             return None
         if name in self.values:
-            value = self.values[name]
-            if not value.host:
+            if name not in self.sizes:
                 raise UnsupportedOperator(f"{name}, which is computed on the device, is used as a size")
-            return value.node
+            return self.values[name]
         if not self._is_known_integer(name):
             raise UnsupportedOperator(f"{name} is used as a size, but is no vector of integers")
         found = _array(self.weights[name], self.folder).tolist()
@@ -198,8 +192,8 @@ class _Translator:
     def _tensor(self, name: str, dtype: torch.dtype | None = None) -> fx.Node:
         """A value as a tensor: a weight becomes a buffer when it is first used, converted to `dtype` if that is given."""
         if name in self.values:
-            value = self.values[name]
-            return self.fx.call_function(as_tensor, (value.node, self.device)) if value.host else value.node
+            value: fx.Node = self.values[name]
+            return self.fx.call_function(as_tensor, (value, self.device)) if name in self.sizes else value
         if (name, dtype) not in self.buffers:
             place = f"weight_{len(self.buffers)}"
             tensor = _weight(self.weights[name], self.folder)

@@ -315,6 +315,10 @@ def _host_reshape(value: Host, shape: tuple[int, ...]) -> Host:
     return _vector(value) if shape else _vector(value)[0]
 
 
+def _host_squeeze(value: Host, *_: object) -> Host:
+    return _vector(value)[0]
+
+
 def _host_unsqueeze(value: Host, *_: object) -> Host:
     return _vector(value)
 
@@ -356,7 +360,7 @@ HOST_OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "ReduceProd": Operator(_host_reduce_prod, _picked(keepdims=1)),
         "Reshape": Operator(_host_reshape),
         "Slice": Operator(_host_slice),
-        "Squeeze": Operator(lambda value, *_: _vector(value)[0]),
+        "Squeeze": Operator(_host_squeeze),
         "Sub": Operator(_pairwise(operator.sub)),
         "Unsqueeze": Operator(_host_unsqueeze),
     }

@@ -107,7 +107,8 @@ def _obtain(
     library: TrtLibrary, model_path: Path, inputs: Sequence[TensorSpec], key: EngineKey, root: Path | None, *, rebuild: bool = False
 ) -> CachedEngine:
     cache = EngineCache(root)
-    timing_file = cache.timing_folder / f"{library.engine}-{library.version}-{_plain(key.device)}.timing"
+    device = "".join(character if character.isalnum() else "-" for character in key.device)
+    timing_file = cache.timing_folder / f"{library.engine}-{library.version}-{device}.timing"
 
     def write(path: Path) -> None:
         options: dict[str, Any] = key.options
@@ -152,7 +153,3 @@ def _outputs(library: TrtLibrary, engine: Any) -> dict[str, str]:  # noqa: ANN40
     if strange:
         raise EngineError(f"outputs {strange} have dtypes that no array here has; known are {', '.join(_DTYPES)}")
     return {name: _DTYPES[kind] for name, kind in kinds.items()}
-
-
-def _plain(name: str) -> str:
-    return "".join(character if character.isalnum() else "-" for character in name)
