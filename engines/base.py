@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from prtool.text_safety import printable
 if TYPE_CHECKING:
     from prtool.engines.pytorch.arrays import TorchArrays
 
+_Loaded = TypeVar("_Loaded")
 Array = npt.NDArray[Any]
 DeviceArray = Any
 """An array on an engine's device: a torch tensor, as its `arrays` makes them."""
@@ -188,6 +189,13 @@ def reason(cause: BaseException, lines: int = 8) -> str:
     """What a library says of its failure, on one line of limited length: its first lines that are not empty, or the kind of the failure."""
     found = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return printable("; ".join(found[:lines]), 400) or type(cause).__name__
+
+
+def opened(loaded: _Loaded | None, graph: str) -> _Loaded:
+    """What an engine holds of a graph; raises EngineError where it was closed, and holds None."""
+    if loaded is None:
+        raise EngineError(f"{graph} is closed; open it again to run it")
+    return loaded
 
 
 def check_file(model_path: Path) -> None:

@@ -16,16 +16,8 @@ Sizes = Mapping[str, tuple[int, ...]]
 def profiles(manifest: Manifest, build: BuildOptions) -> tuple[Profile, ...]:
     """The profiles of every graph of a bundle; a graph uses the axes that it has.
 
-    Args:
-        manifest: says how many patches a call may keep, and which tokens are kept besides.
-        build: batches, and the keep counts that get a narrow profile each.
-
-    Returns:
-        One profile over the bundle's whole keep range, optimised for the default keep; or, with
-        `build.keeps`, one profile for each count.
-
-    Raises:
-        KeepError: a count is outside the bundle's keep range.
+    One profile for each count of `build.keeps`, else one over the bundle's whole keep range, optimised for the default keep.
+    Raises KeepError where a count is outside that range.
     """
     low, high = manifest.keep_range
     for k in build.keeps:

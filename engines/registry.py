@@ -46,7 +46,13 @@ class EngineModule(Protocol):
         ...
 
     def open_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> Engine:
-        """Loads an ONNX file; raises EngineError, which names file and reason, where it is missing or damaged or the engine rejects it."""
+        """Loads an ONNX file, whose external data lie next to it; every call is checked against the declared `inputs`.
+
+        Raises:
+            ConfigError: an option is not one of the engine's.
+            EngineUnavailable: the library finds no such device, or the device has not the precision.
+            EngineError: the file is missing or damaged, the engine rejects it, or its inputs are not the declared ones; the message names the file.
+        """
         ...
 
 

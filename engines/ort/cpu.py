@@ -10,7 +10,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native  # pyright: ignore[reportAttributeAccessIssue] - compiled, no stubs
 
 from prtool.cpus import granted_cpus
-from prtool.engines.base import Array, EngineInfo, EngineOptions, check_file, check_inputs, check_signature, reason
+from prtool.engines.base import Array, EngineInfo, EngineOptions, check_file, check_inputs, check_signature, opened, reason
 from prtool.errors import EngineError
 from prtool.manifest import TensorSpec
 
@@ -34,16 +34,7 @@ class OrtEngine:
     """
 
     def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> None:
-        """Loads `model_path`.
-
-        Args:
-            model_path: the ONNX file; its external data, if any, lies next to it.
-            inputs: the declared inputs, which every call is checked against.
-            options: `threads` and `spinning` are used.
-
-        Raises:
-            EngineError: the file is missing or damaged, ONNX Runtime rejects it, or its inputs are not the declared ones.
-        """
+        """Loads `model_path`; see `EngineModule.open_graph`. `threads` and `spinning` of the options are used."""
         self._file = model_path
         self._inputs = tuple(inputs)
         self._threads = options.threads or granted_cpus()
@@ -58,7 +49,7 @@ class OrtEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once; see `Engine.run`."""
-        session = self._opened()
+        session = opened(self._session, self._file.name)
         check_inputs(self._inputs, inputs, self._file.name)
         feed = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         try:
@@ -73,12 +64,6 @@ class OrtEngine:
 
     def _open(self, options: EngineOptions) -> Any:  # noqa: ANN401 - onnxruntime has no types
         return open_session(self._file, session_settings(self._threads, options.spinning), [_PROVIDER])
-
-    def _opened(self) -> Any:  # noqa: ANN401 - onnxruntime has no types
-        session = self._session
-        if session is None:
-            raise EngineError(f"{self._file.name} is closed; open it again to run it")
-        return session
 
     def _failed(self, feed: Mapping[str, Any], cause: Exception) -> EngineError:
         sizes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in feed.items())
@@ -113,6 +98,4 @@ def probe() -> EngineInfo:
     return EngineInfo("ort", onnxruntime.__version__, f"CPU, {granted_cpus()} threads")
 
 
-def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions) -> OrtEngine:
-    """Loads an ONNX file; see `OrtEngine`."""
-    return OrtEngine(model_path, inputs, options)
+open_graph = OrtEngine

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, check_inputs
+from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, check_inputs, opened
 from prtool.engines.cuda import address, cuda_arrays, described
 from prtool.engines.nvidia import gpu
 from prtool.engines.ort.cpu import FAILURES, OrtEngine, open_session, session_settings
@@ -33,16 +33,7 @@ class OrtCudaEngine(OrtEngine):
     """
 
     def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: EngineOptions, stream: int = 0) -> None:
-        """Loads `model_path`; see `OrtEngine`. `options.device` is used as well, and `threads` for the operators on the CPU.
-
-        Args:
-            model_path, inputs, options: as there.
-            stream: handle of the stream to work on; 0 lets the provider make its own.
-
-        Raises:
-            EngineUnavailable: the installed ONNX Runtime has no CUDA provider, or it finds no driver, library or device.
-            EngineError: as `OrtEngine`.
-        """
+        """As `OrtEngine`; `options.device` is used too. `stream` is the handle of the stream to work on; 0 lets the provider make its own."""
         _require_provider()
         gpu(options.device)
         self._device = options.device
@@ -96,7 +87,7 @@ class OrtDeviceEngine(OrtCudaEngine):
         On another stream than the one that was current when the graph was loaded (or where that was the
         default stream, which ONNX Runtime does not take), it waits for the work before it and for its own.
         """
-        session = self._opened()
+        session = opened(self._session, self._file.name)
         host = {name: described(name, array) for name, array in inputs.items()}
         check_inputs(self._inputs, host, self._file.name)
         in_order = self._stream != 0 and self._arrays.stream == self._stream

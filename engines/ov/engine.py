@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prtool.cpus import granted_cpus
-from prtool.engines.base import Array, EngineInfo, GraphOptions, check_inputs
+from prtool.engines.base import Array, EngineInfo, GraphOptions, check_inputs, opened
 from prtool.engines.ov.graph import DEVICE, FAILURES, OvGraph, Requests, core, fixed_sizes, matching, message_of, version
 from prtool.engines.profiles import call_sizes
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
@@ -31,18 +31,9 @@ class OvEngine:
     """
 
     def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> None:
-        """Reads and compiles `model_path`.
+        """Reads and compiles `model_path`; see `EngineModule.open_graph`. `precision`, `threads`, `streams` and `profiles` are used.
 
-        Args:
-            model_path: the ONNX file; its external data, if any, lies next to it.
-            inputs: the declared inputs, which every call is checked against.
-            options: `precision`, `threads`, `streams` and `profiles` are used. OpenVINO lowers `threads` to the CPUs
-                that the process may use; `info` has the number.
-
-        Raises:
-            ConfigError: the precision is not one of OpenVINO's, or there are more streams than threads.
-            EngineUnavailable: the CPU has no arithmetic of that precision.
-            EngineError: the file is missing or damaged, OpenVINO rejects it, or its inputs are not the declared ones.
+        OpenVINO lowers `threads` to the CPUs that the process may use; `info` has the number.
         """
         self._file = model_path
         self._inputs = tuple(inputs)
@@ -63,9 +54,7 @@ class OvEngine:
 
         A size other than those compiled for is a ShapeError as well.
         """
-        graph = self._graph
-        if graph is None:
-            raise EngineError(f"{self._file.name} is closed; open it again to run it")
+        graph = opened(self._graph, self._file.name)
         check_inputs(self._inputs, inputs, self._file.name)
         fixed = matching(self._fixed, self._inputs, inputs, self._file.name)
         parts = self._cut({name: np.ascontiguousarray(array) for name, array in inputs.items()})
@@ -95,9 +84,7 @@ def probe() -> EngineInfo:
     return EngineInfo("openvino", version(), f"{_cpu_name()}, {granted_cpus()} threads")
 
 
-def open_graph(model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> OvEngine:
-    """Loads an ONNX file; see `OvEngine`."""
-    return OvEngine(model_path, inputs, options)
+open_graph = OvEngine
 
 
 def _settings(options: GraphOptions) -> dict[str, object]:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from prtool.cpus import granted_cpus
-from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, GraphOptions, check_inputs, check_signature, reason
+from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions, GraphOptions, check_inputs, check_signature, opened, reason
 from prtool.engines.cuda import described
 from prtool.engines.pytorch.arrays import TorchArrays, torch_arrays
 from prtool.engines.pytorch.graph import TorchGraph, load_graph
 from prtool.errors import EngineError, EngineUnavailable
 from prtool.manifest import TensorSpec
 
-Prepare = Callable[[TorchGraph, torch.device], Callable[..., tuple[Tensor, ...]]]
+_Call = Callable[..., tuple[Tensor, ...]]
+Prepare = Callable[[TorchGraph, torch.device], _Call]
 """Makes what is called from a graph's module."""
 
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, MemoryError)
@@ -31,19 +32,14 @@ class TorchEngine:
     """
 
     def __init__(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, name: str, prepare: Prepare) -> None:
-        """Loads `model_path`; `open_graph` is the way in.
+        """Loads `model_path`; see `EngineModule.open_graph`.
 
         Args:
-            model_path: the ONNX file; its external data, if any, lies next to it.
-            inputs: the declared inputs, which every call is checked against.
+            model_path, inputs: as there.
             options: `device` is used where there is CUDA, `threads` where there is none: PyTorch has one number of
                 threads for everything, so it is set for the time of a call and put back afterwards.
             name: what `info` calls the engine.
             prepare: makes the callable of the module.
-
-        Raises:
-            EngineUnavailable: there is no such device.
-            EngineError: the file is missing or damaged, holds an operator that is not known, or takes other inputs.
         """
         self._name = name
         self._file = model_path
@@ -54,8 +50,8 @@ class TorchEngine:
         self._exact = options.precision == "fp32"
         graph = load_graph(model_path, self._device)
         check_signature(model_path, graph.inputs, inputs)
-        self._graph: TorchGraph | None = graph
-        self._call = prepare(graph, self._device)
+        self._shape_inputs, self._names = graph.shape_inputs, (graph.inputs, graph.outputs)
+        self._call: _Call | None = prepare(graph, self._device)
         self._weights = {tensor.untyped_storage().data_ptr() for tensor in graph.module.buffers()}
         self._arrays = torch_arrays(str(self._device))
 
@@ -71,43 +67,36 @@ class TorchEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once on numpy arrays; see `Engine.run`."""
-        graph = self._opened()
+        call = opened(self._call, self._file.name)
         check_inputs(self._specs, inputs, self._file.name)
         try:
-            placed = {name: array if name in graph.shape_inputs else self._arrays.to_device(array) for name, array in inputs.items()}
-            return {name: self._arrays.to_host(tensor) for name, tensor in self._run(graph, placed).items()}
+            placed = {name: array if name in self._shape_inputs else self._arrays.to_device(array) for name, array in inputs.items()}
+            return {name: self._arrays.to_host(tensor) for name, tensor in self._run(call, placed).items()}
         except torch.OutOfMemoryError as cause:
             raise self._out_of_memory(inputs, cause) from cause
 
     def run_device(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
         """Runs the graph once on tensors; see `DeviceEngine.run_device`."""
-        graph = self._opened()
+        call = opened(self._call, self._file.name)
         check_inputs(self._specs, {name: described(name, array) for name, array in inputs.items()}, self._file.name)
         try:
-            return self._run(graph, inputs)
+            return self._run(call, inputs)
         except torch.OutOfMemoryError as cause:
             raise self._out_of_memory(inputs, cause) from cause
 
     def close(self) -> None:
         """Frees the graph once calls that still run in other threads are done; a second call does nothing."""
-        self._graph = None
-        self._call = _closed
+        self._call = None
 
-    def _opened(self) -> TorchGraph:
-        graph = self._graph
-        if graph is None:
-            raise EngineError(f"{self._file.name} is closed; open it again to run it")
-        return graph
-
-    def _run(self, graph: TorchGraph, inputs: Mapping[str, DeviceArray]) -> dict[str, Tensor]:
-        call = self._call
-        arguments = [tuple(int(item) for item in inputs[name]) if name in graph.shape_inputs else inputs[name] for name in graph.inputs]
+    def _run(self, call: _Call, inputs: Mapping[str, DeviceArray]) -> dict[str, Tensor]:
+        names, outputs = self._names
+        arguments = [tuple(int(item) for item in inputs[name]) if name in self._shape_inputs else inputs[name] for name in names]
         try:
             with _on(self._device, self._threads), torch.no_grad():
                 if self._exact:
                     _check_float32(self._device)
                 results = call(*arguments)
-                return dict(zip(graph.outputs, self._owned(results, arguments), strict=True))
+                return dict(zip(outputs, self._owned(results, arguments), strict=True))
         except torch.OutOfMemoryError:
             raise
         except _FAILURES as cause:
@@ -124,7 +113,7 @@ class TorchEngine:
             taken.add(place)
 
     def _out_of_memory(self, inputs: Mapping[str, DeviceArray], cause: Exception) -> EngineError:
-        batch = next((len(array) for name, array in inputs.items() if self._opened().shape_inputs.isdisjoint({name})), 1)
+        batch = next((len(array) for name, array in inputs.items() if name not in self._shape_inputs), 1)
         message = f"{self._file.name} at batch {batch} needs more memory than {_in_words(self._device, self._threads)} has free: {reason(cause, 1)}"
         fitting = self._fitting_batch(inputs, batch)
         advice = f"batch {fitting} fits" if fitting else "not even one item fits; free the device's memory, or use another device"
@@ -132,13 +121,13 @@ class TorchEngine:
 
     def _fitting_batch(self, inputs: Mapping[str, DeviceArray], batch: int) -> int:
         """The largest of batch / 2, / 4, ... that runs, found by trying; 0 when none does."""
-        graph = self._opened()
+        call = opened(self._call, self._file.name)
         while batch > 1:
             batch //= 2
             torch.cuda.empty_cache()
-            part = {name: array if name in graph.shape_inputs else self._arrays.to_device(array[:batch]) for name, array in inputs.items()}
+            part = {name: array if name in self._shape_inputs else self._arrays.to_device(array[:batch]) for name, array in inputs.items()}
             with contextlib.suppress(torch.OutOfMemoryError):
-                self._run(graph, part)
+                self._run(call, part)
                 return batch
         return 0
 
@@ -211,7 +200,3 @@ def _in_words(device: torch.device, threads: int) -> str:
         return f"{torch.cuda.get_device_name(device)}, cuda:{device.index}"
     count = threads or torch.get_num_threads()
     return f"CPU, {count} thread{'s' if count > 1 else ''}"
-
-
-def _closed(*arguments: object) -> tuple[Tensor, ...]:  # noqa: ARG001
-    raise RuntimeError("it was closed meanwhile")

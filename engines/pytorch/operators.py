@@ -329,8 +329,7 @@ def _pairwise(function: Callable[[int, int], int]) -> Callable[[Host, Host], Hos
             return function(a, b)
         left, right = _vector(a), _vector(b)
         count = max(len(left), len(right))
-        pairs = zip(left * (count // len(left)), right * (count // len(right)), strict=True)
-        return tuple(function(x, y) for x, y in pairs)
+        return tuple(function(x, y) for x, y in zip(left * (count // len(left)), right * (count // len(right)), strict=True))
 
     return run
 

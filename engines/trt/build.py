@@ -18,6 +18,7 @@ from prtool.manifest import TensorSpec
 
 _log = logging.getLogger(__name__)
 _DIGEST_BYTES = 32
+_FLAGS = {"version_compatible": "VERSION_COMPATIBLE", "strip_weights": "STRIP_PLAN"}
 # What the libraries say where the driver is missing, too old, or finds no GPU.
 _NO_DEVICE = ("cudaError 35", "cudaError 100", "insufficient for CUDA runtime", "no CUDA-capable device", "CUDA initialization failure")
 
@@ -33,9 +34,6 @@ class Messages:
         found, worst = self._found, int(trt.ILogger.Severity.ERROR)
 
         class Logger(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
             def log(self, severity: Any, text: str) -> None:  # noqa: ANN401
                 if int(severity) <= worst:
                     found.append(text)
@@ -83,8 +81,7 @@ class TrtLibrary:
 
 def check_options(library: TrtLibrary, options: BuildOptions) -> None:
     """Raises ConfigError for an option that this library, or this version of it, lacks."""
-    flags = {"version_compatible": "VERSION_COMPATIBLE", "strip_weights": "STRIP_PLAN"}
-    missing = {name: f"version {library.version} has no such flag" for name, flag in flags.items() if not hasattr(library.module.BuilderFlag, flag)}
+    missing = {name: f"version {library.version} has no such flag" for name, flag in _FLAGS.items() if not hasattr(library.module.BuilderFlag, flag)}
     for name, why in {**missing, **library.lacks}.items():
         if getattr(options, name):
             raise ConfigError(f"{name} = {getattr(options, name)}, but {library.title} cannot do that: {why}; build without it")
@@ -154,12 +151,11 @@ def _configure(library: TrtLibrary, config: Any, options: BuildOptions) -> None:
     config.builder_optimization_level = options.level
     if options.workspace_mib:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.strip_weights:
-        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+    for name, flag in _FLAGS.items():
+        if getattr(options, name):
+            config.set_flag(getattr(trt.BuilderFlag, flag))
 
 
 def _add_profile(library: TrtLibrary, builder: Any, config: Any, network: Any, specs: Mapping[str, TensorSpec], profile: Profile) -> None:  # noqa: ANN401

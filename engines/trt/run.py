@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prtool.engines.base import Array, DeviceArray, EngineInfo, Profile, check_inputs, reason
+from prtool.engines.base import Array, DeviceArray, EngineInfo, Profile, check_inputs, opened, reason
 from prtool.engines.cuda import address, described
 from prtool.engines.nvidia import free_memory, is_capturing
 from prtool.engines.profiles import Sizes, call_sizes, choose_profile, is_shape_input
@@ -101,7 +101,7 @@ class TrtEngine:
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once, from and to host arrays; see `Engine.run`. Half-precision outputs come as float32."""
-        plan = self._opened()
+        plan = opened(self._plan, self._graph)
         check_inputs(plan.inputs, inputs, plan.graph)
         on_host = {spec.name for spec in plan.inputs if is_shape_input(spec)}
         with plan.on_device:
@@ -113,11 +113,11 @@ class TrtEngine:
 
     def run_device(self, inputs: Mapping[str, DeviceArray]) -> dict[str, DeviceArray]:
         """Runs the graph once on the current stream; see `DeviceEngine.run_device`. Where memory runs out, the error says which batch should fit."""
-        plan = self._opened()
+        plan = opened(self._plan, self._graph)
         check_inputs(plan.inputs, {name: described(name, array) for name, array in inputs.items()}, plan.graph)
         call = _call(plan, inputs)
         with plan.on_device, self._lock:
-            self._opened()  # another thread may have closed it while this one waited
+            opened(self._plan, self._graph)  # another thread may have closed it while this one waited
             stream = self._arrays.stream
             bucket = self._bucket(plan, call, stream)
             outputs = {name: self._empty(bucket.output_shapes[name], dtype, call) for name, dtype in plan.outputs.items()}
@@ -134,11 +134,6 @@ class TrtEngine:
                 self._arrays.synchronise()
                 self._buckets.clear()
                 self._recorded.clear()
-
-    def _opened(self) -> TrtPlan:
-        if self._plan is None:
-            raise EngineError(f"{self._graph} is closed; open it again to run it")
-        return self._plan
 
     def _bucket(self, plan: TrtPlan, call: _Call, stream: int) -> _Bucket:
         if is_capturing(stream):
