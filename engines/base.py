@@ -214,11 +214,7 @@ def check_signature(model_path: Path, found: Iterable[str], inputs: Sequence[Ten
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array], graph: str) -> None:
-    """Compares arrays with a graph's declared inputs.
-
-    Raises:
-        ShapeError: a name is missing or unknown, or a dtype, rank or axis differs; symbolic axes must agree with each other.
-    """
+    """Raises ShapeError where a name, dtype, rank or axis is not as declared; symbolic axes must agree with each other."""
     names = [spec.name for spec in specs]
     if sorted(names) != sorted(inputs):
         raise ShapeError(f"{graph} takes {', '.join(names)}, but it was given {', '.join(inputs) or 'nothing'}")
@@ -234,15 +230,9 @@ def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array], graph
 
 
 def check_outputs(graph: GraphSpec, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> None:
-    """Compares what a graph gave with its declared outputs; shapes and dtypes only, so arrays on a device are not waited for.
+    """Raises EngineError where a name, dtype, rank or axis that a graph gave is not as declared; symbolic axes must agree with the inputs'.
 
-    Args:
-        graph: the declared signature.
-        inputs: what it was given; `check_inputs` holds for it.
-        outputs: what it gave.
-
-    Raises:
-        EngineError: a name is missing or unknown, or a dtype, rank or axis differs; symbolic axes must agree with the inputs'.
+    `inputs` have passed `check_inputs`. Only shapes and dtypes are looked at, so arrays on a device are not waited for.
     """
     names = [spec.name for spec in graph.outputs]
     if sorted(names) != sorted(outputs):

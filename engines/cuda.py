@@ -37,10 +37,9 @@ def address(array: DeviceArray) -> int:
 
 
 def described(name: str, array: DeviceArray) -> Array:
-    """A host array of a tensor's shape and dtype, without memory of its own, to be checked in its place; a numpy shape input is returned as it is.
+    """A host array of a tensor's shape and dtype, without memory of its own, to be checked in its place; numpy shape inputs are returned as they are.
 
-    Raises:
-        ShapeError: the array is no tensor, not contiguous, or of a dtype that no graph takes.
+    ShapeError where the array is no tensor, not contiguous, or of a dtype that no graph takes.
     """
     if not hasattr(array, "data_ptr"):
         if isinstance(array, np.ndarray) and array.dtype.kind == "i":

@@ -73,11 +73,7 @@ def call_sizes(inputs: Sequence[TensorSpec], arrays: Mapping[str, DeviceArray]) 
 
 
 def choose_profile(profiles: Sequence[Profile], sizes: Sizes, graph: str, engine: str) -> int:
-    """The index of the narrowest profile that holds a call; among equally narrow ones, of the one whose optimal sizes are nearest.
-
-    Raises:
-        ShapeError: no profile holds it; the message names the value, what was built, and the command that builds for it.
-    """
+    """The index of the narrowest profile that holds a call, then of the nearest optimal sizes; ShapeError, with what to build, where none does."""
     fitting = [place for place, profile in enumerate(profiles) if all(_holds(profile[name], values) for name, values in sizes.items())]
     if not fitting:
         raise ShapeError(_outside(profiles, sizes, graph, engine))

@@ -60,7 +60,13 @@ class BuilderModule(EngineModule, Protocol):
     """What the module of an engine that builds ahead offers as well."""
 
     def build_graph(self, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, *, rebuild: bool = False) -> "CachedEngine":
-        """The engine file of one graph, from the cache or built now; without a GPU where the library can. Raises as `EngineCache.obtain`."""
+        """The engine file of one graph, from the cache or built now; without a GPU where the library can.
+
+        Raises:
+            ConfigError: an option that the library lacks, or an axis without a range.
+            EngineUnavailable: the library builds only with a GPU and finds none.
+            EngineError, StorageError: the library rejects the graph; and as `EngineCache.obtain`.
+        """
         ...
 
     def build_target(self, device: int) -> str:
@@ -104,11 +110,7 @@ ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
 
 
 def graph_precision(engine: str, precision: str) -> str:
-    """The precision of the graphs that an engine loads to compute in `precision`.
-
-    Raises:
-        ConfigError: no engine has that name, or it cannot compute so; the message says what it can.
-    """
+    """The precision of the graphs that an engine loads to compute in `precision`; ConfigError for an unknown name, or where it cannot."""
     known = _entry(engine).precisions
     if not isinstance(precision, str):
         raise ConfigError(f"precision = {printable(repr(precision))}, but it must be one of {', '.join(known)}")
@@ -120,12 +122,12 @@ def graph_precision(engine: str, precision: str) -> str:
 
 
 def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions) -> Engine:
-    """Opens one ONNX file with the engine of that name.
+    """Opens one ONNX file with the engine of that name, a key of `ENGINES`.
 
     Raises:
         ConfigError: no engine has that name.
-        EngineUnavailable: its library cannot be imported, or finds no device.
-        EngineError: the file is missing or damaged, the engine rejects it, or it was in use before this process was forked.
+        EngineUnavailable: its library cannot be imported.
+        EngineError: it was in use before this process was forked; and as `EngineModule.open_graph`.
     """
     module = _load(name)
     check_engine(name)
@@ -135,12 +137,7 @@ def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], optio
 
 
 def builder(name: str) -> BuilderModule:
-    """The module of an engine that builds ahead.
-
-    Raises:
-        ConfigError: no engine has that name, or it loads graphs as they are; the message says which ones build.
-        EngineUnavailable: its library cannot be imported.
-    """
+    """The module of an engine that builds ahead; ConfigError for any other, EngineUnavailable where its library cannot be imported."""
     if not _entry(name).builds_ahead:
         others = [other for other, entry in ENGINES.items() if entry.builds_ahead]
         raise ConfigError(f"engine {name} builds nothing ahead: it loads the bundle's graphs as they are; engines to build are {', '.join(others)}")

@@ -134,13 +134,9 @@ class EngineCache:
         return sorted((_entry(path) for path in folders), key=lambda entry: entry.last_used, reverse=True)
 
     def clear(self, digests: Iterable[str]) -> Cleared:
-        """Removes engines, and what interrupted builds of them left; those that are being built stay.
+        """Removes engines by the names of their folders, and what interrupted builds of them left; those that are being built stay.
 
-        Args:
-            digests: folder names, as `entries` lists them; unknown ones are passed over.
-
-        Raises:
-            StorageError: a folder cannot be removed.
+        Unknown names are passed over. Raises StorageError where a folder cannot be removed.
         """
         removed: list[str] = []
         busy: list[str] = []

@@ -23,11 +23,6 @@ class CacheView:
     root: Path
     rows: tuple[CacheEntry, ...]
 
-    @classmethod
-    def of(cls, cache: EngineCache) -> "CacheView":
-        """Reads the records; engine files are not read."""
-        return cls(cache.root, tuple(cache.entries()))
-
     @property
     def mib(self) -> float:
         """Size of all engines, in MiB."""
@@ -57,7 +52,6 @@ def clear(
 
     Raises:
         ConfigError: there is no condition, or an id is not in the cache.
-        StorageError: a folder cannot be removed.
     """
     if everything:
         return cache.clear_all()

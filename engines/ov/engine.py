@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -133,30 +132,11 @@ def _run_parts(models: Sequence[Requests], parts: Sequence[Mapping[str, Array]])
     """Runs the parts side by side and joins their outputs, which are copies."""
     with ExitStack() as stack:
         requests = [stack.enter_context(model.take()) for model in models]
-        feeds = [{name: part[name] for name in model.inputs} for model, part in zip(models, parts, strict=True)]
-        _infer_side_by_side(requests, feeds)
+        # Each one that was started is waited for, also when another fails: they read the caller's arrays. A single one is started in the
+        # same way: with one thread, OpenVINO's `infer` loses the error of a call that fails, and its outputs are those of the call before.
+        with ExitStack() as running:
+            for request, model, part in zip(requests, models, parts, strict=True):
+                request.start_async({name: part[name] for name in model.inputs}, share_inputs=True)
+                running.callback(request.wait)
         outputs = {name: [request.get_output_tensor(place).data for request in requests] for place, name in enumerate(models[0].outputs)}
         return {name: np.concatenate(arrays) if len(arrays) > 1 else np.array(arrays[0]) for name, arrays in outputs.items()}
-
-
-def _infer_side_by_side(requests: Sequence[Any], feeds: Sequence[Mapping[str, Array]]) -> None:
-    """Starts every request and waits for all of them, also when one fails: they read the caller's arrays.
-
-    A single one is started in the same way: with one thread, OpenVINO's `infer` loses the error of a call that fails, and
-    its outputs are then those of the call before.
-    """
-    failures: list[Exception] = []
-    started: list[Any] = []
-    for request, feed in zip(requests, feeds, strict=True):
-        try:
-            request.start_async(feed, share_inputs=True)
-            started.append(request)
-        except FAILURES as failure:
-            failures.append(failure)
-    for request in started:
-        try:
-            request.wait()
-        except FAILURES as failure:
-            failures.append(failure)
-    if failures:
-        raise failures[0]

@@ -172,11 +172,7 @@ class CudaTorchArrays(TorchArrays):
         return lambda: torch.cuda.current_stream(self._device).wait_event(event)
 
     def capture(self, step: Callable[[], DeviceArray]) -> Callable[[], DeviceArray]:
-        """A CUDA graph of `step`, in memory of its own.
-
-        Raises:
-            EngineError: `step` does something that cannot be recorded (waiting for the device, a copy from the host), or memory ran out.
-        """
+        """A CUDA graph of `step`, in memory of its own; EngineError where memory runs out, or `step` waits for the device or copies from the host."""
         if not self.records:
             return super().capture(step)
         try:

@@ -4,7 +4,7 @@ onnx2torch (1.5.15) stops at opset 17: it has no Gelu, GatherND, Clip or ReduceL
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,8 +124,8 @@ class _Translator:
     def _constant(self, name: str, attributes: dict[str, Any]) -> None:
         value = attributes.get("value")
         if value is None:
-            plain = next(iter(attributes.values()))
-            value = numpy_helper.from_array(np.array(plain, np.int64 if isinstance(plain, (int, list)) and _whole(plain) else np.float32))
+            kind, plain = next(iter(attributes.items()))
+            value = numpy_helper.from_array(np.array(plain, np.int64 if kind in ("value_int", "value_ints") else np.float32))
         self.weights[name] = value
 
     def _translate(self, node: Node) -> None:
@@ -206,10 +206,6 @@ def _is_shape(item: Any) -> bool:  # noqa: ANN401
     """Whether an input is a vector of int64 of fixed length: no data is, and counts of patches are."""
     kind = item.type.tensor_type
     return bool(kind.elem_type == onnx.TensorProto.INT64 and len(kind.shape.dim) == 1 and kind.shape.dim[0].dim_value)
-
-
-def _whole(value: int | Sequence[Any]) -> bool:
-    return isinstance(value, int) or all(isinstance(item, int) for item in value)
 
 
 def _array(item: Any, folder: Path) -> Any:  # noqa: ANN401

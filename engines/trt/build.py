@@ -93,9 +93,7 @@ def build_plan(
     """Builds the plan of one graph.
 
     Args:
-        library: what builds.
-        model_path: the ONNX file; its external data, if any, lies next to it.
-        inputs: the declared inputs; their symbolic axes name the ranges of the profiles.
+        library, model_path, inputs: what builds which graph; its symbolic axes name the ranges of the profiles.
         profiles: the ranges to build for, as `graph_profiles` gives them.
         options: how to build, after `check_options`; `batch` and `keeps` are in `profiles` already.
         timing_file: where the timings of kernels are kept, for a library that takes some.

@@ -37,14 +37,7 @@ def build_target(device: int) -> str:
 
 
 def build_graph(library: TrtLibrary, model_path: Path, inputs: Sequence[TensorSpec], options: GraphOptions, *, rebuild: bool = False) -> CachedEngine:
-    """The engine file of one graph, from the cache or built now; without a GPU where the library can.
-
-    Raises:
-        ConfigError: an option that the library lacks, or an axis without a range.
-        EngineUnavailable: the library builds only with a GPU and finds none.
-        EngineError: the graph is missing or unsupported, or the stored engine is damaged.
-        StorageError: the engine cannot be written.
-    """
+    """The engine file of one graph; see `BuilderModule.build_graph`."""
     check_options(library, options.build)
     return _obtain(library, model_path, inputs, _key(library, model_path, inputs, options), options.cache, rebuild=rebuild)
 
@@ -53,11 +46,7 @@ def open_graph(library: TrtLibrary, model_path: Path, inputs: Sequence[TensorSpe
     """Builds or takes the engine of one graph, and loads it.
 
     With the default build options it takes the engine of this graph and machine that was built or used last, whatever its
-    profiles: what `prtool build` made is what the other commands run.
-
-    Raises:
-        EngineUnavailable: there is no GPU, or PyTorch does not find it.
-        ConfigError, EngineError, StorageError: as `build_graph`; and EngineError where the library does not take the file.
+    profiles: what `prtool build` made is what the other commands run. Raises as `EngineModule.open_graph` and `build_graph`.
     """
     found = gpu(options.device)
     arrays = cuda_arrays(options.device)

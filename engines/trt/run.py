@@ -159,8 +159,7 @@ class TrtEngine:
 
     def _new_bucket(self, plan: TrtPlan, call: _Call, stream: int) -> _Bucket:
         context = plan.new_context()
-        if context is None:
-            raise self._failed(plan, call, "makes no execution context")
+        _done(plan, context is not None, f"makes no execution context for {_words(call.sizes)}")
         _done(plan, context.set_optimization_profile_async(call.profile, stream), f"rejects profile {call.profile}")
         for name, shape in call.shapes:
             _done(plan, context.set_input_shape(name, shape), f"rejects {name} of shape {shape}")
@@ -183,9 +182,6 @@ class TrtEngine:
                 raise EngineError(f"{self._graph} gets no memory on {self._arrays.device} for {_words(call.sizes)}: {reason(cause, 1)}") from cause
             needed = int(np.prod(shape)) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
             raise EngineError(_out_of_memory(self._graph, call.sizes, needed, free_memory(), str(cause))) from cause
-
-    def _failed(self, plan: TrtPlan, call: _Call, problem: str) -> EngineError:
-        return plan.failure(f"{plan.graph} {problem} for {_words(call.sizes)}")
 
 
 def fitting_batch(batch: int, needed: int, free: int) -> int:

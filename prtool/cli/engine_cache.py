@@ -23,7 +23,8 @@ def list_built(cache: Path | None, as_json: bool) -> None:
     from prtool.engines.cache.store import EngineCache
     from prtool.engines.cache.view import CacheView
 
-    view = CacheView.of(EngineCache(cache))
+    found = EngineCache(cache)
+    view = CacheView(found.root, tuple(found.entries()))
     print_report(view, as_json)
     message(f"{view.root}: {counted(len(view.rows), 'engine')}, {view.mib:.1f} MiB")
 

@@ -407,7 +407,7 @@ def test_the_view_shows_whole_and_damaged_engines(cache: EngineCache) -> None:
     cache.obtain(KEY, writes(), source="/bundle/pre.onnx")
     broken = cache.obtain(dataclasses.replace(KEY, precision="fp16"), writes()).path.parent
     (broken / RECORD_FILE).write_text("{")
-    view = CacheView.of(cache)
+    view = CacheView(cache.root, tuple(cache.entries()))
     columns, rows = view.table()
     by_id = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
     assert by_id[KEY.digest]["graph"] == "/bundle/pre.onnx"
