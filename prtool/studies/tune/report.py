@@ -144,7 +144,7 @@ def _draw_candidates(axes: "Axes", report: TuneReport) -> None:
         axes.annotate(words, spot, xytext=(2, -3), textcoords="offset points", fontsize=6, rotation=-50, ha="left", va="top", rotation_mode="anchor")
     if report.choice is not None:
         chosen = _height(report, report.choice)
-        ring = {"markersize": 14, "markerfacecolor": "none", "markeredgecolor": _CHOSEN, "markeredgewidth": 2}
+        ring: dict[str, Any] = {"markersize": 14, "markerfacecolor": "none", "markeredgecolor": _CHOSEN, "markeredgewidth": 2}
         axes.plot([report.choice.latency_ms], [chosen], "o", label="chosen", **ring)
 
 
