@@ -29,6 +29,7 @@ class EngineEntry:
         description: one line for people.
         precisions: arithmetic that can be asked for -> precision of the bundle's graphs that it runs.
         builds_ahead: engines are files that `prtool build` makes; its module follows `BuilderModule`.
+        has_gpu: it can run on a GPU; else a device other than 0 is an error.
     """
 
     module: str
@@ -36,6 +37,7 @@ class EngineEntry:
     description: str
     precisions: Mapping[str, str]
     builds_ahead: bool = False
+    has_gpu: bool = True
 
 
 class EngineModule(Protocol):
@@ -88,7 +90,9 @@ class EngineStatus:
 _TYPED = MappingProxyType({"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"})
 ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
     {
-        "ort": EngineEntry("prtool.engines.ort.cpu", "pip install onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}),
+        "ort": EngineEntry(
+            "prtool.engines.ort.cpu", "pip install onnxruntime", "ONNX Runtime on the CPU", {"fp32": "fp32", "int8": "int8"}, has_gpu=False
+        ),
         # No bf16: the CUDA provider has no bfloat16 convolution before operator set 22, and the graphs are of set 20.
         "ort-cuda": EngineEntry("prtool.engines.ort.cuda", INSTALL_GPU, "ONNX Runtime with CUDA", {"fp32": "fp32", "fp16": "fp16"}),
         "openvino": EngineEntry(
@@ -96,6 +100,7 @@ ENGINES: Mapping[str, EngineEntry] = MappingProxyType(
             install_hint("openvino"),
             "OpenVINO on the CPU; bf16 is its arithmetic on the fp32 graphs",
             {"fp32": "fp32", "bf16": "fp32", "int8": "int8"},
+            has_gpu=False,
         ),
         "torch": EngineEntry("prtool.engines.pytorch.eager", install_hint("export"), "PyTorch on the CUDA device, else on the CPU", _TYPED),
         "torch-compile": EngineEntry(
@@ -125,10 +130,13 @@ def open_engine(name: str, model_path: Path, inputs: Sequence[TensorSpec], optio
     """Opens one ONNX file with the engine of that name, a key of `ENGINES`.
 
     Raises:
-        ConfigError: no engine has that name.
+        ConfigError: no engine has that name, or it runs on the CPU and the options name a GPU other than 0.
         EngineUnavailable: its library cannot be imported.
         EngineError: it was in use before this process was forked; and as `EngineModule.open_graph`.
     """
+    if options.device and not _entry(name).has_gpu:
+        others = [other for other, entry in ENGINES.items() if entry.has_gpu]
+        raise ConfigError(f"device = {options.device}, but engine {name} runs on the CPU; leave it out, or take one of {', '.join(others)}")
     module = _load(name)
     check_engine(name)
     opened = module.open_graph(model_path, inputs, options)

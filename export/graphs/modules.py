@@ -46,8 +46,12 @@ def image_graphs(encoder: PrunedEncoder, *, flat: bool = True) -> dict[str, Imag
             layer.flat = flat
     graphs = {"pre": ImageGraph(copied, lambda own, pixels: own.run_pre(pixels))}
     for place in range(1, len(encoder.spec.locations)):
-        graphs[f"mid_{place}"] = ImageGraph(copied, lambda own, tokens, place=place: own.run_mid(place, tokens))
+        graphs[f"mid_{place}"] = ImageGraph(copied, _mid(place))
     return {**graphs, "post": ImageGraph(copied, _post), "full": ImageGraph(copied.tower, _full)}
+
+
+def _mid(place: int) -> Callable[[PrunedEncoder, Tensor], tuple[Tensor, Tensor]]:
+    return lambda encoder, tokens: encoder.run_mid(place, tokens)
 
 
 def _post(encoder: PrunedEncoder, tokens: Tensor) -> Tensor:

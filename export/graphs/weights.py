@@ -64,7 +64,7 @@ class WeightsFile:
                 self._write(bytes(-self._size % WEIGHTS_ALIGNMENT))
                 self._offsets[key] = self._size
                 self._write(content)
-            place, shape, name = self._offsets[key], ir.Shape(tensor.shape), str(tensor.name)
+            place, shape, name = self._offsets[key], ir.Shape(tensor.shape.numpy()), str(tensor.name)
             folder, file = self._path.parent, self._path.name
             made = ir.ExternalTensor(file, place, len(content), ir.DataType(tensor.dtype), shape=shape, name=name, base_dir=folder)
             self._written[id(tensor)] = (tensor, made)

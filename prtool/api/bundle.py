@@ -88,7 +88,7 @@ def benchmark(
         mode: of "fused" (one graph) and "split" (two, with the selection between them); "full", the unpruned model, is always measured.
         threads: CPU threads of one call; 0 takes all that are granted.
         device: number of the GPU, from 0.
-        settings: other fields of `BenchConfig`, such as {"budget_s": 120.0, "reference": "slowest"}.
+        settings: other fields of `BenchConfig`, such as {"budget_s": 120.0, "reference": "slowest"}; "images" may be a folder.
         output: also write this .json, .csv or .png file; without a suffix, all three.
 
     Raises:
@@ -99,11 +99,16 @@ def benchmark(
     from prtool.runtime.bench import BenchConfig, bench
     from prtool.runtime.bench.files import output_files, write_report
     from prtool.runtime.bench.plot import plot_report
+    from prtool.runtime.images.files import expand_images
 
     files = () if output is None else output_files(Path(output))
     axes = {"engines": engine, "precisions": precision, "batches": batch, "modes": mode}
     given = {name: several(value) for name, value in axes.items()} | {"keeps": keeps_of(keep)}
-    report = bench(bundle, configure(BenchConfig, {**given, "threads": threads, "device": device}, settings), progress)
+    others = dict(settings or {})
+    if isinstance(found := others.get("images"), (str, Path)):
+        given["images"] = tuple(expand_images([found])[0])
+        del others["images"]
+    report = bench(bundle, configure(BenchConfig, {**given, "threads": threads, "device": device}, others), progress)
     write_report(report, files, plot_report)
     return report
 

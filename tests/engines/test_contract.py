@@ -261,6 +261,12 @@ def test_a_file_with_other_inputs_is_refused(opener: Opener, bundle: Bundle, tmp
         opener("full", path=tmp_path / "full.onnx")
 
 
+@pytest.mark.parametrize("name", [name for name, entry in ENGINES.items() if not entry.has_gpu])
+def test_an_engine_of_the_cpu_takes_no_gpu_number(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"device = 1.*{name}.*torch"):
+        open_engine(name, tmp_path / "a.onnx", (), GraphOptions(device=1))
+
+
 def test_unknown_engine_lists_all_and_near_names(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine = 'orrt'.*ort.*ort"):
         open_engine("orrt", tmp_path / "x.onnx", (), GraphOptions())
