@@ -106,7 +106,7 @@ def _option(parameter: inspect.Parameter, text: str, kind: Any) -> Decorator:  #
         read = {Keep: Keep.parse, int: whole}.get(named, str)
         kind = Values(parameter.name, read) if several else click.IntRange(1) if named is int and default else _KINDS[named]
     text = text[0].upper() + text[1:].removesuffix(".") + ("; may be given again." if repeated else "; several with commas." if several else ".")
-    attributes = {"default": default, "is_flag": default is False, "multiple": repeated}
+    attributes: dict[str, Any] = {"default": default, "is_flag": default is False, "multiple": repeated}
     if default is inspect.Parameter.empty:
         attributes = {"required": True}
     elif default not in (None, ()) and default is not False:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from prtool.errors import DataError
 from prtool.text_safety import printable
-from prtool.trainer.data.formats.known import KNOWN, KnownSet
+from prtool.trainer.data.formats.known import KNOWN
+from prtool.trainer.data.formats.layouts import KnownSet
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from prtool.trainer.data.formats.folders import (
     read_split_file,
     read_split_folders,
 )
-from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES, KNOWN, KnownSet, named_like, recognise
+from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES, KNOWN, named_like, recognise
+from prtool.trainer.data.formats.layouts import KnownSet
 from prtool.trainer.data.formats.shards import SHARD_SUFFIX
 from prtool.trainer.data.formats.tables import read_csv, read_lines
 from prtool.trainer.data.formats.webdataset import find_shards, read_shards

@@ -1,89 +1,14 @@
 """The data sets that are known by name, as one table: prompts, folders, how each is read, and how to get it."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from prtool.text_safety import printable
 from prtool.trainer.data.formats import layouts
-from prtool.trainer.data.formats.folders import read_split_file
-from prtool.trainer.data.listing import Listing
+from prtool.trainer.data.formats.layouts import KnownSet
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 """Prompts for data that is not known by name."""
-
-Reader = Callable[[Path, "KnownSet"], Listing]
-"""Reads the home of a known set."""
-
-
-@dataclass(frozen=True, slots=True)
-class KnownSet:
-    """One data set, in CoOp's layout or in that of torchvision's download.
-
-    Attributes:
-        name: as `--data NAME:FOLDER` takes it.
-        template: CoOp's prompt, with one {}.
-        classes: how many classes the whole set has, as CoOp counts them.
-        homes: its folder in a folder of data sets: CoOp's name, then torchvision's.
-        example: an image in CoOp's folder of images, relative to the home.
-        read: reads the set without CoOp's split file.
-        markers: files and folders in the home that `read` needs, and that identify the set.
-        split_file: CoOp's JSON in the home; "" if CoOp uses the set's own lists.
-        common_markers: alternatives to the markers that other sets may have as well.
-        torchvision: the class of torchvision.datasets that downloads it; "" for none.
-        source: where its files come from, if nothing downloads them.
-        renamed: class folder -> class name, where CoOp writes another one.
-        ignored: folders that are no class.
-    """
-
-    name: str
-    template: str
-    classes: int
-    homes: tuple[str, ...]
-    example: str
-    read: Reader
-    markers: tuple[str, ...]
-    split_file: str = ""
-    common_markers: tuple[tuple[str, ...], ...] = ()
-    torchvision: str = ""
-    source: str = ""
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
-
-    @property
-    def images(self) -> str:
-        """CoOp's folder of images, relative to the home."""
-        return self.example.partition("/")[0]
-
-    @property
-    def lists(self) -> tuple[str, ...]:
-        """The set's own lists, among its markers."""
-        return tuple(marker for marker in self.markers if marker.partition("/")[0] != self.images)
-
-    def rename(self, folder: str) -> str:
-        """The class name of a class folder."""
-        return self.renamed.get(folder, folder)
-
-    def explain(self, folder: Path) -> str:
-        """The expected files, and how to get the set, as the end of an error message of one line."""
-        split = f"{self.split_file} (linked in https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md)" if self.split_file else ""
-        lists = " or ".join(filter(None, (split, " + ".join(self.lists))))
-        command = f"prtool data download {self.name} -o {printable(folder, 300)}"
-        how = f"torchvision downloads it: {command}" if self.torchvision else f"it cannot be downloaded for you: {self.source}"
-        return f"expected {self.homes[0]}/ with {self.example} ..., {lists}; {how}"
-
-    def reader_at(self, home: Path, *, named: bool) -> Reader | None:
-        """How to read the set if it lies directly in a folder, else None; its common markers count only if it was named."""
-        if self.split_file and (home / self.split_file).exists():
-            return lambda home, known: read_split_file(home, home / known.split_file, known.images)
-        alternatives = (self.markers, *self.common_markers) if named else (self.markers,)
-        return self.read if any(all((home / marker).exists() for marker in markers) for markers in alternatives) else None
-
-    def find(self, folder: Path) -> tuple[Path, Reader] | None:
-        """The home of the set and its reader: in `folder` itself, or in its usual place in a folder of data sets."""
-        homes = (folder, *(folder / name for name in self.homes))
-        return next(((home, read) for home in homes if (read := self.reader_at(home, named=True))), None)
 
 
 _SETS = (
