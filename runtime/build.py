@@ -95,14 +95,14 @@ def build_bundle(
     roles = {role: graph for role, graph in opened.manifest.graphs[held].items() if role != "text"}
     target = module.build_target(options.device)
     made, library = [], ("", "")
-    told = progress or SilentProgress()
-    with stage(told, f"building {engine} engines", len(roles)):
+    shown = progress or SilentProgress()
+    with stage(shown, f"building {engine} engines", len(roles)):
         for role, graph in roles.items():
             with opened.unchanged(graph.file) as path:
                 found = module.build_graph(path, graph.inputs, chosen, rebuild=rebuild)
             record = found.record
             library = record.key.library, record.key.library_version
             made.append(BuiltGraph(role, graph.file, str(found.path), record.size, record.seconds, found.built, found.reason))
-            told.advance()
+            shown.advance()
     state = f"built, not run: {NO_DEVICE}" if target.startswith(NO_DEVICE) else "built"
     return BuildReport(str(opened.path), engine, *library, precision, target, state, tuple(made))

@@ -155,7 +155,7 @@ def message_of(cause: BaseException) -> str:
 
 
 def _order_equals(model: Any) -> None:  # noqa: ANN401 - openvino has no types
-    """Among equal scores the lower index comes first, as in ONNX; OpenVINO leaves the order open unless it is told."""
+    """Among equal scores the lower index comes first, as in ONNX; OpenVINO leaves the order open otherwise."""
     for node in model.get_ops():
         if node.get_type_name() == "TopK":
             node.set_attribute("stable", True)

@@ -187,7 +187,7 @@ def _on(device: torch.device, threads: int) -> contextlib.AbstractContextManager
 
 
 def _check_float32(device: torch.device) -> None:
-    """Refuses a process that lets float32 products run in TF32, whose 10 bits are not what a fp32 graph says."""
+    """Rejects a process that lets float32 products run in TF32, whose 10 bits are not what a fp32 graph says."""
     if device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         raise EngineError(
             f"torch.get_float32_matmul_precision() is {torch.get_float32_matmul_precision()!r}, so float32 products would be TF32; "

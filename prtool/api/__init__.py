@@ -2,7 +2,7 @@
 
 Arguments are checked before PyTorch or an engine's library is imported. Paths may be `str` or `Path`; a `keep` is a ratio (0.6),
 a count (118) or a `Keep`; where several values make sense, one value may stand alone. `settings` are those of `--set`: dotted
-names and plain values, which win over arguments. `progress` is told of each stage; None reports to nobody.
+names and plain values, which win over arguments. `progress` gets each stage; None reports to nobody.
 """
 
 from prtool.api.bundle import benchmark, build, checked_bundle, engine_options, verify

@@ -1,1 +1,1 @@
-"""The paper's tables as commands: a grid of runs and evaluations that resumes, written beside the published numbers."""
+"""The paper's tables as commands: a grid of runs and evaluations that resumes, written next to the published numbers."""

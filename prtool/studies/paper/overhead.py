@@ -22,7 +22,7 @@ def overhead(study: Study, folder: Path, engine: str, progress: Progress) -> Rep
 
     Args:
         study: its keep is the pruned encoder's.
-        folder: runs go to `folder/runs`, the bundle beside them.
+        folder: runs go to `folder/runs`, the bundle next to them.
         engine: name of the engine registry.
         progress: receives the stages of each phase.
 

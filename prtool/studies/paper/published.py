@@ -78,7 +78,7 @@ def claims_of(table: str, *, tuned: bool) -> tuple[str, ...]:
 
     Args:
         table: its name.
-        tuned: the table has figures with tuned tokens; without, no claim that needs them is told.
+        tuned: the table has figures with learnable tokens; without, claims that need them are left out.
     """
     found = [claim for claim in published()["claims"] if table in claim["tables"] and (tuned or not claim["tuned_tokens"])]
     lines = [f"{claim['claim']} ({claim['source']}, {'with' if claim['tuned_tokens'] else 'without'} learnable tokens)" for claim in found]

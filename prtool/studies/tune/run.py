@@ -50,8 +50,8 @@ def tune(run: Path, config: TuneConfig, data: str | Path | None = None, progress
         EngineUnavailable: the engine cannot run here; nothing was done.
         CheckpointError, ModelError, StorageError, ParityError, EngineError: as training, export and benchmark raise them.
     """
-    checkpoint, told = Checkpoint.load(run), progress or SilentProgress()
-    sets = [LocationSet(run, checkpoint, places, told) for places in config.locations or (checkpoint.prune.locations,)]
+    checkpoint, shown = Checkpoint.load(run), progress or SilentProgress()
+    sets = [LocationSet(run, checkpoint, places, shown) for places in config.locations or (checkpoint.prune.locations,)]
     checkpoint.prune.distinct_counts(config.keeps)
     folder = run / TUNE_FOLDER
     outputs = {folder / REPORT_NAME: _REPORT, folder / PICTURE_NAME: PICTURE, run / RESULT_NAME: RESULT}
