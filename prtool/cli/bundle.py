@@ -43,7 +43,9 @@ def verify(as_json: bool, **options: Any) -> None:  # noqa: ANN401 - as click ha
 
 
 @click.command()
-@verb_options(api.benchmark, "reference", "streams", "budget_s", "scopes", "min_rounds", "max_rounds", "warmup_rounds", "seed", "cache", "build.*")
+@verb_options(
+    api.benchmark, "reference", "streams", "budget_s", "images", "scopes", "min_rounds", "max_rounds", "warmup_rounds", "seed", "cache", "build.*"
+)
 @json_option
 def bench(as_json: bool, output: Path | None, **options: Any) -> None:  # noqa: ANN401
     """Speed against the unpruned model in the same run, next to the theoretical speed-up."""
