@@ -215,6 +215,6 @@ def test_weights_are_skipped(made: Bundle) -> None:
 
 def test_the_document_lists_the_same_operators() -> None:
     text = (REPO / "docs" / "bundle-format.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- operators -->\n```\n(.*?)```", text, re.DOTALL)
+    found = re.search(r"<!-- operators -->\s*```\n(.*?)```", text, re.DOTALL)
     assert found is not None
     assert found[1].split() == sorted(OPERATORS)
