@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.common import KEEPS, NAMES, Script, named, output_option, publish_json, short, show
+from benchmarks.common import KEEPS, NAMES, Script, named, output_option, publish_json, show
 from prtool.bundle import Bundle
 from prtool.cli.console import BarProgress
 from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import ConfigError
 from prtool.export.run import export_run, source_of
 from prtool.export.write import ExportOptions
+from prtool.pictures import short_name
 from prtool.progress import stage
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.images.preprocess import prepare_batch
@@ -130,7 +131,7 @@ def main(
     found = [prepare(name, Path(run), Path(data), work, tuple(sorted({"fp32"} | needed))) for name, run, data in sets]
     rows = measure(found, variants)
     manifest = found[0].bundle.manifest
-    model = short(manifest.model.name)
+    model = short_name(manifest.model.name)
     report = {
         "what": "zero-shot top-1 accuracy in percent on the test part, without tuning; cosine to the unpruned embedding of the first encoder",
         "model": model,

@@ -39,11 +39,6 @@ class Script(click.Command):
             raise click.ClickException(str(error)) from error
 
 
-def short(model: str) -> str:
-    """The last part of a path or of a `local-dir:` or `hf-hub:` name."""
-    return model.rstrip("/").split("/")[-1].split(":")[-1]
-
-
 def named(output: Path | None, *facts: object) -> Path:
     """`output` where one was given, else a name in results/ made of `facts`, without a suffix."""
     return output or RESULTS / re.sub(r"[^a-z0-9]+", "-", " ".join(map(str, facts)).lower()).strip("-")

@@ -14,13 +14,14 @@ import click
 import numpy as np
 import openvino as ov
 
-from benchmarks.common import Script, named, output_option, publish_json, short, show
+from benchmarks.common import Script, named, output_option, publish_json, show
 from prtool.bundle import Bundle
 from prtool.cpus import granted_cpus
 from prtool.engines.base import Array, GraphOptions
 from prtool.engines.ov.engine import open_graph
 from prtool.engines.ov.graph import core
 from prtool.engines.registry import graph_precision
+from prtool.pictures import short_name
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.spec import Keep
 
@@ -103,7 +104,7 @@ def main(bundle: Path, precision: str, keep: str, batch: int, output: Path | Non
         "cpu": this_machine().cpu,
         "versions": library_versions() | {"openvino": engine.info.version},
     }
-    file = publish_json(named(output, "profile", short(manifest.model.name), "openvino", precision), report)
+    file = publish_json(named(output, "profile", short_name(manifest.model.name), "openvino", precision), report)
     cells = [[name, f"{value:.1f}"] for name, value in rows if value >= 0.5]
     title = f"{whole:.0f} ms a call; {gmacs:.0f} GMAC take {1e3 * gmacs / peak:.0f} ms at the measured peak of {peak:.0f} GMAC/s"
     show((["operator", "ms"], cells), title, (), [file])

@@ -1,6 +1,5 @@
 """Engine names, and how each is opened; a new engine is one file and one row of `ENGINES`."""
 
-import difflib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from prtool.engines.forks import check_engine, track
 from prtool.errors import ConfigError, EngineUnavailable
 from prtool.extras import INSTALL_GPU, install_hint
 from prtool.manifest import TensorSpec
+from prtool.records import check_value
 from prtool.text_safety import printable
 
 if TYPE_CHECKING:
@@ -169,12 +169,8 @@ def list_engines() -> list[EngineStatus]:
 
 
 def _entry(name: str) -> EngineEntry:
-    entry = ENGINES.get(name) if isinstance(name, str) else None
-    if entry is None:
-        near = difflib.get_close_matches(name, ENGINES, n=3) if isinstance(name, str) else []
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ConfigError(f"engine = {printable(repr(name))}, but it must be one of {', '.join(ENGINES)}{hint}")
-    return entry
+    check_value("engine", str(name), choices=tuple(ENGINES))
+    return ENGINES[str(name)]
 
 
 def _load(name: str) -> EngineModule:

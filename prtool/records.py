@@ -6,7 +6,7 @@ import functools
 import math
 import operator
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypedDict, Union, Unpack, get_args, get_origin, get_type_hints
 
 from prtool.errors import ConfigError
@@ -61,9 +61,19 @@ def check_value(name: str, value: object, **limits: Unpack[Limits]) -> None:
         allowed = item in choices if choices else all(holds for holds, _ in _bounds(item, limits))
         if not allowed:
             wanted = f"one of {', '.join(choices)}" if choices else " and ".join(text for _, text in _bounds(item, limits))
-            raise ConfigError(f"{name} = {_shown(value)}, but {'each' if items is value else 'it'} must be {wanted}")
+            near = difflib.get_close_matches(item, choices, n=3) if choices and isinstance(item, str) else ()
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ConfigError(f"{name} = {_shown(value)}, but {'each' if items is value else 'it'} must be {wanted}{hint}")
     if choices and len(set(items)) != len(items):
         raise ConfigError(f"{name} = {_shown(value)}, but it names one value twice; give some of {', '.join(choices)}, each once")
+
+
+def check_name(name: str, known: Collection[str], where: str = "") -> None:
+    """Raises ConfigError where a field's name, in the section `where`, is not among those that are known."""
+    if name not in known:
+        near = difflib.get_close_matches(name[:100], known, n=3, cutoff=0.4)
+        hint = f"near names: {', '.join(near)}" if near else f"known names: {', '.join(known)}"
+        raise ConfigError(f"unknown name {_shown(_join(where, name))}; {hint}")
 
 
 def _bounds(value: Any, limits: Limits) -> Iterator[tuple[bool, str]]:  # noqa: ANN401
@@ -134,10 +144,7 @@ def _hints(kind: type) -> dict[str, Any]:
 def _read_dataclass(kind: Any, value: object, where: str) -> Any:  # noqa: ANN401
     hints, found = _hints(kind), _mapping(value, where)
     for name in found:
-        if name not in hints:
-            near = difflib.get_close_matches(str(name)[:100], hints, n=3, cutoff=0.4)
-            hint = f"near names: {', '.join(near)}" if near else f"known names: {', '.join(hints)}"
-            raise ConfigError(f"unknown name {_shown(_join(where, str(name)))}; {hint}")
+        check_name(str(name), hints, where)
     required = [item.name for item in dataclasses.fields(kind) if item.default is item.default_factory is dataclasses.MISSING]
     if missing := [name for name in required if name not in found]:
         raise ConfigError(f"{where or 'the record'} lacks {', '.join(missing)}")

@@ -1,6 +1,5 @@
 """From pixels to embeddings: a bundle's graphs, and the modes that run them on numpy arrays or on a device's."""
 
-import difflib
 import functools
 import os
 import threading
@@ -16,12 +15,12 @@ from prtool.engines.base import Array, DeviceArray, DeviceEngine, Engine, Engine
 from prtool.engines.forks import check_process
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import graph_precision, open_engine
-from prtool.errors import ConfigError, EngineError
+from prtool.errors import EngineError
 from prtool.graphs.signature import roles_after_selection
+from prtool.records import check_value
 from prtool.runtime.recorder import Recorder
 from prtool.runtime.select import gather, select
 from prtool.spec import PruneSpec
-from prtool.text_safety import printable
 
 Tensors = Mapping[str, DeviceArray]
 Steps = Iterator[tuple[str, Tensors]]
@@ -208,12 +207,8 @@ MODES: Mapping[str, Mode] = MappingProxyType(
 
 def mode_named(name: str) -> Mode:
     """The mode of that name; raises ConfigError where there is none."""
-    mode = MODES.get(name) if isinstance(name, str) else None
-    if mode is None:
-        near = difflib.get_close_matches(name, MODES, n=1) if isinstance(name, str) else []
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"mode = {printable(repr(name))}, but it must be one of {', '.join(MODES)}{hint}")
-    return mode
+    check_value("mode", str(name), choices=tuple(MODES))
+    return MODES[str(name)]
 
 
 class _OnHost(UserDict[str, Array]):

@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from benchmarks.common import COUNTS, KEEPS, NAMES, Script, named, short, show
+from benchmarks.common import COUNTS, KEEPS, NAMES, Script, named, show
 from benchmarks.peers.accuracy import Accuracies
 from benchmarks.peers.plot import plot_peers
 from benchmarks.peers.report import RESULT
@@ -32,6 +32,7 @@ from prtool.bundle import Bundle
 from prtool.cli.console import BarProgress
 from prtool.engines.registry import ENGINES, graph_precision
 from prtool.errors import BundleError, ConfigError, DataError
+from prtool.pictures import short_name
 from prtool.runtime.bench.config import ENCODER, BenchConfig
 from prtool.runtime.bench.files import output_files, write_report
 from prtool.spec import Keep
@@ -107,7 +108,7 @@ def _smoke_model() -> tuple[str, str]:
 
 def _make_bundle(config: BenchConfig, model: str, pretrained: str, data: Path | None) -> Path:
     """Trains nothing and exports the graphs that the engines need; a bundle that an earlier call made is reused."""
-    root = Path("runs") / named(None, "peers", short(model), pretrained, config.seed).name
+    root = Path("runs") / named(None, "peers", short_name(model), pretrained, config.seed).name
     run, bundle, needed = root / "run", root / "bundle", _graphs(config)
     if not _has(bundle, needed):
         _prtool("train", "--model", model, "--pretrained", pretrained, "--phase", "none", "--set", f"seed={config.seed}", "-o", str(run))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.peers.report import PeersReport, PeersRow
-from prtool.files import PICTURE_METADATA, new_file
+from prtool.pictures import light_grid, picture
 from prtool.runtime.bench.plot import COLOURS
 
 if TYPE_CHECKING:
@@ -20,22 +20,18 @@ def plot_peers(report: PeersReport, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
-
     batches = sorted({row.batch for row in report.rows})
     names = list(dict.fromkeys(_name(row) for row in report.rows))
     colours = dict(zip(names, COLOURS * len(names), strict=False))
-    figure = Figure(figsize=(5.2 * len(batches), 6.2), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(batches), squeeze=False)[0]
-    for axes, batch in zip(panels, batches, strict=True):
-        _draw(axes, [row for row in report.rows if row.batch == batch], colours)
-        axes.set_title(f"batch {batch}", fontsize=11)
-    panels[0].set_ylabel("images/s")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(batches)), frameon=False, fontsize=8)
-    figure.suptitle(f"{report.model['name']} on {report.device}, {report.threads} threads", fontsize=12)
-    with new_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
+    with picture(path, 5.2 * len(batches), 6.2) as figure:
+        panels = figure.subplots(1, len(batches), squeeze=False)[0]
+        for axes, batch in zip(panels, batches, strict=True):
+            _draw(axes, [row for row in report.rows if row.batch == batch], colours)
+            axes.set_title(f"batch {batch}", fontsize=11)
+        panels[0].set_ylabel("images/s")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(batches)), frameon=False, fontsize=8)
+        figure.suptitle(f"{report.model['name']} on {report.device}, {report.threads} threads", fontsize=12)
 
 
 def _draw(axes: "Axes", rows: Sequence[PeersRow], colours: dict[str, str]) -> None:
@@ -46,9 +42,7 @@ def _draw(axes: "Axes", rows: Sequence[PeersRow], colours: dict[str, str]) -> No
         axes.plot(*zip(*points, strict=True), color=colours[name], marker=_MARKERS.get(precision, "v"), linewidth=1.2, label=f"{name} {precision}")
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("cost of one image (GMAC)")
-    axes.grid(color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
 
 
 def _name(row: PeersRow) -> str:

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.common import short
 from benchmarks.peers.accuracy import PRUNED, UNPRUNED, Accuracies
 from benchmarks.peers.baselines import COMPILED, DTYPES, OPEN_CLIP, TOME_COMPILED, Baseline, Baselines, agreement
 from benchmarks.peers.report import PeersReport, PeersRow, kind_of, with_accuracy
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError
+from prtool.pictures import short_name
 from prtool.progress import Progress
 from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
 from prtool.runtime.bench.lineup import Lineup, left_out
@@ -78,7 +78,7 @@ def compare(bundle: Bundle, config: PeersConfig, progress: Progress) -> PeersRep
         timed |= {(baseline, batch): found for baseline, found in zip(baselines, taken, strict=True)}
     rows = [*_baseline_rows(timed, cosines), *_bundle_rows(lineup, samples, timed, cosines)]
     return PeersReport(
-        model={"name": short(manifest.model.name), "pretrained": manifest.model.pretrained, "weights_sha256": manifest.model.weights_sha256},
+        model={"name": short_name(manifest.model.name), "pretrained": manifest.model.pretrained, "weights_sha256": manifest.model.weights_sha256},
         rows=tuple(with_accuracy(row, config.accuracies) for row in rows),
         accuracy=None if config.accuracies is None else {"about": config.accuracies.about, "unpruned_fp32": config.accuracies.reference},
         rounds=len(samples[0][0].total_ns),

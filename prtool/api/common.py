@@ -1,14 +1,13 @@
 """What the verbs share: the kinds of their arguments, configurations made from these and from `--set`, and their reports."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from prtool.errors import ConfigError
-from prtool.records import from_plain
+from prtool.records import check_name, from_plain
 from prtool.spec import Keep
 from prtool.text_safety import printable
 
@@ -102,15 +101,16 @@ def configure(kind: type[Config], given: Mapping[str, Any], settings: Mapping[st
     values, sections = dict(given), dict[str, dict[str, object]]()
     for name, value in (settings or {}).items():
         head, _, rest = name.partition(".")
-        if head not in hints or (rest and not dataclasses.is_dataclass(hints[head])):
-            near = difflib.get_close_matches(head, hints, n=3, cutoff=0.4)
-            raise ConfigError(f"unknown setting {printable(repr(where + name))}; known names: {', '.join(near or hints)}")
+        full = f"{where}.{name}" if where else name
+        check_name(head, hints, where)
+        if rest and not dataclasses.is_dataclass(hints[head]):
+            raise ConfigError(f"unknown name {printable(repr(full))}: {head} has no settings of its own")
         if rest:
             sections.setdefault(head, {})[rest] = value
         else:
             is_path = Path in get_args(hints[head]) and isinstance(value, (str, Path))
-            values[head] = Path(str(value)) if is_path else from_plain(hints[head], value, where + name)
+            values[head] = Path(str(value)) if is_path else from_plain(hints[head], value, full)
     for name, inner in sections.items():
         base = {item.name: getattr(values[name], item.name) for item in dataclasses.fields(hints[name])} if name in values else {}
-        values[name] = configure(hints[name], base, inner, f"{where}{name}.")
+        values[name] = configure(hints[name], base, inner, f"{where}.{name}" if where else name)
     return kind(**values)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
+from prtool.pictures import light_grid, picture, short_name
 from prtool.runtime.bench.config import ENCODER
 from prtool.runtime.bench.report import BenchReport, BenchRow
 
@@ -22,30 +22,22 @@ def plot_report(report: BenchReport, path: Path) -> None:
     """Writes a PNG: one panel per batch, a colour per engine and precision, a marker per mode, the theoretical speed-up as a thin line.
 
     The encoder's rows are drawn, or the end-to-end ones where there are no others. The thin line starts at the unpruned
-    model's rate and grows as multiply-accumulates fall. Raises as `check_output` and `new_file`.
+    model's rate and grows as multiply-accumulates fall. Raises as `picture`.
     """
-    check_output(path, PICTURE)
-    from matplotlib.figure import Figure
-
     scope = ENCODER if any(row.scope == ENCODER for row in report.rows) else report.rows[0].scope
     rows = [row for row in report.rows if row.scope == scope]
     batches = sorted({row.batch for row in rows})
     width, height = _PANEL_INCHES
-    # A figure of its own, without pyplot, draws with Agg: no global state, no window system.
-    figure = Figure(figsize=(width * len(batches), height + 1.0), dpi=150, layout="constrained")
-    panels = figure.subplots(1, len(batches), squeeze=False)[0]
-    for axes, batch in zip(panels, batches, strict=True):
-        _draw(axes, [row for row in rows if row.batch == batch])
-        axes.set_title(f"batch {batch}", fontsize=11)
-    panels[0].set_ylabel(f"images/s ({'encoder alone' if scope == ENCODER else 'end to end'})")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(batches)), frameon=False, fontsize=9)
-    threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
-    # The last part of a path or of a `local-dir:` or `hf-hub:` name.
-    name = str(report.model["name"]).rstrip("/").split("/")[-1].split(":")[-1]
-    figure.suptitle(f"{name}: pruned and unpruned, {report.device}, {threads}", fontsize=12)
-    with new_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
+    with picture(path, width * len(batches), height + 1.0) as figure:
+        panels = figure.subplots(1, len(batches), squeeze=False)[0]
+        for axes, batch in zip(panels, batches, strict=True):
+            _draw(axes, [row for row in rows if row.batch == batch])
+            axes.set_title(f"batch {batch}", fontsize=11)
+        panels[0].set_ylabel(f"images/s ({'encoder alone' if scope == ENCODER else 'end to end'})")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(batches)), frameon=False, fontsize=9)
+        threads = f"{report.threads} thread{'s' if report.threads > 1 else ''}"
+        figure.suptitle(f"{short_name(str(report.model['name']))}: pruned and unpruned, {report.device}, {threads}", fontsize=12)
 
 
 def _draw(axes: "Axes", rows: Sequence[BenchRow]) -> None:
@@ -65,6 +57,4 @@ def _draw(axes: "Axes", rows: Sequence[BenchRow]) -> None:
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("share of patches kept")
     axes.set_xticks(sorted({round(row.keep, 3) for row in rows if not row.is_baseline}))
-    axes.grid(color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)

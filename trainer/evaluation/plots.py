@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
+from prtool.pictures import light_grid, picture, short_name
 from prtool.trainer.evaluation.report import EvalReport
 
 if TYPE_CHECKING:
@@ -32,17 +32,11 @@ def plot_accuracy(report: EvalReport, path: Path) -> None:
         ConfigError: something else than a picture that prtool drew stands at `path`.
         StorageError: the file cannot be written.
     """
-    check_output(path, PICTURE)
-    from matplotlib.figure import Figure
-
-    # A figure of its own, without pyplot, draws with Agg: no global state, no window system.
-    figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    _draw_lines(axes, report)
-    _draw_costs(axes, report)
-    figure.suptitle(f"{_short(report.model)} on {_short(report.data)} ({report.split}, {report.unpruned.images} images)", fontsize=12)
-    with new_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
+    with picture(path, 7.2, 4.8) as figure:
+        axes = figure.add_subplot()
+        _draw_lines(axes, report)
+        _draw_costs(axes, report)
+        figure.suptitle(f"{short_name(report.model)} on {short_name(report.data)} ({report.split}, {report.unpruned.images} images)", fontsize=12)
 
 
 def _draw_lines(axes: "Axes", report: EvalReport) -> None:
@@ -59,9 +53,7 @@ def _draw_lines(axes: "Axes", report: EvalReport) -> None:
     where = f"on entry to block {blocks}" if len(report.locations) == 1 else f"in the end, dropped on entry to blocks {blocks}"
     axes.set_xlabel(f"patches kept {where} (share of {report.patches})")
     axes.set_ylabel("zero-shot top-1 accuracy (%)")
-    axes.grid(color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
     axes.legend(frameon=False, loc="best")
 
 
@@ -79,8 +71,3 @@ def _draw_costs(axes: "Axes", report: EvalReport) -> None:
     top.set_xticks(keeps, [f"{costs[keep]:.3g}" for keep in keeps])
     top.set_xlabel("cost of one image (GMAC)")
     top.spines["top"].set_visible(False)
-
-
-def _short(name: str) -> str:
-    """The last part of a path or of a `local-dir:` or `hf-hub:` name."""
-    return name.rstrip("/").split("/")[-1].split(":")[-1]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prtool.files import PICTURE, PICTURE_METADATA, check_output, file_kind, new_file, write_bytes, write_json
+from prtool.files import PICTURE, check_output, file_kind, write_bytes, write_json
+from prtool.pictures import picture
 from prtool.studies.paper.plan import Study, Table
 from prtool.studies.paper.published import claims_of, published
 from prtool.studies.paper.sets import absent
@@ -227,19 +228,15 @@ def _csv(report: Report) -> str:
 
 def _plot(report: Report, path: Path) -> None:
     """Horizontal bars of each row's last column (the mean, or the only set), the paper's figure as a line."""
-    from matplotlib.figure import Figure
-
     last = {entry.row: entry for entry in report.entries}
     rows = list(reversed(last))
-    figure = Figure(figsize=(7.2, 1.2 + 0.3 * max(1, len(rows))), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.barh(range(len(rows)), [last[row].ours for row in rows], color="#0072B2", label="ours")
-    for place, row in enumerate(rows):
-        paper = last[row].published
-        if paper is not None:
-            axes.plot([paper, paper], [place - 0.4, place + 0.4], color="#D55E00", linewidth=2)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_xlabel("percent, " + ", ".join(dict.fromkeys(last[row].column for row in rows)) + " (orange: published)")
-    figure.suptitle(report.title, fontsize=9)
-    with new_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
+    with picture(path, 7.2, 1.2 + 0.3 * max(1, len(rows))) as figure:
+        axes = figure.add_subplot()
+        axes.barh(range(len(rows)), [last[row].ours for row in rows], color="#0072B2", label="ours")
+        for place, row in enumerate(rows):
+            paper = last[row].published
+            if paper is not None:
+                axes.plot([paper, paper], [place - 0.4, place + 0.4], color="#D55E00", linewidth=2)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set_xlabel("percent, " + ", ".join(dict.fromkeys(last[row].column for row in rows)) + " (orange: published)")
+        figure.suptitle(report.title, fontsize=9)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
+from prtool.pictures import light_grid, picture, short_name
 from prtool.studies.tune.front import Candidate, Limits, front_of
 
 if TYPE_CHECKING:
@@ -104,25 +104,17 @@ def plot_front(report: TuneReport, path: Path) -> None:
         ConfigError: something else than a picture that prtool drew stands at `path`.
         StorageError: the file cannot be written.
     """
-    check_output(path, PICTURE)
-    from matplotlib.figure import Figure
-
-    # A figure of its own, without pyplot, draws with Agg: no global state, no window system.
-    figure = Figure(figsize=(7.2, 4.8), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    _draw_candidates(axes, report)
-    _draw_limits(axes, report)
-    axes.set_xlabel(f"time of a call of {report.batch} images (ms), {report.engine} {report.precision}")
-    axes.set_ylabel("mean cosine to the unpruned embedding" if _is_cosine(report) else "zero-shot top-1 accuracy (%)")
-    # Space below the lowest candidate for its label.
-    axes.margins(x=0.06, y=0.2)
-    axes.grid(color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="best", fontsize=9)
-    figure.suptitle(f"{_short(report.model)} on {_short(report.data)} ({report.split}, {report.images} images)", fontsize=12)
-    with new_file(path) as temporary:
-        figure.savefig(temporary, format="png", metadata=PICTURE_METADATA)
+    with picture(path, 7.2, 4.8) as figure:
+        axes = figure.add_subplot()
+        _draw_candidates(axes, report)
+        _draw_limits(axes, report)
+        axes.set_xlabel(f"time of a call of {report.batch} images (ms), {report.engine} {report.precision}")
+        axes.set_ylabel("mean cosine to the unpruned embedding" if _is_cosine(report) else "zero-shot top-1 accuracy (%)")
+        # Space below the lowest candidate for its label.
+        axes.margins(x=0.06, y=0.2)
+        light_grid(axes)
+        axes.legend(frameon=False, loc="best", fontsize=9)
+        figure.suptitle(f"{short_name(report.model)} on {short_name(report.data)} ({report.split}, {report.images} images)", fontsize=12)
 
 
 def _draw_candidates(axes: "Axes", report: TuneReport) -> None:
@@ -183,8 +175,3 @@ def _cells(row: Candidate, on_front: bool, chosen: bool) -> list[str]:
         "*" if on_front else "",
         "chosen" if chosen else "",
     ]
-
-
-def _short(name: str) -> str:
-    """The last part of a path or of a `local-dir:` or `hf-hub:` name."""
-    return name.rstrip("/").split("/")[-1].split(":")[-1]
