@@ -16,7 +16,7 @@
     │   └── EngineUnavailable   the engine's library is not installed, or finds no device
     └── StorageError            a file could not be written (disk full, no permission, read-only)
 
-    InputWarning                a Python warning: values that cannot be meant, such as pixels of 0 to 255 where normalised ones are due
+    InputWarning                a Python warning: unlikely values, such as pixels of 0 to 255 instead of normalised
 
 A message says what was wrong, which value it had, what was possible, and what to do.
 """
