@@ -1,6 +1,7 @@
 """ImageSet: the images of one split, as files or as members of tar shards, with their labels and class names; few-shot parts of it."""
 
 import hashlib
+import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ class ImageSet:
         classnames: in label order; merged sets may repeat a name.
         origin: the absolute `--data` text that loads this set again; "" for a set made in code.
         note: what a reader of results should know about the split; "" for none.
+        captions: the texts of each image, for retrieval; () for a set without captions.
     """
 
     root: Path
@@ -41,6 +43,7 @@ class ImageSet:
     classnames: tuple[str, ...]
     origin: str = ""
     note: str = ""
+    captions: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -62,17 +65,20 @@ class ImageSet:
         return (self.root / self.paths[index], 0, None) if place is None else (place[0], *member_span(*place))
 
     def digest(self) -> str:
-        """SHA-256 over the paths, sizes in bytes and labels, which identifies the data of a cache."""
+        """SHA-256 over the paths, sizes in bytes, labels and captions, which identifies the data of a cache."""
         digest = hashlib.sha256()
         for index, (path, label) in enumerate(zip(self.paths, self.labels, strict=True)):
             file, _, length = self.span(index)
             size = file.stat().st_size if length is None else length
             digest.update(f"{path}\0{label}\0{size}\n".encode("utf-8", "surrogateescape"))
+        if self.captions:
+            digest.update(json.dumps(self.captions).encode())
         return digest.hexdigest()
 
     def subset(self, indices: Sequence[int]) -> "ImageSet":
         """The images with these indices, in this order."""
-        return replace(self, paths=tuple(self.paths[i] for i in indices), labels=tuple(self.labels[i] for i in indices))
+        captions = tuple(self.captions[i] for i in indices) if self.captions else ()
+        return replace(self, paths=tuple(self.paths[i] for i in indices), labels=tuple(self.labels[i] for i in indices), captions=captions)
 
     def take(self, images: int, seed: int = 0) -> "ImageSet":
         """At most `images` of the set, drawn without replacement and kept in order; 0 takes all."""

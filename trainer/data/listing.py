@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prtool.errors import DataError
@@ -28,12 +28,14 @@ class Listing:
         classnames: in label order; empty where images have no labels.
         splits: split -> entries; a split that the data lacks is absent or empty.
         note: what a reader of results should know about these splits.
+        captions: path -> the texts of that image; empty for data without captions.
     """
 
     root: Path
     classnames: tuple[str, ...]
     splits: Mapping[str, Sequence[Entry]]
     note: str = ""
+    captions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def hashed(cls, root: Path, classnames: tuple[str, ...], entries: Iterable[Entry], *notes: str) -> "Listing":

@@ -99,7 +99,8 @@ def merge(sets: Sequence[ImageSet]) -> ImageSet:
         names += item.classnames
     origin = ",".join(item.origin for item in sets) if all(item.origin for item in sets) else ""
     note = "; ".join(f"{item.origin or item.root}: {item.note}" for item in sets if item.note)
-    return ImageSet(common, tuple(paths), tuple(labels), tuple(names), origin, note)
+    captions = tuple(texts for item in sets for texts in item.captions or ((),) * len(item)) if any(item.captions for item in sets) else ()
+    return ImageSet(common, tuple(paths), tuple(labels), tuple(names), origin, note, captions)
 
 
 def pixel_batches(
@@ -151,7 +152,8 @@ def _load(address: Address, split: str) -> ImageSet:
     paths, labels = zip(*entries, strict=True)
     _check_names(address, names)
     _check_paths(address, listing, split, paths)
-    return ImageSet(listing.root, paths, labels, names, address.text(), joined(listing.note, _wordnet_note(names)))
+    captions = tuple(listing.captions.get(path, ()) for path in paths) if listing.captions else ()
+    return ImageSet(listing.root, paths, labels, names, address.text(), joined(listing.note, _wordnet_note(names)), captions)
 
 
 def _check_names(address: Address, names: Sequence[str]) -> None:

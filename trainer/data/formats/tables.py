@@ -4,8 +4,8 @@ import codecs
 import contextlib
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ MAX_BYTES = 1 << 30
 """Maximum size of a file with labels."""
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_COLUMNS = ("path", "label", "split", "classname")
+_COLUMNS = ("path", "label", "split", "classname", "caption")
 _DELIMITERS = (",", ";", "\t")
 _Row = tuple[int, dict[str, str]]
 
@@ -68,25 +68,64 @@ def expect_form(file: Path, form: str) -> Iterator[None]:
 
 
 def read_csv(file: Path) -> Listing:
-    """A CSV file with a header: path (relative to the file's folder), and optionally label, split (train, val or test) and classname.
+    """A CSV file with a header: path (relative to the file's folder), and optionally label, split (train, val or test), classname and caption.
 
     Values are separated by commas, semicolons or tabs. Text labels are class names, or ids for which the column classname has
     the name; numbers take their names from that column or from classnames.txt next to the file. Without a column split,
-    splits come from a hash of each path; without labels, images have none. An image named twice, and a row with more or fewer
-    values than the header, without a path, with an unknown split or with a label without a name, are errors.
+    splits come from a hash of each path; without labels, images have none. An image with several captions has a row for each,
+    which differ in nothing else. An image named twice otherwise, and a row with more or fewer values than the header, without a
+    path, with an unknown split, with a label without a name or without a caption where others have one, are errors.
     """
     rows, note = _rows(file)
+    captions = _captions(file, rows)
+    rows = _one_an_image(file, rows)
     raw = [RawLabel(row["path"], row["label"] or row["classname"], row["classname"]) for _, row in rows]
     entries, classnames = resolve_labels(raw, read_names(file.parent), file)
     if not any(row["split"] for _, row in rows):
-        return Listing.hashed(file.parent, classnames, entries, note)
+        return replace(Listing.hashed(file.parent, classnames, entries, note), captions=captions)
     splits: dict[str, list[Entry]] = {split: [] for split in SPLITS}
     for (line, row), entry in zip(rows, entries, strict=True):
         split = split_named(row["split"])
         if split is None:
             raise DataError(f"{file}, line {line}: split = '{printable(row['split'])}', but it must be one of {', '.join(SPLITS)}")
         splits[split].append(entry)
-    return Listing(file.parent, classnames, splits, note)
+    return Listing(file.parent, classnames, splits, note, captions)
+
+
+def _captions(file: Path, rows: list[_Row]) -> dict[str, tuple[str, ...]]:
+    """The captions of each image, in the order of the rows; none where no row has one."""
+    found: dict[str, tuple[str, ...]] = {}
+    for _, row in rows:
+        found[row["path"]] = (*found.get(row["path"], ()), *filter(None, [row["caption"]]))
+    without = [(line, row["path"]) for line, row in rows if not row["caption"]]
+    if len(without) == len(rows):
+        return {}
+    if without:
+        line, path = without[0]
+        raise DataError(
+            f"{file}: {len(without)} of {len(rows)} rows have no caption, the first in line {line}, of '{printable(path)}'; caption all images, or none"
+        )
+    return found
+
+
+def _one_an_image(file: Path, rows: list[_Row]) -> list[_Row]:
+    """The first row of each image; the others may differ from it by their caption alone."""
+    first: dict[str, dict[str, str]] = {}
+    found = []
+    for line, row in rows:
+        known = first.setdefault(row["path"], row)
+        if known is row:
+            found.append((line, row))
+            continue
+        if not row["caption"]:
+            raise DataError(
+                f"{file}, line {line} names '{printable(row['path'])}' once more; give each image one row, or a row for each caption"
+            )
+        for name in _COLUMNS:
+            if name != "caption" and row[name] != known[name]:
+                two = f"'{printable(known[name])}' and '{printable(row[name])}'"
+                raise DataError(f"{file}, line {line} gives '{printable(row['path'])}' two values of {name}, {two}; its rows may differ in the caption alone")
+    return found
 
 
 def _rows(file: Path) -> tuple[list[_Row], str]:
@@ -99,9 +138,6 @@ def _rows(file: Path) -> tuple[list[_Row], str]:
         rows = [_row(file, columns, reader.line_num, values) for values in reader if any(value.strip() for value in values)]
     except csv.Error as cause:
         raise DataError(f"{file} cannot be read as CSV: {cause}") from cause
-    repeated = [path for path, count in Counter(row["path"] for _, row in rows).items() if count > 1]
-    if repeated:
-        raise DataError(f"{file} names {len(repeated)} images more than once, the first '{printable(repeated[0])}'; give each one row")
     unread = [name for name in columns if name not in _COLUMNS]
     return rows, f"columns that are not read: {printable(', '.join(unread))}" if unread else ""
 
@@ -116,7 +152,7 @@ def _header(file: Path, text: str) -> tuple[str, list[str]]:
                 raise DataError(f"{file} has two columns called {twice[0]}; give each once")
             return delimiter, columns
     shown = printable([name.strip() for name in next(_reader(text, _DELIMITERS[0]), [])], 300)
-    raise DataError(f"{file} has the columns {shown}, but one must be called path; the header may also name label, split and classname")
+    raise DataError(f"{file} has the columns {shown}, but one must be called path; the header may also name label, split, classname and caption")
 
 
 def _reader(text: str, delimiter: str) -> "Reader":
