@@ -22,6 +22,7 @@ from prtool.extras import Extra, install_hint
 from prtool.runtime.bench import BenchConfig
 from prtool.studies.tune.config import TuneConfig
 from prtool.trainer.config import TrainConfig
+from prtool.trainer.evaluation.config import EvalConfig
 
 FOLDERS = ("prtool", "trainer", "export", "runtime", "engines")
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md")), *sorted((REPO / "benchmarks").glob("*.md"))]
@@ -168,7 +169,14 @@ def test_every_python_name_exists() -> None:
 
 def test_every_setting_exists() -> None:
     """Of the command that is shown, or, in a message, of some command."""
-    kinds = {"tune": [TuneConfig], "bench": [BenchConfig], "build": [BuildOptions, EngineOptions], "train": [TrainConfig], "reproduce": [TrainConfig]}
+    kinds = {
+        "eval": [EvalConfig],
+        "tune": [TuneConfig],
+        "bench": [BenchConfig],
+        "build": [BuildOptions, EngineOptions],
+        "train": [TrainConfig],
+        "reproduce": [TrainConfig],
+    }
     known = {command: set().union(*map(settable, kinds.get(command, [EngineOptions]))) for command in COMMANDS}
     shown = [(path.name, name, known[command]) for path, command, rest in calls() for name in SETTING.findall(rest)]
     shown += [(path.name, name, set().union(*known.values())) for path, text in literals() for name in SETTING.findall(text)]

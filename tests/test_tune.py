@@ -28,9 +28,9 @@ from prtool.studies.tune.front import Candidate, Limits, choose, nearest, pareto
 from prtool.studies.tune.report import TuneReport
 from prtool.studies.tune.result import RESULT_NAME, read_result, record_digest
 from prtool.studies.tune.run import tune
-from prtool.studies.tune.steps import LocationSet, evaluate_quality
+from prtool.studies.tune.steps import LocationSet
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.evaluation.evaluate import EvalConfig
+from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow, drop_error
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import TokensRecord
@@ -235,7 +235,7 @@ class Script:
     def tune(self, run: Path, config: TuneConfig, data: Path | None = None) -> TuneReport:
         """`tune` with these verbs."""
         with pytest.MonkeyPatch.context() as patch:
-            own = {"train": self.train, "evaluate_quality": self.evaluate, "export_run": self.export, "bench": self.bench, "probe": self.probe}
+            own = {"train": self.train, "evaluate_run": self.evaluate, "export_run": self.export, "bench": self.bench, "probe": self.probe}
             for name, verb in (own | self.verbs).items():
                 patch.setattr(f"prtool.studies.tune.steps.{name}", verb)
             patch.setattr("prtool.studies.tune.run.probe", self.verbs.get("probe", self.probe))
@@ -296,7 +296,7 @@ def test_a_sibling_whose_tokens_did_not_help_is_evaluated_without(run: Path, mon
         return told.evaluate(where, data, config)
 
     checkpoint = Checkpoint.load(run)
-    monkeypatch.setattr("prtool.studies.tune.steps.evaluate_quality", evaluate)
+    monkeypatch.setattr("prtool.studies.tune.steps.evaluate_run", evaluate)
     item = LocationSet(run, replace(checkpoint, tokens=TokensRecord(visual=2)), checkpoint.prune.locations, SilentProgress())
     item.evaluate(config(Limits(max_drop=1.0), keeps=(Keep.count(12),)), None, "")
     assert asked == [("patch-ranking",)]
@@ -313,7 +313,7 @@ def test_a_drop_of_exactly_the_limit_is_within_it(run: Path, unpruned: int) -> N
         rows[1:] = [replace(row, accuracy=100 * (unpruned - 1) / 1000, lost=1) for row in rows[1:]]
         return replace(report, rows=tuple(rows))
 
-    told.verbs["evaluate_quality"] = evaluate
+    told.verbs["evaluate_run"] = evaluate
     report = told.tune(run, config(Limits(max_drop=0.1)))
     assert report.choice is not None
     assert report.choice.k == 8
@@ -446,14 +446,14 @@ def photos(folder: Path) -> Path:
 
 def test_quality_without_labels_is_the_cosine(run: Path, tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos")
-    report = evaluate_quality(run, folder, EvalConfig(keeps=KEEPS, methods=("patch-ranking",)))
-    assert all(math.isnan(row.accuracy) and row.lost is None for row in report.rows)
+    report = evaluate_run(run, folder, EvalConfig(keeps=KEEPS, methods=("patch-ranking",)))
+    assert all(row.accuracy is None and row.lost is None for row in report.rows)
     assert [row.cosine for row in report.rows[:2]] == pytest.approx([1.0, 1.0], abs=1e-6)
     assert report.rows[3].cosine < 1.0
     with pytest.raises(DataError):
         script().tune(run, config(Limits(max_drop=1.0), split="test"), folder)
     told = script()
-    told.verbs["evaluate_quality"] = evaluate_quality
+    told.verbs["evaluate_run"] = evaluate_run
     found = told.tune(run, config(Limits(min_cosine=0.0), split="test"), folder)
     assert found.choice is not None
     assert (found.choice.k, found.choice.accuracy, found.choice.drop) == (8, None, None)

@@ -100,9 +100,13 @@ def evaluate(
     method: str | Sequence[str] = ("patch-ranking", "cls-attention", "random"),
     images: int = 0,
     output: AnyPath | None = None,
+    settings: Mapping[str, object] | None = None,
     progress: "Progress | None" = None,
 ) -> "EvalReport":
-    """Zero-shot accuracy by keep rate, for several ways to choose patches; also drawn as a picture.
+    """Accuracy, changed decisions, cosine and retrieval next to the cost, for several ways to spend less; also drawn as a picture.
+
+    Data without labels have no accuracy. Retrieval: overlap of the ten nearest images with those of the unpruned embeddings, and
+    recall@1, 5 and 10 between images and captions or class prompts (docs/method.md).
 
     Args:
         run: folder of a trained run.
@@ -112,26 +116,27 @@ def evaluate(
         method: ways to choose patches, of "patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "avit", "tome", "random",
             "golden" (slow).
         images: at most this many; 0 takes all.
-        output: picture of accuracy against keep, a .png file; default: RUN/eval-SPLIT.png.
+        output: picture of accuracy and cosine against cost, a .png file; default: RUN/eval-SPLIT.png.
+        settings: other fields of `EvalConfig`, such as {"retrieval_images": 1000, "batch": 8, "seed": 1}.
 
     Raises:
         CheckpointError: there is no finished run, or it is damaged.
         ConfigError: a value cannot be used, a method does not suit the model, or no data are known.
-        DataError: the data cannot be read or have no labels (ImageError: an image cannot be decoded).
+        DataError: the data cannot be read (ImageError: an image cannot be decoded).
     """
     from prtool.files import PICTURE, check_output
     from prtool.trainer.evaluation.config import EvalConfig
     from prtool.trainer.runs.folder import check_evaluation
 
-    config = EvalConfig(split=split, keeps=keeps_of(keep), methods=several(method), images=images)
+    config = configure(EvalConfig, {"split": split, "keeps": keeps_of(keep), "methods": several(method), "images": images}, settings)
     picture = evaluation_picture(run, split, output)
     check_evaluation(Path(run), data, config)
     check_output(picture, PICTURE)
     from prtool.trainer.evaluation.evaluate import evaluate_run
-    from prtool.trainer.evaluation.plots import plot_accuracy
+    from prtool.trainer.evaluation.plots import plot_evaluation
 
     report = evaluate_run(Path(run), data, config, progress)
-    plot_accuracy(report, picture)
+    plot_evaluation(report, picture)
     return report
 
 

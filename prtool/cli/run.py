@@ -30,10 +30,10 @@ def train(show_config: bool, as_json: bool, overwrite: bool, output: Path | None
 
 
 @click.command(name="eval")
-@verb_options(api.evaluate, data=str, output=FileName(".png"))
+@verb_options(api.evaluate, "retrieval_images", "batch", "seed", "templates", data=str, output=FileName(".png"))
 @json_option
 def evaluate(as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Zero-shot accuracy by keep rate, for several ways to choose patches."""
+    """Accuracy, changed decisions, cosine and retrieval next to the cost, for several ways to spend less."""
     print_report(api.evaluate(**options, progress=BarProgress()), as_json)
     message(f"wrote {api.evaluation_picture(options['run'], options['split'], options['output'])}")
 

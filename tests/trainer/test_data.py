@@ -234,6 +234,42 @@ def test_csv_without_labels(tmp_path: Path) -> None:
     assert load_split(tmp_path / "d.csv", "train").labels == (-1,)
 
 
+CAPTIONED = 'path,caption,split\na.jpg,a dog,train\nb.jpg,a cat,train\na.jpg,"a dog, asleep",train\nc.jpg,a bird,test\n'
+
+
+def test_csv_with_captions(tmp_path: Path) -> None:
+    """An image has a row for each caption; parts and merged sets keep them with their images."""
+    write(tmp_path, "a.jpg", "b.jpg", "c.jpg", "more/d.jpg")
+    (tmp_path / "d.csv").write_text(CAPTIONED)
+    found = load_split(tmp_path / "d.csv", "train")
+    assert (found.paths, found.labels, found.note) == (("a.jpg", "b.jpg"), (-1, -1), "")
+    assert found.captions == (("a dog", "a dog, asleep"), ("a cat",))
+    assert found.subset([1]).captions == (("a cat",),)
+    assert load_split(tmp_path / "d.csv", "test").captions == (("a bird",),)
+    (tmp_path / "more" / "e.csv").write_text("path,split\nd.jpg,train\n")
+    both = load_split(f"{tmp_path / 'd.csv'},{tmp_path / 'more' / 'e.csv'}", "train")
+    assert both.captions == (*found.captions, ())
+    assert found.digest() != replace(found, captions=(("a dog",), ("a cat",))).digest()
+    assert replace(found, captions=()).digest() != found.digest()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,caption\na.jpg,a dog\nb.jpg,\n", r"1 of 2.*line 3.*'b\.jpg'"),
+        ("path,label\na.jpg,cat\nb.jpg,cat\na.jpg,cat\n", r"line 4.*'a\.jpg'"),
+        ("path,label,caption\na.jpg,cat,x\nb.jpg,dog,y\na.jpg,dog,z\n", r"line 4.*'a\.jpg'.*label.*'cat'.*'dog'"),
+        ("path,caption,split\na.jpg,x,train\na.jpg,y,test\n", r"line 3.*split.*'train'.*'test'"),
+        ("path,caption,caption\na.jpg,x,y\n", "caption"),
+    ],
+)
+def test_bad_captions(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_split(tmp_path / "d.csv", "train")
+
+
 # Tar shards
 
 

@@ -24,7 +24,7 @@ from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation import evaluate as module
 from prtool.trainer.evaluation.baselines.random_ import Random
 from prtool.trainer.evaluation.evaluate import EvalConfig, Pruner, evaluate, evaluate_run
-from prtool.trainer.evaluation.plots import plot_accuracy
+from prtool.trainer.evaluation.plots import plot_evaluation
 from prtool.trainer.models.dual_encoder import DualEncoder, TextTower
 from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.predictor import PatchScorer, ScorerConfig, make_scorer
@@ -227,9 +227,12 @@ def test_the_json_form(model: DualEncoder, scorer: PatchScorer, images: ImageSet
         "predictor_trained",
         "seen_images",
         "seen_paths",
+        "retrieval_images",
+        "texts",
     ]
     assert list(value) == ["results", *facts, "notes"]
-    columns = ["method", "keep", "accuracy", "images", "gmacs", "matching_rate", "cosine", "lost", "won", "drop", "drop_low", "drop_high"]
+    columns = ["method", "keep", "accuracy", "images", "gmacs", "matching_rate", "cosine", "lost", "won", "image_size"]
+    columns += ["overlap_own", "overlap_cross", "text_to_image", "image_to_text", "macs_share", "drop", "drop_low", "drop_high"]
     assert [list(row) for row in value["results"]] == [columns] * 2
     assert [(row["method"], row["keep"], row["images"], row["matching_rate"]) for row in value["results"]] == [
         ("unpruned", 1.0, 5, None),
@@ -244,7 +247,19 @@ def test_the_table_names_every_row(model: DualEncoder, scorer: PatchScorer, imag
     columns, rows = report.table()
     assert len(rows) == 1 + 3 * 3
     assert all(len(row) == len(columns) for row in rows)
-    assert [row[:2] for row in rows[:4]] == [["unpruned", "1.0"], ["patch-ranking", "1.0"], ["patch-ranking", "0.5"], ["patch-ranking", "0.1875"]]
+    places = {name: columns.index(name) for name in ("method", "keep", "px", "MACs %", "accuracy %", "cosine", "overlap own / cross")}
+    assert [rows[0][place] for place in places.values()] == [
+        "unpruned",
+        "1.0",
+        "64",
+        "100.0",
+        f"{report.unpruned.accuracy:.1f}",
+        "1.0000",
+        "1.000 / 1.000",
+    ]
+    assert [row[1] for row in rows[1:]] == [keep for keep in ("1.0", "0.5", "0.1875") for _ in range(3)], "methods of equal cost stand together"
+    shares = [float(row[places["MACs %"]]) for row in rows[1:]]
+    assert shares == sorted(shares, reverse=True)
 
 
 def test_notes_say_what_the_figures_do_not(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
@@ -362,7 +377,7 @@ def test_a_subset_is_drawn_by_the_seed(model: DualEncoder, scorer: PatchScorer, 
 @pytest.mark.usefixtures("ranked")
 def test_the_picture_is_a_png(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor, tmp_path: Path) -> None:
     report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=KEEPS, methods=METHODS))
-    plot_accuracy(report, tmp_path / "new" / "accuracy.png")
+    plot_evaluation(report, tmp_path / "new" / "accuracy.png")
     with Image.open(tmp_path / "new" / "accuracy.png") as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 600
@@ -375,4 +390,4 @@ def test_a_picture_that_cannot_be_written(model: DualEncoder, scorer: PatchScore
     report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=(Keep.ratio(0.5),), methods=("random",)))
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
-        plot_accuracy(report, tmp_path / "file" / "accuracy.png")
+        plot_evaluation(report, tmp_path / "file" / "accuracy.png")

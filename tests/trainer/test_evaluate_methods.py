@@ -23,7 +23,7 @@ from prtool.trainer.evaluation.baselines.base import Counts, Entered
 from prtool.trainer.evaluation.baselines.random_ import Random
 from prtool.trainer.evaluation.evaluate import EvalConfig, Pruner, evaluate
 from prtool.trainer.evaluation.ledger import Ledger
-from prtool.trainer.evaluation.plots import plot_accuracy
+from prtool.trainer.evaluation.plots import plot_evaluation
 from prtool.trainer.evaluation.report import EvalReport, EvalRow
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
 from prtool.trainer.models.prompts import VisualTokens
@@ -88,7 +88,7 @@ def test_every_method_at_two_locations(model: DualEncoder, images: ImageSet, tmp
     for name in ("patch-ranking", "cls-attention", "evit", "avit", "tome", "random"):
         first = report.of(name)[0]
         assert (first.accuracy, first.lost, first.won) == (report.unpruned.accuracy, 0, 0) and first.cosine == pytest.approx(1.0)
-    plot_accuracy(report, tmp_path / "accuracy.png")
+    plot_evaluation(report, tmp_path / "accuracy.png")
     json.dumps(report.to_json(), allow_nan=False)
 
 

@@ -15,7 +15,7 @@ _DONE = "done"
 
 
 class Ledger:
-    """Columns of one value, or one row of values, an image.
+    """Columns of one value, or one row of values, an image; some are of a part of the images.
 
     Args:
         images: how many are evaluated.
@@ -40,10 +40,11 @@ class Ledger:
         """The indices of the images that are still to be evaluated."""
         return (~self._columns[_DONE]).nonzero().squeeze(1).tolist()
 
-    def put(self, column: str, indices: Sequence[int], values: Tensor) -> None:
-        """Sets the values (batch, ...) of some images; a column is made by its first values."""
+    def put(self, column: str, indices: Sequence[int], values: Tensor, length: int | None = None) -> None:
+        """Sets the values (batch, ...) of some rows of a column, which its first values make: one row an image, or `length` rows."""
         if column not in self._columns:
-            self._columns[column] = torch.zeros((len(self._columns[_DONE]), *values.shape[1:]), dtype=values.dtype)
+            rows = len(self._columns[_DONE]) if length is None else length
+            self._columns[column] = torch.zeros((rows, *values.shape[1:]), dtype=values.dtype)
         self._columns[column][list(indices)] = values.cpu()
 
     def close(self, indices: Sequence[int]) -> None:
@@ -71,7 +72,7 @@ class Ledger:
         return self._columns[name][places] if bool(self._columns[_DONE][places].all()) else None
 
     def column(self, name: str) -> Tensor:
-        """The values (images, ...) of a column."""
+        """The values (images, ...), or as many as `put` was told, of a column."""
         return self._columns[name]
 
     def remove(self) -> None:

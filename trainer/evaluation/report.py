@@ -1,12 +1,16 @@
-"""EvalReport: accuracy against keep rate for several methods, as values, JSON and a table."""
+"""EvalReport: what several ways of spending fewer MACs keep of the unpruned encoder, as values, JSON and a table."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from prtool.records import to_plain
+
 UNPRUNED = "unpruned"
 _NORMAL_95 = 1.959964
+_TEXT_TO_IMAGE, _IMAGE_TO_TEXT, _MATCHING = "text to image @1 / 5 / 10", "image to text @1 / 5 / 10", "matching %"
+_OPTIONAL = (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT, _MATCHING)
 
 
 def paired_drop(lost: int, won: int, images: int) -> float:
@@ -38,24 +42,36 @@ class EvalRow:
     Attributes:
         method: its name; "unpruned" for the encoder as it is.
         keep: share of the patches kept, 0 to 1.
-        accuracy: zero-shot top-1, in percent.
+        accuracy: zero-shot top-1, in percent; None for images without labels.
         images: how many were evaluated.
         gmacs: cost of one image in 10^9 MAC, with what the method adds; the golden search is not counted.
         matching_rate: share of the k best golden patches among the k kept at the first location; None without golden ranking or order.
         cosine: mean cosine of the embeddings to the unpruned ones, a measure that needs no labels.
-        lost, won: images that only the unpruned encoder, and that only this row has right, for the error of a difference on the
-            same images; None where nobody counted.
+        lost, won: changed decisions: images that only the unpruned encoder, and that only this row has right, for the error of a
+            difference on the same images; None where nobody counted.
+        image_size: height and width of the images that the encoder read, in pixels.
+        overlap_own: share, 0 to 1, of each image's ten nearest images by the unpruned embeddings that are its nearest by these; None
+            with fewer than four images. Needs no labels.
+        overlap_cross: the same, where these embeddings ask an index of the unpruned ones.
+        text_to_image: recall@1, 5 and 10 in percent: share of the class prompts with an image of the class, or of the captions with
+            their image, among the k nearest images; None without labels and captions.
+        image_to_text: the same for images: share of those with their class, or one of their captions, among the k nearest texts.
     """
 
     method: str
     keep: float
-    accuracy: float
+    accuracy: float | None
     images: int
     gmacs: float
     matching_rate: float | None
     cosine: float
     lost: int | None = None
     won: int | None = None
+    image_size: tuple[int, int] = (0, 0)
+    overlap_own: float | None = None
+    overlap_cross: float | None = None
+    text_to_image: tuple[float, ...] | None = None
+    image_to_text: tuple[float, ...] | None = None
 
     @property
     def drop(self) -> float | None:
@@ -81,7 +97,7 @@ class EvalReport:
     """What `evaluate` measured.
 
     Attributes:
-        rows: unpruned first, then each method's, in the order that was asked.
+        rows: unpruned first, then each method's, in the order that was asked; JSON and table are sorted by cost.
         model, pretrained: as `load_model` takes them.
         weights_sha256: digest of the image tower's tensors.
         data: the data folder.
@@ -93,6 +109,8 @@ class EvalReport:
         notes: what a reader of the figures has to know.
         seen_images: how many of the evaluated images the run was trained or validated on.
         seen_paths: the first of them.
+        retrieval_images: on how many images, at equal distances, overlap and recall were computed.
+        texts: what recall was computed with: "class prompts", "captions", or "" for neither.
     """
 
     rows: tuple[EvalRow, ...]
@@ -108,6 +126,8 @@ class EvalReport:
     notes: tuple[str, ...] = ()
     seen_images: int = 0
     seen_paths: tuple[str, ...] = ()
+    retrieval_images: int = 0
+    texts: str = ""
 
     @property
     def unpruned(self) -> EvalRow:
@@ -123,24 +143,53 @@ class EvalReport:
         """The rows of one method."""
         return tuple(row for row in self.rows if row.method == method)
 
+    def macs_share(self, row: EvalRow) -> float:
+        """The MACs of a row as a share of the unpruned encoder's."""
+        return row.gmacs / self.unpruned.gmacs
+
+    def by_cost(self) -> tuple[EvalRow, ...]:
+        """The unpruned row, then all others by falling MACs, so that methods of equal cost stand side by side."""
+        return (self.unpruned, *sorted((row for row in self.rows if row.method != UNPRUNED), key=lambda row: -row.gmacs))
+
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: {"results": [one object a row], "model": ..., ...}."""
+        """Plain JSON values: {"results": [one object a row, by falling MACs], "model": ..., ...}."""
         facts = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name not in ("rows", "notes")}
         facts["locations"], facts["seen_paths"] = list(self.locations), list(self.seen_paths)
-        return {"results": [_plain(row) for row in self.rows], **facts, "notes": list(self.notes)}
+        return {"results": [self._plain(row) for row in self.by_cost()], **facts, "notes": list(self.notes)}
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Column names with units, and rows of text."""
-        columns = ["method", "keep", "accuracy %", "drop (95 %)", "cosine", "matching %", "GMAC/image", "images"]
-        return columns, [_cells(row) for row in self.rows]
+        """Column names with units, and rows of text by falling MACs; columns of optional figures that no row has are left out."""
+        rows = [self._cells(row) for row in self.by_cost()]
+        columns = [name for name in rows[0] if name not in _OPTIONAL or any(row[name] != "-" for row in rows)]
+        return columns, [[row[name] for name in columns] for row in rows]
+
+    def _plain(self, row: EvalRow) -> dict[str, Any]:
+        """A row, its drop and its share of the MACs; in the order of the fields."""
+        value: dict[str, Any] = to_plain(row)
+        return value | {"macs_share": self.macs_share(row), "drop": row.drop, "drop_low": row.drop_low, "drop_high": row.drop_high}
+
+    def _cells(self, row: EvalRow) -> dict[str, str]:
+        compared = row.method != UNPRUNED and row.drop is not None
+        height, width = row.image_size
+        return {
+            "method": row.method,
+            "keep": str(round(row.keep, 4)),
+            "px": str(height) if height == width else f"{height}x{width}",
+            "MACs %": f"{100 * self.macs_share(row):.1f}",
+            "accuracy %": figures(row.accuracy),
+            "drop (95 %)": f"{row.drop:.1f} [{row.drop_low:.1f}, {row.drop_high:.1f}]" if compared else "-",
+            "lost / won": f"{row.lost} / {row.won}" if compared else "-",
+            "cosine": f"{row.cosine:.4f}",
+            "overlap own / cross": figures(row.overlap_own, row.overlap_cross, digits=3),
+            _TEXT_TO_IMAGE: figures(*row.text_to_image or (None,)),
+            _IMAGE_TO_TEXT: figures(*row.image_to_text or (None,)),
+            _MATCHING: figures(None if row.matching_rate is None else 100 * row.matching_rate),
+            "GMAC/image": f"{row.gmacs:.3f}",
+            "images": str(row.images),
+        }
 
 
-def _plain(row: EvalRow) -> dict[str, Any]:
-    """A row and its drop."""
-    return dataclasses.asdict(row) | {"drop": row.drop, "drop_low": row.drop_low, "drop_high": row.drop_high}
-
-
-def _cells(row: EvalRow) -> list[str]:
-    matching = "-" if row.matching_rate is None else f"{100 * row.matching_rate:.1f}"
-    drop = "-" if row.drop is None or row.method == UNPRUNED else f"{row.drop:.1f} [{row.drop_low:.1f}, {row.drop_high:.1f}]"
-    return [row.method, str(round(row.keep, 4)), f"{row.accuracy:.1f}", drop, f"{row.cosine:.4f}", matching, f"{row.gmacs:.3f}", str(row.images)]
+def figures(*values: float | None, digits: int = 1) -> str:
+    """Figures as text, "-" where there are none."""
+    found = [f"{value:.{digits}f}" for value in values if value is not None]
+    return " / ".join(found) or "-"

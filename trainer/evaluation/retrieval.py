@@ -1,7 +1,7 @@
 """Retrieval: whether a search among images, or between images and texts, finds the same with shortened embeddings."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ NEAREST = 10
 """Neighbours of an image that are compared."""
 RECALL_AT = (1, 5, 10)
 """The k of recall@k."""
+CLASS_PROMPTS, CAPTIONS = "class prompts", "captions"
 _SAME = 1e-6
 """Similarities that differ by less are equal: twins in a set have no order."""
 _TABLE = 1 << 22
@@ -91,7 +92,7 @@ class Texts:
             return cls._captions(model, images)
         if classes is None or NO_LABEL in images.labels:
             return None
-        return cls("class prompts", classes, torch.arange(len(classes)), torch.tensor(images.labels))
+        return cls(CLASS_PROMPTS, classes, torch.arange(len(classes)), torch.tensor(images.labels))
 
     @classmethod
     @torch.inference_mode()
@@ -103,7 +104,11 @@ class Texts:
         cut = cut_prompts(model.tokenizer, texts)
         note = f"{int(cut.sum())} of {len(texts)} captions are longer than the {model.context_length} tokens that the model reads and were cut, "
         note += f"the first '{printable(texts[int(cut.int().argmax())], 80)}'"
-        return cls("captions", torch.cat(parts).float(), torch.tensor(subjects), torch.arange(len(images)), note if bool(cut.any()) else "")
+        return cls(CAPTIONS, torch.cat(parts).float(), torch.tensor(subjects), torch.arange(len(images)), note if bool(cut.any()) else "")
+
+    def with_classes(self, classes: Tensor) -> "Texts":
+        """The same with other class embeddings (classes, E); captions stay as they are."""
+        return replace(self, embeddings=classes) if self.kind == CLASS_PROMPTS else self
 
     def text_to_image(self, embeddings: Tensor) -> tuple[float, ...]:
         """Recall@1, 5 and 10 in percent: share of the texts with an image of their subject among the k most similar images.
@@ -127,8 +132,8 @@ class Texts:
 
 
 def equally_spaced(images: int, most: int) -> list[int]:
-    """The indices of at most `most` of the images, at equal distances: a set may be sorted by class."""
-    count = min(images, most)
+    """The indices of at most `most` of the images, 0 for all, at equal distances: a set may be sorted by class."""
+    count = min(images, most or images)
     return [place * images // count for place in range(count)]
 
 

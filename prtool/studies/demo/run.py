@@ -22,7 +22,8 @@ from prtool.studies.demo.scenes import SceneCounts, patch_coverage, read_mask, w
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation.evaluate import EvalConfig, EvalReport, evaluate_run
-from prtool.trainer.evaluation.plots import plot_accuracy
+from prtool.trainer.evaluation.plots import plot_evaluation
+from prtool.trainer.evaluation.report import figures
 from prtool.trainer.train import train
 
 KEEPS = tuple(Keep.ratio(r) for r in (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2))
@@ -52,7 +53,7 @@ def run_demo(root: Path, real_size: bool, progress: Progress) -> dict[str, Table
     run, bundle = root / "run", root / "bundle"
     train(_prepare(root), run, progress, overwrite=True)
     accuracy = evaluate_run(run, None, EvalConfig(keeps=KEEPS, methods=METHODS), progress)
-    plot_accuracy(accuracy, root / "accuracy.png")
+    plot_evaluation(accuracy, root / "accuracy.png")
     export_run(run, bundle, ExportOptions(Keep.ratio(0.6)), progress=progress)
     speed = bench(bundle, BenchConfig(batches=(8,), keeps=KEEPS, budget_s=15.0), progress)
     tables = {
@@ -88,7 +89,7 @@ def _world_table(accuracy: EvalReport, speed: BenchReport) -> Table:
         rows.append(
             [
                 f"{keep.value:.1f}",
-                *(f"{found[method, key].accuracy:.1f}" for method in METHODS),
+                *(figures(found[method, key].accuracy) for method in METHODS),
                 f"{clock.images_per_s:.0f}",
                 f"{clock.speedup:.2f}x",
                 f"{clock.theoretical_speedup:.2f}x",

@@ -186,7 +186,7 @@ def _row(report: EvalReport, method: str, keep: Keep) -> EvalRow | None:
     return next((row for row in report.of(method) if abs(row.keep - wanted) < 1e-9), None)
 
 
-def unpruned(_: Record, report: EvalReport) -> float:
+def unpruned(_: Record, report: EvalReport) -> float | None:
     """Reads the accuracy of the encoder as it is."""
     return report.unpruned.accuracy
 

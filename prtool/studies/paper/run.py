@@ -20,7 +20,7 @@ from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import RECORD_NAME
 from prtool.trainer.train import train
 
-SCHEMA = 1
+SCHEMA = 2
 _TUNED = "-tokens"
 _TOKENS = "tokens"
 _SUBSET_SEED = 0

@@ -1,6 +1,5 @@
 """`tune`: evaluates and times candidate locations and keeps, and writes the best one within the limits into the run."""
 
-import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -119,17 +118,14 @@ def _report(checkpoint: Checkpoint, config: TuneConfig, sets: Sequence[LocationS
 
 def _unpruned(item: LocationSet, patches: int, batch: int, unpruned_ms: float) -> Candidate:
     full = item.rows[0]
-    accuracy, drop = (None, None) if math.isnan(full.accuracy) else (full.accuracy, 0.0)
+    accuracy, drop = (None, None) if full.accuracy is None else (full.accuracy, 0.0)
     return Candidate((), 1.0, patches, full.gmacs, batch, unpruned_ms, 1.0, 1.0, 1.0, full.cosine, accuracy, drop, drop)
 
 
 def _candidate(item: LocationSet, keep: Keep, patches: int, batch: int, unpruned_ms: float) -> Candidate:
     k = keep.resolve(patches)
-    row, full = item.rows[k], item.rows[0]
+    row = item.rows[k]
     speedup, low, high = item.timing["speeds"][str(k)]
-    labelled = not (math.isnan(row.accuracy) or math.isnan(full.accuracy))
-    # From the counts where they are known, so that a drop of exactly the limit is not above it by rounding.
-    drop = full.accuracy - row.accuracy if row.drop is None else row.drop
     return Candidate(
         locations=item.locations,
         keep=k / patches if keep.is_count else keep.value,
@@ -141,9 +137,9 @@ def _candidate(item: LocationSet, keep: Keep, patches: int, batch: int, unpruned
         speedup_low=low,
         speedup_high=high,
         cosine=row.cosine,
-        accuracy=row.accuracy if labelled else None,
-        drop=drop if labelled else None,
-        drop_error=drop_error(row.lost, row.won, row.images) if labelled and row.lost is not None and row.won is not None else None,
+        accuracy=row.accuracy,
+        drop=row.drop,
+        drop_error=None if row.lost is None or row.won is None else drop_error(row.lost, row.won, row.images),
     )
 
 

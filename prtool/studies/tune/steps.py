@@ -1,12 +1,9 @@
 """The steps of `prtool tune` for one candidate set of locations: its run, its quality, its bundle and its speed, each stored and reused."""
 
-import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from prtool.bundle import MANIFEST_NAME, Bundle
 from prtool.engines.registry import graph_precision, probe
@@ -15,7 +12,7 @@ from prtool.export.run import export_run
 from prtool.export.write import ExportOptions
 from prtool.files import new_directory, sha256_file
 from prtool.progress import Progress
-from prtool.records import to_plain
+from prtool.records import from_plain, to_plain
 from prtool.runtime.bench import BenchReport, bench
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.spec import Keep
@@ -23,14 +20,12 @@ from prtool.store import Store, digest
 from prtool.studies.tune.config import TUNE_FOLDER, TuneConfig
 from prtool.studies.tune.result import record_digest
 from prtool.trainer.config import RANKING, TrainConfig
-from prtool.trainer.data.images import NO_LABEL, ImageSet
-from prtool.trainer.data.load import load_split
-from prtool.trainer.evaluation.evaluate import EvalConfig, EvalReport, EvalRow, Pruner, evaluate, evaluate_run
+from prtool.trainer.evaluation.evaluate import EvalConfig, EvalRow, evaluate_run
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.settings import PATCH_RANKING_TOKENS, PruneConfig
 from prtool.trainer.train import train
 
-SCHEMA = 1
+SCHEMA = 2
 # The default of a candidate's bundle has no effect: every measured call names its keep.
 _BUNDLE_KEEP = Keep.ratio(0.6)
 
@@ -108,7 +103,7 @@ class LocationSet:
         """Sets `rows`; only keeps that were not evaluated before are.
 
         Raises:
-            Everything that `evaluate_quality` raises.
+            Everything that `evaluate_run` raises.
         """
         name = f"evaluation-{config.split}.json"
         store = Store(self.folder, digest(SCHEMA, record_digest(self.run), data_sha256, config.split, config.images, library_versions()))
@@ -119,11 +114,11 @@ class LocationSet:
             # Each run's own: training a sibling's tokens may end without any, where none improve on the plain encoder.
             method = PATCH_RANKING_TOKENS if _has_tokens(Checkpoint.load(self.run)) else "patch-ranking"
             asked = EvalConfig(split=config.split, keeps=tuple(missing.values()), methods=(method,), images=config.images)
-            report = evaluate_quality(self.run, data, asked, self._progress)
-            rows = {str(k): _plain(row) for k, row in zip((0, *missing), (report.unpruned, *report.of(method)), strict=True)}
+            report = evaluate_run(self.run, data, asked, self._progress)
+            rows = {str(k): to_plain(row) for k, row in zip((0, *missing), (report.unpruned, *report.of(method)), strict=True)}
             found = {"rows": {**found["rows"], **rows}, "notes": list(report.notes)}
             store.write(name, found)
-        self.rows = {k: _row(found["rows"][str(k)]) for k in (0, *counts)}
+        self.rows = {k: from_plain(EvalRow, found["rows"][str(k)]) for k in (0, *counts)}
         self.notes += tuple(found["notes"])
 
     def time(self, bundle: Path, config: TuneConfig) -> None:
@@ -164,43 +159,6 @@ class _Prefixed:
         self._progress.finish()
 
 
-def evaluate_quality(run: Path, data: str | Path | None, config: EvalConfig, progress: Progress | None = None) -> EvalReport:
-    """`evaluate_run`, and for images without labels the same rows with an accuracy of NaN.
-
-    Args:
-        run: folder of a checkpoint.
-        data: as `evaluate_run` takes it.
-        config: what is compared; its methods may ask for the run's learnable tokens.
-        progress: advanced by images.
-
-    Raises:
-        Everything that `evaluate_run` raises, except for the lack of labels.
-    """
-    checkpoint = Checkpoint.load(run)
-    root = data or checkpoint.data.root
-    images = load_split(root, config.split) if root else None
-    if images is None or NO_LABEL not in images.labels:
-        return evaluate_run(run, data, config, progress)
-    return _without_labels(run, checkpoint, images, config, progress)
-
-
-def _without_labels(run: Path, checkpoint: Checkpoint, images: ImageSet, config: EvalConfig, progress: Progress | None) -> EvalReport:
-    wanted = TrainConfig.from_json(checkpoint.config).device
-    device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-    model = checkpoint.load_model(str(device))
-    pruner = Pruner.of_run(checkpoint, run, config.split, device)
-    if PATCH_RANKING_TOKENS in config.methods:
-        pruner = replace(pruner, tuned=checkpoint.pruned_encoder(model))
-    # Two classes without a meaning: their accuracy is discarded below.
-    blank = replace(images, labels=(0,) * len(images), classnames=("a", "b"))
-    classes = torch.eye(2, model.tower.embed_dim, device=device)
-    report = evaluate(model, pruner, blank, classes, replace(config, store=config.store or run / "eval" / config.split), progress)
-    notes = ["the images have no labels: quality is the mean cosine to the unpruned embedding"]
-    if not checkpoint.scorer_trained:
-        notes.append("the predictor is freshly initialised and untrained: the patches that it keeps mean nothing")
-    return replace(report, rows=tuple(replace(row, accuracy=math.nan, lost=None, won=None) for row in report.rows), notes=tuple(notes))
-
-
 def _check(checkpoint: Checkpoint, locations: tuple[int, ...]) -> None:
     """Raises where a sibling run cannot have these locations."""
     own = checkpoint.prune
@@ -227,16 +185,6 @@ def _sibling_config(checkpoint: Checkpoint, locations: tuple[int, ...]) -> Train
 
 def _has_tokens(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.tokens.visual or checkpoint.tokens.text)
-
-
-def _plain(row: EvalRow) -> dict[str, Any]:
-    """A row as JSON, which has no NaN."""
-    value: dict[str, Any] = to_plain(row)
-    return {**value, "accuracy": None if math.isnan(row.accuracy) else row.accuracy}
-
-
-def _row(value: dict[str, Any]) -> EvalRow:
-    return EvalRow(**{**value, "accuracy": math.nan if value["accuracy"] is None else value["accuracy"]})
 
 
 def _timing(report: BenchReport, counts: list[int]) -> dict[str, Any]:

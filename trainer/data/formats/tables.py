@@ -103,7 +103,8 @@ def _captions(file: Path, rows: list[_Row]) -> dict[str, tuple[str, ...]]:
     if without:
         line, path = without[0]
         raise DataError(
-            f"{file}: {len(without)} of {len(rows)} rows have no caption, the first in line {line}, of '{printable(path)}'; caption all images, or none"
+            f"{file}: {len(without)} of {len(rows)} rows have no caption, the first in line {line}, of '{printable(path)}'; "
+            "give every image a caption, or none"
         )
     return found
 
@@ -118,13 +119,13 @@ def _one_an_image(file: Path, rows: list[_Row]) -> list[_Row]:
             found.append((line, row))
             continue
         if not row["caption"]:
-            raise DataError(
-                f"{file}, line {line} names '{printable(row['path'])}' once more; give each image one row, or a row for each caption"
-            )
+            raise DataError(f"{file}, line {line} names '{printable(row['path'])}' once more; give each image one row, or a row for each caption")
         for name in _COLUMNS:
             if name != "caption" and row[name] != known[name]:
                 two = f"'{printable(known[name])}' and '{printable(row[name])}'"
-                raise DataError(f"{file}, line {line} gives '{printable(row['path'])}' two values of {name}, {two}; its rows may differ in the caption alone")
+                raise DataError(
+                    f"{file}, line {line} gives '{printable(row['path'])}' two values of {name}, {two}; its rows may differ in the caption alone"
+                )
     return found
 
 

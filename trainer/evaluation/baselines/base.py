@@ -15,6 +15,8 @@ from prtool.trainer.models.tower import VisionTower
 
 Counts = tuple[int, ...]
 """A budget: the patches that stay at each location, as `PruneSpec.counts` gives them."""
+CALIBRATION_IMAGES = 128
+"""Images on which a method that spends differently on each one is fitted to its budget."""
 T = TypeVar("T")
 _UNPRUNED = "unpruned"
 
