@@ -56,7 +56,8 @@ class ExportSource:
     def signatures(self, precision: str = "fp32") -> dict[str, GraphSpec]:
         """Role -> file, inputs and outputs of the graphs at one precision; see `graph_signatures`."""
         tower = self.pruned.tower
-        return graph_signatures(EncoderShape(tower.image_size, self.spec, tower.width, tower.embed_dim, self.model.context_length), precision)
+        shape = EncoderShape(tower.image_size, tower.image_size, self.spec, tower.width, tower.embed_dim, self.model.context_length)
+        return graph_signatures(shape, precision)
 
     def classes(self) -> Tensor | None:
         """Class embeddings (classes, E) float32, L2-normalised; None without classes."""

@@ -3,14 +3,14 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prtool.errors import BundleError, ConfigError, KeepError
 from prtool.files import FileDigest
 from prtool.graphs.signature import EncoderShape, GraphSpec, TensorSpec, graph_signatures
 from prtool.records import check_value, from_plain, to_plain
-from prtool.spec import Cost, Keep, Preprocess, PruneSpec, plain_number
+from prtool.spec import RANK, Cost, Keep, Preprocess, PruneSpec, plain_number
 from prtool.strict import JSON_INTEGER
 from prtool.text_safety import printable
 
@@ -79,6 +79,8 @@ class Manifest:
     """Everything a reader needs to run the bundle; docs/bundle-format.md is normative.
 
     Attributes:
+        preprocess: of the pixels that the pruned encoder reads.
+        native_size: height and width of the pixels that the unpruned encoder (FULL) reads.
         default_keep: patches kept when a call names none.
         keep_range: least and most patches a call may keep.
         graphs: precision -> role -> graph; roles are those of `prtool.graphs.signature.graph_signatures`.
@@ -93,6 +95,7 @@ class Manifest:
     prune: PruneSpec
     cost: Cost
     preprocess: Preprocess
+    native_size: tuple[int, int]
     default_keep: int
     keep_range: tuple[int, int]
     graphs: dict[str, dict[str, GraphSpec]]
@@ -122,15 +125,18 @@ class Manifest:
         """
         if keep is None or isinstance(keep, Keep):
             return self.prune.counts(self.resolve(keep))
-        given, places = tuple(keep), self.prune.locations
-        counts = tuple(k for k in map(plain_number, given) if isinstance(k, int))
-        if not len(counts) == len(given) == len(places) or any(k > before for before, k in zip((self.prune.patches, *counts), counts, strict=False)):
-            raise KeepError(
-                f"keep counts {printable(list(given))}, but the locations {', '.join(map(str, places))} take {len(places)} whole numbers "
-                f"that do not rise, from at most {self.prune.patches} patches on, such as {list(self.prune.counts(self.default_keep))}"
-            )
-        self._in_range(counts[-1])
+        numbers = tuple(map(plain_number, keep))
+        counts = tuple(k for k in numbers if isinstance(k, int))
+        if len(counts) != len(numbers):
+            raise KeepError(f"keep counts {printable(list(keep))}, but they must be whole numbers")
+        self.prune.check_counts(counts)
+        if counts:
+            self._in_range(counts[-1])
         return counts
+
+    def preprocess_for(self, mode: str) -> Preprocess:
+        """How an image becomes the pixels of a mode: "full", the unpruned encoder, may read larger ones."""
+        return replace(self.preprocess, size=self.native_size) if mode == "full" else self.preprocess
 
     def _in_range(self, k: int) -> int:
         low, high = self.keep_range
@@ -173,8 +179,12 @@ def _check(manifest: Manifest) -> None:
     """Raises ConfigError where a value is outside its limits, or two do not fit together."""
     model, (low, high), patches = manifest.model, manifest.keep_range, manifest.prune.patches
     check_value("model.embed_dim", model.embed_dim, minimum=1, maximum=MAX_WIDTH)
-    if not 1 <= low <= manifest.default_keep <= high <= patches:
-        raise ConfigError(f"keep_range = [{low}, {high}] and default_keep = {manifest.default_keep} of {patches} patches, but these must rise from 1")
+    least, default = manifest.prune.least_keep, manifest.default_keep
+    if not least <= low <= default <= high <= patches:
+        raise ConfigError(f"keep_range = [{low}, {high}] and default_keep = {default} of {patches} patches, but these must rise from {least}")
+    full, own = manifest.preprocess_for("full").size, manifest.preprocess.size
+    if full[0] < own[0] or full[1] < own[1]:
+        raise ConfigError(f"native_size = {list(manifest.native_size)}, but the pruned encoder reads larger images, {list(own)}")
     if manifest.text is not None:
         check_value("text.context_length", manifest.text.context_length, minimum=1, maximum=MAX_WIDTH)
         check_value("text.vocab_size", manifest.text.vocab_size, minimum=1, maximum=2**31 - 1)
@@ -228,8 +238,9 @@ def _check_graphs(manifest: Manifest) -> None:
         raise ConfigError("graphs has no fp32")
     shape = EncoderShape(
         manifest.preprocess.size,
+        manifest.native_size,
         manifest.prune,
-        _token_width(manifest),
+        _token_width(manifest) if manifest.prune.method == RANK else 0,
         manifest.model.embed_dim,
         manifest.text.context_length if manifest.text else 0,
     )

@@ -1,5 +1,6 @@
 """What training, export, engines and runtime share: where tokens are dropped, how many stay, how pixels are made, what it costs."""
 
+import bisect
 import itertools
 import math
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from prtool.text_safety import printable
 
 RESIZE_MODES = ("shortest", "longest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+RANK, MERGE, NONE = METHODS = ("rank", "merge", "none")
+"""What shortens the sequence: dropping the lowest ranked patches, merging similar ones, or nothing but a smaller image."""
 
 # Far above any encoder, and small enough that every product of sizes stays harmless; docs/bundle-format.md, section 8.
 MAX_BLOCKS = 1000
@@ -101,18 +104,20 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class PruneSpec:
-    """Where tokens are dropped, and which never are.
+    """What shortens the token sequence, where, and which tokens never go.
 
     A token sequence is always `[prefix | patches | appended]`; only patches are candidates.
 
     Attributes:
         grid: rows and columns of patches; their product is N.
         depth: number of transformer blocks.
-        locations: 1-based and increasing; tokens drop on entry to that block.
+        locations: 1-based and increasing blocks: tokens drop on entry to them (rank), or merge inside them, between attention and MLP
+            (merge). () with method "none", and with no other.
         prefix_tokens: tokens before the patches (CLS, registers), always kept.
-        learnable_tokens: learnable tokens after the patches, always kept.
+        learnable_tokens: learnable tokens after the patches, always kept; 0 unless patches are ranked.
         learnable_from_block: 1-based block on entry to which those are appended, the first location at the latest.
-        drop_ratios: how many of the dropped patches drop at each location, in relation to each other; empty for equal numbers.
+        drop_ratios: how many of the patches go at each location, in relation to each other; empty for equal numbers.
+        method: of `METHODS`.
     """
 
     grid: tuple[int, int]
@@ -122,16 +127,22 @@ class PruneSpec:
     learnable_tokens: int = 0
     learnable_from_block: int = 1
     drop_ratios: tuple[int, ...] = ()
+    method: str = RANK
 
     def __post_init__(self) -> None:
         check_value("depth", self.depth, minimum=1, maximum=MAX_BLOCKS)
         check_value("grid", self.grid, minimum=1, maximum=MAX_GRID_SIDE)
         check_value("prefix_tokens", self.prefix_tokens, minimum=0, maximum=MAX_EXTRA_TOKENS)
         check_value("learnable_tokens", self.learnable_tokens, minimum=0, maximum=MAX_EXTRA_TOKENS)
-        check_value("prune locations", self.locations, minimum=1, maximum=self.depth)
-        if not self.locations or any(later <= earlier for earlier, later in itertools.pairwise(self.locations)):
-            raise ConfigError(f"prune locations = {printable(list(self.locations))}, but give at least one, and each must be above the one before it")
-        check_value("learnable_from_block", self.learnable_from_block, minimum=1, maximum=self.locations[0])
+        check_value("prune method", self.method, choices=METHODS)
+        # Behind the last block's attention the head reads no patch.
+        check_value("prune locations", self.locations, minimum=1, maximum=self.depth - (self.method == MERGE))
+        if bool(self.locations) == (self.method == NONE) or any(later <= earlier for earlier, later in itertools.pairwise(self.locations)):
+            few = "give none with method 'none'" if self.method == NONE else "give at least one, and each must be above the one before it"
+            raise ConfigError(f"prune locations = {printable(list(self.locations))}, but {few}")
+        if self.method != RANK and self.learnable_tokens:
+            raise ConfigError(f"{self.learnable_tokens} learnable tokens with prune method {self.method!r}, but only method 'rank' takes some")
+        check_value("learnable_from_block", self.learnable_from_block, minimum=1, maximum=self.locations[0] if self.locations else 1)
         check_value("drop_ratios", self.drop_ratios, minimum=0, maximum=MAX_GRID_SIDE**2)
         if self.drop_ratios and (len(self.drop_ratios) != len(self.locations) or not self.drop_ratios[-1]):
             raise ConfigError(f"drop_ratios = {list(self.drop_ratios)}, but give {len(self.locations)}, one for each location, the last at least 1")
@@ -146,21 +157,60 @@ class PruneSpec:
         """Tokens that come on top of the kept patches."""
         return self.prefix_tokens + self.learnable_tokens
 
+    @property
+    def least_keep(self) -> int:
+        """The lowest number of patches that can be left: merging halves them at most in each block, and without a location all stay."""
+        if self.method != MERGE:
+            return 1 if self.locations else self.patches
+        return bisect.bisect_left(range(1, self.patches), True, key=lambda k: self._merges_reach(self._counts(k))) + 1
+
     def counts(self, keep: Keep | int) -> tuple[int, ...]:
-        """Patches that stay at each location: they drop in proportion to `drop_ratios`, and the last location leaves `keep`.
+        """Patches that stay at each location: they go in proportion to `drop_ratios`, and the last location leaves `keep`.
 
         Args:
             keep: a Keep, or a number of patches k, 1 to N, that it was resolved to.
+
+        Raises:
+            KeepError: fewer patches than merging can leave, or any number but N without a location.
         """
-        dropped = self.patches - (keep.resolve(self.patches) if isinstance(keep, Keep) else keep)
+        k = keep.resolve(self.patches) if isinstance(keep, Keep) else keep
+        least, counts = self.least_keep, self._counts(k)
+        if k < least or not self._merges_reach(counts):
+            how = f"merging in {len(self.locations)} blocks leaves at least {least}" if self.method == MERGE else "nothing is dropped"
+            raise KeepError(f"keep = {k} of {self.patches} patches, but {how} with method {self.method!r}; give {least} to {self.patches}")
+        return counts
+
+    def _counts(self, k: int) -> tuple[int, ...]:
+        dropped = self.patches - k
         dropped_until = list(itertools.accumulate(self.drop_ratios or (1,) * len(self.locations)))
         return tuple(self.patches - dropped * until // dropped_until[-1] for until in dropped_until)
 
+    def check_counts(self, counts: Sequence[int]) -> None:
+        """Checks patches that are to stay at each location.
+
+        Raises:
+            KeepError: they are too many or too few, rise, leave none, or are out of reach of merging.
+        """
+        before = (self.patches, *counts)
+        falling = len(counts) == len(self.locations) and all(0 < k <= first for first, k in zip(before, counts, strict=False))
+        if not falling or not self._merges_reach(tuple(counts)):
+            halved = ", each at least half of the one before" if self.method == MERGE else ""
+            raise KeepError(
+                f"keep counts {printable(list(counts))}, but the locations {', '.join(map(str, self.locations)) or '(none)'} take "
+                f"{len(self.locations)} whole numbers that do not rise, from at most {self.patches} patches on{halved}, "
+                f"such as {list(self._counts(max(self.least_keep, self.patches // 2)))}"
+            )
+
+    def _merges_reach(self, counts: tuple[int, ...]) -> bool:
+        """Whether each block has the pairs for its merges: every second token joins another at most."""
+        pairs = zip((self.patches, *counts[:-1]), counts, strict=True)
+        return self.method != MERGE or all(first - after <= first // 2 for first, after in pairs)
+
     def distinct_counts(self, keeps: Sequence[Keep]) -> tuple[tuple[int, ...], ...]:
         """`counts` of several keeps that are compared; raises KeepError out of range, ConfigError where two are the same number of patches."""
-        found = tuple(self.counts(keep) for keep in keeps)
-        if len(set(found)) != len(found):
-            listed = ", ".join(f"{keep} = {counts[-1]} patches" for keep, counts in zip(keeps, found, strict=True))
+        patches, found = [keep.resolve(self.patches) for keep in keeps], tuple(self.counts(keep) for keep in keeps)
+        if len(set(patches)) != len(patches):
+            listed = ", ".join(f"{keep} = {k} patches" for keep, k in zip(keeps, patches, strict=True))
             raise ConfigError(f"two keeps are the same number of {self.patches} patches ({listed}); give each once")
         return found
 
@@ -172,22 +222,39 @@ class PruneSpec:
         """
         before = (self.patches, *counts[:-1])
         falling = all(0 < after <= first for first, after in zip(before, counts, strict=True))
-        if len(counts) != len(self.locations) or not falling or counts[-1] >= (before[-1] if len(counts) > 1 else self.patches):
+        last_drops = bool(counts) and counts[-1] < (before[-1] if len(counts) > 1 else self.patches)
+        if len(counts) != len(self.locations) or not falling or not last_drops:
             raise ConfigError(
                 f"keep counts {list(counts)} at locations {list(self.locations)}, but they must fall from {self.patches} patches, "
                 "one count for each location, and the last location must drop at least one patch"
             )
+        self.check_counts(counts)
         return replace(self, drop_ratios=tuple(first - after for first, after in zip(before, counts, strict=True)))
 
     def tokens_by_block(self, counts: tuple[int, ...]) -> list[int]:
-        """Sequence length inside each of the `depth` blocks, for the given patches kept at each location."""
-        kept = self.patches
-        lengths: list[int] = []
-        drops = dict(zip(self.locations, counts, strict=True))
+        """Tokens in the attention of each of the `depth` blocks, for the given patches kept at each location."""
+        return self._lengths(counts, behind_attention=False)
+
+    def tokens_leaving(self, counts: tuple[int, ...]) -> list[int]:
+        """Tokens that leave each block: others than `tokens_by_block` where tokens merge inside it."""
+        return self._lengths(counts, behind_attention=True)
+
+    def _lengths(self, counts: tuple[int, ...], *, behind_attention: bool) -> list[int]:
+        # What merges inside a block is gone on entry to the next one.
+        later = int(self.method == MERGE and not behind_attention)
+        left = {block + later: k for block, k in zip(self.locations, counts, strict=True)}
+        kept, lengths = self.patches, []
         for block in range(1, self.depth + 1):
-            kept = drops.get(block, kept)
+            kept = left.get(block, kept)
             lengths.append(self.prefix_tokens + kept + (self.learnable_tokens if block >= self.learnable_from_block else 0))
         return lengths
+
+    def matched_pairs(self, counts: tuple[int, ...]) -> int:
+        """Pairs of tokens whose similarity merging computes for one image: every second one of the class token and patches with the others."""
+        if self.method != MERGE:
+            return 0
+        arriving = zip((self.patches, *counts[:-1]), counts, strict=True)
+        return sum((patches + 2) // 2 * ((patches + 1) // 2) for patches, after in arriving if after < patches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +270,10 @@ class Cost:
         scorer_macs: the patch scorers of all locations, once an image; a later one counts as if no patch had dropped before it.
         last_block_queries: query tokens of the last block, where all others contribute keys and values only; 0 where every token is a query.
         kv_token_macs: keys and values of one block, for each token; used with `last_block_queries`.
+        attention_token_macs: of `token_macs`, the attention's projections; the rest is behind the merging inside a block.
+        pair_macs: similarity of two tokens that may merge: the width of a head.
+        native_tokens, native_embed_macs: tokens and patch embedding of the unpruned encoder, where its images are larger than the pruned one's;
+            0 where they are the same.
     """
 
     embed_macs: int
@@ -213,23 +284,36 @@ class Cost:
     scorer_macs: int = 0
     last_block_queries: int = 0
     kv_token_macs: int = 0
+    attention_token_macs: int = 0
+    pair_macs: int = 0
+    native_tokens: int = 0
+    native_embed_macs: int = 0
 
-    def gmacs(self, tokens_by_block: list[int], *, scored: bool = False) -> float:
-        """Cost of one image in 10^9 MAC, with the scorers where it is `scored`."""
-        blocks = sum(n * self.token_macs + n * n * self.attention_macs for n in tokens_by_block[:-1])
-        last = tokens_by_block[-1]
+    def gmacs(self, entering: Sequence[int], leaving: Sequence[int] = (), *, extra_macs: int = 0) -> float:
+        """Cost of one image in 10^9 MAC.
+
+        Args:
+            entering: tokens in the attention of each block.
+            leaving: tokens in the MLP of each block; () where they are the same.
+            extra_macs: of scorers or matching.
+        """
+        behind = self.token_macs - self.attention_token_macs
+        pairs = list(zip(entering, leaving or entering, strict=True))
+        blocks = sum(n * self.attention_token_macs + n * n * self.attention_macs + m * behind for n, m in pairs[:-1])
+        last = entering[-1]
         queries = min(self.last_block_queries or last, last)
         blocks += queries * (self.token_macs + last * self.attention_macs) + (last - queries) * self.kv_token_macs
-        head = self.head_macs + tokens_by_block[-1] * self.head_token_macs
-        return (self.embed_macs + blocks + head + (self.scorer_macs if scored else 0)) / 1e9
+        return (self.embed_macs + blocks + self.head_macs + last * self.head_token_macs + extra_macs) / 1e9
 
     def full_gmacs(self, spec: PruneSpec) -> float:
-        """Cost of the unpruned encoder, with neither scorer nor learnable tokens."""
-        return self.gmacs([spec.prefix_tokens + spec.patches] * spec.depth)
+        """Cost of the unpruned encoder at its native size, with neither scorer nor learnable tokens."""
+        tokens = self.native_tokens or spec.prefix_tokens + spec.patches
+        return replace(self, embed_macs=self.native_embed_macs or self.embed_macs).gmacs([tokens] * spec.depth)
 
     def pruned_gmacs(self, spec: PruneSpec, counts: tuple[int, ...]) -> float:
-        """Cost with `counts` patches kept at each location, scorer and learnable tokens included."""
-        return self.gmacs(spec.tokens_by_block(counts), scored=True)
+        """Cost with `counts` patches kept at each location, with scorers and learnable tokens, or matching."""
+        extra = spec.matched_pairs(counts) * self.pair_macs if spec.method == MERGE else self.scorer_macs
+        return self.gmacs(spec.tokens_by_block(counts), spec.tokens_leaving(counts), extra_macs=extra)
 
     def theoretical_speedup(self, spec: PruneSpec, counts: tuple[int, ...]) -> float:
         """The MAC ratio: unpruned cost over the cost with `counts` patches kept at each location."""

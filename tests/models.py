@@ -323,6 +323,7 @@ def tiny_bundle(root: Path, model: TinyModel, *, text: bool = True, classes: tup
         prune=model.spec,
         cost=Cost(100, 20, 3, 10, 5),
         preprocess=Preprocess((SIDE, SIDE), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+        native_size=(SIDE, SIDE),
         default_keep=10,
         keep_range=(2, model.patches),
         graphs={"fp32": graphs},

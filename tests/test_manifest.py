@@ -15,7 +15,7 @@ from prtool.spec import Cost, Keep, Preprocess, PruneSpec
 def manifest() -> Manifest:
     prune, graphs = PruneSpec((4, 4), 12, (4, 6)), {}
     for precision in ("fp32", "int8"):
-        graphs[precision] = graph_signatures(EncoderShape((32, 32), prune, 24, 512, 77), precision)
+        graphs[precision] = graph_signatures(EncoderShape((32, 32), (32, 32), prune, 24, 512, 77), precision)
     names = ["classes.safetensors", "tokenizer.json", *(graph.file for roles in graphs.values() for graph in roles.values())]
     return Manifest(
         schema=SCHEMA,
@@ -23,6 +23,7 @@ def manifest() -> Manifest:
         prune=prune,
         cost=Cost(1, 2, 3, 4),
         preprocess=Preprocess((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        native_size=(32, 32),
         default_keep=10,
         keep_range=(2, 16),
         graphs=graphs,

@@ -119,3 +119,71 @@ def test_appended_tokens_count_from_their_block_on() -> None:
     assert spec.tokens_by_block((1,)) == [5, 7, 4, 4]
     cost = Cost(embed_macs=0, token_macs=10, attention_macs=0, head_macs=0)
     assert cost.full_gmacs(spec) == pytest.approx(4 * 5 * 10 / 1e9)
+
+
+def merging(patches_side: int = 4, first: int = 2, last: int = 4, depth: int = 6) -> PruneSpec:
+    return PruneSpec((patches_side, patches_side), depth, tuple(range(first, last + 1)), method="merge")
+
+
+def loop_lengths(spec: PruneSpec, counts: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Tokens in each block's attention and MLP, block by block."""
+    now, entering, leaving = spec.patches, [], []
+    for block in range(1, spec.depth + 1):
+        entering.append(1 + now)
+        if block in spec.locations:
+            now = counts[spec.locations.index(block)]
+        leaving.append(1 + now)
+    return entering, leaving
+
+
+def test_merging_leaves_at_least_half_of_the_patches_of_each_block() -> None:
+    spec = merging()
+    reachable = []
+    for k in range(1, spec.patches + 1):
+        before, fits = spec.patches, True
+        for until in range(1, 4):
+            after = spec.patches - (spec.patches - k) * until // 3
+            fits, before = fits and before - after <= before // 2, after
+        reachable.append(fits)
+    assert spec.least_keep == reachable.index(True) + 1
+    assert spec.counts(spec.least_keep)[-1] == spec.least_keep
+    with pytest.raises(KeepError, match=str(spec.least_keep - 1)):
+        spec.counts(spec.least_keep - 1)
+
+
+@pytest.mark.parametrize("k", [16, 12, 7])
+def test_merging_costs_attention_before_and_mlp_behind_it(k: int) -> None:
+    spec = merging()
+    cost = Cost(1000, 10, 3, 7, attention_token_macs=4, pair_macs=5)
+    counts = spec.counts(k)
+    entering, leaving = loop_lengths(spec, counts)
+    assert (spec.tokens_by_block(counts), spec.tokens_leaving(counts)) == (entering, leaving)
+    macs = 1000 + 7 + sum(n * 4 + n * n * 3 + m * 6 for n, m in zip(entering, leaving, strict=True))
+    for n, m in zip(entering, leaving, strict=True):
+        evens, odds = len(range(0, n, 2)), len(range(1, n, 2))
+        macs += 5 * evens * odds if m < n else 0
+    assert cost.pruned_gmacs(spec, counts) == pytest.approx(macs / 1e9)
+
+
+def test_a_smaller_image_is_compared_with_the_native_one() -> None:
+    spec = PruneSpec((3, 3), 2, (), method="none")
+    cost = Cost(90, 10, 3, 7, native_tokens=17, native_embed_macs=160)
+    assert spec.counts(Keep.ratio(1.0)) == ()
+    assert cost.pruned_gmacs(spec, ()) == pytest.approx((90 + 7 + 2 * (10 * 10 + 100 * 3)) / 1e9)
+    assert cost.full_gmacs(spec) == pytest.approx((160 + 7 + 2 * (17 * 10 + 17 * 17 * 3)) / 1e9)
+    with pytest.raises(KeepError, match="keep = 8"):
+        spec.counts(8)
+
+
+@pytest.mark.parametrize("counts", [(12, 13, 8), (12, 5, 4), (12, 10), (0, 0, 0), (17, 10, 8)])
+def test_counts_out_of_reach_are_rejected(counts: tuple[int, ...]) -> None:
+    with pytest.raises(KeepError):
+        merging().check_counts(counts)
+
+
+@pytest.mark.parametrize(
+    ("locations", "method", "learnable"), [((), "rank", 0), ((2,), "none", 0), ((6,), "merge", 0), ((2, 3), "merge", 4), ((2,), "drop", 0)]
+)
+def test_methods_and_locations_fit_together(locations: tuple[int, ...], method: str, learnable: int) -> None:
+    with pytest.raises(ConfigError):
+        PruneSpec((4, 4), 6, locations, learnable_tokens=learnable, method=method)

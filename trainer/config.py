@@ -10,6 +10,7 @@ from typing import Any
 
 from prtool.errors import ConfigError
 from prtool.records import check_settings, from_plain, meanings, setting, to_plain
+from prtool.spec import MERGE, NONE, RANK
 from prtool.strict import TOML_BYTES, parse_toml, read_regular
 from prtool.text_safety import printable
 from prtool.trainer.settings import DistillConfig, FitConfig, GoldenConfig, PruneConfig, ScorerConfig, TokensConfig
@@ -21,6 +22,8 @@ OBJECTIVES = (DISTILL, RANKING)
 _DEEP = 0
 PRESETS: dict[str, dict[str, object]] = {
     "default": {},
+    "merge": {"prune.method": MERGE, "phases": ["none"]},
+    "smaller-image": {"prune.method": NONE, "phases": ["none"]},
     "leave-one-out": {"objective": RANKING, "phases": ["rank", "predictor"], "scorer.checkerboard": 2.0},
     "paper": {
         "objective": RANKING,
@@ -39,6 +42,9 @@ class TrainConfig:
     """Everything that a run depends on."""
 
     model: str = setting("ViT-B-16", 'an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO" or "local-dir:PATH"')
+    image_size: int = setting(
+        0, "side in pixels of the square images that the encoder reads, a multiple of its patch; 0 = native, as large as at most", minimum=0
+    )
     pretrained: str = setting("", 'a tag ("openai") or a checkpoint file; "" for random weights, or where the model brings its own')
     data: str = setting(
         "", "FOLDER, NAME:FOLDER (caltech101:/data), FILE.csv, or several with commas; docs/data.md has every form; not needed by phase none"
@@ -51,8 +57,9 @@ class TrainConfig:
     seed: int = setting(0, "of image subsets, the first weights of the scorer, and random model weights", minimum=0, maximum=2**32 - 1)
     device: str = setting("auto", "auto (CUDA where there is one), cpu or cuda", choices=DEVICES)
     phases: tuple[str, ...] = setting(
-        ("predictor",),
-        "phases to run: rank (golden ranking), predictor (train the scorer), tokens (train learnable tokens), none (an untrained scorer)",
+        (),
+        "phases to run: rank (golden ranking), predictor (train the scorer), tokens (train learnable tokens), none (an untrained scorer); [] = "
+        "what prune.method needs: predictor for rank, none for the others, which train nothing",
         choices=PHASES,
     )
     objective: str = setting(
@@ -67,7 +74,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not self.phases or ("none" in self.phases and len(self.phases) > 1):
+        ranks = self.prune.method == RANK
+        if not self.phases:
+            object.__setattr__(self, "phases", ("predictor",) if ranks else ("none",))
+        if not ranks and self.phases != ("none",):
+            raise ConfigError(f"phases = {list(self.phases)}, but prune.method = {self.prune.method} trains nothing; leave phases out, or give none")
+        if self.prune.method == NONE and not self.image_size:
+            raise ConfigError("prune.method = none at the native image size changes nothing; give image_size, such as --image-size 168")
+        if "none" in self.phases and len(self.phases) > 1:
             raise ConfigError(f"phases = {list(self.phases)}, but give some of rank, predictor and tokens, or none alone")
         for template in self.templates:
             if template.count("{}") != 1:

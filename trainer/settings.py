@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from prtool.errors import ConfigError
 from prtool.records import check_settings, setting
+from prtool.spec import MERGE, METHODS, NONE, RANK
 
 SCORES = ("feature", "label", "confidence")
 LABELLED_SCORES = ("label", "confidence")
@@ -27,10 +28,19 @@ GOLDEN = "golden"
 
 @dataclass(frozen=True, slots=True)
 class PruneConfig:
-    """`[prune]`: where patches drop."""
+    """`[prune]`: what shortens the token sequence, and where."""
 
+    method: str = setting(
+        RANK,
+        "rank (drop the patches that the predictor ranks lowest), merge (average similar patches inside several blocks; nothing is trained) or "
+        "none (a smaller image alone: give image_size)",
+        choices=METHODS,
+    )
     locations: tuple[int, ...] = setting(
-        (4,), "blocks (1-based, increasing) on entry to which patches drop; several prune progressively, by equal numbers at each", minimum=1
+        (4,),
+        "blocks (1-based, increasing) on entry to which patches drop; several prune progressively, by equal numbers at each. merge: the first "
+        "block in which patches merge, and the last if two are given, else the last but one of the encoder. none: of no effect",
+        minimum=1,
     )
     counts: tuple[int, ...] = setting((), "patches that stay at each location, in place of equal drops, such as [157, 137]; [] = equal drops")
     rescore: bool = setting(False, "train a scorer for each further location; false keeps the order of the first")
@@ -40,10 +50,16 @@ class PruneConfig:
         places = list(self.locations)
         if not places or any(later <= place for place, later in itertools.pairwise(places)):
             raise ConfigError(f"prune.locations = {places}, but they must be blocks that increase, such as [4, 6, 8, 10]")
-        if self.counts and len(self.counts) != len(places):
+        if self.method == MERGE and len(places) > 2:
+            raise ConfigError(f"prune.locations = {places}, but merging takes the first block, or the first and the last, such as [4] or [4, 11]")
+        if self.counts and self.method == NONE:
+            raise ConfigError(f"prune.counts = {list(self.counts)}, but prune.method = none drops no patch; leave them out")
+        if self.counts and self.method == RANK and len(self.counts) != len(places):
             raise ConfigError(f"prune.counts = {list(self.counts)}, but prune.locations has {len(places)} blocks; give one count for each")
-        if self.rescore and len(places) == 1:
-            raise ConfigError(f"prune.rescore = true, but prune.locations = {places} is one block; give several, such as [4, 6, 8, 10]")
+        if self.rescore and (len(places) == 1 or self.method != RANK):
+            raise ConfigError(
+                f"prune.rescore = true with prune.method = {self.method} and locations {places}, but it takes rank and several locations"
+            )
 
 
 @dataclass(frozen=True, slots=True)

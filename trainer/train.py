@@ -13,6 +13,7 @@ from prtool.exchange import alone
 from prtool.files import storage_errors
 from prtool.progress import Progress, SilentProgress
 from prtool.records import to_plain
+from prtool.spec import RANK
 from prtool.store import Store, digest
 from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES
@@ -303,10 +304,10 @@ def _tokens_record(found: TrainedTokens, keep: float) -> TokensRecord:
 
 def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) -> Checkpoint:
     """The checkpoint of these settings with a freshly initialised scorer."""
-    prune = model.tower.prune_spec(config.prune.locations)
+    prune = model.tower.prune_spec(config.prune.locations, method=config.prune.method)
     if config.prune.counts:
         prune = prune.with_counts(config.prune.counts)
-    kinds = [config.scorer, *[later_config(config.scorer)] * (len(_scored_locations(config)) - 1)]
+    kinds = [config.scorer, *[later_config(config.scorer)] * (len(_scored_locations(config)) - 1)] if prune.method == RANK else []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         scorers = [make_scorer(kind, model.tower.width, prune.patches, prune.prefix_tokens) for kind in kinds]
@@ -316,6 +317,7 @@ def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) ->
         pretrained=model.pretrained,
         model_seed=config.seed,
         weights_sha256=model.weights_sha256,
+        image_size=config.image_size,
         width=model.tower.width,
         prune=prune,
         scorer_config=config.scorer,

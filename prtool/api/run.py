@@ -48,6 +48,7 @@ def train(
     model: str | None = None,
     pretrained: str | None = None,
     data: AnyPath | None = None,
+    image_size: int | None = None,
     location: int | Sequence[int] | None = None,
     phase: str | Sequence[str] | None = None,
     preset: str | None = None,
@@ -63,9 +64,11 @@ def train(
         model: architecture of open_clip, "hf-hub:ORG/REPO" or "local-dir:PATH"; default: "ViT-B-16".
         pretrained: tag of open_clip or checkpoint file; default: random weights.
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md).
-        location: 1-based blocks on entry to which patches drop; default: 4.
-        phase: some of "rank", "predictor" and "tokens", or "none"; default: "predictor".
-        preset: settings by name, "default", "leave-one-out" or "paper"; others that are given win over them.
+        image_size: side in pixels of the images that the encoder reads, a multiple of its patch; default: the native one.
+        location: 1-based blocks on entry to which patches drop, or the first in which they merge; default: 4.
+        phase: some of "rank", "predictor" and "tokens", or "none"; default: what the method needs, "predictor" where patches are ranked.
+        preset: settings by name, "default", "merge" (merge patches in place of dropping them), "smaller-image" (shorten nothing else),
+            "leave-one-out" or "paper"; others that are given win over them.
         overwrite: replace a trained run of other settings.
         settings: any other of `prtool train --show-config`, such as {"fit.epochs": 8}.
         output: run folder; default: runs/MODEL-DATA-HASH, the hash of all settings.
@@ -78,7 +81,7 @@ def train(
     """
     from prtool.trainer.runs.folder import check_training, run_name
 
-    given = {"model": model, "pretrained": pretrained, "data": data, "location": location, "phase": phase}
+    given = {"model": model, "pretrained": pretrained, "data": data, "image_size": image_size, "location": location, "phase": phase}
     chosen = train_config(config, preset=preset, settings=settings, **given)
     run = Path("runs") / run_name(chosen) if output is None else Path(output)
     check_training(chosen, run)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from prtool.spec import PruneSpec
+from prtool.spec import RANK, PruneSpec
 
 BATCH = "batch"
 TOKENS = "tokens"
@@ -39,14 +39,16 @@ class EncoderShape:
     """What the signatures depend on.
 
     Attributes:
-        image: height and width of the pixels.
+        image: height and width of the pixels of the pruned encoder.
+        native: height and width of the pixels of the unpruned one.
         prune: locations, patches and tokens.
-        width: D, the width of a token.
+        width: D, the width of a token; of no effect where no graph takes or gives tokens.
         embed_dim: E, the width of an embedding.
         context_length: token ids of a prompt; 0 without a text side.
     """
 
     image: tuple[int, int]
+    native: tuple[int, int]
     prune: PruneSpec
     width: int
     embed_dim: int
@@ -63,27 +65,34 @@ def stage_roles(prune: PruneSpec) -> list[str]:
     return ["pre", *roles_after_selection(prune)]
 
 
+def bundle_roles(prune: PruneSpec) -> list[str]:
+    """The roles of the image graphs of a bundle: those of the stages only where patches are selected between them."""
+    return [*(stage_roles(prune) if prune.method == RANK else ()), "fused", "full"]
+
+
 def graph_signatures(shape: EncoderShape, precision: str = "fp32") -> dict[str, GraphSpec]:
     """Role -> file, inputs and outputs of every graph at one precision.
 
-    Inputs and outputs are float32 at every precision; the text side, which runs once for a set of classes, is fp32 only.
+    Inputs and outputs are float32 at every precision. FUSED takes one count a location, and no `k` where there is none. The text side,
+    which runs once for a set of classes, is fp32 only.
     """
     folder = "" if precision == "fp32" else f"{precision}/"
     prune = shape.prune
-    pixels = TensorSpec("pixels", "float32", (BATCH, 3, *shape.image))
+    pixels, native = (TensorSpec("pixels", "float32", (BATCH, 3, *size)) for size in (shape.image, shape.native))
     embedding = TensorSpec("embedding", "float32", (BATCH, shape.embed_dim))
     entering = TensorSpec("tokens", "float32", (BATCH, prune.always_kept + prune.patches, shape.width))
     scores = TensorSpec("scores", "float32", (BATCH, prune.patches))
     staying = TensorSpec("tokens", "float32", (BATCH, TOKENS, shape.width))
     moved, ranked = replace(staying, name="tokens_out"), TensorSpec("scores", "float32", (BATCH, PATCHES))
     counts = TensorSpec("k", "int64", (len(prune.locations),))
-    graphs = {
-        "full": GraphSpec(f"{folder}full.onnx", (pixels,), (embedding,)),
+    found = {
+        "full": GraphSpec(f"{folder}full.onnx", (native,), (embedding,)),
         "pre": GraphSpec(f"{folder}pre.onnx", (pixels,), (entering, scores)),
         **{role: GraphSpec(f"{folder}{role}.onnx", (staying,), (moved, ranked)) for role in stage_roles(prune)[1:-1]},
         "post": GraphSpec(f"{folder}post.onnx", (staying,), (embedding,)),
-        "fused": GraphSpec(f"{folder}fused.onnx", (pixels, counts), (embedding,)),
+        "fused": GraphSpec(f"{folder}fused.onnx", (pixels, counts) if prune.locations else (pixels,), (embedding,)),
     }
+    graphs = {role: found[role] for role in bundle_roles(prune)}
     if shape.context_length and not folder:
         graphs["text"] = GraphSpec("text.onnx", (TensorSpec("tokens", "int64", (BATCH, shape.context_length)),), (embedding,))
     return graphs

@@ -292,7 +292,11 @@ def untrained(tmp_path: Path) -> TrainConfig:
     settings = {"model_cfg": {"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
     (tmp_path / "model" / "open_clip_config.json").write_text(json.dumps(settings))
     return TrainConfig(
-        model=f"local-dir:{tmp_path / 'model'}", phases=("none",), device="cpu", golden=GoldenConfig(group=2), prune=PruneConfig((LOCATION,))
+        model=f"local-dir:{tmp_path / 'model'}",
+        phases=("none",),
+        device="cpu",
+        golden=GoldenConfig(group=2),
+        prune=PruneConfig(locations=(LOCATION,)),
     )
 
 

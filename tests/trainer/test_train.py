@@ -279,7 +279,7 @@ def test_what_is_refused(config, tmp_path):
     with pytest.raises(ModelError, match="ViT-B-61"):
         train(replace(config, model="ViT-B-61"), tmp_path)
     with pytest.raises(ConfigError, match="location"):
-        train(replace(config, prune=PruneConfig((9,))), tmp_path)
+        train(replace(config, prune=PruneConfig(locations=(9,))), tmp_path)
     with pytest.raises(DataError, match="train"):
         train(replace(config, data=str(write_images(tmp_path / "data", {"train": 1})), train_images=1), tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

@@ -90,7 +90,7 @@ class OpenClipTower(VisionTower):
             queries, inner = pool.query.shape
             head_token = 2 * self.width * inner + 2 * queries * inner
             head += 2 * queries * inner * inner
-        return Cost(self.host.conv1.weight.numel() * self.patches, matrix_weights(self.blocks[0]), 2 * self.width, head, head_token)
+        return _cost(self, self.host.conv1.weight.numel() * self.patches, head, head_token)
 
 
 class TimmTower(VisionTower):
@@ -170,7 +170,20 @@ class TimmTower(VisionTower):
         if pool is not None:
             head_token = pool.kv.weight.numel() + 2 * self.width
             head += matrix_weights(pool) - pool.kv.weight.numel()
-        return Cost(layer_macs(self.trunk.patch_embed, self.image_size), matrix_weights(self.blocks[0]), 2 * self.width, head, head_token)
+        return _cost(self, layer_macs(self.trunk.patch_embed, self.image_size), head, head_token)
+
+
+def _cost(tower: VisionTower, embed: int, head: int, head_token: int) -> Cost:
+    attention = cast(Any, tower.blocks[0]).attn
+    return Cost(
+        embed_macs=embed,
+        token_macs=matrix_weights(tower.blocks[0]),
+        attention_macs=2 * tower.width,
+        head_macs=head,
+        head_token_macs=head_token,
+        attention_token_macs=matrix_weights(attention),
+        pair_macs=tower.width // int(attention.num_heads),
+    )
 
 
 def layer_macs(module: nn.Module, image_size: tuple[int, int]) -> int:

@@ -110,7 +110,11 @@ class PrunedEncoder(nn.Module):
 
     def forward(self, pixels: Tensor, keep: Keep) -> Tensor:
         """Embedding (batch, E), L2-normalised, with `keep` patches left behind the last location."""
-        return self.finish(*self.run_pre(pixels), self.spec.counts(keep))
+        return self.encode(pixels, self.spec.counts(keep))
+
+    def encode(self, pixels: Tensor, counts: Sequence[int]) -> Tensor:
+        """Embedding (batch, E), L2-normalised, of (batch, 3, height, width) with `counts` patches kept at each location."""
+        return self.finish(*self.run_pre(pixels), counts)
 
     def drop(self, tokens: Tensor, scores: Tensor, k: int) -> Tensor:
         """The tokens without all but the `k` best patches, which are in descending order of their scores."""
@@ -132,3 +136,22 @@ class PrunedEncoder(nn.Module):
 
     def _score(self, place: int, tokens: Tensor) -> Tensor:
         return cast(Tensor, self.scorers[place](self._without_appended(tokens)))
+
+
+class PlainEncoder(nn.Module):
+    """A frozen tower that drops nothing; its images may be smaller than those that it was trained on.
+
+    Args:
+        tower: the image encoder.
+        spec: without locations, method "none".
+    """
+
+    def __init__(self, tower: VisionTower, spec: PruneSpec) -> None:
+        super().__init__()
+        if spec.locations:
+            raise ConfigError(f"locations {list(spec.locations)}, but a plain encoder drops nothing; give a spec of method 'none'")
+        self.tower, self.spec = tower, spec
+
+    def encode(self, pixels: Tensor, counts: Sequence[int] = ()) -> Tensor:  # noqa: ARG002 - there is no location
+        """Embedding (batch, E), L2-normalised, of (batch, 3, height, width)."""
+        return functional.normalize(self.tower(pixels), dim=-1)

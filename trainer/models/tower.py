@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prtool.errors import ConfigError
-from prtool.spec import Cost, PruneSpec
+from prtool.spec import MERGE, NONE, RANK, Cost, PruneSpec
 
 
 class VisionTower(nn.Module, ABC):
@@ -88,9 +88,24 @@ class VisionTower(nn.Module, ABC):
         """N, the number of patches."""
         return self.grid[0] * self.grid[1]
 
-    def prune_spec(self, locations: tuple[int, ...] = (4,), learnable_tokens: int = 0) -> PruneSpec:
-        """The PruneSpec of this tower for the given 1-based locations."""
-        return PruneSpec(self.grid, self.depth, locations, self.prefix_tokens, learnable_tokens)
+    def prune_spec(self, locations: tuple[int, ...] = (4,), learnable_tokens: int = 0, method: str = RANK) -> PruneSpec:
+        """The PruneSpec of this tower.
+
+        Args:
+            locations: 1-based blocks on entry to which patches drop; with method "merge" the first block in which they merge, and the last
+                where two are given, else the last but one of the tower; of no effect with "none".
+            learnable_tokens: appended from block 1 on.
+            method: of `prtool.spec.METHODS`.
+
+        Raises:
+            ConfigError: a location is not among the blocks, or merging would begin behind its end.
+        """
+        if method == MERGE:
+            first, last = locations[0], locations[1] if len(locations) > 1 else self.depth - 1
+            if not 1 <= first <= last < self.depth:
+                raise ConfigError(f"merging in blocks {first} to {last}, but the encoder merges in blocks 1 to {self.depth - 1}; give others")
+            locations = tuple(range(first, last + 1))
+        return PruneSpec(self.grid, self.depth, () if method == NONE else locations, self.prefix_tokens, learnable_tokens, method=method)
 
     def run_blocks(self, tokens: Tensor, first: int, last: int) -> Tensor:
         """Runs blocks `first` to `last`, 1-based and inclusive; (batch, tokens, D) in and out."""

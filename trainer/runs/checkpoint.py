@@ -14,7 +14,7 @@ from prtool.errors import CheckpointError
 from prtool.exchange import alone
 from prtool.files import FileDigest, storage_errors, write_bytes
 from prtool.records import to_plain
-from prtool.spec import PruneSpec
+from prtool.spec import RANK, PruneSpec
 from prtool.store import write_sealed
 from prtool.trainer.models.dual_encoder import DualEncoder, load_model
 from prtool.trainer.models.predictor import CheckerboardScorer, PatchScorer, later_config, make_scorer
@@ -110,9 +110,13 @@ class Checkpoint(Record):
     def scorers(self) -> list[nn.Module]:
         """What selects patches at each location: the first scorer with its checkerboard bonus, then scorers of their own or the first's order.
 
+        [] where no patches are ranked.
+
         Raises:
             CheckpointError: the tensors are not those of the record's scorers.
         """
+        if self.prune.method != RANK:
+            return []
         later = range(1, len(self.prune.locations))
         own: list[nn.Module] = [self.scorer(index) if self.rescored else FirstOrder(self.prune.prefix_tokens) for index in later]
         return [CheckerboardScorer(self.scorer(), self.prune.grid, self.scorer_config.checkerboard).eval(), *own]
@@ -163,7 +167,7 @@ class Checkpoint(Record):
         return model
 
     def pruned_encoder(self, model: DualEncoder, *, with_tokens: bool = True) -> PrunedEncoder:
-        """The pruned encoder of this checkpoint, on the device of `load_model`'s model, in evaluation mode, with the learnable tokens of the run."""
+        """The encoder of a checkpoint whose method ranks, on `load_model`'s device, in evaluation mode, with the learnable tokens of the run."""
         visual = self.visual() if with_tokens else None
         spec = self.prune if with_tokens else without_tokens(self.prune)
         return PrunedEncoder(model.tower, self.scorers(), spec, visual).to(model.tower.device).eval()

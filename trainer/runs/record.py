@@ -115,9 +115,10 @@ class Record:
         model, pretrained: as `load_model` takes them; local paths are absolute.
         model_seed: torch's seed while the model is loaded; it decides random weights.
         weights_sha256: digest of the image tower's tensors.
+        image_size: side of the square images that the encoder reads; 0 for its native size.
         width: channels D of a token.
         prune: where tokens drop.
-        scorer_config: kind and sizes of the patch scorer.
+        scorer_config: kind and sizes of the patch scorer, where patches are ranked.
         rescored: later locations have scorers of their own; False where they keep the order of the first.
         scorer_trained: False for a freshly initialised scorer, whose selection of patches means nothing.
         classnames: in label order; empty when the run had no data.
@@ -142,6 +143,7 @@ class Record:
     templates: tuple[str, ...]
     config: dict[str, Any]
     rescored: bool = False
+    image_size: int = 0
     data: DataInfo = field(default_factory=DataInfo)
     metrics: Metrics = field(default_factory=Metrics)
     tokens: TokensRecord = field(default_factory=TokensRecord)

@@ -179,7 +179,7 @@ def _sibling_config(checkpoint: Checkpoint, locations: tuple[int, ...]) -> Train
         pretrained=checkpoint.pretrained,
         data=checkpoint.data.root or config.data,
         phases=tuple(phase for phase, wanted in made.items() if wanted) or ("none",),
-        prune=PruneConfig(locations, rescore=config.prune.rescore and len(locations) > 1),
+        prune=PruneConfig(locations=locations, rescore=config.prune.rescore and len(locations) > 1),
     )
 
 

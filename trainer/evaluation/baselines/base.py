@@ -183,7 +183,7 @@ class RankingMethod(Method):
 
 def encoder_gmacs(cost: Cost, spec: PruneSpec, counts: Counts) -> float:
     """The budget itself in 10^9 MAC an image: the encoder with `counts` patches kept, and nothing else."""
-    return cost.gmacs(spec.tokens_by_block(counts))
+    return cost.gmacs(spec.tokens_by_block(counts), spec.tokens_leaving(counts))
 
 
 def arriving(spec: PruneSpec, counts: Counts) -> tuple[int, ...]:
