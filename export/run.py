@@ -20,6 +20,7 @@ from prtool.progress import Progress
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import gate_of
 from prtool.trainer.data.load import load_split
+from prtool.trainer.evaluation.report import figures
 from prtool.trainer.models.predictor import scorer_macs
 from prtool.trainer.runs.checkpoint import Checkpoint
 
@@ -48,12 +49,20 @@ class RunAgreement:
         cells = []
         for row in self.rows:
             shares = map(_percent, (row.top1, row.neighbours, row.same_patches))
-            cells.append([str(row.k), str(row.images), f"{row.cosine_min:.7f}", f"{row.cosine_mean:.7f}", *shares])
-        return ["patches kept", "images", "worst cosine", "mean cosine", "same top-1", "same neighbours", "same patches"], cells
+            recall = [_recall(row, name) for name in ("text_to_image", "image_to_text")]
+            cells.append([str(row.k), str(row.images), f"{row.cosine_min:.7f}", f"{row.cosine_mean:.7f}", *shares, *recall])
+        columns = ["patches kept", "images", "worst cosine", "mean cosine", "same top-1", "same neighbours", "same patches"]
+        return [*columns, "text to image @1 / 5 / 10 (PyTorch)", "image to text @1 / 5 / 10 (PyTorch)"], cells
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def _recall(row: KeepAgreement, direction: str) -> str:
+    if row.recall is None:
+        return "-"
+    return f"{figures(*getattr(row.recall, direction))} ({figures(*getattr(row.recall_pytorch, direction))})"
 
 
 def source_of(run: Path) -> ExportSource:
@@ -121,7 +130,7 @@ def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data:
     counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune.patches)
     pixels, names, labels = _images(data, "test", ask.images, source)
     judged = Unpruned.of(source, pixels, labels).judged(gate_of(ask.precision))
-    rows = verify_with_model(opened, source, pixels, counts, ask)
+    rows = verify_with_model(opened, source, pixels, counts, ask, labels)
     check_agreement(rows, ask, judged, names)
     return RunAgreement(ask.engine, ask.precision, str(data), rows, judged)
 

@@ -35,7 +35,7 @@ class Gate:
         worst_cosine: of any of the few probe images.
         mean_cosine: over many real images, at each keep count.
         top1: share of those images that keep their first class, where the unpruned model's classes mean something on them.
-        neighbours: else, share of each image's five nearest images among them that stay its nearest.
+        neighbours: else, share of each image's ten nearest images among them that stay its nearest.
         score_error: largest difference of a patch score, as a share of the largest score.
     """
 

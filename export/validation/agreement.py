@@ -1,7 +1,7 @@
 """A bundle compared with the PyTorch model that it came from, on many real images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,12 +11,14 @@ from prtool.bundle import Bundle
 from prtool.engines.base import EngineOptions
 from prtool.errors import ConfigError, ParityError
 from prtool.export.source import ExportSource
-from prtool.export.validation.decisions import NEIGHBOURS, TOP1, Decisions, neighbour_overlap
+from prtool.export.validation.decisions import NEIGHBOURS, TOP1, Decisions
 from prtool.export.validation.reference import Reference, overlap
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.verify import QUIET, gate_of
 from prtool.spec import Keep
 from prtool.text_safety import printable
+from prtool.trainer.data.images import NO_LABEL
+from prtool.trainer.evaluation.retrieval import Neighbours, Recall, Texts
 
 _WORST = 5
 _SHARES = {TOP1: "first class", NEIGHBOURS: "nearest images"}
@@ -33,9 +35,11 @@ class KeepAgreement:
         cosine_min, cosine_mean: of the embeddings, each with its own selection of patches.
         same_patches: mean share of the kept patches that PyTorch keeps too.
         top1: share of images with the same first class as in PyTorch; None without classes.
-        neighbours: mean share of each image's five nearest images, among those compared, that are its nearest in PyTorch too; None with
+        neighbours: mean share of each image's ten nearest images, among those compared, that are its nearest in PyTorch too; None with
             fewer than four images.
         worst: numbers of the images with the lowest cosines, worst first, at most five.
+        recall, recall_pytorch: recall@1, 5 and 10 between the class prompts and these images, of the engine and of PyTorch; None where
+            there are no classes, or an image's class is not known.
     """
 
     k: int
@@ -46,6 +50,8 @@ class KeepAgreement:
     top1: float | None
     neighbours: float | None
     worst: tuple[int, ...]
+    recall: Recall | None = None
+    recall_pytorch: Recall | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class VerifyRequest:
 
 
 def verify_with_model(
-    bundle: Bundle, source: ExportSource, pixels: Tensor, counts: Sequence[int], ask: VerifyRequest | None = None
+    bundle: Bundle, source: ExportSource, pixels: Tensor, counts: Sequence[int], ask: VerifyRequest | None = None, labels: Sequence[int] = ()
 ) -> tuple[KeepAgreement, ...]:
     """Compares an engine with PyTorch in float32 on many images; no gate is applied.
 
@@ -69,6 +75,7 @@ def verify_with_model(
         pixels: (images, 3, height, width) float32, prepared.
         counts: keep counts.
         ask: engine and precision; all of `pixels` are compared.
+        labels: the class of each image, or -1; () for none known.
 
     Returns:
         One row a count.
@@ -88,7 +95,13 @@ def verify_with_model(
                 route, kept = reference.route(source.spec.counts(keep)), torch.from_numpy(encoder.kept(array, keep)[-1])
                 found[k].append((torch.from_numpy(encoder.encode_pixels(array, keep)), route.embedding, overlap(route.patches, kept)))
     classes = source.classes()
-    return tuple(_row(source, classes, k, *map(torch.cat, zip(*found[k], strict=True))) for k in counts)
+    texts = None if classes is None or not labels or NO_LABEL in labels else Texts.of_classes(classes, labels)
+    rows = []
+    for k in counts:
+        engine, pytorch, shared = map(torch.cat, zip(*found[k], strict=True))
+        row = _row(source, classes, k, engine, pytorch, shared)
+        rows.append(row if texts is None else replace(row, recall=texts.recall(engine), recall_pytorch=texts.recall(pytorch)))
+    return tuple(rows)
 
 
 def check_agreement(rows: Sequence[KeepAgreement], ask: VerifyRequest, judged: Decisions, names: Sequence[str] = ()) -> None:
@@ -127,6 +140,6 @@ def _row(source: ExportSource, classes: Tensor | None, k: int, found: Tensor, wa
         cosine_mean=float(cosines.mean()),
         same_patches=float(shared.mean()),
         top1=float((first[0] == first[1]).double().mean()) if first else None,
-        neighbours=neighbour_overlap(found, wanted),
+        neighbours=Neighbours(wanted).own(found),
         worst=tuple(int(place) for place in cosines.argsort(stable=True)[:_WORST]),
     )

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.export.source import ExportSource
-from prtool.export.validation.reference import overlap, unpruned
+from prtool.export.validation.reference import unpruned
 from prtool.runtime.verify import Gate
 from prtool.trainer.data.images import NO_LABEL
+from prtool.trainer.evaluation.retrieval import Neighbours
 
 TOP1, NEIGHBOURS, COSINE = "top1", "neighbours", "mean_cosine"
 _BATCH = 8
@@ -71,9 +72,10 @@ class Unpruned:
         return Decisions(TOP1, why) if kept >= gate.top1 else self._by_neighbours(gate, f"{why}, whose margins are too small")
 
     def _by_neighbours(self, gate: Gate, reason: str) -> Decisions:
-        if neighbour_overlap(self.embeddings, self.embeddings) is None:
+        neighbours = Neighbours(self.embeddings)
+        if not neighbours.count:
             return Decisions(COSINE, f"{reason}; the images are too few to have neighbours")
-        kept = self._under_noise(gate, lambda found: neighbour_overlap(found, self.embeddings) or 0.0)
+        kept = self._under_noise(gate, lambda found: neighbours.own(found) or 0.0)
         if kept >= gate.neighbours:
             return Decisions(NEIGHBOURS, reason)
         return Decisions(COSINE, f"{reason}; noise at a cosine of {gate.mean_cosine} leaves {kept:.1%} of the neighbours: they are too similar")
@@ -98,22 +100,3 @@ class Unpruned:
             sideways = functional.normalize(noise - (noise * self.embeddings).sum(1, keepdim=True) * self.embeddings, dim=1)
             found.append(measure(gate.mean_cosine * self.embeddings + math.sqrt(1.0 - gate.mean_cosine**2) * sideways))
         return sum(found) / len(found)
-
-
-def neighbour_overlap(found: Tensor, wanted: Tensor, most: int = 5) -> float | None:
-    """Mean share of each image's nearest images that stay its nearest, by cosine.
-
-    Args:
-        found, wanted: (images, E) float.
-        most: nearest images that are compared; with few images a third of the others.
-
-    Returns:
-        None with fewer than four images.
-    """
-    count = min(most, (len(wanted) - 1) // 3)
-    return None if count < 1 else float(overlap(_nearest(found, count), _nearest(wanted, count)).mean())
-
-
-def _nearest(embeddings: Tensor, count: int) -> Tensor:
-    unit = functional.normalize(embeddings.double(), dim=-1)
-    return (unit @ unit.T).fill_diagonal_(-2.0).topk(count, dim=1).indices

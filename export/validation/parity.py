@@ -128,7 +128,7 @@ def compare(
         for place, part in enumerate(parts):
             if part.precision != "fp32":
                 ask = VerifyRequest(ENGINES[part.precision], part.precision)
-                rows = verify_with_model(bundle, source, held_out, probe.counts, ask)
+                rows = verify_with_model(bundle, source, held_out, probe.counts, ask, labels)
                 judged = unpruned_model.judged(gate_of(part.precision))
                 check_agreement(rows, ask, judged)
                 parts[place] = dataclasses.replace(part, agreement=rows, judged=judged)

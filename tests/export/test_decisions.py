@@ -1,35 +1,16 @@
 """What a reduced precision is held to: first classes where they mean something, else nearest images."""
 
-import numpy as np
 import pytest
 import torch
 
 from prtool.errors import ParityError
 from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, check_agreement
-from prtool.export.validation.decisions import COSINE, NEIGHBOURS, TOP1, Decisions, Unpruned, neighbour_overlap
+from prtool.export.validation.decisions import COSINE, NEIGHBOURS, TOP1, Decisions, Unpruned
 from prtool.runtime.verify import GATES
 
 
 def seeded(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize(("images", "nearest"), [(4, 1), (10, 3), (40, 5)])
-def test_neighbour_overlap_is_that_of_a_plain_loop(images: int, nearest: int) -> None:
-    wanted = seeded(images, 8)
-    found = wanted + 0.5 * seeded(images, 8, seed=1)
-
-    def near(embeddings: np.ndarray) -> list[set[int]]:
-        unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return [set(sorted((j for j in range(images) if j != i), key=lambda j, i=i: -float(unit[i] @ unit[j]))[:nearest]) for i in range(images)]
-
-    shares = [len(a & b) / nearest for a, b in zip(near(found.double().numpy()), near(wanted.double().numpy()), strict=True)]
-    assert neighbour_overlap(found, wanted) == pytest.approx(float(np.mean(shares)))
-    assert neighbour_overlap(3.0 * wanted, wanted) == 1.0
-
-
-def test_few_images_have_no_neighbours_to_compare() -> None:
-    assert neighbour_overlap(seeded(3, 8), seeded(3, 8)) is None
 
 
 INT8 = GATES["int8"]

@@ -127,6 +127,25 @@ def test_agreement_over_many_images(source: ExportSource, bundle: Bundle) -> Non
         verify_with_model(bundle, source, pixels[:0], (5,))
 
 
+def test_recall_of_the_engine_next_to_that_of_pytorch(source: ExportSource, bundle: Bundle) -> None:
+    """Against a plain sort of PyTorch's embeddings; without the classes of all images there is none."""
+    pixels, labels = torch.randn(11, 3, 64, 64, generator=torch.Generator().manual_seed(4)), [place % 3 for place in range(11)]
+    (row,) = verify_with_model(bundle, source, pixels, (5,), labels=labels)
+    images, classes = (
+        source.pruned(pixels, Keep.count(5)).detach().numpy(),
+        source.model.class_embeddings(source.classnames, source.templates).numpy(),
+    )
+    by_class = [np.argsort(-(images @ prompt), kind="stable") for prompt in classes]
+    found = [100 * np.mean([any(labels[image] == label for image in order[:k]) for label, order in enumerate(by_class)]) for k in (1, 5, 10)]
+    first = 100 * np.mean([int(np.argmax(classes @ image)) == label for image, label in zip(images, labels, strict=True)])
+    assert row.recall is not None
+    assert row.recall == row.recall_pytorch
+    assert row.recall.text_to_image == pytest.approx(found)
+    assert row.recall.image_to_text == pytest.approx((first, 100.0, 100.0))
+    for unknown in ((), [-1, *labels[1:]]):
+        assert verify_with_model(bundle, source, pixels, (5,), labels=unknown)[0].recall is None
+
+
 def external(path: Path) -> dict[str, tuple[int, int]]:
     """Offset and length of each tensor of a graph that lies in the weights file."""
     found = {}

@@ -1,6 +1,6 @@
 """Retrieval: whether a search among images, or between images and texts, finds the same with shortened embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,6 +67,14 @@ class Neighbours:
         return torch.stack([(self._index * self._index[column]).sum(dim=1) for column in found.T], dim=1)
 
 
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Recall@1, 5 and 10 in percent, as `Texts` computes it."""
+
+    text_to_image: tuple[float, ...]
+    image_to_text: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
     """Texts, and which images they are of: class prompts or captions.
@@ -92,7 +100,12 @@ class Texts:
             return cls._captions(model, images)
         if classes is None or NO_LABEL in images.labels:
             return None
-        return cls(CLASS_PROMPTS, classes, torch.arange(len(classes)), torch.tensor(images.labels))
+        return cls.of_classes(classes, images.labels)
+
+    @classmethod
+    def of_classes(cls, classes: Tensor, labels: Sequence[int]) -> "Texts":
+        """The prompts of all classes (classes, E), for images with these labels."""
+        return cls(CLASS_PROMPTS, classes, torch.arange(len(classes)), torch.tensor(labels))
 
     @classmethod
     @torch.inference_mode()
@@ -109,6 +122,10 @@ class Texts:
     def with_classes(self, classes: Tensor) -> "Texts":
         """The same with other class embeddings (classes, E); captions stay as they are."""
         return replace(self, embeddings=classes) if self.kind == CLASS_PROMPTS else self
+
+    def recall(self, embeddings: Tensor) -> Recall:
+        """Both directions, of (images, E) float, L2-normalised."""
+        return Recall(self.text_to_image(embeddings), self.image_to_text(embeddings))
 
     def text_to_image(self, embeddings: Tensor) -> tuple[float, ...]:
         """Recall@1, 5 and 10 in percent: share of the texts with an image of their subject among the k most similar images.
