@@ -104,4 +104,5 @@ def _dual_encoder(kind: str, visual: nn.Module, tower: VisionTower) -> DualEncod
         logit_bias=0.0,
         weights_sha256=tensors_digest(visual.state_dict()),
         context_length=CONTEXT,
+        native=tower,
     )

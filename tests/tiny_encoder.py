@@ -46,6 +46,7 @@ def tiny_encoder(kind: str = "cls") -> DualEncoder:
         logit_bias=-0.5,
         weights_sha256=tensors_digest(visual.state_dict()),
         context_length=8,
+        native=tower,
     )
 
 

@@ -38,14 +38,14 @@ def open_clip_visual(kind: str, quick_gelu: bool = False) -> nn.Module:
     return _scramble(_build_vision_tower(32, config, quick_gelu))
 
 
-def timm_visual(kind: str) -> nn.Module:
-    """A timm trunk inside open_clip's TimmModel, with few blocks and a small image."""
+def timm_visual(kind: str, size: int = 0) -> nn.Module:
+    """A timm trunk inside open_clip's TimmModel, with few blocks and a small image (of `size` pixels, where given)."""
     import timm
     from open_clip.timm_model import TimmModel
 
     trunk, pool, projection = TIMM[kind]
     torch.manual_seed(0)
-    size = 56 if "14" in trunk else 64
+    size = size or (56 if "14" in trunk else 64)
     small = {"img_size": size, "depth": 3, "num_heads": 2, **({} if trunk in FIXED_WIDTH else {"embed_dim": 64})}
     created = timm.create_model
 

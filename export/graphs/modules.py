@@ -1,6 +1,5 @@
 """Modules made for export: the graphs of a pruned encoder and the text encoder, in operators that every engine runs fast."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ from prtool.export.graphs.attention import FlatLinear, TimmAttention, TorchAtten
 from prtool.export.graphs.last_block import embed_last
 from prtool.trainer.models.dual_encoder import TextTower
 from prtool.trainer.models.pruned import PrunedEncoder
-from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.models.tower import VisionTower, sharing_copy
 
 _TINY = 1e-12
 
@@ -83,10 +82,7 @@ def plain_copy(module: nn.Module, leave_out: nn.Module | None = None) -> Any:  #
         module: what to copy; it stays as it is.
         leave_out: a part that is not needed; an identity takes its place.
     """
-    known: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    if leave_out is not None:
-        known[id(leave_out)] = nn.Identity()
-    copied = copy.deepcopy(module, known).eval()
+    copied = sharing_copy(module, leave_out).eval()
     _replace(copied)
     return copied
 

@@ -50,6 +50,7 @@ def model_of(tower: VisionTower) -> DualEncoder:
         logit_bias=0.0,
         weights_sha256="0" * 64,
         context_length=8,
+        native=tower,
     )
 
 

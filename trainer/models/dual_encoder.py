@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,7 @@ from prtool.store import digest
 from prtool.text_safety import printable
 from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.loading.libraries import foreign, library_warnings
-from prtool.trainer.models.loading.source import ModelSource, resolve
+from prtool.trainer.models.loading.source import ModelSource, canonical_name, model_config, resolve
 from prtool.trainer.models.loading.tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
 from prtool.trainer.models.loading.weights import BIG_VISION, fitted, is_openai, read_weights
 from prtool.trainer.models.tower import VisionTower
@@ -42,8 +42,11 @@ class DualEncoder:
 
     Attributes:
         name, pretrained: as given to `load_model`.
+        tower: the image tower, at the image size that was asked for.
+        native: the image tower at its native size, the reference of every comparison: the same one, or one that shares its tensors.
+        preprocess: of the images that `tower` reads.
         logit_scale, logit_bias: class logits are scale x cosine + bias.
-        weights_sha256: digest of the image tower's tensors, names included.
+        weights_sha256: digest of the native image tower's tensors, names included; the same for every image size.
         context_length: token ids a prompt.
     """
 
@@ -57,6 +60,12 @@ class DualEncoder:
     logit_bias: float
     weights_sha256: str
     context_length: int
+    native: VisionTower
+
+    @property
+    def native_preprocess(self) -> Preprocess:
+        """How the same images become the pixels that `native` reads."""
+        return replace(self.preprocess, size=self.native.image_size)
 
     @torch.inference_mode()
     def class_embeddings(self, classnames: Sequence[str], templates: Sequence[str], batch: int = 256) -> Tensor:
@@ -95,7 +104,7 @@ class DualEncoder:
         return self.logit_scale * embeddings @ classes.T + self.logit_bias
 
 
-def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEncoder:
+def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size: int = 0) -> DualEncoder:
     """Loads a model, frozen, in float32 and evaluation mode. What had to be assumed is logged as a warning of the logger "prtool".
 
     Args:
@@ -103,20 +112,24 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
         pretrained: a tag ("openai") or a checkpoint file for an architecture name; "" gives random weights,
             seeded by the caller through torch.manual_seed.
         device: where its tensors live.
+        image_size: side of the square images that it reads, with interpolated positions (`VisionTower.resized`); 0 for its native size.
 
     Raises:
         ModelError: unknown name or tag, weights that cannot be had or read, or an unsupported image tower.
+        ConfigError: the image size is no multiple of the patch, or larger than native.
     """
+    check_image_size(name, image_size)
     source = resolve(name, pretrained)
     notes = dict(source.notes)
     with library_warnings(notes):
         # Before the weights: this fails within a second where a library or a file is missing.
         tokenizer = make_tokenizer(source)
         model = _build(source, notes).eval().requires_grad_(False)
-        tower = tower_of(cast(nn.Module, model.visual)).eval()
+        native = tower_of(cast(nn.Module, model.visual)).eval()
+        tower = native.resized(image_size) if image_size else native
         notes["vocabulary"] = check_vocabulary(tokenizer, model, source.name)
         text = TextTower(model).eval()
-        _check_towers(tower, text, tokenizer(["a"]), source.name)
+        _check_towers(native, text, tokenizer(["a"]), source.name)
     for note in filter(None, notes.values()):
         _log.warning("%s", note)
     return DualEncoder(
@@ -130,7 +143,35 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu") -> DualEnco
         logit_bias=_number(model, "logit_bias", float, source),
         weights_sha256=tensors_digest(cast(nn.Module, model.visual).state_dict()),
         context_length=tokenizer([""]).shape[1],
+        native=native.to(device),
     )
+
+
+def check_image_size(name: str, image_size: int) -> int:
+    """Checks an image size against a model's configuration; no weights are read.
+
+    Args:
+        name: as `load_model` takes it.
+        image_size: side of the square images in pixels; 0 for the native size.
+
+    Returns:
+        The image size; 0 where it is the native one.
+
+    Raises:
+        ModelError: unknown name, an unsupported image tower, or one that cannot be resized.
+        ConfigError: the image size is no multiple of the patch, or larger than native.
+    """
+    if not image_size:
+        return 0
+    from open_clip.model import _build_vision_tower
+
+    name = canonical_name(name)
+    config, _ = model_config(name)
+    vision, quick = {**config["vision_cfg"], "timm_model_pretrained": False}, bool(config.get("quick_gelu"))
+    with torch.device("meta"), library_warnings({}):
+        tower = tower_of(foreign(f"model {name!r} cannot be built", lambda: _build_vision_tower(config["embed_dim"], cast(Any, vision), quick)))
+    tower.check_size(image_size)
+    return image_size if tower.image_size != (image_size, image_size) else 0
 
 
 def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:

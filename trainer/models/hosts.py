@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from prtool.errors import ModelError
 from prtool.spec import Cost
-from prtool.trainer.models.tower import VisionTower, matrix_weights, split_heads
+from prtool.trainer.models.tower import VisionTower, matrix_weights, sharing_copy, split_heads
 
 
 def tower_of(visual: nn.Module) -> VisionTower:
@@ -49,6 +50,7 @@ class OpenClipTower(VisionTower):
         self.width = int(host.conv1.out_channels)
         self.embed_dim = int(host.proj.shape[1])
         self.image_size = cast(tuple[int, int], tuple(host.image_size))
+        self.patch_size = cast(tuple[int, int], tuple(host.patch_size))
         self.head_reads = int(host.attn_pool is None and host.pool_type == "tok")
 
     @property
@@ -83,7 +85,18 @@ class OpenClipTower(VisionTower):
         whole = mask[:, None, None, :].expand(-1, heads, length, -1).reshape(-1, length, length)
         return cast(Tensor, layer(tokens, attn_mask=whole))
 
-    def cost(self) -> Cost:  # noqa: D102
+    def at_size(self, side: int) -> VisionTower:  # noqa: D102
+        from open_clip.model import resize_pos_embed
+
+        host, name = sharing_copy(self.host), "visual.positional_embedding"
+        host.image_size = (side, side)
+        host.grid_size = tuple(side // patch for patch in host.patch_size)
+        state = {name: host.positional_embedding.detach()}
+        resize_pos_embed(state, cast(Any, SimpleNamespace(visual=host)))
+        host.positional_embedding = nn.Parameter(state[name], requires_grad=host.positional_embedding.requires_grad)
+        return OpenClipTower(host).eval()
+
+    def own_cost(self) -> Cost:  # noqa: D102
         pool = self.host.attn_pool
         head, head_token = self.host.proj.numel(), 0
         if pool is not None:
@@ -126,6 +139,7 @@ class TimmTower(VisionTower):
         self.has_cls = trunk.cls_token is not None
         self.width = int(trunk.embed_dim)
         self.image_size = cast(tuple[int, int], tuple(cast(Any, trunk.patch_embed).img_size))
+        self.patch_size = cast(tuple[int, int], tuple(cast(Any, trunk.patch_embed).feat_ratio(as_scalar=False)))
         self.head_reads = int(trunk.attn_pool is None and trunk.global_pool == "token")
         projection = [module for module in host.head.modules() if isinstance(module, nn.Linear)]
         self.embed_dim = int(projection[-1].out_features) if projection else int(trunk.num_classes or trunk.num_features)
@@ -164,7 +178,12 @@ class TimmTower(VisionTower):
         layer = cast(Any, self.blocks[index])
         return cast(Tensor, layer(tokens) if mask is None else layer(tokens, attn_mask=mask[:, None, None, :]))
 
-    def cost(self) -> Cost:  # noqa: D102
+    def at_size(self, side: int) -> VisionTower:  # noqa: D102
+        host = sharing_copy(self.host)
+        host.set_input_size(side)
+        return TimmTower(host).eval()
+
+    def own_cost(self) -> Cost:  # noqa: D102
         pool = self.trunk.attn_pool
         head, head_token = matrix_weights(self.host.head) + matrix_weights(self.trunk.head), 0
         if pool is not None:

@@ -1,15 +1,21 @@
 """VisionTower: one view on every vision transformer that open_clip loads, in the pieces that pruning needs."""
 
+import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prtool.errors import ConfigError
+from prtool.errors import ConfigError, ModelError
 from prtool.spec import MERGE, NONE, RANK, Cost, PruneSpec
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class VisionTower(nn.Module, ABC):
@@ -24,6 +30,7 @@ class VisionTower(nn.Module, ABC):
         width: channels D of a token.
         embed_dim: channels E of an embedding.
         image_size: height and width of the pixels.
+        patch_size: height and width of a patch in pixels.
         head_reads: tokens, from the front, that the head reads: 1 with CLS pooling; 0 where it reads all.
     """
 
@@ -33,7 +40,9 @@ class VisionTower(nn.Module, ABC):
     width: int
     embed_dim: int
     image_size: tuple[int, int]
+    patch_size: tuple[int, int]
     head_reads: int
+    _native_cost: tuple[int, int] = (0, 0)
 
     @property
     @abstractmethod
@@ -70,8 +79,49 @@ class VisionTower(nn.Module, ABC):
         """
 
     @abstractmethod
+    def own_cost(self) -> Cost:
+        """MACs of the tower at its image size, without scorer."""
+
+    @abstractmethod
+    def at_size(self, side: int) -> "VisionTower":
+        """`resized` without its checks."""
+
     def cost(self) -> Cost:
-        """MACs of the tower, without scorer."""
+        """MACs of the tower, without scorer, and those of the native tower where this one was resized."""
+        tokens, embed = self._native_cost
+        return replace(self.own_cost(), native_tokens=tokens, native_embed_macs=embed)
+
+    def resized(self, side: int) -> "VisionTower":
+        """The tower for square images of `side` pixels; itself at its own size.
+
+        It shares every tensor but the positions. These are interpolated by the host library as it does for a model made at that size
+        (open_clip's `force_image_size`, timm's `img_size`: bicubic with antialiasing).
+
+        Raises:
+            ConfigError: `side` is no multiple of the patch, or larger than the tower's own.
+            ModelError: the tower's images are not square, or it was resized before.
+        """
+        self.check_size(side)
+        if self.image_size == (side, side):
+            return self
+        tower = self.at_size(side)
+        tower._native_cost = (self.prefix_tokens + self.patches, self.own_cost().embed_macs)
+        return tower
+
+    def check_size(self, side: int) -> None:
+        """The checks of `resized`; they need no values, so the tower may be on the device "meta"."""
+        (height, width), step = self.image_size, math.lcm(*self.patch_size)
+        if height != width:
+            shape = f"{height} x {width} px"
+            raise ModelError(f"image_size = {side}, but the encoder reads images of {shape}, and only square ones are resized; leave it out")
+        if self._native_cost != (0, 0):
+            raise ModelError(f"the image tower was resized to {height} px before, and would interpolate its positions twice; resize the native one")
+        if not step <= side <= height or (side % step and side != height):
+            near = min(max(round(side / step), 1), height // step) * step
+            raise ConfigError(
+                f"image_size = {side}, but the encoder reads images of {step} to {height} px, its native size, in steps of its patch, "
+                f"{step} px; give {near}, or 0 for the native size"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -130,6 +180,14 @@ class VisionTower(nn.Module, ABC):
         """Raises ConfigError unless `location` is a 1-based block of this tower."""
         if not 1 <= location <= self.depth:
             raise ConfigError(f"location = {location}, but the encoder has blocks 1 to {self.depth}")
+
+
+def sharing_copy(module: Part, leave_out: nn.Module | None = None) -> Part:
+    """A copy of a module that shares its parameters and buffers; an identity stands for the part `leave_out`."""
+    known: dict[int, object] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    if leave_out is not None:
+        known[id(leave_out)] = nn.Identity()
+    return copy.deepcopy(module, known)
 
 
 def matrix_weights(module: nn.Module) -> int:

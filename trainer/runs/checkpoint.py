@@ -152,13 +152,13 @@ class Checkpoint(Record):
         return found.clone()
 
     def load_model(self, device: str = "cpu") -> DualEncoder:
-        """Loads the model that the run was made with, and checks that its weights are the same.
+        """Loads the model that the run was made with, at its image size, and checks that its weights are the same.
 
         Raises:
             ModelError: it cannot be loaded.
             CheckpointError: its weights have changed.
         """
-        model = load_seeded(self.model, self.pretrained, self.model_seed, device)
+        model = load_seeded(self.model, self.pretrained, self.model_seed, device, self.image_size)
         if model.weights_sha256 != self.weights_sha256:
             raise CheckpointError(
                 f"the weights of {self.model} {self.pretrained} have SHA-256 {model.weights_sha256[:12]}, but the run was made with "
@@ -200,8 +200,8 @@ def without_tokens(prune: PruneSpec) -> PruneSpec:
     return dataclasses.replace(prune, learnable_tokens=0, learnable_from_block=1)
 
 
-def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu") -> DualEncoder:
+def load_seeded(name: str, pretrained: str, seed: int, device: str = "cpu", image_size: int = 0) -> DualEncoder:
     """`load_model` under a seed that decides random weights; torch's own random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return load_model(name, pretrained, device)
+        return load_model(name, pretrained, device, image_size)

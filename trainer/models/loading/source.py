@@ -133,22 +133,35 @@ def resolve(name: str, pretrained: str = "") -> ModelSource:
 
     name = canonical_name(name)
     weights = canonical_pretrained(name, pretrained)
+    config, preprocess = model_config(name)
+    tokenizer = config["text_cfg"].get("hf_tokenizer_name") or ""
     if name.startswith(_LOCAL):
         folder = Path(name.removeprefix(_LOCAL))
-        config, preprocess = read_config(folder / CONFIG_NAME)
-        tokenizer = str(folder) if config["text_cfg"].get("hf_tokenizer_name") else ""
-        return ModelSource(name, "", config, preprocess, weights_in(folder), tokenizer)
+        return ModelSource(name, "", config, preprocess, weights_in(folder), str(folder) if tokenizer else "")
     if name.startswith(_HUB):
-        repository, failed = name.removeprefix(_HUB), f"model {name!r} cannot be downloaded"
-        config, preprocess = read_config(Path(foreign(failed, lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME))))
-        path = foreign(failed, lambda: download_pretrained_from_hf(repository))
-        return ModelSource(name, "", config, preprocess, Path(path), config["text_cfg"].get("hf_tokenizer_name") or "")
-    config = check_model(open_clip.get_model_config(name), f"open_clip's {name}")
-    tokenizer = config["text_cfg"].get("hf_tokenizer_name") or ""
-    source = ModelSource(name, weights, config, _agreed_preprocess(name) or {}, tokenizer=tokenizer)
+        path = foreign(f"model {name!r} cannot be downloaded", lambda: download_pretrained_from_hf(name.removeprefix(_HUB)))
+        return ModelSource(name, "", config, preprocess, Path(path), tokenizer)
+    source = ModelSource(name, weights, config, preprocess, tokenizer=tokenizer)
     if not weights:
         return source
     return _with_tag(source) if weights in open_clip.list_pretrained_tags_by_model(name) else _with_file(source)
+
+
+def model_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The checked `model_cfg` and `preprocess_cfg` of a canonical name, without its weights.
+
+    Raises:
+        ModelError: it is not understood, or cannot be downloaded.
+    """
+    import open_clip
+    from open_clip.factory import download_pretrained_from_hf
+
+    if name.startswith(_LOCAL):
+        return read_config(Path(name.removeprefix(_LOCAL)) / CONFIG_NAME)
+    if name.startswith(_HUB):
+        failed, repository = f"model {name!r} cannot be downloaded", name.removeprefix(_HUB)
+        return read_config(Path(foreign(failed, lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME))))
+    return check_model(open_clip.get_model_config(name), f"open_clip's {name}"), _agreed_preprocess(name) or {}
 
 
 def weights_in(folder: Path) -> Path:
