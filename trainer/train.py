@@ -13,7 +13,7 @@ from prtool.exchange import alone
 from prtool.files import storage_errors
 from prtool.progress import Progress, SilentProgress
 from prtool.records import to_plain
-from prtool.spec import RANK
+from prtool.spec import MERGE, RANK
 from prtool.store import Store, digest
 from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES
@@ -25,6 +25,7 @@ from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 from prtool.trainer.loop import Examples, FitResult, predict, train_scorer
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.loading.source import canonical_name, canonical_pretrained
+from prtool.trainer.models.merging import merging_steps
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
 from prtool.trainer.objectives.distill import DistillObjective
 from prtool.trainer.objectives.golden import GoldenSearch
@@ -271,7 +272,7 @@ def _with_tokens(run: _Run, scored: Checkpoint, overwrite: bool) -> Checkpoint:
         raise finished(run.folder, "learnable tokens that were trained with other settings")
     # The scorers may have learned on a part of the images; the few of each class are drawn from all of them.
     images = load_split(run.config.data, "train") if not run.images.held_out else run.images.train
-    plain = scored.pruned_encoder(run.model, with_tokens=False)
+    plain = scored.ranking_encoder(run.model, with_tokens=False)
     task = TokensTask(run.model, plain, images, run.images.val, scored.templates, run.folder / "tokens")
     found = train_tokens(task, config, run.folder / "tokens.safetensors", run.progress)
     scorers = {name: tensor for name, tensor in scored.tensors.items() if name.split(".")[0].isdigit()}
@@ -307,6 +308,8 @@ def _blank(config: TrainConfig, model: DualEncoder, images: RunImages | None) ->
     prune = model.tower.prune_spec(config.prune.locations, method=config.prune.method)
     if config.prune.counts:
         prune = prune.with_counts(config.prune.counts)
+    if prune.method == MERGE:
+        merging_steps(model.tower)
     kinds = [config.scorer, *[later_config(config.scorer)] * (len(_scored_locations(config)) - 1)] if prune.method == RANK else []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -21,6 +21,7 @@ from prtool.trainer import train as module
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
+from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images
 from prtool.trainer.objectives.matching import constant_ranking, matching_rate
@@ -190,6 +191,18 @@ def test_phases_one_after_the_other(config, whole, tmp_path):
     assert train(replace(config, phases=("predictor",)), tmp_path).scorer_trained
     assert Checkpoint.load(tmp_path).files == Checkpoint.load(whole).files
     assert train(replace(config, phases=("rank",)), tmp_path).scorer_trained, "ranking again must not lose the predictor"
+
+
+def test_a_run_that_merges_learns_nothing_and_gives_the_merged_encoder(config, tmp_path):
+    merging = replace(config, phases=(), data="", prune=PruneConfig(method="merge", locations=(1,)))
+    found = train(merging, tmp_path)
+    assert found.scorers() == [] and not found.scorer_trained and found.prune.method == "merge"
+    model = found.load_model()
+    encoder = Checkpoint.load(tmp_path).pruned_encoder(model)
+    assert encoder.spec == found.prune and encoder.spec.locations == tuple(range(1, model.tower.depth))
+    pixels, counts = torch.randn(2, 3, *model.tower.image_size), found.prune.counts(found.prune.patches - 2)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.encode(pixels, counts), MergedEncoder(model.tower, found.prune).encode(pixels, counts))
 
 
 def test_phase_none_needs_no_data(config, tmp_path):

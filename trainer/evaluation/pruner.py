@@ -50,4 +50,4 @@ class Pruner:
         if not tokens.visual and not tokens.text:
             return self
         classes = checkpoint.class_embeddings(model, classnames) if tokens.text else None
-        return replace(self, tuned=checkpoint.pruned_encoder(model), tuned_classes=classes)
+        return replace(self, tuned=checkpoint.ranking_encoder(model), tuned_classes=classes)

@@ -14,12 +14,14 @@ from prtool.errors import CheckpointError
 from prtool.exchange import alone
 from prtool.files import FileDigest, storage_errors, write_bytes
 from prtool.records import to_plain
-from prtool.spec import RANK, PruneSpec
+from prtool.spec import MERGE, NONE, RANK, PruneSpec
 from prtool.store import write_sealed
 from prtool.trainer.models.dual_encoder import DualEncoder, load_model
+from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.predictor import CheckerboardScorer, PatchScorer, later_config, make_scorer
 from prtool.trainer.models.prompts import TextContext, VisualTokens
-from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.models.pruned import FirstOrder, PlainEncoder, PrunedEncoder
+from prtool.trainer.models.reduced import ReducedEncoder
 from prtool.trainer.runs.record import RECORD_NAME, SEEN, TENSORS, Record, read_file, read_record, remove_others
 
 _VISUAL, _CONTEXT = "visual.values", "context.values"
@@ -166,7 +168,17 @@ class Checkpoint(Record):
             )
         return model
 
-    def pruned_encoder(self, model: DualEncoder, *, with_tokens: bool = True) -> PrunedEncoder:
+    def pruned_encoder(self, model: DualEncoder) -> ReducedEncoder:
+        """The encoder of this checkpoint, on the device of `load_model`'s model, in evaluation mode, with the learnable tokens of the run.
+
+        Raises:
+            ModelError: the tower cannot merge.
+        """
+        if self.prune.method == MERGE:
+            return MergedEncoder(model.tower, self.prune).eval()
+        return PlainEncoder(model.tower, self.prune).eval() if self.prune.method == NONE else self.ranking_encoder(model)
+
+    def ranking_encoder(self, model: DualEncoder, *, with_tokens: bool = True) -> PrunedEncoder:
         """The encoder of a checkpoint whose method ranks, on `load_model`'s device, in evaluation mode, with the learnable tokens of the run."""
         visual = self.visual() if with_tokens else None
         spec = self.prune if with_tokens else without_tokens(self.prune)
