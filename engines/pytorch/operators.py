@@ -97,10 +97,13 @@ def attention(query: Tensor, key_transposed: Tensor, value: Tensor, mask: Tensor
     return functional.scaled_dot_product_attention(query, key_transposed.transpose(-1, -2), value, attn_mask=fitted, scale=1.0)
 
 
-def top_k(scores: Tensor, counts: tuple[int, ...], *, axis: int) -> tuple[Tensor, Tensor]:
-    """Values and int64 indices of the largest, falling; of equal ones the lower index first, which torch.topk does not promise."""
+def top_k(scores: Tensor, counts: tuple[int, ...], *, axis: int, largest: int = 1) -> tuple[Tensor, Tensor]:
+    """Values and int64 indices of the largest, falling, or of the smallest, rising; of equal ones the lower index first.
+
+    torch.topk does not promise that.
+    """
     # -0.0 + 0.0 is 0.0, so the two zeros are equal to every sort.
-    ordered = torch.sort(scores + 0.0, dim=axis, descending=True, stable=True)
+    ordered = torch.sort(scores + 0.0, dim=axis, descending=bool(largest), stable=True)
     return ordered.values.narrow(axis, 0, counts[0]), ordered.indices.narrow(axis, 0, counts[0])
 
 
@@ -146,6 +149,15 @@ def _slice(
     for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis = (axes[place] if axes else place) % x.dim()
         x = x[(slice(None),) * axis + (slice(start, end, steps[place] if steps else 1),)]
+    return x
+
+
+def _pad(x: Tensor, pads: tuple[int, ...], value: Tensor | None = None) -> Tensor:
+    """Places before and behind each axis, of one value."""
+    for axis, (before, behind) in enumerate(zip(pads[: x.dim()], pads[x.dim() :], strict=True)):
+        parts = [x.new_zeros((*x.shape[:axis], count, *x.shape[axis + 1 :])) for count in (before, behind)]
+        if before or behind:
+            x = torch.cat([parts[0] if value is None else parts[0] + value, x, parts[1] if value is None else parts[1] + value], dim=axis)
     return x
 
 
@@ -257,6 +269,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "Max": Operator(torch.maximum),
         "Min": Operator(torch.minimum),
         "Not": Operator(torch.logical_not),
+        "Pad": Operator(_pad, _needs(mode=b"constant"), (1,)),
         "ReduceL2": Operator(_reduce(_l2), _REDUCTION, (1,)),
         "ReduceMax": Operator(_reduce(torch.amax), _REDUCTION, (1,)),
         "ReduceMean": Operator(_reduce(torch.mean), _REDUCTION, (1,)),
@@ -266,7 +279,7 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType(
         "Softmax": Operator(functional.softmax, _dim(-1)),
         "Split": Operator(_split, _picked(axis=0, num_outputs=0), (1,)),
         "Squeeze": Operator(_squeeze, host_inputs=(1,)),
-        "TopK": Operator(top_k, lambda a: _needs(largest=1, sorted=1)(a) or _picked(axis=-1)(a), (1,)),
+        "TopK": Operator(top_k, lambda a: _needs(sorted=1)(a) or _picked(axis=-1, largest=1)(a), (1,)),
         "Transpose": Operator(_transpose, _picked(perm=())),
         "Unsqueeze": Operator(_unsqueeze, host_inputs=(1,)),
     }

@@ -76,6 +76,8 @@ CASES: list[tuple[str, Tensors, dict[str, Any]]] = [
     ("LpNormalization", [FLOATS], {"axis": 1, "p": 2}),
     ("LpNormalization", [FLOATS], {}),
     ("MatMul", [FLOATS, WEIGHT], {}),
+    ("Pad", [FLOATS, np.array([0, 1, 0, 0, 0, 2]), np.array(-4, np.float32)], {}),
+    ("Pad", [FLOATS, np.array([1, 0, 0, 0, 0, 0])], {}),
     ("ReduceL2", [FLOATS, np.array([-1])], {"keepdims": 1}),
     ("ReduceMax", [FLOATS, np.array([0, 2])], {"keepdims": 0}),
     ("ReduceMean", [FLOATS], {}),
@@ -92,6 +94,7 @@ CASES: list[tuple[str, Tensors, dict[str, Any]]] = [
     ("Squeeze", [FLOATS[:, :1], np.array([-2])], {}),
     ("Squeeze", [FLOATS[:, :1]], {}),
     ("TopK", [np.round(FLOATS), np.array([3])], {}),
+    ("TopK", [np.round(FLOATS), np.array([3])], {"largest": 0}),
     ("Transpose", [FLOATS], {"perm": [2, 0, 1]}),
     ("Transpose", [FLOATS], {}),
     ("Unsqueeze", [FLOATS, np.array([-1, 0])], {}),
@@ -300,7 +303,7 @@ def test_a_sum_of_two_products_is_no_mask(tmp_path: Path) -> None:
     ("node", "message"),
     [
         (helper.make_node("Einsum", ["x"], ["y"], equation="bij->b"), "Einsum.* ort"),
-        (helper.make_node("TopK", ["x", "one"], ["y", "z"], largest=0), "TopK.*largest = 0"),
+        (helper.make_node("TopK", ["x", "one"], ["y", "z"], sorted=0), "TopK.*sorted = 0"),
         (helper.make_node("Reshape", ["x", "n"], ["y"]), "Reshape"),
     ],
 )
