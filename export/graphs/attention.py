@@ -44,18 +44,29 @@ class PlainAttention(nn.Module):
         Args:
             queries: (batch, queries, D).
             keys, values: (batch, tokens, D).
-            mask: added to the products, (queries, tokens) or (batch x heads, queries, tokens).
+            mask: added to the products, (queries, tokens), (batch x heads, queries, tokens) or (batch, 1, 1, tokens).
 
         Returns:
             (batch, queries, D).
         """
+        return self._mix(queries, self.key_norm(self._by_head(self.key(keys))), values, mask)
+
+    def attend_with_metric(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Attention among (batch, tokens, D), and the mean of its keys over the heads, (batch, tokens, head width)."""
+        projected = self.key(tokens)
+        if isinstance(self.key_norm, nn.Identity):
+            # Before the heads move to the front: the transposed keys keep one reader, as the engines' fused attention needs it.
+            return self._mix(tokens, self._by_head(projected), tokens, mask), torch.unflatten(projected, -1, (self.heads, -1)).mean(dim=2)
+        keys = self.key_norm(self._by_head(projected))
+        return self._mix(tokens, keys, tokens, mask), keys.mean(dim=1)
+
+    def _mix(self, queries: Tensor, key: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         query = self.query_norm(self._by_head(self.query(queries)))
-        key = self.key_norm(self._by_head(self.key(keys)))
         if self.query_scale != 1.0:
             query = query * self.query_scale
         products = query @ key.transpose(-1, -2)
         if mask is not None:
-            products = products + (mask if mask.dim() == 2 else torch.unflatten(mask, 0, (-1, self.heads)))
+            products = products + (torch.unflatten(mask, 0, (-1, self.heads)) if mask.dim() == 3 else mask)
         mixed = products.softmax(dim=-1) @ self._by_head(self.value(values))
         return cast(Tensor, self.output(mixed.transpose(1, 2).flatten(2)))
 

@@ -1,10 +1,11 @@
 """Compose graphs: FUSED, with selection inside, and FULL, which drops nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
+from prtool.engines.base import Array
 from prtool.export.graphs.onnx import OPSET, check_axes, clean
 from prtool.manifest import GraphSpec
 from prtool.spec import PruneSpec
@@ -20,24 +21,23 @@ def fused(stages: Sequence[ir.Model], prune: PruneSpec, spec: GraphSpec) -> ir.M
         prune: which tokens are never dropped.
         spec: inputs pixels and k, one count a location.
     """
-    joined = _Joined(stages[0])
-    counts = _input(spec, 1)
+    joined = Joined(stages[0])
+    counts = input_value(spec, 1)
     for place, stage in enumerate(stages[1:], start=1):
-        k = counts if len(prune.locations) == 1 else joined.add("Slice", [counts, *joined.constants(f"k_{place}", [place - 1], [place], [0])])
-        chosen = _select(joined, k, prune, f"select_{place}")
+        chosen = _select(joined, joined.count(counts, place, len(prune.locations)), prune, f"select_{place}")
         joined.append(stage, f"stage_{place}", {"tokens": chosen})
     return joined.model(spec, (*joined.inputs, counts))
 
 
 def full(stages: Sequence[ir.Model], spec: GraphSpec) -> ir.Model:
     """The same graphs end to end, without scorer and selection: the unpruned model."""
-    joined = _Joined(stages[0])
+    joined = Joined(stages[0])
     for place, stage in enumerate(stages[1:], start=1):
         joined.append(stage, f"stage_{place}", {"tokens": joined.tokens})
     return joined.model(spec, joined.inputs)
 
 
-def _select(joined: "_Joined", k: ir.Value, prune: PruneSpec, name: str) -> ir.Value:
+def _select(joined: "Joined", k: ir.Value, prune: PruneSpec, name: str) -> ir.Value:
     """Adds TopK and the gather of whole tokens: (batch, prefix + k + learnable, D)."""
     tokens, scores = joined.tokens, joined.outputs["scores"]
     # TopK puts the lower index first among equal scores, as `select` in trainer and runtime does.
@@ -55,11 +55,12 @@ def _select(joined: "_Joined", k: ir.Value, prune: PruneSpec, name: str) -> ir.V
     return parts[0] if len(parts) == 1 else joined.add("Concat", parts, {"axis": 1})
 
 
-class _Joined:
+class Joined:
     """Nodes and weights of several graphs, end to end; every name carries its graph's."""
 
-    def __init__(self, stage: ir.Model) -> None:
-        """Begins with PRE, which keeps its inputs."""
+    def __init__(self, stage: ir.Model, prefix: str = "select") -> None:
+        """Begins with PRE, which keeps its inputs; the names of nodes that `add` makes begin with `prefix`."""
+        self.prefix = prefix
         self.nodes: list[ir.Node] = []
         self.weights: list[ir.Value] = []
         self.inputs: tuple[ir.Value, ...] = ()
@@ -95,9 +96,15 @@ class _Joined:
         self.nodes += nodes
         self.weights += weights
 
-    def add(self, operator: str, inputs: Sequence[ir.Value], attributes: dict[str, int] | None = None, outputs: int = 1, place: int = 0) -> ir.Value:
+    def count(self, counts: ir.Value, place: int, locations: int) -> ir.Value:
+        """Adds what reads the count of location number `place`, from 1, as a vector of one."""
+        return counts if locations == 1 else self.add("Slice", [counts, *self.constants(f"k_{place}", [place - 1], [place], [0])])
+
+    def add(
+        self, operator: str, inputs: Sequence[ir.Value], attributes: Mapping[str, int | list[int]] | None = None, outputs: int = 1, place: int = 0
+    ) -> ir.Value:
         """Adds one operator; returns its output number `place`."""
-        name = f"select/{operator}_{len(self.nodes)}"
+        name = f"{self.prefix}/{operator}_{len(self.nodes)}"
         node = ir.node(operator, inputs, attributes, num_outputs=outputs, name=name)
         for number, value in enumerate(node.outputs):
             value.name = f"{name}/{number}"
@@ -106,11 +113,12 @@ class _Joined:
 
     def constants(self, name: str, *lists: list[int]) -> list[ir.Value]:
         """Adds int64 constants of one dimension."""
-        made = [
-            ir.Value(name=f"{name}/constant_{number}", const_value=ir.tensor(np.array(values, np.int64), name=f"{name}/constant_{number}"))
-            for number, values in enumerate(lists)
-        ]
-        self.weights += made
+        return [self.constant(f"{name}/constant_{number}", np.array(values, np.int64)) for number, values in enumerate(lists)]
+
+    def constant(self, name: str, values: Array) -> ir.Value:
+        """Adds a constant."""
+        made = ir.Value(name=name, const_value=ir.tensor(values, name=name))
+        self.weights.append(made)
         return made
 
     def model(self, spec: GraphSpec, inputs: Sequence[ir.Value]) -> ir.Model:
@@ -133,6 +141,7 @@ class _Joined:
         return model
 
 
-def _input(spec: GraphSpec, place: int) -> ir.Value:
+def input_value(spec: GraphSpec, place: int) -> ir.Value:
+    """A new value that stands for an input of a graph."""
     declared = spec.inputs[place]
     return ir.Value(name=declared.name, shape=ir.Shape(declared.shape), type=ir.TensorType(ir.DataType[declared.dtype.upper()]))

@@ -8,11 +8,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from prtool.export.graphs.attention import TimmAttention, TorchAttention
+from prtool.export.graphs.attention import PlainAttention
+from prtool.trainer.models.blocks import BlockSteps, block_steps
 from prtool.trainer.models.tower import VisionTower
-
-# The names of two norms and two layer scales in the blocks whose steps are known.
-_STEPS = {"open_clip": ("ln_1", "ln_2", "ls_1", "ls_2"), "timm": ("norm1", "norm2", "ls1", "ls2")}
 
 
 def embed_last(tower: VisionTower, tokens: Tensor, learnable_tokens: int = 0) -> Tensor:
@@ -30,12 +28,24 @@ def embed_last(tower: VisionTower, tokens: Tensor, learnable_tokens: int = 0) ->
     if not queries:
         left = tower.run_blocks(tokens, tower.depth, tower.depth)
         return tower.head(left[:, : left.shape[1] - learnable_tokens] if learnable_tokens else left)
-    return tower.head(_run(cast(Any, tower.blocks[-1]), tokens, queries))
+    return tower.head(run_queries(tower.blocks[-1], tokens, queries))
+
+
+def run_queries(block: nn.Module, tokens: Tensor, queries: int, mask: Tensor | None = None) -> Tensor:
+    """The first `queries` tokens (batch, queries, D) of the output of an exportable block whose steps are known.
+
+    `mask` (batch, 1, 1, tokens) is added to the products of attention.
+    """
+    steps = cast(BlockSteps, block_steps(block))
+    normed = steps.norm_1(tokens)
+    attended = cast(PlainAttention, steps.attention).attend(normed[:, :queries], normed, normed, mask)
+    return steps.transform(tokens[:, :queries] + steps.scale_1(attended))
 
 
 def num_query_tokens(tower: VisionTower) -> int:
     """How many tokens, from the front, the last block computes; 0 where it must compute all of them."""
-    return tower.head_reads if _kind(tower.blocks[-1]) else 0
+    steps = block_steps(tower.blocks[-1])
+    return tower.head_reads if steps is not None and _is_plain(steps.attention) else 0
 
 
 def kv_token_macs(tower: VisionTower) -> int:
@@ -45,23 +55,8 @@ def kv_token_macs(tower: VisionTower) -> int:
     return 2 * int(joint.numel()) // 3
 
 
-def _kind(block: nn.Module) -> str:
-    """ "open_clip" or "timm" where the block is one whose steps are known, exportable or not yet; else ""."""
-    from open_clip.transformer import ResidualAttentionBlock
+def _is_plain(attention: nn.Module) -> bool:
+    """Whether a plain block's attention is one that exports, exportable already or not yet."""
     from timm.layers.attention import Attention
-    from timm.models.vision_transformer import Block
 
-    attention = cast(Any, block).attn if hasattr(block, "attn") else None
-    if type(block) is ResidualAttentionBlock and not hasattr(block, "ln_1_kv") and isinstance(attention, (TorchAttention, nn.MultiheadAttention)):
-        return "open_clip"
-    if type(block) is Block and isinstance(attention, (TimmAttention, Attention)):
-        return "timm"
-    return ""
-
-
-def _run(block: Any, tokens: Tensor, queries: int) -> Tensor:  # noqa: ANN401 - two libraries' blocks
-    """The first `queries` tokens (batch, queries, D) of the block's output."""
-    norm_1, norm_2, scale_1, scale_2 = (getattr(block, name) for name in _STEPS[_kind(block)])
-    normed = norm_1(tokens)
-    first = tokens[:, :queries] + scale_1(block.attn.attend(normed[:, :queries], normed, normed, None))
-    return cast(Tensor, first + scale_2(block.mlp(norm_2(first))))
+    return isinstance(attention, (PlainAttention, nn.MultiheadAttention, Attention))

@@ -46,7 +46,7 @@ def image_graphs(encoder: PrunedEncoder, *, flat: bool = True) -> dict[str, Imag
     graphs = {"pre": ImageGraph(copied, lambda own, pixels: own.run_pre(pixels))}
     for place in range(1, len(encoder.spec.locations)):
         graphs[f"mid_{place}"] = ImageGraph(copied, _mid(place))
-    return {**graphs, "post": ImageGraph(copied, _post), "full": ImageGraph(copied.tower, _full)}
+    return {**graphs, "post": ImageGraph(copied, _post), "full": ImageGraph(copied.tower, unpruned)}
 
 
 def _mid(place: int) -> Callable[[PrunedEncoder, Tensor], tuple[Tensor, Tensor]]:
@@ -55,11 +55,12 @@ def _mid(place: int) -> Callable[[PrunedEncoder, Tensor], tuple[Tensor, Tensor]]
 
 def _post(encoder: PrunedEncoder, tokens: Tensor) -> Tensor:
     entering = encoder.advance(tokens, encoder.spec.locations[-1], encoder.tower.depth)
-    return _normalise(embed_last(encoder.tower, entering, encoder.spec.learnable_tokens))
+    return normalise(embed_last(encoder.tower, entering, encoder.spec.learnable_tokens))
 
 
-def _full(tower: VisionTower, pixels: Tensor) -> Tensor:
-    return _normalise(embed_last(tower, tower.run_blocks(tower.embed(pixels), 1, tower.depth - 1)))
+def unpruned(tower: VisionTower, pixels: Tensor) -> Tensor:
+    """The graph FULL of an exportable tower: pixels -> (batch, E), L2-normalised."""
+    return normalise(embed_last(tower, tower.run_blocks(tower.embed(pixels), 1, tower.depth - 1)))
 
 
 class TextGraph(nn.Module):
@@ -72,7 +73,7 @@ class TextGraph(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, context) int64 -> (batch, E), L2-normalised."""
-        return _normalise(cast(Tensor, self.host.encode_text(tokens)))
+        return normalise(cast(Tensor, self.host.encode_text(tokens)))
 
 
 def plain_copy(module: nn.Module, leave_out: nn.Module | None = None) -> Any:  # noqa: ANN401 - of the type given
@@ -124,6 +125,7 @@ def _plain_timm(attention: Any) -> nn.Module | None:  # noqa: ANN401 - timm's cl
     return TimmAttention(attention.qkv, attention.num_heads, attention.proj, norms)
 
 
-def _normalise(embedding: Tensor) -> Tensor:
+def normalise(embedding: Tensor) -> Tensor:
+    """(batch, E) at L2 norm 1."""
     length = torch.linalg.vector_norm(embedding, dim=-1, keepdim=True)
     return torch.div(embedding, length.clamp_min(_TINY))

@@ -23,30 +23,29 @@ _EXAMPLE_SIZES = {"batch": 2, "tokens": 2003}
 
 
 def to_onnx(module: nn.Module, spec: GraphSpec, least_tokens: int = 1) -> ir.Model:
-    """Exports a module of one input.
+    """Exports a module.
 
     Args:
-        module: in evaluation mode, its forward takes `spec`'s input.
+        module: in evaluation mode, its forward takes `spec`'s inputs in their order.
         spec: names, dtypes and axes that the graph must have.
         least_tokens: the shortest sequence that comes in; the exporter must know it where the module cuts tokens off.
 
     Raises:
         ModelError: the exporter cannot follow the module, or it fixed an axis that must stay dynamic.
     """
-    (declared,) = spec.inputs
-    axes = {place: axis for place, axis in enumerate(declared.shape) if isinstance(axis, str)}
-    least = {"tokens": max(least_tokens, 1)}
-    dynamic = {place: torch.export.Dim(axis, min=least.get(axis, 1)) for place, axis in axes.items()}
+    names = {axis for declared in spec.inputs for axis in declared.shape if isinstance(axis, str)}
+    axes = {axis: torch.export.Dim(axis, min=max(least_tokens, 1) if axis == "tokens" else 1) for axis in sorted(names)}
+    dynamic = [{place: axes[axis] for place, axis in enumerate(declared.shape) if isinstance(axis, str)} for declared in spec.inputs]
     with quiet(*_NOISY), torch.no_grad():
         try:
             program = torch.onnx.export(
                 module.eval(),
-                (_example(declared),),
+                tuple(map(_example, spec.inputs)),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[declared.name],
+                input_names=[declared.name for declared in spec.inputs],
                 output_names=[output.name for output in spec.outputs],
-                dynamic_shapes=(dynamic,),
+                dynamic_shapes=tuple(dynamic),
                 verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as cause:
