@@ -4,11 +4,22 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+import PIL
 import pytest
 from support import REPO
 
+from prtool.errors import ImageError
+from prtool.runtime.images.decode import open_image
+from prtool.runtime.images.preprocess import prepare
+from prtool.spec import Preprocess
+
 SOURCE = REPO / "runtime" / "cpp"
 BUILD = Path(os.environ.get("PRTOOL_CPP_BUILD", SOURCE / "build" / "check-gcc")).resolve()
+
+# Pillow 13 resizes tall images in another order than 12, with values that differ by 1, and the C++ library follows it.
+SAME_PILLOW = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason=f"Pillow {PIL.__version__} resizes in another order; 13 is needed")
 
 
 def built_file(pattern: str) -> Path:
@@ -28,3 +39,46 @@ def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
 def engines() -> list[str]:
     """What the library was built with."""
     return run(built_file("programs/prtool-run"), "--version").stdout.split("engines: ")[1].strip().split(",")
+
+
+class ImageProbe:
+    """One process that decodes and prepares images with the C++ library."""
+
+    def __init__(self, spec: Preprocess) -> None:
+        program = built_file("tests/image/prtool-image-probe")
+        numbers = (*spec.size, *spec.mean, *spec.std)
+        arguments = [program, *map(repr, numbers), spec.interpolation, spec.resize_mode, str(spec.fill)]
+        self.spec = spec
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __call__(self, path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | str:
+        """The decoded RGB and the prepared pixels, or the message of the error."""
+        source, answers = self.process.stdin, self.process.stdout
+        assert source is not None and answers is not None
+        source.write(os.fsencode(path) + b"\n")
+        source.flush()
+        kind, *words = answers.readline().split()
+        if kind == b"error":
+            return b" ".join(words[1:]).decode()
+        width, height = map(int, words)
+        rgb = np.frombuffer(answers.read(3 * width * height), np.uint8).reshape(height, width, 3)
+        size = (3, *self.spec.size)
+        return rgb, np.frombuffer(answers.read(4 * int(np.prod(size))), np.float32).reshape(size)
+
+    def differs(self, path: Path, rejections: bool = True) -> str | None:
+        """What differs between C++ and Python; without `rejections`, one of the two may reject what the other reads."""
+        found = self(path)
+        try:
+            pixels = np.asarray(open_image(path))
+        except ImageError as error:
+            return None if isinstance(found, str) or not rejections else f"only Python rejects it: {error}"
+        if isinstance(found, str):
+            return f"only C++ rejects it: {found}" if rejections else None
+        if not np.array_equal(found[0], pixels):
+            return f"other pixels, {found[0].shape} in place of {pixels.shape}"
+        return None if np.array_equal(found[1], prepare(pixels, self.spec)) else "the same pixels, prepared otherwise"
+
+    def close(self) -> None:
+        """Ends the process, which must not have failed."""
+        self.process.communicate()
+        assert self.process.returncode == 0

@@ -1,30 +1,24 @@
 """The C++ library's decoding and preprocessing equal Python's in every bit, and JPEGs are rejected where Python rejects them."""
 
 import io
-import os
 import random
 import struct
-import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 import pytest
+from cpp_programs import SAME_PILLOW, ImageProbe
 from PIL import Image
 from support import shared_dir
 
-from prtool.errors import ImageError
-from prtool.runtime.images.decode import open_image
-from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Preprocess
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),  # Pillow's own remarks on damaged files
-    # Pillow 13 resizes tall images in another order than 12, with values that differ by 1, and the C++ library follows it.
-    pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason=f"Pillow {PIL.__version__} resizes in another order; 13 is needed"),
+    SAME_PILLOW,
 ]
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -42,72 +36,23 @@ SPECS = [
 SMALL = SPECS[1]
 
 
-class Probe:
-    """One process that decodes and prepares images with the C++ library."""
-
-    def __init__(self, program: Path, spec: Preprocess) -> None:
-        numbers = (*spec.size, *spec.mean, *spec.std)
-        arguments = [program, *map(repr, numbers), spec.interpolation, spec.resize_mode, str(spec.fill)]
-        self.spec = spec
-        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def __call__(self, path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | str:
-        """The decoded RGB and the prepared pixels, or the message of the error."""
-        source, answers = self.process.stdin, self.process.stdout
-        assert source is not None and answers is not None
-        source.write(os.fsencode(path) + b"\n")
-        source.flush()
-        kind, *words = answers.readline().split()
-        if kind == b"error":
-            return b" ".join(words[1:]).decode()
-        width, height = map(int, words)
-        rgb = np.frombuffer(answers.read(3 * width * height), np.uint8).reshape(height, width, 3)
-        size = (3, *self.spec.size)
-        return rgb, np.frombuffer(answers.read(4 * int(np.prod(size))), np.float32).reshape(size)
-
-    def differs(self, path: Path, rejections: bool = True) -> str | None:
-        """What differs between C++ and Python; without `rejections`, one of the two may reject what the other reads."""
-        found = self(path)
-        try:
-            pixels = np.asarray(open_image(path))
-        except ImageError as error:
-            return None if isinstance(found, str) or not rejections else f"only Python rejects it: {error}"
-        if isinstance(found, str):
-            return f"only C++ rejects it: {found}" if rejections else None
-        if not np.array_equal(found[0], pixels):
-            return f"other pixels, {found[0].shape} in place of {pixels.shape}"
-        return None if np.array_equal(found[1], prepare(pixels, self.spec)) else "the same pixels, prepared otherwise"
-
-
 @pytest.fixture(scope="module")
-def program() -> Path:
-    folder = os.environ.get("PRTOOL_CPP_BUILD")
-    if not folder:
-        pytest.skip("PRTOOL_CPP_BUILD names no build directory of runtime/cpp")
-    found = sorted(Path(folder).rglob("prtool-image-probe"))
-    if not found:
-        pytest.skip(f"{folder} has no prtool-image-probe: build runtime/cpp with its tests")
-    return found[0]
-
-
-@pytest.fixture(scope="module")
-def start(program: Path) -> Iterator[Callable[[Preprocess], Probe]]:
+def start() -> Iterator[Callable[[Preprocess], ImageProbe]]:
     """Gives one running probe a spec."""
-    probes: dict[Preprocess, Probe] = {}
+    probes: dict[Preprocess, ImageProbe] = {}
 
-    def probe(spec: Preprocess) -> Probe:
+    def probe(spec: Preprocess) -> ImageProbe:
         if spec not in probes:
-            probes[spec] = Probe(program, spec)
+            probes[spec] = ImageProbe(spec)
         return probes[spec]
 
     yield probe
     for running in probes.values():
-        running.process.communicate()
-        assert running.process.returncode == 0
+        running.close()
 
 
 @pytest.fixture
-def same(start: Callable[[Preprocess], Probe], tmp_path: Path) -> Callable[..., None]:
+def same(start: Callable[[Preprocess], ImageProbe], tmp_path: Path) -> Callable[..., None]:
     """Checks that a file's bytes give the same in both languages."""
 
     def check(content: bytes, spec: Preprocess = SMALL, label: object = "", rejections: bool = True) -> None:
@@ -141,7 +86,7 @@ def cmyk(height: int, width: int) -> Image.Image:
 
 
 @pytest.mark.parametrize("spec", SPECS[:2], ids=["clip", "bilinear"])
-def test_every_photograph(start: Callable[[Preprocess], Probe], spec: Preprocess) -> None:
+def test_every_photograph(start: Callable[[Preprocess], ImageProbe], spec: Preprocess) -> None:
     probe = start(spec)
     paths = sorted(shared_dir("data").rglob("*.jpg"))
     paths = paths if spec is SPECS[0] else paths[::20]
