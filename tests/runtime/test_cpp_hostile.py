@@ -84,7 +84,7 @@ class Attack:
             return "memory"
         if found["status"] == INTERNAL or len(found["message"]) > 1100 or not found["message"].isprintable():
             return "message"
-        right = all(found[mode] == self.good[mode] for mode in ("split", "fused") if mode in found)
+        right = all(found[mode] == self.good[mode] for mode in ("fused", "split", "full") if mode in found)
         return "" if right or sealed else "wrong"
 
     def _ask(self, root: Path) -> dict[str, Any]:

@@ -79,7 +79,7 @@ typedef struct prtool_options {
     int device;            /* number of the GPU, for the engines that have one; default 0 */
     int cuda_graphs;       /* 1: trt and trt-rtx replay each batch and keep as one CUDA graph after its first call; default 0 */
     const char* engine;    /* "ort" (default), "ort-cuda", "openvino", "trt", "trt-rtx" */
-    const char* mode;      /* "fused" (default: one graph), "split" (selection between graphs), "full" (unpruned, the baseline) */
+    const char* mode;      /* "fused" (default: one graph), "split" (selection between graphs, where patches are ranked), "full" (unpruned, the baseline) */
     const char* precision; /* "fp32" (default), or another that the bundle holds */
     const char* cache;     /* folder of engines that 'prtool build' wrote; NULL (default) takes the user's */
 } prtool_options;
@@ -100,13 +100,13 @@ PRTOOL_API void prtool_free(prtool_encoder* encoder);
 /* What an encoder is. */
 typedef struct prtool_info {
     int64_t embed_dim;      /* width of an embedding */
-    int64_t image_height;   /* of prepared pixels */
+    int64_t image_height;   /* of prepared pixels; in mode "full" the unpruned model's, which may be larger */
     int64_t image_width;
     int64_t patches;        /* N, before any is dropped */
     int64_t default_keep;   /* patches kept by prtool_keep_default() */
     int64_t min_keep;       /* fewest and most patches that a call may keep */
     int64_t max_keep;
-    int64_t locations;      /* number of places where patches are dropped */
+    int64_t locations;      /* number of places where patches are dropped or merged; 0 where the image is smaller, and nothing else */
     int64_t classes;        /* class names in the bundle; 0 where it has none */
     const char* model;      /* as open_clip names it */
     const char* engine;     /* what really runs: "ort" */
@@ -120,7 +120,7 @@ PRTOOL_API const prtool_info* prtool_get_info(const prtool_encoder* encoder);
 typedef struct prtool_keep {
     double ratio;          /* share of all patches, above 0 and at most 1; 0 where it is not a ratio */
     int64_t count;         /* patches kept at the last location; 0 where it is not a count */
-    const int64_t* counts; /* one count for each location, none above the one before; NULL where it is not a list */
+    const int64_t* counts; /* one count for each location, none above the one before, nor below half of it where patches merge; NULL where it is not a list */
     int64_t length;        /* of counts */
 } prtool_keep;
 

@@ -14,7 +14,7 @@ const char* const kUsage =
     "\n"
     "  --keep K        patches kept: a ratio (0.6), a count (118) or a count for each location (160,118)  [the bundle's]\n"
     "  --engine NAME   what runs the graphs                                                               [ort]\n"
-    "  --mode MODE     fused, split or full (unpruned)                                                    [fused]\n"
+    "  --mode MODE     fused, split (where patches are ranked) or full (unpruned)                         [fused]\n"
     "  --precision P   arithmetic                                                                         [fp32]\n"
     "  --batch N       images per call                                                                    [8]\n"
     "  --threads N     CPU threads of a call; 0 takes all that the process may use                        [0]\n"

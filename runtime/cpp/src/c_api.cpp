@@ -74,7 +74,7 @@ Keep keep_of(const prtool_keep& keep) {
     const int kinds = (keep.ratio != 0.0 ? 1 : 0) + (keep.count != 0 ? 1 : 0) + (keep.counts != nullptr ? 1 : 0);
     if (kinds > 1) throw Error(Status::keep, "keep is several of a ratio, a count and a list; make it with one prtool_keep_ function");
     if (keep.counts != nullptr) {
-        if (keep.length < 1) throw Error(Status::keep, "keep has a list of " + std::to_string(keep.length) + " counts; give one for each location");
+        if (keep.length < 0) throw Error(Status::keep, "keep has a list of " + std::to_string(keep.length) + " counts; give one for each location");
         return {std::vector<std::int64_t>(keep.counts, keep.counts + keep.length)};
     }
     if (keep.ratio != 0.0) return {keep.ratio};
@@ -116,8 +116,8 @@ prtool_info info_of(const prtool::Encoder& encoder) {
     const prtool::Manifest& manifest = encoder.bundle().manifest();
     prtool_info info{};
     info.embed_dim = manifest.model.embed_dim;
-    info.image_height = manifest.preprocess.height;
-    info.image_width = manifest.preprocess.width;
+    info.image_height = encoder.preprocess().height;
+    info.image_width = encoder.preprocess().width;
     info.patches = manifest.prune.patches();
     info.default_keep = manifest.default_keep;
     info.min_keep = manifest.min_keep;
@@ -165,7 +165,7 @@ std::vector<float> encode_images(const prtool_encoder* encoder, const Image* ima
     for (std::int64_t start = 0; start < count; start += kImagesAtOnce) {
         const std::int64_t part = std::min(kImagesAtOnce, count - start);
         for (std::int64_t place = 0; place < part; ++place) {
-            prepare(images[start + place], start + place, inner.bundle().manifest().preprocess, pixels.data() + static_cast<std::size_t>(place) * each);
+            prepare(images[start + place], start + place, inner.preprocess(), pixels.data() + static_cast<std::size_t>(place) * each);
         }
         inner.encode_pixels(pixels.data(), part, wanted, found.data() + start * encoder->info.embed_dim);
     }
@@ -186,7 +186,7 @@ prtool_status prepare_one(const prtool_encoder* encoder, const Image& image, flo
     return guarded([&] {
         require(encoder, "encoder");
         require(pixels, "pixels");
-        prepare(image, 0, encoder->inner.bundle().manifest().preprocess, pixels);
+        prepare(image, 0, encoder->inner.preprocess(), pixels);
     });
 }
 

@@ -34,12 +34,12 @@ Encoder::Encoder(const std::string& bundle, const EncoderOptions& options) : Enc
 Encoder::Encoder(const std::string& bundle, const EncoderOptions& options, std::unique_ptr<Engine> engine)
     : bundle_(Bundle::open(bundle, options.verify)),
       mode_(options.mode),
+      preprocess_(bundle_.manifest().preprocess_for(options.mode)),
       info_(engine->info()),
       pipeline_(make_pipeline(options.mode, bundle_, std::move(engine))) {}
 
 std::size_t Encoder::pixels_per_image() const {
-    const Preprocess& spec = bundle_.manifest().preprocess;
-    return std::size_t{3} * static_cast<std::size_t>(spec.height) * static_cast<std::size_t>(spec.width);
+    return std::size_t{3} * static_cast<std::size_t>(preprocess_.height) * static_cast<std::size_t>(preprocess_.width);
 }
 
 void Encoder::encode_pixels(const float* pixels, std::int64_t batch, const Keep& keep, float* embeddings) const {
@@ -63,11 +63,11 @@ const ClassTable& Encoder::classes() const {
 }
 
 std::vector<std::int64_t> Encoder::counts_of(const Keep& keep) const {
-    const PruneSpec& prune = bundle_.manifest().prune;
-    if (mode_ != "full") return bundle_.manifest().counts(keep);
-    const std::vector<std::int64_t> everything(prune.locations.size(), prune.patches());
-    if (!std::holds_alternative<Keep::Default>(keep.value) && bundle_.manifest().counts(keep) != everything) {
-        throw Error(Status::keep, "mode 'full' drops nothing, but fewer patches were requested; give the default or 1.0, or open mode 'fused' or 'split'");
+    const Manifest& manifest = bundle_.manifest();
+    if (mode_ != "full") return manifest.counts(keep);
+    const std::vector<std::int64_t> everything = manifest.prune.counts(manifest.prune.patches());
+    if (!std::holds_alternative<Keep::Default>(keep.value) && manifest.counts(keep) != everything) {
+        throw Error(Status::keep, "mode 'full' drops nothing, but fewer patches were requested; give the default or 1.0, or open another mode");
     }
     return everything;
 }

@@ -29,6 +29,8 @@ public:
 
     const Bundle& bundle() const { return bundle_; }
     const EngineInfo& info() const { return info_; }
+    // How an image becomes the pixels of the mode: those of mode "full" have the unpruned model's size.
+    const Preprocess& preprocess() const { return preprocess_; }
     std::size_t pixels_per_image() const;
 
     // pixels: (batch, 3, height, width) float32, batch at least 1; embeddings: (batch, E), each of length 1.
@@ -48,6 +50,7 @@ private:
 
     Bundle bundle_;
     std::string mode_;
+    Preprocess preprocess_;
     EngineInfo info_;
     std::unique_ptr<Pipeline> pipeline_;
     mutable std::mutex lock_;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <string_view>
 
 #include "errors.hpp"
@@ -49,41 +48,27 @@ ModelInfo read_model(const JsonReader& json) {
 }
 
 void check_locations(const PruneSpec& prune) {
-    bool rising = !prune.locations.empty();
+    // Behind the last block's attention the head reads no patch: merging there would change nothing.
+    const std::int64_t most = prune.depth - (prune.method == Method::merge ? 1 : 0);
+    bool fits = prune.locations.empty() == (prune.method == Method::none);
     std::int64_t before = 0;
     for (const std::int64_t place : prune.locations) {
-        rising = rising && place > before && place <= prune.depth;
+        fits = fits && place > before && place <= most;
         before = place;
     }
-    if (!rising) reject_together("pruning locations " + listed(prune.locations) + " must rise, from 1 to " + std::to_string(prune.depth));
-    if (prune.learnable_from_block > prune.locations.front()) {
+    if (!fits) {
+        const std::string due = prune.method == Method::none ? " must be none" : " must rise, from 1 to " + std::to_string(most);
+        reject_together("pruning locations " + listed(prune.locations) + " with method '" + method_name(prune.method) + "'" + due);
+    }
+    if (prune.method != Method::rank && prune.learnable_tokens > 0) {
+        reject_together(std::to_string(prune.learnable_tokens) + " learnable tokens, but method '" + method_name(prune.method) + "' takes none");
+    }
+    if (prune.learnable_from_block > (prune.locations.empty() ? 1 : prune.locations.front())) {
         reject_together("learnable_from_block = " + std::to_string(prune.learnable_from_block) + ", but it must not be after the first location");
     }
     if (!prune.drop_ratios.empty() && (prune.drop_ratios.size() != prune.locations.size() || prune.drop_ratios.back() < 1)) {
         reject_together("drop_ratios " + listed(prune.drop_ratios) + " for locations " + listed(prune.locations));
     }
-}
-
-PruneSpec read_prune(const JsonReader& json) {
-    json.fields({"grid", "depth"}, {"locations", "prefix_tokens", "learnable_tokens", "learnable_from_block", "drop_ratios"});
-    const std::vector<JsonReader> grid = json.at("grid").items(2);
-    PruneSpec prune;
-    prune.rows = grid[0].whole(1, kMostGridSide);
-    prune.columns = grid[1].whole(1, kMostGridSide);
-    prune.depth = json.at("depth").whole(1, kMostDepth);
-    prune.locations = {4};
-    if (const auto found = json.maybe("locations")) prune.locations = read_counts(*found, 1, kMostDepth, prune.depth);
-    prune.prefix_tokens = json.whole_or("prefix_tokens", prune.prefix_tokens, 0, kMostExtraTokens);
-    prune.learnable_tokens = json.whole_or("learnable_tokens", prune.learnable_tokens, 0, kMostExtraTokens);
-    prune.learnable_from_block = json.whole_or("learnable_from_block", prune.learnable_from_block, 1, kMostDepth);
-    if (const auto found = json.maybe("drop_ratios")) prune.drop_ratios = read_counts(*found, 0, kMostPatches, prune.depth);
-    check_locations(prune);
-    return prune;
-}
-
-std::array<double, 3> read_three(const JsonReader& json) {
-    const std::vector<JsonReader> items = json.items(3);
-    return {items[0].number(), items[1].number(), items[2].number()};
 }
 
 template <typename T>
@@ -97,6 +82,31 @@ T read_choice(const JsonReader& json, std::initializer_list<std::pair<const char
     json.reject("one of " + joined(names));
 }
 
+PruneSpec read_prune(const JsonReader& json) {
+    json.fields({"grid", "depth"}, {"locations", "prefix_tokens", "learnable_tokens", "learnable_from_block", "drop_ratios", "method"});
+    const std::vector<JsonReader> grid = json.at("grid").items(2);
+    PruneSpec prune;
+    prune.rows = grid[0].whole(1, kMostGridSide);
+    prune.columns = grid[1].whole(1, kMostGridSide);
+    prune.depth = json.at("depth").whole(1, kMostDepth);
+    prune.locations = {4};
+    if (const auto found = json.maybe("locations")) prune.locations = read_counts(*found, 1, kMostDepth, prune.depth);
+    prune.prefix_tokens = json.whole_or("prefix_tokens", prune.prefix_tokens, 0, kMostExtraTokens);
+    prune.learnable_tokens = json.whole_or("learnable_tokens", prune.learnable_tokens, 0, kMostExtraTokens);
+    prune.learnable_from_block = json.whole_or("learnable_from_block", prune.learnable_from_block, 1, kMostDepth);
+    if (const auto found = json.maybe("drop_ratios")) prune.drop_ratios = read_counts(*found, 0, kMostPatches, prune.depth);
+    if (const auto found = json.maybe("method")) {
+        prune.method = read_choice<Method>(*found, {{"rank", Method::rank}, {"merge", Method::merge}, {"none", Method::none}});
+    }
+    check_locations(prune);
+    return prune;
+}
+
+std::array<double, 3> read_three(const JsonReader& json) {
+    const std::vector<JsonReader> items = json.items(3);
+    return {items[0].number(), items[1].number(), items[2].number()};
+}
+
 // Every pixel stays finite in float32, in which it is computed.
 void check_normalised(const Preprocess& spec) {
     constexpr double min = 1.2e-38, max = 3.4e38;
@@ -107,13 +117,17 @@ void check_normalised(const Preprocess& spec) {
     }
 }
 
-Preprocess read_preprocess(const JsonReader& json) {
-    json.fields({"size", "mean", "std"}, {"interpolation", "resize_mode", "fill"});
-    const std::vector<JsonReader> size = json.at("size").items(2);
-    Preprocess spec;
+void read_size(const JsonReader& json, Preprocess& spec) {
+    const std::vector<JsonReader> size = json.items(2);
     spec.height = static_cast<int>(size[0].whole(1, kMostImageSide));
     spec.width = static_cast<int>(size[1].whole(1, kMostImageSide));
-    if (std::int64_t{spec.height} * spec.width > kMostImagePixels) json.at("size").reject("at most " + std::to_string(kMostImagePixels) + " pixels");
+    if (std::int64_t{spec.height} * spec.width > kMostImagePixels) json.reject("at most " + std::to_string(kMostImagePixels) + " pixels");
+}
+
+Preprocess read_preprocess(const JsonReader& json) {
+    json.fields({"size", "mean", "std"}, {"interpolation", "resize_mode", "fill"});
+    Preprocess spec;
+    read_size(json.at("size"), spec);
     spec.mean = read_three(json.at("mean"));
     spec.std = read_three(json.at("std"));
     check_normalised(spec);
@@ -161,21 +175,28 @@ FileDigest read_digest(const JsonReader& json) {
     return {json.at("size").whole(0, kMostWhole), json.at("sha256").text()};
 }
 
-// Whether an image whose last block sees so many tokens costs anything.
-bool costs_something(const std::map<std::string, std::int64_t>& cost, std::int64_t last_tokens, bool scored) {
-    const auto of = [&cost](const char* name) { return cost.count(name) != 0 ? cost.at(name) : 0; };
-    const bool without_queries = of("last_block_queries") > 0 && of("last_block_queries") < last_tokens;
-    return of("embed_macs") + of("head_macs") + of("head_token_macs") + of("token_macs") + of("attention_macs") > 0 ||
-           (without_queries && of("kv_token_macs") > 0) || (scored && of("scorer_macs") > 0);
+using Costs = std::map<std::string, std::int64_t>;
+
+// Whether an image whose last block sees so many tokens costs anything, `once` for all of them and block by block.
+bool costs_something(const Costs& of, std::int64_t once, std::int64_t last_tokens) {
+    const bool without_queries = of.at("last_block_queries") > 0 && of.at("last_block_queries") < last_tokens;
+    return once + of.at("head_macs") + of.at("head_token_macs") + of.at("token_macs") + of.at("attention_macs") > 0 ||
+           (without_queries && of.at("kv_token_macs") > 0);
 }
 
 void check_cost(const JsonReader& json, const Manifest& manifest) {
-    json.fields({"embed_macs", "token_macs", "attention_macs", "head_macs"}, {"head_token_macs", "scorer_macs", "last_block_queries", "kv_token_macs"});
-    std::map<std::string, std::int64_t> cost;
-    for (const auto& [name, value] : json.entries()) cost[name] = value.whole(0, kMostWhole);
+    json.fields({"embed_macs", "token_macs", "attention_macs", "head_macs"}, {"head_token_macs", "scorer_macs", "last_block_queries", "kv_token_macs",
+                                                                              "attention_token_macs", "pair_macs", "native_tokens", "native_embed_macs"});
+    Costs of = {{"head_token_macs", 0}, {"scorer_macs", 0}, {"last_block_queries", 0}, {"kv_token_macs", 0},
+                {"attention_token_macs", 0}, {"pair_macs", 0}, {"native_tokens", 0}, {"native_embed_macs", 0}};
+    for (const auto& [name, value] : json.entries()) of[name] = value.whole(0, kMostWhole);
     const PruneSpec& prune = manifest.prune;
-    const std::int64_t fewest = prune.prefix_tokens + manifest.min_keep + prune.learnable_tokens;
-    if (!costs_something(cost, prune.prefix_tokens + prune.patches(), false) || !costs_something(cost, fewest, true)) {
+    if (of["attention_token_macs"] > of["token_macs"]) reject_together("cost.attention_token_macs is a part of token_macs, but the larger one");
+    const bool merges = prune.method == Method::merge;
+    const std::int64_t chosen = merges ? (manifest.min_keep < prune.patches() ? of["pair_macs"] : 0) : of["scorer_macs"];
+    const std::int64_t native = of["native_embed_macs"] > 0 ? of["native_embed_macs"] : of["embed_macs"];
+    const std::int64_t tokens = of["native_tokens"] > 0 ? of["native_tokens"] : prune.prefix_tokens + prune.patches();
+    if (!costs_something(of, native, tokens) || !costs_something(of, of["embed_macs"] + chosen, prune.prefix_tokens + manifest.min_keep + prune.learnable_tokens)) {
         reject_together("an image costs nothing");
     }
 }
@@ -198,20 +219,31 @@ TextInfo read_text_side(const JsonReader& json) {
     return {json.at("context_length").whole(1, kMostContext), json.at("vocab_size").whole(1, kMostVocabulary), json.at("tokenizer").text()};
 }
 
+void read_native(const JsonReader& json, Manifest& manifest) {
+    const Preprocess& pruned = manifest.preprocess;
+    manifest.native = pruned;
+    read_size(json, manifest.native);
+    if (manifest.native.height < pruned.height || manifest.native.width < pruned.width) {
+        reject_together("native_size " + listed({manifest.native.height, manifest.native.width}) + ", but the pruned encoder reads larger images, " +
+                        listed({pruned.height, pruned.width}));
+    }
+}
+
 void read_keeps(const JsonReader& json, Manifest& manifest) {
     const std::vector<JsonReader> range = json.at("keep_range").items(2);
-    manifest.min_keep = range[0].whole(1, manifest.prune.patches());
+    manifest.min_keep = range[0].whole(manifest.prune.least_keep(), manifest.prune.patches());
     manifest.max_keep = range[1].whole(manifest.min_keep, manifest.prune.patches());
     manifest.default_keep = json.at("default_keep").whole(manifest.min_keep, manifest.max_keep);
 }
 
 Manifest read(const JsonReader& json) {
-    json.fields({"schema", "model", "prune", "cost", "preprocess", "default_keep", "keep_range", "graphs", "parity", "versions", "seal"},
+    json.fields({"schema", "model", "prune", "cost", "preprocess", "native_size", "default_keep", "keep_range", "graphs", "parity", "versions", "seal"},
                 {"text", "classes", "metadata", "files"});
     Manifest manifest;
     manifest.model = read_model(json.at("model"));
     manifest.prune = read_prune(json.at("prune"));
     manifest.preprocess = read_preprocess(json.at("preprocess"));
+    read_native(json.at("native_size"), manifest);
     read_keeps(json, manifest);
     check_cost(json.at("cost"), manifest);
     check_unused(json);
@@ -227,28 +259,12 @@ Manifest read(const JsonReader& json) {
     return manifest;
 }
 
-std::string range_text(const Manifest& manifest) {
-    return std::to_string(manifest.min_keep) + " to " + std::to_string(manifest.max_keep);
-}
-
-void check_range(const Manifest& manifest, std::int64_t k) {
+std::int64_t in_range(const Manifest& manifest, std::int64_t k) {
     if (k < manifest.min_keep || k > manifest.max_keep) {
-        throw Error(Status::keep, "k = " + std::to_string(k) + " patches, but this bundle allows " + range_text(manifest) + "; export it again for other counts");
+        throw Error(Status::keep, "k = " + std::to_string(k) + " patches, but this bundle allows " + std::to_string(manifest.min_keep) + " to " +
+                                      std::to_string(manifest.max_keep) + "; export it again for other counts");
     }
-}
-
-// Patches kept at each location: they are dropped in proportion to `drop_ratios`, and the last location leaves k.
-std::vector<std::int64_t> distribute(const PruneSpec& prune, std::int64_t k) {
-    const std::vector<std::int64_t> drops = prune.drop_ratios.empty() ? std::vector<std::int64_t>(prune.locations.size(), 1) : prune.drop_ratios;
-    const std::int64_t all = std::accumulate(drops.begin(), drops.end(), std::int64_t{0});
-    const std::int64_t patches = prune.patches();
-    std::vector<std::int64_t> counts;
-    std::int64_t sum = 0;
-    for (const std::int64_t drop : drops) {
-        sum += drop;
-        counts.push_back(patches - (patches - k) * sum / all);
-    }
-    return counts;
+    return k;
 }
 
 std::int64_t of_ratio(double ratio, std::int64_t patches) {
@@ -257,23 +273,6 @@ std::int64_t of_ratio(double ratio, std::int64_t patches) {
     }
     // Round half up, as the Python package does.
     return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::floor(ratio * static_cast<double>(patches) + 0.5)));
-}
-
-std::vector<std::int64_t> checked(const Manifest& manifest, const std::vector<std::int64_t>& counts) {
-    const PruneSpec& prune = manifest.prune;
-    bool fits = counts.size() == prune.locations.size();
-    std::int64_t before = prune.patches();
-    for (const std::int64_t k : counts) {
-        fits = fits && k <= before;
-        before = k;
-    }
-    if (!fits) {
-        throw Error(Status::keep, "keep counts " + listed(counts) + ", but the locations " + listed(prune.locations) + " take " +
-                                      std::to_string(prune.locations.size()) + " whole numbers that do not rise, from at most " +
-                                      std::to_string(prune.patches()) + " patches on, such as " + listed(distribute(prune, manifest.default_keep)));
-    }
-    check_range(manifest, counts.back());
-    return counts;
 }
 
 // The last member is the digest of all bytes before it, so that a change is noticed before anything is believed.
@@ -296,12 +295,15 @@ void check_seal(const std::string& bytes, const std::string& where) {
 }  // namespace
 
 std::vector<std::int64_t> Manifest::counts(const Keep& keep) const {
-    if (const auto* given = std::get_if<std::vector<std::int64_t>>(&keep.value)) return checked(*this, *given);
+    if (const auto* given = std::get_if<std::vector<std::int64_t>>(&keep.value)) {
+        prune.check_counts(*given);
+        if (!given->empty()) in_range(*this, given->back());
+        return *given;
+    }
     std::int64_t k = default_keep;
     if (const auto* ratio = std::get_if<double>(&keep.value)) k = of_ratio(*ratio, prune.patches());
     if (const auto* count = std::get_if<std::int64_t>(&keep.value)) k = *count;
-    check_range(*this, k);
-    return distribute(prune, k);
+    return prune.counts(in_range(*this, k));
 }
 
 Manifest read_manifest(const std::string& json, const std::string& where) {

@@ -63,6 +63,7 @@ struct Manifest {
     ModelInfo model;
     PruneSpec prune;
     Preprocess preprocess;
+    Preprocess native;  // the same at the size of the unpruned model's images
     std::int64_t default_keep = 0;
     std::int64_t min_keep = 0;
     std::int64_t max_keep = 0;
@@ -71,7 +72,10 @@ struct Manifest {
     std::optional<ClassInfo> classes;
     std::map<std::string, FileDigest> files;
 
-    // Patches kept at each location. Throws Error(Status::keep): outside the bundle's range, rising, or of another number.
+    // How an image becomes the pixels of a mode.
+    const Preprocess& preprocess_for(const std::string& mode) const { return mode == "full" ? native : preprocess; }
+
+    // Patches kept at each location. Throws Error(Status::keep): outside the bundle's range, and what PruneSpec's functions throw.
     std::vector<std::int64_t> counts(const Keep& keep) const;
 };
 

@@ -1,5 +1,6 @@
 #include "pipeline.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
 
@@ -9,33 +10,23 @@ namespace prtool {
 
 namespace {
 
-// The graph selects inside; the counts are its input `k`.
-class FusedPipeline final : public Pipeline {
+// One graph: "fused", whose input `k` are the counts where there are locations, or "full", the baseline of every speed-up.
+class WholePipeline final : public Pipeline {
 public:
-    FusedPipeline(const Bundle& bundle, std::unique_ptr<Engine> engine)
-        : Pipeline(bundle.manifest(), std::move(engine)), graph_(load("fused", bundle)) {}
+    WholePipeline(const std::string& role, const Bundle& bundle, std::unique_ptr<Engine> engine)
+        : Pipeline(bundle, bundle.manifest().preprocess_for(role), std::move(engine)),
+          graph_(load(role, bundle)),
+          counted_(role == "fused" && !bundle.manifest().prune.locations.empty()) {}
 
 private:
     void steps(Work& work, const Call& call, const float* pixels, float* embeddings) override {
-        graph_->run({input_of("pixels", pixels, pixels_shape(call.batch)), input_of("k", call.counts.data(), {static_cast<std::int64_t>(call.counts.size())})},
-                    {output_of("embedding", embeddings, embedding_shape(call.batch))}, work);
+        std::vector<TensorRef> inputs{input_of("pixels", pixels, pixels_shape(call.batch))};
+        if (counted_) inputs.push_back(input_of("k", call.counts.data(), {static_cast<std::int64_t>(call.counts.size())}));
+        graph_->run(inputs, {output_of("embedding", embeddings, embedding_shape(call.batch))}, work);
     }
 
     std::unique_ptr<Graph> graph_;
-};
-
-// The unpruned graph, the baseline of every speed-up; the counts play no part.
-class FullPipeline final : public Pipeline {
-public:
-    FullPipeline(const Bundle& bundle, std::unique_ptr<Engine> engine)
-        : Pipeline(bundle.manifest(), std::move(engine)), graph_(load("full", bundle)) {}
-
-private:
-    void steps(Work& work, const Call& call, const float* pixels, float* embeddings) override {
-        graph_->run({input_of("pixels", pixels, pixels_shape(call.batch))}, {output_of("embedding", embeddings, embedding_shape(call.batch))}, work);
-    }
-
-    std::unique_ptr<Graph> graph_;
+    bool counted_;
 };
 
 // The width of a token, as PRE declares it.
@@ -51,7 +42,10 @@ std::int64_t token_width(const GraphSpec& pre) {
 class SplitPipeline final : public Pipeline {
 public:
     SplitPipeline(const Bundle& bundle, std::unique_ptr<Engine> engine)
-        : Pipeline(bundle.manifest(), std::move(engine)), prune_(bundle.manifest().prune), width_(token_width(spec_of("pre", bundle))), pre_(load("pre", bundle)) {
+        : Pipeline(bundle, bundle.manifest().preprocess, std::move(engine)),
+          prune_(bundle.manifest().prune),
+          width_(token_width(spec_of("pre", bundle))),
+          pre_(load("pre", bundle)) {
         for (std::size_t place = 1; place < prune_.locations.size(); ++place) middle_.push_back(load("mid_" + std::to_string(place), bundle));
         post_ = load("post", bundle);
     }
@@ -98,11 +92,8 @@ private:
 
 }  // namespace
 
-Pipeline::Pipeline(const Manifest& manifest, std::unique_ptr<Engine> engine)
-    : engine_(std::move(engine)),
-      height_(manifest.preprocess.height),
-      width_(manifest.preprocess.width),
-      embed_dim_(manifest.model.embed_dim) {}
+Pipeline::Pipeline(const Bundle& bundle, const Preprocess& image, std::unique_ptr<Engine> engine)
+    : engine_(std::move(engine)), height_(image.height), width_(image.width), embed_dim_(bundle.manifest().model.embed_dim) {}
 
 void Pipeline::embed(const float* pixels, std::int64_t batch, const std::vector<std::int64_t>& counts, float* embeddings) {
     const Call call = call_of(batch, counts);
@@ -133,10 +124,13 @@ Call Pipeline::call_of(std::int64_t batch, const std::vector<std::int64_t>& coun
 }
 
 std::unique_ptr<Pipeline> make_pipeline(const std::string& mode, const Bundle& bundle, std::unique_ptr<Engine> engine) {
-    if (mode == "fused") return std::make_unique<FusedPipeline>(bundle, std::move(engine));
+    const std::vector<std::string> modes = modes_of(bundle.manifest().prune.method);
+    if (std::find(modes.begin(), modes.end(), mode) == modes.end()) {
+        throw Error(Status::config, "mode = '" + mode + "', but a bundle with prune.method '" + method_name(bundle.manifest().prune.method) +
+                                        "' runs in the modes " + joined(modes));
+    }
     if (mode == "split") return std::make_unique<SplitPipeline>(bundle, std::move(engine));
-    if (mode == "full") return std::make_unique<FullPipeline>(bundle, std::move(engine));
-    throw Error(Status::config, "mode = '" + mode + "', but it must be one of fused, split, full");
+    return std::make_unique<WholePipeline>(mode, bundle, std::move(engine));
 }
 
 }  // namespace prtool

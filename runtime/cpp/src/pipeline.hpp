@@ -1,4 +1,4 @@
-// From pixels to embeddings: through one fused graph, through split graphs with selection between them, or unpruned.
+// From pixels to embeddings: through one graph, pruned or not, or through split graphs with selection between them.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ public:
     void embed_on_device(const float* pixels, std::int64_t batch, const std::vector<std::int64_t>& counts, float* embeddings, void* stream);
 
 protected:
-    Pipeline(const Manifest& manifest, std::unique_ptr<Engine> engine);
+    // `image`: how the pixels of this mode are made.
+    Pipeline(const Bundle& bundle, const Preprocess& image, std::unique_ptr<Engine> engine);
 
     // Puts the graphs of one call on `work`.
     virtual void steps(Work& work, const Call& call, const float* pixels, float* embeddings) = 0;
@@ -42,8 +43,8 @@ private:
     std::int64_t embed_dim_;
 };
 
-// Loads every graph of a mode: "fused", "split" or "full".
-// Throws Error(Status::config): no such mode; and what Engine::load throws.
+// Loads every graph of a mode: "fused", "full", or "split", which only bundles that rank patches have.
+// Throws Error(Status::config): the bundle has no such mode; and what Engine::load throws.
 std::unique_ptr<Pipeline> make_pipeline(const std::string& mode, const Bundle& bundle, std::unique_ptr<Engine> engine);
 
 }  // namespace prtool

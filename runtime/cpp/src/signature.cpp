@@ -11,8 +11,10 @@ namespace {
 constexpr const char* kFirstPrecision = "fp32";
 constexpr std::int64_t kMostWidth = 65'536;
 
-// The width D of a token, which only the graphs say: the last axis of POST's input.
-std::int64_t token_width(const std::map<std::string, GraphSpec>& roles) {
+// The width D of a token, which only the graphs say: the last axis of POST's input. 0 where no graph is of tokens.
+std::int64_t token_width(const Manifest& manifest) {
+    if (manifest.prune.method != Method::rank) return 0;
+    const std::map<std::string, GraphSpec>& roles = manifest.graphs.at(kFirstPrecision);
     const auto post = roles.find("post");
     const bool known = post != roles.end() && !post->second.inputs.empty() && !post->second.inputs.front().shape.empty();
     const auto* const width = known ? std::get_if<std::int64_t>(&post->second.inputs.front().shape.back()) : nullptr;
@@ -24,26 +26,32 @@ std::int64_t token_width(const std::map<std::string, GraphSpec>& roles) {
 
 using Signatures = std::map<std::string, std::pair<std::vector<TensorSpec>, std::vector<TensorSpec>>>;
 
-Signatures signatures_of(const Manifest& manifest, std::int64_t width, bool with_text) {
-    const PruneSpec& prune = manifest.prune;
-    const std::int64_t patches = prune.patches();
+TensorSpec pixels_of(const Preprocess& image) {
+    return {"pixels", "float32", {std::string("batch"), std::int64_t{3}, std::int64_t{image.height}, std::int64_t{image.width}}};
+}
+
+// The graphs that selection stands between.
+void add_stages(Signatures& found, const PruneSpec& prune, const TensorSpec& pixels, const TensorSpec& embedding, std::int64_t width) {
     const std::string batch = "batch";
-    const TensorSpec pixels{"pixels", "float32", {batch, std::int64_t{3}, std::int64_t{manifest.preprocess.height}, std::int64_t{manifest.preprocess.width}}};
-    const TensorSpec embedding{"embedding", "float32", {batch, manifest.model.embed_dim}};
+    const std::int64_t patches = prune.patches();
     const TensorSpec entering{"tokens", "float32", {batch, prune.prefix_tokens + prune.learnable_tokens + patches, width}};
     const TensorSpec staying{"tokens", "float32", {batch, std::string("tokens"), width}};
     const TensorSpec moved{"tokens_out", "float32", staying.shape};
-    const TensorSpec counts{"k", "int64", {static_cast<std::int64_t>(prune.locations.size())}};
-    Signatures found = {
-        {"full", {{pixels}, {embedding}}},
-        {"pre", {{pixels}, {entering, {"scores", "float32", {batch, patches}}}}},
-        {"post", {{staying}, {embedding}}},
-        {"fused", {{pixels, counts}, {embedding}}},
-    };
+    found["pre"] = {{pixels}, {entering, {"scores", "float32", {batch, patches}}}};
+    found["post"] = {{staying}, {embedding}};
     for (std::size_t place = 1; place < prune.locations.size(); ++place) {
         found["mid_" + std::to_string(place)] = {{staying}, {moved, {"scores", "float32", {batch, std::string("patches")}}}};
     }
-    if (manifest.text && with_text) found["text"] = {{{"tokens", "int64", {batch, manifest.text->context_length}}}, {embedding}};
+}
+
+Signatures signatures_of(const Manifest& manifest, std::int64_t width, bool with_text) {
+    const PruneSpec& prune = manifest.prune;
+    const TensorSpec pixels = pixels_of(manifest.preprocess);
+    const TensorSpec embedding{"embedding", "float32", {std::string("batch"), manifest.model.embed_dim}};
+    Signatures found = {{"full", {{pixels_of(manifest.preprocess_for("full"))}, {embedding}}}, {"fused", {{pixels}, {embedding}}}};
+    if (!prune.locations.empty()) found["fused"].first.push_back({"k", "int64", {static_cast<std::int64_t>(prune.locations.size())}});
+    if (prune.method == Method::rank) add_stages(found, prune, pixels, embedding, width);
+    if (manifest.text && with_text) found["text"] = {{{"tokens", "int64", {std::string("batch"), manifest.text->context_length}}}, {embedding}};
     return found;
 }
 
@@ -69,7 +77,7 @@ std::string signature_text(const std::vector<TensorSpec>& tensors) {
 
 void check_signatures(const Manifest& manifest) {
     if (manifest.graphs.count(kFirstPrecision) == 0) throw Error(Status::bundle, "the manifest has no graphs of fp32; export the bundle again");
-    const std::int64_t width = token_width(manifest.graphs.at(kFirstPrecision));
+    const std::int64_t width = token_width(manifest);
     for (const auto& [precision, roles] : manifest.graphs) {
         const Signatures wanted = signatures_of(manifest, width, precision == kFirstPrecision);
         if (names_of(roles) != names_of(wanted)) {

@@ -1,7 +1,7 @@
 // Opens bundles and encodes a batch with each, for tests that make many of them (tests/runtime/test_cpp_hostile.py).
 //
 // usage: prtool-bundle-probe [ENGINE] < FOLDERS     a line of JSON for each line of folders:
-//        {"status": 0, "message": "", "split": [...], "fused": [...], "memory_kb": 90000}
+//        {"status": 0, "message": "", "fused": [...], "split": [...], "memory_kb": 90000}     "full" where there is no "split"
 //        prtool-bundle-probe --operators            the operators that graphs may have, one a line
 #include <fstream>
 #include <iostream>
@@ -41,21 +41,24 @@ std::vector<float> pixels_of(const prtool::Encoder& encoder) {
     return pixels;
 }
 
-void encode(const std::string& folder, const char* engine, const char* mode, json& found) {
+// Returns the modes that the bundle has.
+std::vector<std::string> encode(const std::string& folder, const char* engine, const std::string& mode, json& found) {
     prtool::EncoderOptions options;
     options.engine = engine;
     options.mode = mode;
     options.settings.threads = 1;
     options.settings.spinning = false;
     const prtool::Encoder encoder(folder, options);
-    if (encoder.pixels_per_image() > kMostPixels) return;
     const prtool::Manifest& manifest = encoder.bundle().manifest();
+    std::vector<std::string> modes = prtool::modes_of(manifest.prune.method);
+    if (encoder.pixels_per_image() > kMostPixels) return modes;
     std::vector<float> embeddings(static_cast<std::size_t>(kBatch * manifest.model.embed_dim));
     encoder.encode_pixels(pixels_of(encoder).data(), kBatch, {prtool::Keep::Default{}}, embeddings.data());
     found[mode] = embeddings;
     std::int64_t labels[kBatch];
     float shares[kBatch];
     if (manifest.classes) encoder.classes().classify(embeddings.data(), kBatch, 1, labels, shares);
+    return modes;
 }
 
 json probed(const std::string& folder, const char* engine) {
@@ -65,7 +68,7 @@ json probed(const std::string& folder, const char* engine) {
         found["message"] = message;
     };
     try {
-        for (const char* mode : {"split", "fused"}) encode(folder, engine, mode, found);
+        encode(folder, engine, encode(folder, engine, "fused", found)[1], found);
     } catch (const prtool::Error& error) {
         failed(error.status(), error.what());
     } catch (const std::bad_alloc&) {

@@ -44,11 +44,30 @@ json sample() {
         "prune": {"grid": [14, 14], "depth": 12, "locations": [4, 6, 8], "prefix_tokens": 1, "learnable_tokens": 0, "learnable_from_block": 1, "drop_ratios": []},
         "cost": {"embed_macs": 1, "token_macs": 1, "attention_macs": 1, "head_macs": 1},
         "preprocess": {"size": [224, 224], "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bicubic", "resize_mode": "shortest", "fill": 0},
-        "default_keep": 118, "keep_range": [1, 196],
+        "native_size": [224, 224], "default_keep": 118, "keep_range": [1, 196],
         "graphs": {},
         "parity": {"cosine": 1.0}, "versions": {"prtool": "0.1.0"}, "text": null, "classes": null, "files": {"fused.onnx": {"size": 3, "sha256": "ab"}}
     })");
     value["graphs"]["fp32"] = graphs();
+    return value;
+}
+
+// Smaller images than the unpruned model's, and patches that merge at the locations, or none that goes.
+json of_method(const std::string& method) {
+    json value = sample();
+    value["native_size"] = {256, 240};
+    json& roles = value["graphs"]["fp32"];
+    for (const char* role : {"pre", "mid_1", "mid_2", "post"}) roles.erase(role);
+    roles["full"]["inputs"][0]["shape"] = {"batch", 3, 256, 240};
+    value["prune"]["method"] = method;
+    if (method == "merge") {
+        value["keep_range"] = {49, 196};
+    } else {
+        value["prune"]["locations"] = json::array();
+        value["keep_range"] = {196, 196};
+        value["default_keep"] = 196;
+        roles["fused"]["inputs"].erase(1);
+    }
     return value;
 }
 
@@ -72,11 +91,12 @@ std::string rejection(const std::string& text) {
     return "";
 }
 
-std::string rejection_of(const std::function<void(json&)>& change) {
-    json value = sample();
+std::string rejection_of(const std::function<void(json&)>& change, json value = sample()) {
     change(value);
     return rejection(sealed(value));
 }
+
+std::string rejection_of(const std::string& method, const std::function<void(json&)>& change) { return rejection_of(change, of_method(method)); }
 
 }  // namespace
 
@@ -143,6 +163,47 @@ TEST_CASE("damage is named") {
     CHECK(rejection_of([](json& v) { v["files"]["fused.onnx"]["size"] = -1; }).find("a whole number") != std::string::npos);
 }
 
+TEST_CASE("merging and smaller images are read") {
+    for (const std::string method : {"merge", "none"}) {
+        const Manifest manifest = prtool::read_manifest(sealed(of_method(method)), "prtool.json");
+        CHECK(prtool::method_name(manifest.prune.method) == method);
+        CHECK(manifest.preprocess_for("fused").height == 224);
+        CHECK(manifest.preprocess_for("full").height == 256);
+        CHECK(manifest.preprocess_for("full").width == 240);
+        CHECK(manifest.preprocess_for("full").mean == manifest.preprocess.mean);
+        CHECK(prtool::modes_of(manifest.prune.method) == std::vector<std::string>{"fused", "full"});
+    }
+}
+
+TEST_CASE("what does not fit a method is named") {
+    CHECK(rejection_of([](json& v) { v.erase("native_size"); }).find("with the field native_size") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["native_size"] = {224, 223}; }).find("[224, 223]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["native_size"] = {4097, 4096}; }).find("16777216") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["native_size"] = {240, 240}; }).find("240, 240]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["method"] = "pool"; }).find("rank, merge, none") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["method"] = "none"; }).find("must be none") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["prune"]["method"] = "merge"; }).find("keep_range[0]") != std::string::npos);
+    CHECK(rejection_of("merge", [](json& v) { v["prune"]["locations"] = {4, 6, 12}; }).find("from 1 to 11") != std::string::npos);
+    CHECK(rejection_of("merge", [](json& v) { v["prune"]["locations"] = json::array(); }).find("must rise") != std::string::npos);
+    CHECK(rejection_of("merge", [](json& v) { v["prune"]["learnable_tokens"] = 1; }).find("takes none") != std::string::npos);
+    CHECK(rejection_of("merge", [](json& v) { v["keep_range"] = {48, 196}; }).find("keep_range[0]") != std::string::npos);
+    CHECK(rejection_of("merge", [](json& v) { v["graphs"]["fp32"]["pre"] = graphs()["pre"]; }).find("must be full, fused") != std::string::npos);
+    CHECK(rejection_of("none", [](json& v) { v["prune"]["locations"] = {4}; }).find("must be none") != std::string::npos);
+    CHECK(rejection_of("none", [](json& v) { v["prune"].erase("locations"); }).find("must be none") != std::string::npos);
+    CHECK(rejection_of("none", [](json& v) { v["prune"]["drop_ratios"] = {1}; }).find("drop_ratios [1]") != std::string::npos);
+    CHECK(rejection_of("none", [](json& v) { v["prune"]["learnable_from_block"] = 2; }).find("learnable_from_block") != std::string::npos);
+    CHECK(rejection_of("none", [](json& v) { v["keep_range"] = {195, 196}; }).find("keep_range[0]") != std::string::npos);
+    CHECK(rejection_of("none", [](json& v) { v["graphs"]["fp32"]["fused"] = graphs()["fused"]; }).find("k int64 [3]") != std::string::npos);
+    CHECK(rejection_of("none", [](json& v) { v["graphs"]["fp32"]["full"] = graphs()["full"]; }).find("256, 240]") != std::string::npos);
+    const auto cost_of = [](const char* name, int value) {
+        return [name, value](json& v) { v["cost"] = {{"embed_macs", 0}, {"token_macs", 0}, {"attention_macs", 0}, {"head_macs", 0}, {name, value}}; };
+    };
+    CHECK(rejection_of("merge", cost_of("attention_token_macs", 1)).find("attention_token_macs") != std::string::npos);
+    CHECK(rejection_of("merge", cost_of("pair_macs", 1)).find("an image costs nothing") != std::string::npos);  // the unpruned model
+    CHECK(rejection_of("merge", cost_of("native_embed_macs", 1)).find("an image costs nothing") != std::string::npos);  // the other one
+    CHECK(rejection_of("merge", [](json& v) { v["cost"]["native_tokens"] = -1; }).find("native_tokens") != std::string::npos);
+}
+
 TEST_CASE("any changed byte breaks the seal") {
     const std::string whole = sealed(sample());
     for (std::size_t place = 0; place < whole.size(); ++place) {
@@ -183,4 +244,23 @@ TEST_CASE("counts are the Python package's") {
                              Keep{std::vector<std::int64_t>{50, 7}}, Keep{std::vector<std::int64_t>{197, 50, 7}}}) {
         CHECK_THROWS_AS(manifest.counts(keep), Error);
     }
+}
+
+TEST_CASE("merging leaves half of the patches in each block at least") {
+    const Manifest manifest = prtool::read_manifest(sealed(of_method("merge")), "prtool.json");
+    // Equal steps of r patches: the last block has 196 - 2r of them, and r is at most half of these.
+    CHECK(manifest.prune.least_keep() == 49);
+    CHECK(manifest.counts({std::int64_t{49}}) == std::vector<std::int64_t>{147, 98, 49});
+    CHECK(manifest.counts({std::int64_t{118}}) == std::vector<std::int64_t>{170, 144, 118});
+    CHECK(manifest.counts({std::vector<std::int64_t>{196, 98, 67}}) == std::vector<std::int64_t>{196, 98, 67});
+    for (const Keep& keep : {Keep{std::int64_t{48}}, Keep{0.2}, Keep{std::vector<std::int64_t>{97, 97, 97}}, Keep{std::vector<std::int64_t>{196, 140, 69}},
+                             Keep{std::vector<std::int64_t>{}}}) {
+        CHECK_THROWS_AS(manifest.counts(keep), Error);
+    }
+}
+
+TEST_CASE("with no location every patch stays") {
+    const Manifest manifest = prtool::read_manifest(sealed(of_method("none")), "prtool.json");
+    for (const Keep& keep : {Keep{Keep::Default{}}, Keep{1.0}, Keep{std::int64_t{196}}, Keep{std::vector<std::int64_t>{}}}) CHECK(manifest.counts(keep).empty());
+    for (const Keep& keep : {Keep{0.5}, Keep{std::int64_t{195}}, Keep{std::vector<std::int64_t>{196}}}) CHECK_THROWS_AS(manifest.counts(keep), Error);
 }
