@@ -192,6 +192,7 @@ def _check(manifest: Manifest) -> None:
         check_value("the number of class names", len(manifest.classes.names), minimum=1, maximum=MAX_CLASSES)
     for name, macs in dataclasses.asdict(manifest.cost).items():
         check_value(f"cost.{name}", macs, minimum=0)
+    check_value("cost.attention_token_macs", manifest.cost.attention_token_macs, maximum=manifest.cost.token_macs)
     cheapest = manifest.cost.pruned_gmacs(manifest.prune, manifest.prune.counts(low))
     if not min(cheapest, manifest.cost.full_gmacs(manifest.prune)) > 0:
         raise ConfigError(f"{printable(manifest.cost)}, but an image must cost something")
