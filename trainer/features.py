@@ -86,25 +86,31 @@ def cache_tokens(model: DualEncoder, images: ImageSet, location: int, folder: Pa
 
 
 def cache_unpruned(model: DualEncoder, images: ImageSet, location: int, features: Features, folder: Path, progress: Progress | None = None) -> Tensor:
-    """Computes, or finds next to the tokens, the unpruned embeddings (images, E) float32, L2-normalised; resumes as `cache_tokens` does.
+    """Computes, or finds, the unpruned embeddings (images, E) float32, L2-normalised, of the native tower; resumes as `cache_tokens` does.
 
-    `features` are what `cache_tokens` gave for the same model, images, location and folder.
+    `features` are what `cache_tokens` gave for the same model, images, location and folder: where the tower is the native one, the
+    rest of it runs on them. A smaller tower's references come from native pixels, once for all its locations.
 
     Raises:
+        ImageError: an image cannot be decoded.
         StorageError: a shard cannot be written.
     """
-    progress = progress or SilentProgress()
+    progress, resized = progress or SilentProgress(), model.native is not model.tower
 
-    def embed(tokens: Tensor) -> Tensor:
-        return functional.normalize(model.tower.run_post(tokens.to(model.tower.device), location), dim=-1).float()
+    def compute(wanted: range) -> dict[str, Tensor]:
+        batches = pixel_batches(images, model.native_preprocess, wanted, _BATCH) if resized else features.batches(wanted)
+        return {_UNPRUNED: compute_batches(batches, lambda inputs: unpruned(model, inputs, 0 if resized else location), progress)}
 
-    key = _key(model, images, location)
+    key = _key(model, images, 0) if resized else _key(model, images, location)
     with stage(progress, "computing unpruned embeddings (images)", len(images)):
-        store = TensorStore(folder / key[:16] / _UNPRUNED, key)
-        shards = store.shards(
-            len(images), SHARD_IMAGES, lambda wanted: {_UNPRUNED: compute_batches(features.batches(wanted), embed, progress)}, progress
-        )
+        shards = TensorStore(folder / key[:16] / _UNPRUNED, key).shards(len(images), SHARD_IMAGES, compute, progress)
     return torch.cat([shard[_UNPRUNED] for shard in shards])
+
+
+def unpruned(model: DualEncoder, inputs: Tensor, location: int = 0) -> Tensor:
+    """The unpruned embeddings (batch, E) float32, L2-normalised, of native pixels, or of tokens that enter a 1-based block."""
+    given = inputs.to(model.native.device)
+    return functional.normalize(model.native.run_post(given, location) if location else model.native(given), dim=-1).float()
 
 
 @torch.no_grad()
@@ -118,5 +124,7 @@ def compute_batches(batches: Iterable[tuple[Sequence[int], Tensor]], compute: Ca
 
 
 def _key(model: DualEncoder, images: ImageSet, location: int) -> str:
+    """Of tokens that enter a block; with location 0, of embeddings of native pixels."""
+    preprocess = model.preprocess if location else model.native_preprocess
     # The name too: two architectures may share every tensor and differ in activation or pooling.
-    return digest(SCHEMA, model.name, model.weights_sha256, str(model.preprocess), images.digest(), location, SHARD_IMAGES)
+    return digest(SCHEMA, model.name, model.weights_sha256, str(preprocess), images.digest(), location, SHARD_IMAGES)

@@ -23,7 +23,7 @@ from prtool.trainer.data.load import available_splits, load_split, templates_for
 from prtool.trainer.data.seen import Seen
 from prtool.trainer.features import Features, cache_tokens, cache_unpruned
 from prtool.trainer.loop import Examples, FitResult, predict, train_scorer
-from prtool.trainer.models.dual_encoder import DualEncoder
+from prtool.trainer.models.dual_encoder import DualEncoder, check_image_size
 from prtool.trainer.models.loading.source import canonical_name, canonical_pretrained
 from prtool.trainer.models.merging import merging_steps
 from prtool.trainer.models.predictor import PatchScorer, later_config, make_scorer
@@ -96,9 +96,10 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None, *, o
         StorageError: the run cannot be written.
     """
     check_training(config, run)
+    config = replace(config, image_size=check_image_size(config.model, config.image_size))
     images = run_images(config)
     name = canonical_name(config.model)
-    model = load_seeded(name, canonical_pretrained(name, config.pretrained), config.seed, _device(config.device))
+    model = load_seeded(name, canonical_pretrained(name, config.pretrained), config.seed, _device(config.device), config.image_size)
     blank = _blank(config, model, images)
     with only_trainer(run):
         before = earlier(run, blank, overwrite=overwrite)
@@ -199,7 +200,7 @@ def point_latest(run: Path) -> Path:
 def _rank(run: _Run) -> list[_Rankings]:
     """The golden rankings at each location that has a scorer: computed by phase "rank", or read back for phase "predictor"."""
     config, data = run.config, run.images
-    made_of = [to_plain(config.golden), _scored_locations(config), templates_of(config), run.model.weights_sha256]
+    made_of = [to_plain(config.golden), _scored_locations(config), templates_of(config), run.model.weights_sha256, config.image_size]
     marker = Store(run.folder, digest(made_of, data.train.digest(), data.val.digest()))
     if "rank" not in config.phases and marker.read(_RANKED) is None:
         raise ConfigError(f"phase predictor finds no finished golden ranking for these settings in {run.folder}; give --phase rank,predictor")

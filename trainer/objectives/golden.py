@@ -110,16 +110,18 @@ class GoldenSearch:
         self.location = location
         self.config = config
         self.tail = Tail(tower, location, config.precision)
-        self.classes = None if classes is None else classes.to(self.tail.device, torch.float32)
+        self.classes = None if classes is None or config.score == "feature" else classes.to(self.tail.device, torch.float32)
         self.members = _members(tower.grid, config.group).to(self.tail.device)
 
     @torch.no_grad()
-    def rank(self, tokens: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def rank(self, tokens: Tensor, labels: Tensor | None = None, whole: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Ranks the patches of a batch of images.
 
         Args:
             tokens: (batch, prefix + N, D) float32 that enter the location; tokens behind the patches are always kept.
             labels: (batch,) int64, the true classes; needed by the score "label".
+            whole: (batch, E) float32, L2-normalised embeddings of the unpruned encoder; needed by the score "feature" where the encoder
+                reads smaller images than its native ones.
 
         Returns:
             The ranking (batch, N) int64, most to least important: patches that were never dropped, then those dropped in later steps
@@ -127,7 +129,7 @@ class GoldenSearch:
             float32; high = prune first.
 
         Raises:
-            ConfigError: the score needs labels that are missing, or the memory is too small for one sequence.
+            ConfigError: the score needs labels or embeddings that are missing, or the memory is too small for one sequence.
             DataError: a label has no class.
             ModelError: a score is not finite.
             ShapeError: the tokens are not those of this encoder.
@@ -137,7 +139,7 @@ class GoldenSearch:
         if tokens.dim() != 3 or tokens.shape[1] < least or tokens.shape[2] != tower.width:
             raise ShapeError(f"tokens have the shape {tuple(tokens.shape)}, but this encoder's are (batch, {least}, {tower.width}); use run_pre")
         state = _State(len(tokens), self.members)
-        score = self._score_of(tokens, labels)
+        score = self._feature(tokens, whole) if self.classes is None else self._by_class(self.classes, tokens, labels)
         # A last group alone is not scored again: there is nothing to compare it with, and no patch would be left.
         while bool((searched := state.searched(self.config.floor)).any()):
             images, groups = searched.nonzero(as_tuple=True)
@@ -166,12 +168,17 @@ class GoldenSearch:
             raise ModelError(f"the {self.config.score} score of a patch is not a finite number; choose the precision fp32, or check the weights")
         return found
 
-    def _score_of(self, tokens: Tensor, labels: Tensor | None) -> Score:
-        """The configured score: of embeddings (candidates, E), and the image that each belongs to."""
-        if self.classes is None or self.config.score == "feature":
+    def _feature(self, tokens: Tensor, whole: Tensor | None) -> Score:
+        """The cosine of embeddings (candidates, E) to the unpruned ones of the images that each belongs to."""
+        if whole is None:
+            if self.model.native is not self.model.tower:
+                raise ConfigError("golden score 'feature' at a smaller image size needs the embeddings of the native encoder; give whole")
             whole = torch.cat([self.tail.embed(part) for part in _parts(tokens, self._batch(tokens.shape[1]))])
-            return lambda embeddings, images: (embeddings * whole[images]).sum(-1)
-        classes = self.classes
+        wanted = whole.to(tokens.device)
+        return lambda embeddings, images: (embeddings * wanted[images]).sum(-1)
+
+    def _by_class(self, classes: Tensor, tokens: Tensor, labels: Tensor | None) -> Score:
+        """The score "label" or "confidence": of embeddings (candidates, E), and the image that each belongs to."""
         if self.config.score == "confidence":
             return lambda embeddings, _: self.model.logits(embeddings, classes).softmax(-1).amax(-1)
         if labels is None:

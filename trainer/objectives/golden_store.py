@@ -1,5 +1,7 @@
 """GoldenRanking of an image set, computed shard by shard into a cache that survives being killed at any moment."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.store import digest
 from prtool.trainer.data.images import ImageSet
 from prtool.trainer.data.load import pixel_batches
+from prtool.trainer.features import unpruned
 from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.settings import GoldenConfig
 from prtool.trainer.store import TensorStore, tensors_digest
@@ -65,14 +68,25 @@ def rank_images(search: GoldenSearch, images: ImageSet, cache: Path | None, prog
 def _rank(search: GoldenSearch, images: ImageSet, wanted: range, progress: Progress) -> dict[str, Tensor]:
     """Ranks one shard. Its batches start with the shard, so they are the same wherever an earlier call stopped."""
     model, rankings, scores = search.model, [], []
+    references = _references(search, images, wanted)
     for chunk, pixels in pixel_batches(images, model.preprocess, wanted, _SEARCH_IMAGES):
         with torch.no_grad():
             tokens = model.tower.run_pre(pixels.to(search.tail.device), search.location)
-        ranking, score = search.rank(tokens, torch.tensor([images.labels[i] for i in chunk]))
+        ranking, score = search.rank(tokens, torch.tensor([images.labels[i] for i in chunk]), next(references))
         rankings.append(ranking.to("cpu", torch.int16))
         scores.append(score.cpu())
         progress.advance(len(chunk))
     return {"ranking": torch.cat(rankings), "scores": torch.cat(scores)}
+
+
+@torch.no_grad()
+def _references(search: GoldenSearch, images: ImageSet, wanted: range) -> Iterator[Tensor | None]:
+    """The unpruned embeddings of each batch, where they are not those of all its tokens: of larger, native pixels."""
+    model = search.model
+    if model.native is model.tower or search.config.score != "feature":
+        yield from itertools.repeat(None)
+    for _, pixels in pixel_batches(images, model.native_preprocess, wanted, _SEARCH_IMAGES):
+        yield unpruned(model, pixels)
 
 
 def _key(search: GoldenSearch, made: GoldenConfig, images: ImageSet) -> str:
@@ -80,5 +94,5 @@ def _key(search: GoldenSearch, made: GoldenConfig, images: ImageSet) -> str:
     model, classes = search.model, None if made.score == "feature" else search.classes
     logits = None if classes is None else [model.logit_scale, model.logit_bias, tensors_digest({"classes": classes})]
     # ViT-B-16 and ViT-B-16-quickgelu may hold the same weights; only their names differ.
-    encoder = [model.name, model.weights_sha256, asdict(model.preprocess), logits]
+    encoder = [model.name, model.weights_sha256, asdict(model.preprocess), model.native_preprocess.size, logits]
     return digest(SCHEMA, search.location, asdict(made), encoder, images.digest(), SHARD_IMAGES, _SEARCH_IMAGES)
