@@ -16,13 +16,15 @@ Sizes = Mapping[str, tuple[int, ...]]
 def profiles(manifest: Manifest, build: BuildOptions) -> tuple[Profile, ...]:
     """The profiles of every graph of a bundle; a graph uses the axes that it has.
 
-    One profile for each count of `build.keeps`, else one over the bundle's whole keep range, optimised for the default keep.
-    Raises KeepError where a count is outside that range.
+    One profile for each count of `build.keeps`, else one over the bundle's whole keep range, optimised for the default keep; where nothing
+    is dropped only the batch varies. Raises KeepError where a count is outside that range.
     """
     low, high = manifest.keep_range
     for k in build.keeps:
         if not low <= k <= high:
             raise KeepError(f"k = {k}, but the bundle allows {low} to {high} patches; build for counts in that range")
+    if not manifest.prune.locations:
+        return ({"batch": build.batch},)
     asked = [(k, k, k) for k in build.keeps] or [(low, min(max(manifest.default_keep, low), high), high)]
     # With several locations a graph sees the counts of each, which fall towards the last.
     ranges = [(lowest, opt, max(manifest.prune.counts(highest))) for lowest, opt, highest in asked]

@@ -128,7 +128,7 @@ class Manifest:
         numbers = tuple(map(plain_number, keep))
         counts = tuple(k for k in numbers if isinstance(k, int))
         if len(counts) != len(numbers):
-            raise KeepError(f"keep counts {printable(list(keep))}, but they must be whole numbers")
+            raise KeepError(f"keep counts {printable(list(keep))}, but they must be whole numbers, such as {list(self.counts(None))}")
         self.prune.check_counts(counts)
         if counts:
             self._in_range(counts[-1])
@@ -138,9 +138,16 @@ class Manifest:
         """How an image becomes the pixels of a mode: "full", the unpruned encoder, may read larger ones."""
         return replace(self.preprocess, size=self.native_size) if mode == "full" else self.preprocess
 
+    def patches_kept(self, mode: str, counts: tuple[int, ...]) -> int:
+        """Patches that an embedding of a mode is made of at last, with `counts` at each location; of all images of mode "full"."""
+        if mode == "full" and self.cost.native_tokens:
+            return self.cost.native_tokens - self.prune.prefix_tokens
+        return counts[-1] if counts and mode != "full" else self.prune.patches
+
     def _in_range(self, k: int) -> int:
         low, high = self.keep_range
         if not low <= k <= high:
+            self.prune.counts(k)  # where the method allows no such number either, that is the reason
             raise KeepError(f"k = {k} patches, but this bundle allows {low} to {high}; export it again for other counts")
         return k
 
@@ -185,6 +192,9 @@ def _check(manifest: Manifest) -> None:
     full, own = manifest.preprocess_for("full").size, manifest.preprocess.size
     if full[0] < own[0] or full[1] < own[1]:
         raise ConfigError(f"native_size = {list(manifest.native_size)}, but the pruned encoder reads larger images, {list(own)}")
+    native = manifest.cost.native_tokens
+    if (native > manifest.prune.prefix_tokens + patches) != (full != own) or (native and full == own):
+        raise ConfigError(f"cost.native_tokens = {native} of images of {list(full)}, but the pruned encoder has {patches} patches of {list(own)}")
     if manifest.text is not None:
         check_value("text.context_length", manifest.text.context_length, minimum=1, maximum=MAX_WIDTH)
         check_value("text.vocab_size", manifest.text.vocab_size, minimum=1, maximum=2**31 - 1)

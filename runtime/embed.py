@@ -93,7 +93,7 @@ def embed_folder(
     skipped: list[tuple[str, str]] = []
     started = time.perf_counter()
     threads = workers or min(granted_cpus(), _MAX_WORKERS)
-    decoded = _decoded(files, encoder.manifest.preprocess, threads, threads + 2 * batch_size)
+    decoded = _decoded(files, encoder.preprocess, threads, threads + 2 * batch_size)
     with stage(progress, "embedding images", len(files)), contextlib.closing(decoded) as stream:
         while batch := list(itertools.islice(stream, batch_size)):
             readable = [(str(path), pixels) for path, pixels in batch if not isinstance(pixels, ImageError)]
@@ -105,7 +105,8 @@ def embed_folder(
     if not done:
         reasons = "; ".join(reason for _, reason in skipped[:_REASONS_SHOWN])
         raise DataError(f"none of {len(files)} images can be read: {reasons}{'; ...' if len(files) > _REASONS_SHOWN else ''}")
-    return EmbedResult(done, rows[: len(done)], counts[-1], skipped, time.perf_counter() - started, left_out.note())
+    kept = encoder.manifest.patches_kept(encoder.mode, counts)
+    return EmbedResult(done, rows[: len(done)], kept, skipped, time.perf_counter() - started, left_out.note())
 
 
 def check_output(out: str | Path, paths: Iterable[str | Path] = ()) -> None:

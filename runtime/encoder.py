@@ -25,9 +25,9 @@ from prtool.manifest import Manifest
 from prtool.runtime.classes import DEFAULT_TOP, ClassTable, Prediction
 from prtool.runtime.images.decode import ImageSource
 from prtool.runtime.images.preprocess import image_list, largest_value, prepare_batch
-from prtool.runtime.pipeline import Graphs, Pipeline, Stage, mode_named
+from prtool.runtime.pipeline import Graphs, Pipeline, Stage, mode_named, mode_of, modes_of
 from prtool.runtime.text import TextEncoder
-from prtool.spec import Keep
+from prtool.spec import Keep, Preprocess
 from prtool.text_safety import printable
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Encoder:
 
         Raises:
             BundleError: the bundle is missing, damaged, unsafe or of another schema.
-            ConfigError: unknown engine, mode or precision, or the bundle lacks a graph of the mode.
+            ConfigError: unknown engine, mode or precision, or the bundle lacks a graph of the mode ("split" needs one that ranks patches).
             EngineUnavailable: the engine's library is not installed, or finds no device.
             EngineError: the engine cannot load a graph.
         """
@@ -133,6 +133,16 @@ class Encoder:
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return self._how.manifest
+
+    @property
+    def mode(self) -> str:
+        """The mode: "fused", "split" or "full"."""
+        return self._how.mode
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How an image becomes the pixels of this encoder; "full" may read larger ones than the other modes."""
+        return self.manifest.preprocess_for(self._how.mode)
 
     @property
     def info(self) -> EngineInfo:
@@ -154,7 +164,7 @@ class Encoder:
         return self._loaded().classes
 
     def counts(self, keep: KeepLike = None) -> tuple[int, ...]:
-        """The patches that a call keeps at each pruning location; all of them in mode "full".
+        """The patches that a call keeps at each pruning location; all of them in mode "full", () where there is no location.
 
         Raises:
             KeepError: keep is out of the bundle's range, or drops patches in mode "full".
@@ -165,14 +175,14 @@ class Encoder:
         """Encodes one batch of prepared pixels.
 
         Args:
-            pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says.
+            pixels: (batch, 3, height, width) float32, RGB, of the size and normalised as `preprocess` says.
             keep: patches to keep; in mode "full" only None or all of them.
 
         Returns:
             (batch, E) float32, L2-normalised.
 
         Raises:
-            ShapeError: shape or dtype differ from the manifest's.
+            ShapeError: shape or dtype are not those of the mode.
             KeepError: keep is out of the bundle's range.
             EngineError: the encoder is closed, the engine failed, or an embedding is not finite.
         """
@@ -187,7 +197,7 @@ class Encoder:
         On a CUDA device the second call with a batch size and keep records the whole chain as a CUDA graph; later calls replay it.
 
         Args:
-            pixels: (batch, 3, height, width) float32, RGB, normalised as the manifest says: a torch tensor, or any array
+            pixels: (batch, 3, height, width) float32, RGB, of the size and normalised as `preprocess` says: a torch tensor, or any array
                 with DLPack or the CUDA array interface; one that lies elsewhere is copied to the device.
             keep: patches to keep; in mode "full" only None or all of them.
 
@@ -196,7 +206,7 @@ class Encoder:
             work on the calling thread's current stream. Whether it is finite is not checked.
 
         Raises:
-            ShapeError: shape or dtype differ from the manifest's.
+            ShapeError: shape or dtype are not those of the mode.
             KeepError: keep is out of the bundle's range.
             EngineError: the engine keeps no arrays on a device, the encoder is closed, or the engine failed.
         """
@@ -221,7 +231,7 @@ class Encoder:
         """
         counts = self.counts(keep)
         loaded = self._loaded()
-        return _finite(loaded.pipeline.embed(prepare_batch(image_list(images), self.manifest.preprocess), counts))
+        return _finite(loaded.pipeline.embed(prepare_batch(image_list(images), self.preprocess), counts))
 
     def encode_text(self, texts: str | Iterable[str] | npt.NDArray[np.int64]) -> Embeddings:
         """Encodes texts in fp32, whatever the precision of the images.
@@ -265,9 +275,13 @@ class Encoder:
         return table.predict(images, top)
 
     def scores(self, pixels: Array) -> npt.NDArray[np.float32]:
-        """The patch scores at the first location, (batch, patches) float32, high = keep; PRE is opened on first use."""
+        """The patch scores at the first location, (batch, patches) float32, high = keep; PRE is opened on first use.
+
+        Raises:
+            ConfigError: the bundle ranks no patches.
+        """
         prune = self.manifest.prune
-        first = next(self._loaded().pipeline.stages(_array(pixels), (prune.patches,) * len(prune.locations)))
+        first = next(self._split().stages(_array(pixels), (prune.patches,) * len(prune.locations)))
         return first.tensors["scores"].astype(np.float32, copy=False)
 
     def kept(self, pixels: Array, keep: KeepLike = None) -> tuple[npt.NDArray[np.int64], ...]:
@@ -279,6 +293,9 @@ class Encoder:
 
         Returns:
             One (batch, k) int64 per location, by falling score there; patch 0 is top left, 1 right of it.
+
+        Raises:
+            ConfigError: the bundle ranks no patches.
         """
         kept: list[npt.NDArray[np.int64]] = []
         for stage in self.stages(pixels, keep):
@@ -290,8 +307,12 @@ class Encoder:
         return tuple(kept)
 
     def stages(self, pixels: Array, keep: KeepLike = None) -> Iterator[Stage]:
-        """Runs the split graphs, whatever the mode, one finished stage for each `next`, so that a caller can time them."""
-        return self._loaded().pipeline.stages(_array(pixels), self.manifest.counts(_chosen(keep)))
+        """Runs the split graphs, whatever the mode, one finished stage for each `next`, so that a caller can time them.
+
+        Raises:
+            ConfigError: the bundle ranks no patches.
+        """
+        return self._split().stages(_array(pixels), self.manifest.counts(_chosen(keep)))
 
     def close(self) -> None:
         """Frees every graph; methods that run one raise an EngineError afterwards. A second call does nothing."""
@@ -304,6 +325,10 @@ class Encoder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _split(self) -> Pipeline:
+        mode_of("split", self.manifest.prune)
+        return self._loaded().pipeline
 
     def _loaded(self) -> _Loaded:
         if self._opened is not None:
@@ -322,7 +347,7 @@ class Encoder:
         """Warns once of pixels that look like 0 to 255; arrays of other dtypes are left to the engine's checks."""
         if self._warned or pixels.dtype != np.float32 or pixels.size == 0:
             return
-        high, most = float(pixels.max()), largest_value(self.manifest.preprocess)
+        high, most = float(pixels.max()), largest_value(self.preprocess)
         if high > most:
             self._warned = True
             warnings.warn(
@@ -334,13 +359,14 @@ class Encoder:
 
 
 def mode_counts(manifest: Manifest, mode: str, keep: KeepLike) -> tuple[int, ...]:
-    """Patches kept at each location for one call in a mode; raises KeepError as `Encoder.counts`."""
+    """Patches kept at each location for one call in a mode; raises KeepError as `Encoder.counts`, ConfigError as `mode_of`."""
     chosen = _chosen(keep)
-    if mode_named(mode).prunes:
+    if mode_of(mode, manifest.prune).prunes:
         return manifest.counts(chosen)
-    everything = manifest.prune.counts(Keep.count(manifest.prune.patches))
+    everything = manifest.prune.counts(manifest.prune.patches)
     if chosen is not None and manifest.counts(chosen) != everything:
-        raise KeepError(f"keep = {printable(keep)}, but mode {mode!r} drops nothing; keep 1.0, or take mode 'fused' or 'split'")
+        others = " or ".join(repr(name) for name in modes_of(manifest.prune) if name != mode)
+        raise KeepError(f"keep = {printable(keep)}, but mode {mode!r} drops nothing; keep 1.0, or take mode {others}")
     return everything
 
 

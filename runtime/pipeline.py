@@ -15,8 +15,8 @@ from prtool.engines.base import Array, DeviceArray, DeviceEngine, Engine, Engine
 from prtool.engines.forks import check_process
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import graph_precision, open_engine
-from prtool.errors import EngineError
-from prtool.graphs.signature import roles_after_selection
+from prtool.errors import ConfigError, EngineError, ShapeError
+from prtool.graphs.signature import bundle_roles, stage_roles
 from prtool.records import check_value
 from prtool.runtime.recorder import Recorder
 from prtool.runtime.select import gather, select
@@ -116,8 +116,10 @@ class Pipeline:
     """
 
     def __init__(self, graphs: Graphs, mode: str) -> None:
-        """Opens every graph of the mode; raises as `mode_named` and `Graphs.engine`."""
-        self._graphs, self._mode, self.prune = graphs, mode_named(mode), graphs.bundle.manifest.prune
+        """Opens every graph of the mode; raises as `mode_of` and `Graphs.engine`."""
+        manifest = graphs.bundle.manifest
+        self._graphs, self._mode, self._name, self.prune = graphs, mode_of(mode, manifest.prune), mode, manifest.prune
+        self._size = manifest.preprocess_for(mode).size
         roles = self._mode.roles(self.prune)
         first, *_ = [graphs.engine(role) for role in roles]
         self.info, self._first_role = first.info, roles[0]
@@ -157,6 +159,14 @@ class Pipeline:
         self._graphs.close()
 
     def _embedding(self, pixels: DeviceArray, counts: tuple[int, ...]) -> DeviceArray:
+        found = tuple(pixels.shape[2:])
+        # Every other axis is the graph's to check; this one depends on the mode.
+        if pixels.ndim == 4 and found != self._size:
+            height, width = self._size
+            raise ShapeError(
+                f"pixels have shape {tuple(pixels.shape)}, but mode {self._name!r} of this bundle reads images of {height} x {width} pixels; "
+                "prepare them as `Encoder.preprocess` says"
+            )
         tensors: Tensors = {}
         for _, tensors in self._mode.steps(self, pixels, counts):  # noqa: B007 - only the last one counts
             pass
@@ -176,14 +186,16 @@ class Mode:
 
 
 def _fused(pipeline: Pipeline, pixels: DeviceArray, counts: tuple[int, ...]) -> Steps:
-    yield "fused", pipeline.run("fused", {"pixels": pixels, "k": np.array(counts, np.int64)})
+    # A smaller image alone drops nothing anywhere, so its graph takes no counts.
+    k: Tensors = {"k": np.array(counts, np.int64)} if counts else {}
+    yield "fused", pipeline.run("fused", {"pixels": pixels, **k})
 
 
 def _split(pipeline: Pipeline, pixels: DeviceArray, counts: tuple[int, ...]) -> Steps:
     prune = pipeline.prune
     outputs, carried = pipeline.run("pre", {"pixels": pixels}), "tokens"
     yield "pre", outputs
-    for place, (role, k) in enumerate(zip(roles_after_selection(prune), counts, strict=True), start=1):
+    for place, (role, k) in enumerate(zip(stage_roles(prune)[1:], counts, strict=True), start=1):
         indices = pipeline.select(outputs["scores"], k)
         tokens = pipeline.gather(outputs[carried], indices, prune.prefix_tokens, prune.learnable_tokens)
         yield f"select_{place}", {"tokens": tokens, "indices": indices}
@@ -199,7 +211,7 @@ def _full(pipeline: Pipeline, pixels: DeviceArray, counts: tuple[int, ...]) -> S
 MODES: Mapping[str, Mode] = MappingProxyType(
     {
         "fused": Mode(lambda _: ("fused",), _fused),
-        "split": Mode(lambda prune: ("pre", *roles_after_selection(prune)), _split),
+        "split": Mode(lambda prune: tuple(stage_roles(prune)), _split),
         "full": Mode(lambda _: ("full",), _full, prunes=False),
     }
 )
@@ -209,6 +221,22 @@ def mode_named(name: str) -> Mode:
     """The mode of that name; raises ConfigError where there is none."""
     check_value("mode", str(name), choices=tuple(MODES))
     return MODES[str(name)]
+
+
+def modes_of(prune: PruneSpec) -> tuple[str, ...]:
+    """The modes that a bundle has graphs for: "split" needs patches that are ranked."""
+    return tuple(name for name, mode in MODES.items() if set(mode.roles(prune)) <= set(bundle_roles(prune)))
+
+
+def mode_of(name: str, prune: PruneSpec) -> Mode:
+    """The mode of that name; raises ConfigError where there is none, or bundles with this method of pruning have not its graphs."""
+    found, known = mode_named(name), modes_of(prune)
+    if name not in known:
+        raise ConfigError(
+            f"mode {name!r} (scores, kept patches and stages too) needs a bundle that ranks patches, but this one has prune method {prune.method!r}; "
+            f"its modes are {', '.join(known)}"
+        )
+    return found
 
 
 class _OnHost(UserDict[str, Array]):

@@ -15,6 +15,7 @@ from prtool.files import PICTURE, PICTURE_METADATA, check_output, new_file
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.images.decode import ImageSource
 from prtool.runtime.images.preprocess import prepare_batch, view
+from prtool.runtime.pipeline import mode_of
 from prtool.spec import Keep
 
 LEAST_SIDE = 224
@@ -36,8 +37,8 @@ def show(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep],
     The columns are labelled with the rate and the number of patches k; the file appears whole or not at all.
 
     Raises:
-        ConfigError: no image, no keep rate, or `out` does not end in .png, is one of `images`, or is something else than a picture
-            that prtool drew.
+        ConfigError: no image, no keep rate, the bundle ranks no patches, or `out` does not end in .png, is one of `images`, or is something
+            else than a picture that prtool drew.
         ImageError: an image cannot be read.
         KeepError: the encoder does not allow a keep rate.
         StorageError: the file cannot be written.
@@ -59,6 +60,7 @@ def draw(encoder: Encoder, images: Sequence[ImageSource], keeps: Sequence[Keep])
     if not images or not keeps:
         raise ConfigError(f"{len(images)} images and {len(keeps)} keep rates make no picture; give at least one of each")
     manifest = encoder.manifest
+    mode_of("split", manifest.prune)
     counts = [manifest.counts(keep) for keep in keeps]
     views = [view(image, manifest.preprocess) for image in images]
     pixels = prepare_batch(views, manifest.preprocess)

@@ -16,7 +16,7 @@ from prtool.engines.base import Array, EngineInfo, EngineOptions
 from prtool.errors import BundleError, ParityError
 from prtool.records import check_value
 from prtool.runtime.encoder import Encoder
-from prtool.runtime.pipeline import MODES
+from prtool.runtime.pipeline import MODES, modes_of
 from prtool.runtime.tensors import checked, read_tensors
 from prtool.spec import Keep
 
@@ -137,7 +137,7 @@ def gate_of(precision: str) -> Gate:
 
 
 def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOptions | None = None, precision: str = "fp32") -> VerifyReport:
-    """Runs the bundle's probe through every mode of one engine and compares with PyTorch's embeddings.
+    """Runs the bundle's probe through every mode that it has, on one engine, and compares with PyTorch's embeddings.
 
     Every digest of a bundle directory is checked. Options of None are `QUIET`.
 
@@ -151,7 +151,7 @@ def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOpti
     probe = read_probe(opened)
     cases: list[VerifyCase] = []
     infos: list[EngineInfo] = []
-    for mode in MODES:
+    for mode in modes_of(opened.manifest.prune):
         with Encoder.load(opened, engine=engine, mode=mode, precision=precision, options=options or QUIET) as encoder:
             infos.append(encoder.info)
             for case in _cases(encoder, mode, probe):
@@ -168,6 +168,8 @@ def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOpti
 def read_probe(bundle: Bundle) -> Tensors:
     """The bundle's probe: `pixels` (n, 3, height, width), `embedding_full` and `embedding_k<count>` (n, E), float32, and text if any.
 
+    Where the unpruned encoder reads larger images, `pixels_full` are the same images for it.
+
     Raises:
         BundleError: the file or a tensor is missing or damaged.
     """
@@ -175,6 +177,8 @@ def read_probe(bundle: Bundle) -> Tensors:
     manifest, path = bundle.manifest, bundle.path / PROBE_NAME
     images, prompts = (len(tensors[name]) if name in tensors and tensors[name].ndim else 0 for name in ("pixels", "text_tokens"))
     checked(tensors, "pixels", (images, 3, *manifest.preprocess.size), "float32", path)
+    if manifest.native_size != manifest.preprocess.size:
+        checked(tensors, "pixels_full", (images, 3, *manifest.native_size), "float32", path)
     if not _counts(tensors):
         raise BundleError(f"{path} has no tensor {_COUNT_PREFIX}<count>; export the bundle again")
     width = manifest.model.embed_dim
@@ -187,12 +191,13 @@ def read_probe(bundle: Bundle) -> Tensors:
 
 
 def _cases(encoder: Encoder, mode: str, probe: Tensors) -> Iterator[VerifyCase]:
-    pixels = probe["pixels"]
-    patches = encoder.manifest.prune.patches
-    wanted = _counts(probe) if MODES[mode].prunes else {patches: probe["embedding_full"]}
+    manifest, prunes = encoder.manifest, MODES[mode].prunes
+    pixels = probe["pixels" if manifest.preprocess_for(mode) == manifest.preprocess else "pixels_full"]
+    wanted = _counts(probe) if prunes else {manifest.patches_kept(mode, ()): probe["embedding_full"]}
     for batch in sorted({1, len(pixels)}):
         for k, embedding in wanted.items():
-            yield VerifyCase(mode, batch, k, *agreement(encoder.encode_pixels(pixels[:batch], Keep.count(k)), embedding[:batch]))
+            found = encoder.encode_pixels(pixels[:batch], Keep.count(k) if prunes else None)
+            yield VerifyCase(mode, batch, k, *agreement(found, embedding[:batch]))
     if mode == "full" and encoder.manifest.text is not None:
         tokens = probe["text_tokens"]
         yield VerifyCase("text", len(tokens), 0, *agreement(encoder.encode_text(tokens), probe["text_embedding"]))

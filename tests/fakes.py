@@ -30,6 +30,7 @@ class FakeEncoder:
 
     def __init__(self, manifest: Manifest | None = None) -> None:
         self.manifest = manifest or fake_manifest()
+        self.mode, self.preprocess = "fused", self.manifest.preprocess
         self.batches: list[int] = []
 
     def counts(self, keep: Keep | None = None) -> tuple[int, ...]:

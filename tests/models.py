@@ -1,7 +1,7 @@
 """Tiny seeded models for tests: ONNX graphs made in code, the bundle around them, and the same maths in plain numpy.
 
 The blocks mix tokens by their mean instead of attention, so they stay small while a dropped token still
-changes every other one.
+changes every other one. Tokens that merged count in that mean as often as they stand for a patch.
 """
 
 import json
@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from prtool.bundle import Bundle, seal
 from prtool.manifest import SCHEMA, ClassInfo, GraphSpec, Manifest, ModelInfo, TensorSpec, TextInfo
-from prtool.spec import Cost, Preprocess, PruneSpec
+from prtool.spec import MERGE, RANK, Cost, Preprocess, PruneSpec
 
 onnx = pytest.importorskip("onnx", reason="onnx makes the test graphs")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -34,14 +34,19 @@ class TinyModel:
     """An image tower with one block before each location and one behind the last, and its seeded weights.
 
     Attributes:
-        locations: 1-based pruning locations; block i runs between location i - 1 and i.
+        locations: 1-based pruning locations; block i runs between location i - 1 and i. Where tokens merge, the blocks that they merge
+            behind: (1, 2, ...). Of method "none", ().
         prefix_tokens, learnable_tokens: tokens that are always kept; the head reads the first one, so at least 1 prefix token.
+        method: as `PruneSpec` has it.
+        side: of the square images that the pruned tower reads, in pixels; the unpruned one reads `SIDE`.
     """
 
     locations: tuple[int, ...] = (2,)
     prefix_tokens: int = 1
     learnable_tokens: int = 0
     seed: int = 0
+    method: str = RANK
+    side: int = SIDE
     weights: dict[str, F32] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,32 +62,45 @@ class TinyModel:
         }
         for block in range(len(self.locations) + 1):
             shapes |= {f"own_{block}": (WIDTH, WIDTH), f"mix_{block}": (WIDTH, WIDTH), f"score_{block}": (WIDTH, 1)}
-        object.__setattr__(self, "weights", {name: rng.standard_normal(shape).astype(np.float32) * 0.5 for name, shape in shapes.items()})
+        shapes["native_position"] = (1, (SIDE // PATCH) ** 2, WIDTH)
+        weights = {name: rng.standard_normal(shape).astype(np.float32) * 0.5 for name, shape in shapes.items()}
+        if self.side == SIDE:
+            weights["native_position"] = weights["position"]
+        object.__setattr__(self, "weights", weights)
 
     @property
     def patches(self) -> int:
         """N."""
-        return (SIDE // PATCH) ** 2
+        return (self.side // PATCH) ** 2
 
     @property
     def spec(self) -> PruneSpec:
         """The pruning specification of this model."""
-        side = SIDE // PATCH
-        return PruneSpec((side, side), len(self.locations) + 1, self.locations, self.prefix_tokens, self.learnable_tokens)
+        side = self.side // PATCH
+        return PruneSpec((side, side), len(self.locations) + 1, self.locations, self.prefix_tokens, self.learnable_tokens, method=self.method)
 
-    def pixels(self, batch: int, seed: int = 1) -> F32:
-        """(batch, 3, 8, 8) float32 noise."""
-        return np.random.default_rng(seed).standard_normal((batch, 3, SIDE, SIDE)).astype(np.float32)
+    @property
+    def cost(self) -> Cost:
+        """Numbers of no meaning, as a tower of this size would have them."""
+        native = {} if self.side == SIDE else {"native_tokens": self.prefix_tokens + (SIDE // PATCH) ** 2, "native_embed_macs": 178}
+        merging = {"attention_token_macs": 8, "pair_macs": 2} if self.method == MERGE else {}
+        return Cost(100, 20, 3, 10, 5, **native, **merging)
+
+    def pixels(self, batch: int, seed: int = 1, *, side: int = 0) -> F32:
+        """(batch, 3, side, side) float32 noise, at the size of the pruned tower unless another is given."""
+        side = side or self.side
+        return np.random.default_rng(seed).standard_normal((batch, 3, side, side)).astype(np.float32)
 
     def embed(self, pixels: F32, counts: tuple[int, ...]) -> F64:
         """The reference: one image at a time, plain loops for patches and selection, float64."""
         return np.stack([self._embed_one(image.astype(np.float64), counts) for image in pixels])
 
     def embed_full(self, pixels: F32) -> F64:
-        """The reference of FULL: every patch, and no learnable token."""
+        """The reference of FULL, of images of `SIDE`: every patch, and no learnable token."""
         rows = []
         for image in pixels:
-            tokens = self._tokens(image.astype(np.float64))[: self.prefix_tokens + self.patches]
+            embedded = self._tokens(image.astype(np.float64), "native_position")
+            tokens = embedded[: len(embedded) - self.learnable_tokens]
             for block in range(len(self.locations) + 1):
                 tokens = self._block(tokens, block)
             rows.append(_normalised(tokens[0] @ self.weights["head"]))
@@ -102,8 +120,30 @@ class TinyModel:
         return _normalised(words @ self.weights["text_head"])
 
     def _embed_one(self, image: F64, counts: tuple[int, ...]) -> F64:
+        if self.method == MERGE:
+            tokens, sizes = self._merged(image, counts)
+            return _normalised(self._block(tokens, len(counts), sizes)[0] @ self.weights["head"])
         tokens = self._block(self._survivors(image, counts)[0], len(counts))
         return _normalised(tokens[0] @ self.weights["head"])
+
+    def _merged(self, image: F64, counts: tuple[int, ...]) -> tuple[F64, F64]:
+        """Tokens behind every merging, and of how many patches each is the mean; docs/bundle-format.md, section 4."""
+        tokens = self._tokens(image)
+        sizes = np.ones(len(tokens))
+        for place, k in enumerate(counts):
+            tokens = self._block(tokens, place, sizes)
+            places = [0, *range(self.prefix_tokens, len(tokens))]
+            evens, odds, joining = places[::2], places[1::2], len(places) - 1 - k
+            unit = [token / np.linalg.norm(token) for token in tokens]
+            partners = {even: max(odds, key=lambda odd: (unit[even] @ unit[odd], -odd)) for even in evens}
+            best = {even: unit[even] @ unit[partners[even]] if even else -np.inf for even in evens}
+            order = sorted(evens, key=lambda even: (best[even], even))
+            staying = sorted(order[: len(order) - joining])
+            groups = [[even] for even in staying] + [[odd, *(even for even in order[len(staying) :] if partners[even] == odd)] for odd in odds]
+            groups[1:1] = [[register] for register in range(1, self.prefix_tokens)]
+            tokens = np.stack([np.average(tokens[group], axis=0, weights=sizes[group]) for group in groups])
+            sizes = np.array([sizes[group].sum() for group in groups])
+        return tokens, sizes
 
     def _survivors(self, image: F64, counts: tuple[int, ...]) -> tuple[F64, list[int]]:
         tokens, ids = self._tokens(image), list(range(self.patches))
@@ -116,15 +156,15 @@ class TinyModel:
             ids = [ids[i] for i in best]
         return tokens, ids
 
-    def _tokens(self, image: F64) -> F64:
-        side = SIDE // PATCH
+    def _tokens(self, image: F64, position: str = "position") -> F64:
+        side = image.shape[1] // PATCH
         patches = [image[:, y * PATCH : (y + 1) * PATCH, x * PATCH : (x + 1) * PATCH] for y in range(side) for x in range(side)]
-        embedded = np.stack([np.tensordot(self.weights["patch"], patch, axes=3) for patch in patches]) + self.weights["position"][0]
+        embedded = np.stack([np.tensordot(self.weights["patch"], patch, axes=3) for patch in patches]) + self.weights[position][0]
         return np.concatenate([self.weights["prefix"][0], embedded, self.weights["appended"][0]]).astype(np.float64)
 
-    def _block(self, tokens: F64, block: int) -> F64:
+    def _block(self, tokens: F64, block: int, sizes: F64 | None = None) -> F64:
         own, mix = self.weights[f"own_{block}"].astype(np.float64), self.weights[f"mix_{block}"].astype(np.float64)
-        return np.asarray(tokens + np.tanh(tokens @ own + tokens.mean(axis=0) @ mix))
+        return np.asarray(tokens + np.tanh(tokens @ own + np.average(tokens, axis=0, weights=sizes) @ mix))
 
     def _scores(self, tokens: F64, place: int) -> F64:
         end = len(tokens) - self.learnable_tokens
@@ -146,9 +186,13 @@ class GraphMaker:
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Adds a node; returns its output's name."""
-        output = f"{kind}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
-        return output
+        return self.ops(1, kind, *inputs, **attributes)[0]
+
+    def ops(self, outputs: int, kind: str, *inputs: str, **attributes: Any) -> list[str]:
+        """Adds a node of several outputs; returns their names."""
+        names = [f"{kind}_{len(self.nodes)}_{place}" for place in range(outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
+        return names
 
     def weight(self, name: str) -> str:
         """The name of one of the model's weights."""
@@ -161,11 +205,17 @@ class GraphMaker:
         self.constants[name] = np.array(values, np.int64)
         return name
 
-    def tokens(self, pixels: str) -> str:
+    def floats(self, *values: float) -> str:
+        """The name of a float32 constant."""
+        name = "floats_" + "_".join(str(value) for value in values)
+        self.constants[name] = np.array(values, np.float32)
+        return name
+
+    def tokens(self, pixels: str, position: str = "position") -> str:
         """Patch embedding, prefix and appended tokens."""
         maps = self.op("Conv", pixels, self.weight("patch"), strides=[PATCH, PATCH])
         rows = self.op("Transpose", self.op("Reshape", maps, self.ints(0, WIDTH, -1)), perm=[0, 2, 1])
-        parts = [self.op("Add", rows, self.weight("position"))]
+        parts = [self.op("Add", rows, self.weight(position))]
         batch = self.op("Concat", self.op("Shape", pixels, start=0, end=1), self.ints(1, 1), axis=0)
         if self.model.prefix_tokens:
             parts.insert(0, self.op("Expand", self.weight("prefix"), batch))
@@ -173,15 +223,18 @@ class GraphMaker:
             parts.append(self.op("Expand", self.weight("appended"), batch))
         return self.op("Concat", *parts, axis=1)
 
-    def block(self, tokens: str, block: int) -> str:
-        """One block."""
+    def block(self, tokens: str, block: int, sizes: str = "") -> str:
+        """One block; `sizes` (batch, tokens, 1) weigh the tokens in their mean."""
         own = self.op("MatMul", tokens, self.weight(f"own_{block}"))
         mean = self.op("ReduceMean", tokens, self.ints(1), keepdims=1)
+        if sizes:
+            total = self.op("ReduceSum", self.op("Mul", tokens, sizes), self.ints(1), keepdims=1)
+            mean = self.op("Div", total, self.op("ReduceSum", sizes, self.ints(1), keepdims=1))
         return self.op("Add", tokens, self.op("Tanh", self.op("Add", own, self.op("MatMul", mean, self.weight(f"mix_{block}")))))
 
-    def part(self, tokens: str, start: int, end: int) -> str:
-        """tokens[:, start:end]."""
-        return self.op("Slice", tokens, self.ints(start), self.ints(end), self.ints(1))
+    def part(self, tokens: str, start: int, end: int, step: int = 1) -> str:
+        """tokens[:, start:end:step]."""
+        return self.op("Slice", tokens, self.ints(start), self.ints(end), self.ints(1), self.ints(step))
 
     def patch_part(self, tokens: str) -> str:
         """The patch tokens."""
@@ -201,6 +254,57 @@ class GraphMaker:
         if self.model.learnable_tokens:
             parts.append(self.part(tokens, -self.model.learnable_tokens, 2**31))
         return self.op("Concat", *parts, axis=1)
+
+    def ones(self, tokens: str) -> str:
+        """(batch, tokens, 1): before any merging a token stands for itself."""
+        shape = self.op("Concat", self.op("Shape", tokens, start=0, end=2), self.ints(1), axis=0)
+        return self.op("Expand", self.floats(1.0), shape)
+
+    def merge(self, tokens: str, sizes: str, k: str) -> tuple[str, str]:
+        """The tokens with k patches and how many each stands for, by one-hot matrices."""
+        whole, weights = self._matched(tokens), self._matched(sizes)
+        even, odd, even_weight, odd_weight = (self.part(item, start, 2**31, 2) for item in (whole, weights) for start in (0, 1))
+        unit = [self.op("LpNormalization", item, axis=2, p=2) for item in (even, odd)]
+        similar = self.op("MatMul", unit[0], self.op("Transpose", unit[1], perm=[0, 2, 1]))
+        highest = self.op("Squeeze", self.ops(2, "TopK", similar, self.ints(1), axis=2)[0], self.ints(2))
+        evens, odds = (self.op("Shape", item, start=1, end=2) for item in (even, odd))
+        lowest = self.op("Mul", self.part(highest, 0, 1), self.floats(0.0))
+        # The class token is less similar to anything than any two tokens are.
+        best = self.op("Concat", self.op("Sub", lowest, self.floats(4.0)), self.part(highest, 1, 2**31), axis=1)
+        order = self.ops(2, "TopK", best, evens, axis=1, largest=0)[1]
+        stays = self.op("Sub", self.op("Add", k, self.ints(1)), odds)
+        first = self.op("Cast", self.op("Slice", order, self.ints(0), stays, self.ints(1)), to=TensorProto.FLOAT)
+        staying = self.op("Cast", self.ops(2, "TopK", first, stays, axis=1, largest=0)[0], to=TensorProto.INT64)
+        stay = self._one_hot(staying, evens)
+        moving = self.op("Sub", self.floats(1.0), self.op("ReduceSum", stay, self.ints(1), keepdims=0))
+        joins = self.op("Mul", self._one_hot(self.op("ArgMax", similar, axis=2, keepdims=0), odds), self.op("Unsqueeze", moving, self.ints(2)))
+        back = self.op("Transpose", joins, perm=[0, 2, 1])
+        total = self.op("Add", odd_weight, self.op("MatMul", back, even_weight))
+        joined = self.op("MatMul", back, self.op("Mul", even, even_weight))
+        mean = self.op("Div", self.op("Add", self.op("Mul", odd, odd_weight), joined), total)
+        merged = self.op("Concat", self.op("MatMul", stay, even), mean, axis=1)
+        counted = self.op("Concat", self.op("MatMul", stay, even_weight), total, axis=1)
+        return self._with_registers(merged, tokens), self._with_registers(counted, sizes)
+
+    def _matched(self, tokens: str) -> str:
+        if self.model.prefix_tokens == 1:
+            return tokens
+        return self.op("Concat", self.part(tokens, 0, 1), self.part(tokens, self.model.prefix_tokens, 2**31), axis=1)
+
+    def _with_registers(self, merged: str, tokens: str) -> str:
+        if self.model.prefix_tokens == 1:
+            return merged
+        return self.op("Concat", self.part(merged, 0, 1), self.part(tokens, 1, self.model.prefix_tokens), self.part(merged, 1, 2**31), axis=1)
+
+    def _one_hot(self, places: str, size: str) -> str:
+        """(batch, n) int64 places of a row of `size` -> (batch, n, size) float32."""
+        numbers = self.op("Range", self.scalar(0), self.op("Squeeze", size, self.ints(0)), self.scalar(1))
+        return self.op("Cast", self.op("Equal", self.op("Unsqueeze", places, self.ints(2)), numbers), to=TensorProto.FLOAT)
+
+    def scalar(self, value: int) -> str:
+        """The name of an int64 constant without axes."""
+        self.constants[f"scalar_{value}"] = np.array(value, np.int64)
+        return f"scalar_{value}"
 
     def head(self, tokens: str, weight: str = "head") -> str:
         """L2-normalised projection of the first token."""
@@ -230,12 +334,23 @@ EMBEDDING = TensorSpec("embedding", "float32", ("batch", EMBED))
 
 def write_graphs(root: Path, model: TinyModel) -> dict[str, GraphSpec]:
     """Writes every image graph of a bundle into `root`; role -> graph."""
+    graphs = _stages(root, model) if model.method == RANK else {}
+    graphs["full"] = _full(GraphMaker(model), root / "full.onnx")
+    graphs["fused"] = _fused(GraphMaker(model), root / "fused.onnx")
+    return graphs
+
+
+def _pixels(model: TinyModel) -> TensorSpec:
+    return replace(PIXELS, shape=("batch", 3, model.side, model.side))
+
+
+def _stages(root: Path, model: TinyModel) -> dict[str, GraphSpec]:
     last = len(model.locations)
     maker = GraphMaker(model)
     tokens = maker.block(maker.tokens("pixels"), 0)
     entering = replace(TOKENS, shape=("batch", model.spec.always_kept + model.patches, WIDTH))
     scores = replace(SCORES, shape=("batch", model.patches))
-    graphs = {"pre": maker.save(root / "pre.onnx", (PIXELS,), {tokens: entering, maker.scores(tokens, 0): scores})}
+    graphs = {"pre": maker.save(root / "pre.onnx", (_pixels(model),), {tokens: entering, maker.scores(tokens, 0): scores})}
     for place in range(1, last):
         maker = GraphMaker(model)
         tokens = maker.block("tokens", place)
@@ -243,22 +358,29 @@ def write_graphs(root: Path, model: TinyModel) -> dict[str, GraphSpec]:
         graphs[f"mid_{place}"] = maker.save(root / f"mid_{place}.onnx", (TOKENS,), outputs)
     maker = GraphMaker(model)
     graphs["post"] = maker.save(root / "post.onnx", (TOKENS,), {maker.head(maker.block("tokens", last)): EMBEDDING})
-    graphs["full"] = _whole(GraphMaker(model), root / "full.onnx", pruned=False)
-    graphs["fused"] = _whole(GraphMaker(model), root / "fused.onnx", pruned=True)
     return graphs
 
 
-def _whole(maker: GraphMaker, path: Path, pruned: bool) -> GraphSpec:
-    last = len(maker.model.locations)
-    embedded = maker.tokens("pixels")
+def _full(maker: GraphMaker, path: Path) -> GraphSpec:
     # The unpruned model has no learnable tokens either.
-    tokens = maker.block(embedded if pruned else maker.part(embedded, 0, maker.model.prefix_tokens + maker.model.patches), 0)
+    tokens = maker.part(maker.tokens("pixels", "native_position"), 0, maker.model.prefix_tokens + (SIDE // PATCH) ** 2)
+    for block in range(len(maker.model.locations) + 1):
+        tokens = maker.block(tokens, block)
+    return maker.save(path, (PIXELS,), {maker.head(tokens): EMBEDDING})
+
+
+def _fused(maker: GraphMaker, path: Path) -> GraphSpec:
+    model, tokens, last = maker.model, maker.tokens("pixels"), len(maker.model.locations)
+    sizes = maker.ones(tokens) if model.method == MERGE else ""
+    tokens = maker.block(tokens, 0, sizes)
     for place in range(last):
-        if pruned:
-            k = maker.op("Slice", "k", maker.ints(place), maker.ints(place + 1))
+        k = maker.op("Slice", "k", maker.ints(place), maker.ints(place + 1))
+        if model.method == MERGE:
+            tokens, sizes = maker.merge(tokens, sizes, k)
+        else:
             tokens = maker.keep_best(tokens, maker.scores(tokens, place), k)
-        tokens = maker.block(tokens, place + 1)
-    inputs = (PIXELS, TensorSpec("k", "int64", (last,))) if pruned else (PIXELS,)
+        tokens = maker.block(tokens, place + 1, sizes)
+    inputs = (_pixels(model), TensorSpec("k", "int64", (last,))) if last else (_pixels(model),)
     return maker.save(path, inputs, {maker.head(tokens): EMBEDDING})
 
 
@@ -302,7 +424,7 @@ def class_embeddings(classes: int, seed: int = 2) -> F32:
 
 
 def tiny_bundle(root: Path, model: TinyModel, *, text: bool = True, classes: tuple[str, ...] = ("cat", "dog", "car")) -> Bundle:
-    """Writes a sealed bundle of `model` into `root`; keep range 2 to N, default 10.
+    """Writes a sealed bundle of `model` into `root`; keep range 2 (or what merging can leave) to N, default 10 where that is inside.
 
     Args:
         root: a new or empty directory.
@@ -317,15 +439,17 @@ def tiny_bundle(root: Path, model: TinyModel, *, text: bool = True, classes: tup
         write_tokenizer(root / "tokenizer.json")
     if classes:
         save_file({"embeddings": class_embeddings(len(classes))}, root / "classes.safetensors")
+    least = max(2, model.spec.least_keep)
+    scorer = "linear" if model.method == RANK else ""
     manifest = Manifest(
         schema=SCHEMA,
-        model=ModelInfo("tiny", "random", "0" * 64, EMBED, LOGIT_SCALE, LOGIT_BIAS, "linear", scorer_trained=False),
+        model=ModelInfo("tiny", "random", "0" * 64, EMBED, LOGIT_SCALE, LOGIT_BIAS, scorer, scorer_trained=False),
         prune=model.spec,
-        cost=Cost(100, 20, 3, 10, 5),
-        preprocess=Preprocess((SIDE, SIDE), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+        cost=model.cost,
+        preprocess=Preprocess((model.side, model.side), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
         native_size=(SIDE, SIDE),
-        default_keep=10,
-        keep_range=(2, model.patches),
+        default_keep=min(max(10, least), model.patches),
+        keep_range=(least, model.patches),
         graphs={"fp32": graphs},
         parity={},
         versions={},

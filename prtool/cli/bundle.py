@@ -142,13 +142,16 @@ def classify(images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep |
 @click.option("-o", "--output", type=FileName(".png"), default=Path("patches.png"), show_default=True, help="PNG file.")
 @json_option
 def show(images: tuple[Path, ...], loading: Loading, keeps: tuple[Keep, ...], output: Path, as_json: bool) -> None:
-    """A picture of which patches stay: dropped ones are dimmed."""
+    """A picture of which patches stay: dropped ones are dimmed. Needs a bundle that ranks patches."""
     from prtool.runtime.encoder import Encoder
+    from prtool.runtime.pipeline import mode_of
     from prtool.runtime.show import show as draw
 
     check_images(images, folders=False)
     loaded = loading()
-    counts = [loaded["bundle"].manifest.resolve(keep) for keep in keeps]
+    manifest = loaded["bundle"].manifest
+    mode_of("split", manifest.prune)
+    counts = [manifest.resolve(keep) for keep in keeps]
     with Encoder.load(**loaded) as encoder:
         draw(encoder, images, list(keeps), output)
     if as_json:

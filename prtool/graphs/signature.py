@@ -55,14 +55,9 @@ class EncoderShape:
     context_length: int = 0
 
 
-def roles_after_selection(prune: PruneSpec) -> list[str]:
-    """The roles of the graphs behind each location: "mid_1", ..., "post"."""
-    return [*(f"mid_{place}" for place in range(1, len(prune.locations))), "post"]
-
-
 def stage_roles(prune: PruneSpec) -> list[str]:
     """The roles of the graphs that selection stands between: "pre", "mid_1", ..., "post"."""
-    return ["pre", *roles_after_selection(prune)]
+    return ["pre", *(f"mid_{place}" for place in range(1, len(prune.locations))), "post"]
 
 
 def bundle_roles(prune: PruneSpec) -> list[str]:

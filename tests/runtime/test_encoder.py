@@ -121,7 +121,7 @@ def test_a_count_for_each_location(bundles: dict[str, Bundle], counts: tuple[int
 
 @pytest.mark.parametrize("counts", [(), (9,), (9, 8, 7, 6), (9, 10, 4), (17, 9, 4), (9, 8, 1), (9, 8, 0), (9, 8.0, 4), (True, True, True)])
 def test_counts_that_grow_or_do_not_fit(bundles: dict[str, Bundle], counts: tuple[int, ...]) -> None:
-    message = r"the locations 2, 3, 4 take 3 whole numbers that do not rise, from at most 16 .*such as|allows 2 to 16|count = 0"
+    message = r"the locations 2, 3, 4 take 3 whole numbers that do not rise, from at most 16 .*such as|allows 2 to 16|must be whole numbers, such as"
     with Encoder.load(bundles["three locations"]) as encoder:
         for call in (encoder.encode_pixels, encoder.kept, encoder.stages):
             with pytest.raises(KeepError, match=message):
