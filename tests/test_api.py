@@ -137,7 +137,7 @@ def test_defaults_of_functions_are_those_of_their_configurations() -> None:
         fields = {item.name: item.default for item in dataclasses.fields(kind)}
         for name, field in names.items():
             default = inspect.signature(verb).parameters[name].default
-            found, wanted = (tuple(map(Keep.of, value)) if field == "keeps" else value for value in (fields[field], default))
+            found, wanted = (tuple(map(Keep.of, value)) if field == "keeps" and value else value for value in (fields[field], default))
             assert found == wanted, (verb, name)
     batch = BuildOptions().batch
     assert inspect.signature(prtool.build).parameters["batch"].default == tuple(dataclasses.astuple(batch))
@@ -146,6 +146,7 @@ def test_defaults_of_functions_are_those_of_their_configurations() -> None:
 @pytest.mark.parametrize(
     ("command", "kinds"),
     [
+        ("eval", [EvalConfig]),
         ("tune", [TuneConfig]),
         ("bench", [BenchConfig]),
         ("build", [BuildOptions, EngineOptions]),

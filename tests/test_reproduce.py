@@ -134,7 +134,7 @@ def test_a_table_is_the_mean_over_seeds_beside_the_published(study, tmp_path):
     page = markdown(report)
     assert "| Patch Ranking | 131.1 ± 0.7 (93.4*) |" in page  # three classes are not the paper's hundred
     assert "Caltech101: from caltech101, 6 test images of 3 classes; the paper's test part has 2465 images of 100 classes: another task" in page
-    assert "budget in GMAC an image: evit 1, " in page
+    assert "budget in GMAC an image: smaller-image 1, merge 1, evit 1, " in page
     assert "mine: not a data set of the paper" in page
     assert "not there: OxfordPets, Flowers102, Food101, FGVCAircraft, UCF101, ImageNet\n" in page
     assert "0.3 % average loss" in page
@@ -191,7 +191,7 @@ def test_a_method_that_a_tower_cannot_run_is_named_and_takes_no_other_with_it(st
     assert len(found.missing) == 2
     assert all("needs a class token" in line for line in found.missing)
     rows = {row for row, _ in found.values}
-    assert rows == {"unpruned", "A-ViT", "ToMe", "random", "Patch Ranking", "Patch Ranking, tuned tokens"}
+    assert rows == {"unpruned", "smaller image", "gradual merging", "A-ViT", "ToMe", "random", "Patch Ranking", "Patch Ranking, tuned tokens"}
     assert found.values["ToMe", "Caltech101"] == [accuracy_of("tome", one.keep, 0)]
 
 
@@ -420,7 +420,9 @@ def tiny(folder, tmp_path):
     """A study whose runs take seconds."""
     small = {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
     small |= {"prune.locations": [2], "distill.steps": 3, "distill.batch": 4, "tokens.visual": 1, "tokens.epochs": 1, "tokens.batch": 4}
-    return Study(data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model"), keeps=(Keep.ratio(0.5),), shots=2, settings=small)
+    return Study(
+        data_sets([str(folder / "caltech101")]), write_model(tmp_path / "model", layers=4), keeps=(Keep.ratio(0.5),), shots=2, settings=small
+    )
 
 
 def test_overhead_is_read_from_manifest_and_benchmark(tiny, tmp_path, monkeypatch):
@@ -469,5 +471,6 @@ def test_the_real_verbs_make_a_table(tiny, tmp_path):
     report = make_report(table, grid, study)
     assert report.missing == ()
     rows = {entry.row for entry in report.entries}
-    assert {"unpruned", "EViT", "A-ViT", "ToMe", "CLS attention", "random", "Patch Ranking", "Patch Ranking, tuned tokens"} == rows
+    ours = {"unpruned", "smaller image", "gradual merging", "Patch Ranking", "Patch Ranking, tuned tokens"}
+    assert ours | {"EViT", "A-ViT", "ToMe", "CLS attention", "random"} == rows
     assert all(0 <= entry.ours <= 100 for entry in report.entries)

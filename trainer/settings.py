@@ -20,7 +20,8 @@ AUXILIARY = ("position", "norm", "cls")
 LOSS_NAMES = ("kl", "margin", "listmle", "regression")
 PATCH_RANKING_TOKENS = "patch-ranking-tokens"
 """Patch Ranking with the run's learnable tokens; a run without has none."""
-METHOD_NAMES = ("patch-ranking", PATCH_RANKING_TOKENS, "cls-attention", "evit", "avit", "tome", "random")
+MERGE_METHOD, SMALLER_IMAGE, TOME = "merge", "smaller-image", "tome"
+METHOD_NAMES = ("patch-ranking", PATCH_RANKING_TOKENS, MERGE_METHOD, SMALLER_IMAGE, TOME, "evit", "avit", "cls-attention", "random")
 """Names of the methods that `eval` compares, but for the oracle."""
 GOLDEN = "golden"
 """The oracle: it needs a ranking of the very images, which the evaluation computes for it."""

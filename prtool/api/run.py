@@ -99,8 +99,8 @@ def evaluate(
     *,
     data: AnyPath | None = None,
     split: str = "test",
-    keep: AnyKeep | Sequence[AnyKeep] = (1.0, 0.8, 0.7, 0.6, 0.5),
-    method: str | Sequence[str] = ("patch-ranking", "cls-attention", "random"),
+    keep: AnyKeep | Sequence[AnyKeep] | None = None,
+    method: str | Sequence[str] | None = None,
     images: int = 0,
     output: AnyPath | None = None,
     settings: Mapping[str, object] | None = None,
@@ -115,9 +115,9 @@ def evaluate(
         run: folder of a trained run.
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md); default: the run's.
         split: part of the data: "train", "val" or "test".
-        keep: patches that stay: a ratio (0.6) or a count (118).
-        method: ways to choose patches, of "patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "avit", "tome", "random",
-            "golden" (slow).
+        keep: patches that stay: a ratio (0.6) or a count (118); default: 1.0, 0.8, 0.7, 0.6 and 0.5, as far as the run reaches.
+        method: of "patch-ranking", "patch-ranking-tokens", "merge", "smaller-image", "tome", "evit", "avit", "cls-attention", "random",
+            "golden" (slow), all at equal cost; default: patch-ranking, merge, smaller-image, random, or what suits the run's prune.method.
         images: at most this many; 0 takes all.
         output: picture of accuracy and cosine against cost, a .png file; default: RUN/eval-SPLIT.png.
         settings: other fields of `EvalConfig`, such as {"retrieval_images": 1000, "batch": 8, "seed": 1}.
@@ -131,7 +131,8 @@ def evaluate(
     from prtool.trainer.evaluation.config import EvalConfig
     from prtool.trainer.runs.folder import check_evaluation
 
-    config = configure(EvalConfig, {"split": split, "keeps": keeps_of(keep), "methods": several(method), "images": images}, settings)
+    given = {"keeps": None if keep is None else keeps_of(keep), "methods": None if method is None else several(method)}
+    config = configure(EvalConfig, {"split": split, "images": images, **given}, settings)
     picture = evaluation_picture(run, split, output)
     check_evaluation(Path(run), data, config)
     check_output(picture, PICTURE)

@@ -1,6 +1,7 @@
 """Ways of choosing patches, each against what it is said to be, on tiny seeded towers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from towers import open_clip_visual, timm_visual
 
-from prtool.errors import ConfigError, ShapeError
+from prtool.errors import ConfigError, KeepError, ShapeError
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.evaluation.baselines.base import Entered, RankingMethod
 from prtool.trainer.evaluation.baselines.cls_attention import ClsAttention
@@ -266,13 +267,14 @@ def test_equal_macs(locations: tuple[int, ...], keep: float) -> None:
 def test_the_registry_makes_methods_under_their_names() -> None:
     tower = tower_of(open_clip_visual("cls"))
     encoder = PrunedEncoder(tower, [scorer_of(tower)], tower.prune_spec((LOCATION,)))
-    given = Ingredients(tower, (scorer_of(tower),), 0, encoder)
+    given = Ingredients(tower, tower, tower.prune_spec((LOCATION,)), (scorer_of(tower),), 0, encoder)
     assert {name: make(given).name for name, make in METHODS.items()} == {name: name for name in METHODS}
-    assert list(METHODS) == ["patch-ranking", "patch-ranking-tokens", "cls-attention", "evit", "avit", "tome", "random"]
+    others = ["merge", "smaller-image", "tome", "evit", "avit", "cls-attention", "random"]
+    assert list(METHODS) == ["patch-ranking", "patch-ranking-tokens", *others]
     with pytest.raises(ConfigError, match="predictor"):
-        METHODS["patch-ranking"](Ingredients(tower, (), seed=0))
+        METHODS["patch-ranking"](replace(given, scorers=()))
     with pytest.raises(ConfigError, match="learnable"):
-        METHODS["patch-ranking-tokens"](Ingredients(tower, (scorer_of(tower),), seed=0))
+        METHODS["patch-ranking-tokens"](replace(given, tuned=None))
 
 
 def test_a_spec_with_learnable_tokens_is_refused() -> None:
@@ -285,5 +287,5 @@ def test_a_spec_with_learnable_tokens_is_refused() -> None:
 def test_counts_that_fit_no_location_are_refused(counts: tuple[int, ...]) -> None:
     entered = entered_by(tower_of(open_clip_visual("cls")), locations=(2, 3))
     for method in (Random(), EVit(entered.tower), ToMe(entered.tower)):
-        with pytest.raises(ShapeError):
+        with pytest.raises(KeepError):
             method.encode(entered, counts)

@@ -230,6 +230,7 @@ def test_the_json_form(model: DualEncoder, scorer: PatchScorer, images: ImageSet
         "seen_paths",
         "retrieval_images",
         "texts",
+        "prune_method",
     ]
     assert list(value) == ["results", *facts, "notes"]
     columns = ["method", "keep", "accuracy", "images", "gmacs", "matching_rate", "cosine", "lost", "won", "image_size"]
@@ -244,7 +245,8 @@ def test_the_json_form(model: DualEncoder, scorer: PatchScorer, images: ImageSet
 
 
 def test_the_table_names_every_row(model: DualEncoder, scorer: PatchScorer, images: ImageSet, classes: Tensor) -> None:
-    report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=KEEPS))
+    methods = ("patch-ranking", "cls-attention", "random")
+    report = evaluate(model, pruner_of(scorer, model), images, classes, EvalConfig(keeps=KEEPS, methods=methods))
     columns, rows = report.table()
     assert len(rows) == 1 + 3 * 3
     assert all(len(row) == len(columns) for row in rows)
@@ -327,7 +329,7 @@ def test_a_run_without_data_asks_for_it(untrained: TrainConfig, tmp_path: Path) 
 
 
 BAD: list[tuple[Callable[[], EvalConfig], str]] = [
-    (lambda: EvalConfig(methods=("evit-2",)), "must be one of patch-ranking, .*evit, avit, tome, random, golden"),
+    (lambda: EvalConfig(methods=("evit-2",)), "must be one of patch-ranking, .*merge, smaller-image, tome, .*golden"),
     (lambda: EvalConfig(methods=("random", "random")), "random"),
     (lambda: EvalConfig(methods=()), "methods"),
     (lambda: EvalConfig(keeps=()), "keep"),
@@ -335,6 +337,7 @@ BAD: list[tuple[Callable[[], EvalConfig], str]] = [
     (lambda: EvalConfig(batch=0), "batch"),
     (lambda: EvalConfig(images=-1), "images"),
     (lambda: EvalConfig(seed=-1), "seed = -1"),
+    (lambda: EvalConfig(retrieval_images=-1), "retrieval_images = -1"),
 ]
 
 

@@ -5,9 +5,15 @@ from pathlib import Path
 
 from prtool.errors import ConfigError
 from prtool.records import check_value
-from prtool.spec import Keep
+from prtool.spec import MERGE, NONE, RANK, Keep, PruneSpec
 from prtool.trainer.data.images import SPLITS
-from prtool.trainer.settings import GOLDEN, METHOD_NAMES
+from prtool.trainer.settings import GOLDEN, MERGE_METHOD, METHOD_NAMES, SMALLER_IMAGE, TOME
+
+KEEPS = tuple(Keep.ratio(value) for value in (1.0, 0.8, 0.7, 0.6, 0.5))
+"""What is compared unless others are asked for, as far as a run can reach them."""
+_DEFAULT = {RANK: ("patch-ranking", MERGE_METHOD, SMALLER_IMAGE, "random"), MERGE: (MERGE_METHOD, SMALLER_IMAGE, TOME), NONE: (SMALLER_IMAGE,)}
+_SUITED = {**_DEFAULT, RANK: (*METHOD_NAMES, GOLDEN)}
+"""prune.method of a run -> methods that can be compared with it: those that drop patches need a location where it drops some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +22,10 @@ class EvalConfig:
 
     Attributes:
         split: part of the data: train, val or test.
-        keeps: keep ratios or counts.
-        methods: of `METHOD_NAMES`, and "golden" (the oracle; it ranks every evaluated image first, seconds each).
+        keeps: keep ratios or counts; None takes those of `KEEPS` that the run's prune.method can reach.
+        methods: of `METHOD_NAMES`, and "golden" (the oracle; it ranks every evaluated image first, seconds each); None takes those that
+            suit the run's prune.method: patch-ranking, merge, smaller-image and random where patches are ranked, merge, smaller-image and
+            tome where they merge, else smaller-image. Of these, a method that the encoder cannot do is left out, with a note.
         images: at most this many, drawn by the subset's seed; 0 takes all.
         batch: images encoded at once; results do not depend on it, and a CPU is fastest with small ones (16 by 20 % over 32).
         seed: of random choices.
@@ -30,8 +38,8 @@ class EvalConfig:
     """
 
     split: str = "test"
-    keeps: tuple[Keep, ...] = tuple(Keep.ratio(value) for value in (1.0, 0.8, 0.7, 0.6, 0.5))
-    methods: tuple[str, ...] = ("patch-ranking", "cls-attention", "random")
+    keeps: tuple[Keep, ...] | None = None
+    methods: tuple[str, ...] | None = None
     images: int = 0
     batch: int = 16
     seed: int = 0
@@ -43,12 +51,11 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         known = (*METHOD_NAMES, GOLDEN)
-        for name in self.methods:
-            if name not in known:
-                raise ConfigError(f"method = {name!r}, but it must be one of {', '.join(known)}")
-        if len(set(self.methods)) != len(self.methods) or not self.methods:
-            raise ConfigError(f"methods = {list(self.methods)}, but give at least one, each once; known: {', '.join(known)}")
-        if not self.keeps:
+        if self.methods is not None:
+            check_value("method", self.methods, choices=known)
+        if self.methods == ():
+            raise ConfigError(f"methods is empty, but give at least one of {', '.join(known)}")
+        if self.keeps == ():
             raise ConfigError("keeps is empty, but give at least one keep ratio (0.6) or count (118)")
         if self.split not in SPLITS:
             raise ConfigError(f"split = {self.split!r}, but it must be one of {', '.join(SPLITS)}")
@@ -63,3 +70,21 @@ class EvalConfig:
     def drawn_by(self) -> int:
         """The seed that draws the subset of images."""
         return self.seed if self.subset_seed is None else self.subset_seed
+
+    def keeps_of(self, spec: PruneSpec) -> tuple[Keep, ...]:
+        """The keeps that are compared in a run with this spec."""
+        return self.keeps or tuple(keep for keep in KEEPS if keep.resolve(spec.patches) >= spec.least_keep)
+
+    def methods_of(self, spec: PruneSpec) -> tuple[str, ...]:
+        """The methods that are compared in a run with this spec.
+
+        Raises:
+            ConfigError: one that was asked for does not suit the run's prune.method.
+        """
+        for name in self.methods or ():
+            if name not in _SUITED[spec.method]:
+                why = "the run drops no patch" if spec.method == NONE else "the run drops no patch at a location, it merges them"
+                raise ConfigError(
+                    f"method {name!r} cannot be compared here: {why}; possible with its prune.method: {', '.join(_SUITED[spec.method])}"
+                )
+        return self.methods or _DEFAULT[spec.method]

@@ -17,7 +17,7 @@ from prtool.trainer.data.load import load_split, pixel_batches, templates_for
 from prtool.trainer.data.seen import Seen
 from prtool.trainer.evaluation.baselines.base import CALIBRATION_IMAGES, AdaptiveMethod, Counts, Entered, Method, RankingMethod
 from prtool.trainer.evaluation.baselines.golden import Golden
-from prtool.trainer.evaluation.baselines.registry import METHODS, Ingredients
+from prtool.trainer.evaluation.baselines.registry import Ingredients, make_methods
 from prtool.trainer.evaluation.config import EvalConfig
 from prtool.trainer.evaluation.ledger import Ledger
 from prtool.trainer.evaluation.notes import notes, run_notes, seen_note
@@ -60,8 +60,8 @@ def evaluate_run(run: Path, data: str | Path | None, config: EvalConfig, progres
     own = checkpoint.templates if data is None or tuple(images.classnames) == checkpoint.classnames else templates_for(data)
     classes = None if NO_LABEL in images.labels else model.class_embeddings(images.classnames, config.templates or own)
     pruner = Pruner.of_run(checkpoint, run, config.split, device)
-    if PATCH_RANKING_TOKENS in config.methods:
-        pruner = pruner.with_tokens(checkpoint, model, images.classnames)
+    if PATCH_RANKING_TOKENS in config.methods_of(pruner.spec):
+        pruner = pruner.with_tokens(checkpoint, model, () if classes is None else images.classnames)
     config = replace(config, store=config.store or run / "eval" / config.split)
     report = evaluate(model, pruner, images, classes, config, progress)
     trained, validated = Seen.from_bytes(checkpoint.seen).find(chosen := images.take(config.images, config.drawn_by))
@@ -99,22 +99,23 @@ def evaluate(
         raise ShapeError(f"class embeddings have shape {tuple(classes.shape)}, but {wanted} is needed: one row for each class name")
     if classes is not None:
         images.require_labels("accuracy")
-    counts = pruner.spec.distinct_counts(config.keeps)
-    ingredients = Ingredients(model.tower, pruner.scorers, config.seed, pruner.tuned, pruner.tuned_classes)
+    keeps, names = config.keeps_of(pruner.spec), config.methods_of(pruner.spec)
+    counts = pruner.spec.distinct_counts(keeps)
+    ingredients = Ingredients(model.tower, model.native, pruner.spec, pruner.scorers, config.seed, pruner.tuned, pruner.tuned_classes)
     # Every other method is made before the images are ranked: what cannot run should say so at once.
-    methods = {name: METHODS[name](ingredients) for name in config.methods if name != GOLDEN}
+    methods, left_out = make_methods(ingredients, [name for name in names if name != GOLDEN], counts, leave_out=config.methods is None)
     chosen = images.take(config.images, config.drawn_by)
-    golden = _rank(model, pruner, chosen, classes, progress) if GOLDEN in config.methods else None
+    golden = _rank(model, pruner, chosen, classes, progress) if GOLDEN in names else None
     if golden is not None:
         methods[GOLDEN] = Golden(golden)
     drawn = {index: place for place, index in enumerate(equally_spaced(len(chosen), config.retrieval_images))}
-    task = _Task(model, pruner.spec, chosen, classes, [methods[name] for name in config.methods], counts, golden, drawn)
+    task = _Task(model, pruner.spec, chosen, classes, [methods[name] for name in names if name in methods], counts, golden, drawn)
     ledger = Ledger(len(chosen), config.store, _identity(task, pruner, config))
     known = Ledger(len(chosen), config.unpruned, _frozen_identity(task), name=UNPRUNED)
     _fill(task, ledger, known, config.batch, progress)
     known.save()
     texts = Texts.of(model, chosen.subset(list(drawn)), classes)
-    rows = _Rows(task, ledger, texts).of(config.keeps)
+    rows = _Rows(task, ledger, texts).of(keeps)
     ledger.remove()
     return EvalReport(
         rows=rows,
@@ -127,7 +128,8 @@ def evaluate(
         locations=pruner.spec.locations,
         patches=pruner.spec.patches,
         predictor_trained=pruner.trained if pruner.scorers else None,
-        notes=notes(model, pruner, config, rows[0], (len(drawn), texts)),
+        notes=(*notes(model, pruner, methods, rows[0], (len(drawn), texts)), *left_out),
+        prune_method=pruner.spec.method,
         retrieval_images=len(drawn),
         texts=texts.kind if texts else "",
     )
@@ -157,11 +159,12 @@ def _identity(task: _Task, pruner: Pruner, config: EvalConfig) -> dict[str, obje
     made_of = {"classes": task.classes, "golden": task.golden, "tuned classes": pruner.tuned_classes, "tuned": pruner.tuned}
     return {
         **_frozen_identity(task),
+        "run's images": asdict(task.model.preprocess),
         "logits": [task.model.logit_scale, task.model.logit_bias],
         "spec": asdict(task.spec),
         "made of": {name: content_digest(part) for name, part in made_of.items()},
         "scorers": [content_digest(scorer) for scorer in pruner.scorers],
-        "asked": [config.methods, task.counts, config.seed, len(task.drawn)],
+        "asked": [[method.name for method in task.methods], task.counts, config.seed, len(task.drawn)],
     }
 
 
@@ -170,16 +173,21 @@ def _frozen_identity(task: _Task) -> dict[str, object]:
     model = task.model
     return {
         "version": __version__,
-        "model": [model.name, model.weights_sha256, asdict(model.preprocess)],
+        "model": [model.name, model.weights_sha256, asdict(model.native_preprocess)],
         "images": task.images.digest(),
     }
 
 
-def _entered(model: DualEncoder, spec: PruneSpec, images: ImageSet, indices: Sequence[int], batch: int) -> Iterator[Entered]:
-    """Each batch of images at the first location."""
-    device = model.tower.device
-    for chosen, pixels in pixel_batches(images, model.preprocess, indices, batch):
-        yield Entered.of(model.tower, pixels.to(device), chosen, spec)
+def _entered(task: _Task, indices: Sequence[int], batch: int) -> Iterator[Entered]:
+    """Each batch of images at the first location, and in every other size that is read."""
+    model, device = task.model, task.model.tower.device
+    native = None if model.native is model.tower else model.native
+    sizes = {method.image_size(task.spec, counts) for method in task.methods for counts in task.counts} - {None, model.tower.image_size}
+    read = [model.tower.image_size, *sorted(size for size in sizes | ({native.image_size} if native else set()) if size)]
+    batches = (pixel_batches(task.images, replace(model.preprocess, size=size), indices, batch) for size in read)
+    for (chosen, pixels), *others in zip(*batches, strict=True):
+        entered = Entered.of(model.tower, pixels.to(device), chosen, task.spec)
+        yield replace(entered, native=native, pixels=dict(zip(read, [pixels, *(part for _, part in others)], strict=True)))
 
 
 def _fill(task: _Task, ledger: Ledger, known: Ledger, batch: int, progress: Progress) -> None:
@@ -194,7 +202,7 @@ def _fill(task: _Task, ledger: Ledger, known: Ledger, batch: int, progress: Prog
                 progress.advance()
     with stage(progress, "evaluating (images)", len(task.images)):
         progress.advance(len(task.images) - len(missing))
-        for entered in _entered(task.model, task.spec, task.images, missing, batch):
+        for entered in _entered(task, missing, batch):
             frozen = known.rows(UNPRUNED, entered.indices)
             if frozen is None:
                 known.put(UNPRUNED, entered.indices, entered.unpruned)
@@ -210,7 +218,7 @@ def _sample(task: _Task, batch: int) -> Entered:
     """Images at equal distances in the set, which may be sorted by class."""
     count = min(CALIBRATION_IMAGES, len(task.images))
     chosen = [place * len(task.images) // count for place in range(count)]
-    parts = list(_entered(task.model, task.spec, task.images, chosen, batch))
+    parts = list(_entered(task, chosen, batch))
     embedded, tokens = torch.cat([part.embedded for part in parts]), torch.cat([part.tokens for part in parts])
     return Entered(embedded, tokens, tuple(chosen), task.model.tower, task.spec)
 
@@ -250,20 +258,21 @@ class _Rows:
 
     def of(self, keeps: Sequence[Keep]) -> tuple[EvalRow, ...]:
         """The unpruned row, then each method's in the order of the keeps."""
-        task, cost = self._task, self._task.model.tower.cost()
-        rows = [self._row(UNPRUNED, 1.0, (), cost.full_gmacs(task.spec))]
+        task, cost, native = self._task, self._task.model.tower.cost(), self._task.model.native
+        rows = [self._row(UNPRUNED, 1.0, (), cost.full_gmacs(task.spec), native.image_size)]
         for method in task.methods:
             for keep, counts in zip(keeps, task.counts, strict=True):
                 adaptive = isinstance(method, AdaptiveMethod)
                 spent = float(self._column(method.name, counts, "gmacs").mean()) if adaptive else method.gmacs(cost, task.spec, counts)
-                share = counts[-1] / task.spec.patches if keep.is_count else keep.value
-                row = self._row(method.name, share, counts, spent, method.classes)
+                share = keep.resolve(task.spec.patches) / task.spec.patches if keep.is_count else keep.value
+                size = method.image_size(task.spec, counts) or task.model.tower.image_size
+                row = self._row(method.name, share, counts, spent, size, method.classes)
                 if task.golden is not None and isinstance(method, RankingMethod):
                     row = replace(row, matching_rate=matching_rate(self._ledger.column(f"{method.name}/order"), task.golden, counts[0]))
                 rows.append(row)
         return tuple(rows)
 
-    def _row(self, method: str, keep: float, counts: Counts, gmacs: float, classes: Tensor | None = None) -> EvalRow:
+    def _row(self, method: str, keep: float, counts: Counts, gmacs: float, image_size: tuple[int, int], classes: Tensor | None = None) -> EvalRow:
         embeddings, texts = self._column(method, counts, "embedding"), self._texts
         if texts is not None and classes is not None:
             texts = texts.with_classes(classes)
@@ -278,7 +287,7 @@ class _Rows:
             cosine=float(self._column(method, counts, "cosine").double().mean()),
             lost=lost,
             won=won,
-            image_size=self._task.model.tower.image_size,
+            image_size=image_size,
             overlap_own=self._neighbours.own(embeddings),
             overlap_cross=self._neighbours.cross(embeddings),
             text_to_image=None if texts is None else texts.text_to_image(embeddings),

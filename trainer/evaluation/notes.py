@@ -1,11 +1,10 @@
 """What a reader of an evaluation's figures has to know."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from prtool.trainer.data.images import ImageSet
 from prtool.trainer.evaluation.baselines.base import CALIBRATION_IMAGES
-from prtool.trainer.evaluation.config import EvalConfig
 from prtool.trainer.evaluation.pruner import Pruner
 from prtool.trainer.evaluation.report import EvalRow
 from prtool.trainer.evaluation.retrieval import Texts
@@ -17,25 +16,25 @@ _ONE_POINT = 1.0
 _SEEN_SHOWN = 3
 
 
-def notes(model: DualEncoder, pruner: Pruner, config: EvalConfig, unpruned: EvalRow, retrieval: tuple[int, Texts | None]) -> tuple[str, ...]:
-    """Of the model, the methods and the images; `retrieval` is the number of images that it was computed on, and its texts."""
+def notes(model: DualEncoder, pruner: Pruner, methods: Container[str], unpruned: EvalRow, retrieval: tuple[int, Texts | None]) -> tuple[str, ...]:
+    """Of the model, the compared methods and the images; `retrieval` is the number of images that it was computed on, and its texts."""
     found: list[str] = []
-    if {"patch-ranking", PATCH_RANKING_TOKENS} & set(config.methods) and not pruner.trained:
+    if ("patch-ranking" in methods or PATCH_RANKING_TOKENS in methods) and not pruner.trained:
         found.append("the predictor is freshly initialised and untrained: the patches that patch-ranking keeps, and its accuracy, mean nothing")
     if not model.pretrained and ":" not in model.name:
         found.append(f"{model.name} has random weights: every accuracy here is chance")
-    if GOLDEN in config.methods:
+    if GOLDEN in methods:
         how, steps = pruner.golden, "one step" if pruner.golden.step == 0 else f"{pruner.golden.step} groups a step"
         found.append(
             f"golden is an oracle: it tried each image without each patch (score {how.score}, groups of {how.group} x {how.group}, {steps}); "
             "that search is not part of its GMACs"
         )
-    if "avit" in config.methods:
+    if "avit" in methods:
         count = min(CALIBRATION_IMAGES, unpruned.images)
         found.append(
             f"avit keeps another number of patches of each image; its threshold is fitted to the budget on {count} of these images, without labels"
         )
-    if PATCH_RANKING_TOKENS in config.methods:
+    if PATCH_RANKING_TOKENS in methods:
         found.append(
             f"{PATCH_RANKING_TOKENS} keeps its learnable tokens on top of the patches; its drop is relative to the unpruned encoder without them"
         )

@@ -45,9 +45,9 @@ class Pruner:
         return cls(without_tokens(checkpoint.prune), scorers, checkpoint.scorer_trained, settings, run / "golden" / split)
 
     def with_tokens(self, checkpoint: Checkpoint, model: DualEncoder, classnames: Sequence[str]) -> "Pruner":
-        """The same with the run's learnable tokens, where it has some."""
+        """The same with the run's learnable tokens, where it has some, and their embeddings of the classes, where there are classes."""
         tokens = checkpoint.tokens
         if not tokens.visual and not tokens.text:
             return self
-        classes = checkpoint.class_embeddings(model, classnames) if tokens.text else None
+        classes = checkpoint.class_embeddings(model, classnames) if tokens.text and classnames else None
         return replace(self, tuned=checkpoint.ranking_encoder(model), tuned_classes=classes)

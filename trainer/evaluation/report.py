@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prtool.records import to_plain
+from prtool.spec import RANK
 
 UNPRUNED = "unpruned"
 _NORMAL_95 = 1.959964
@@ -103,13 +104,14 @@ class EvalReport:
         data: the data folder.
         split: the part of it.
         seed: of random choices and of the subset of images.
-        locations: 1-based blocks on entry to which tokens drop.
+        locations: 1-based blocks on entry to which tokens drop, or in which they merge.
         patches: N, before any is dropped.
         predictor_trained: False for a freshly initialised predictor, whose choice means nothing; None without predictor.
         notes: what a reader of the figures has to know.
         seen_images: how many of the evaluated images the run was trained or validated on.
         seen_paths: the first of them.
         retrieval_images: on how many images, at equal distances, overlap and recall were computed.
+        prune_method: of the run: "rank", "merge" or "none".
         texts: what recall was computed with: "class prompts", "captions", or "" for neither.
     """
 
@@ -128,6 +130,7 @@ class EvalReport:
     seen_paths: tuple[str, ...] = ()
     retrieval_images: int = 0
     texts: str = ""
+    prune_method: str = RANK
 
     @property
     def unpruned(self) -> EvalRow:

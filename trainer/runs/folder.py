@@ -102,12 +102,14 @@ def check_evaluation(run: Path, data: str | Path | None, config: EvalConfig) -> 
 
     Raises:
         CheckpointError: there is no finished run.
-        ConfigError: neither the run nor the call names data; or a keep is out of range, or two are the same number of patches.
+        ConfigError: neither the run nor the call names data; or two keeps are the same number of patches; or a method does not suit the run.
+        KeepError: a keep is out of range, or of the run's reach.
         DataError: the data are not there.
     """
     record = read_record(run)
     parse_data(data_of(run, record, data))
-    record.prune.distinct_counts(config.keeps)
+    config.methods_of(record.prune)
+    record.prune.distinct_counts(config.keeps_of(record.prune))
 
 
 def data_of(run: Path, record: Record, data: str | Path | None) -> str:

@@ -227,8 +227,8 @@ def _evaluation_key(run: Path, job: Job, asked: EvalConfig) -> str:
     """Names an evaluation after everything that it depends on."""
     checkpoint = sha256_file(run / RECORD_NAME)
     images = load_split(job.test_on.address, "test").take(asked.images, asked.drawn_by)
-    keeps = [str(keep) for keep in asked.keeps]
-    return digest(SCHEMA, checkpoint, images.digest(), images.classnames, keeps, asked.methods, asked.seed, asked.templates, library_versions())
+    keeps = [str(keep) for keep in job.keeps]
+    return digest(SCHEMA, checkpoint, images.digest(), images.classnames, keeps, job.methods, asked.seed, asked.templates, library_versions())
 
 
 def _with_untuned(report: EvalReport, methods: Sequence[str]) -> EvalReport:

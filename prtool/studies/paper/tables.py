@@ -14,7 +14,15 @@ from prtool.trainer.config import PRESETS, TrainConfig
 from prtool.trainer.settings import AUXILIARY, LOSS_NAMES, SCORES, FitConfig
 
 OURS, TUNED = "patch-ranking", "patch-ranking-tokens"
-_BASELINES = {"evit": "EViT", "avit": "A-ViT", "tome": "ToMe", "cls-attention": "CLS attention", "random": "random"}
+_BASELINES = {
+    "smaller-image": "smaller image",
+    "merge": "gradual merging",
+    "evit": "EViT",
+    "avit": "A-ViT",
+    "tome": "ToMe",
+    "cls-attention": "CLS attention",
+    "random": "random",
+}
 _SEEDED = ("random",)
 _UNTRAINED = (("phases", ("none",)),)
 _SCORED = (("phases", ("predictor",)),)

@@ -88,7 +88,7 @@ class AVit(AdaptiveMethod):
 
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, read behind the last block."""
-        return entered.unpruned if entered.keeps_all(counts) else self._run(entered, counts)[0]
+        return entered.whole if entered.keeps_all(counts) else self._run(entered, counts)[0]
 
     def spent(self, entered: Entered, counts: Counts) -> Tensor:
         """What `encode` spends on each image: (batch,) float64, in 10^9 MAC, evidence included."""

@@ -1,15 +1,15 @@
 """What all methods of spending fewer tokens share: tokens of the frozen tower go in, an embedding comes out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast, final
 
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.errors import ConfigError, ShapeError
-from prtool.spec import Cost, PruneSpec
+from prtool.errors import ConfigError
+from prtool.spec import RANK, Cost, PruneSpec
 from prtool.trainer.models.pruned import gather, select
 from prtool.trainer.models.tower import VisionTower
 
@@ -18,7 +18,7 @@ Counts = tuple[int, ...]
 CALIBRATION_IMAGES = 128
 """Images on which a method that spends differently on each one is fitted to its budget."""
 T = TypeVar("T")
-_UNPRUNED = "unpruned"
+_UNPRUNED, _WHOLE = "unpruned", "whole"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,10 +27,12 @@ class Entered:
 
     Attributes:
         embedded: (batch, prefix + N, D) float32 that enter block 1; never to be changed in place.
-        tokens: the same, on entry to block `spec.locations[0]`.
+        tokens: the same, on entry to block `spec.locations[0]` where patches drop there.
         indices: the index of each image in the evaluated ImageSet, so that a choice can belong to an image.
-        tower: the frozen image encoder.
-        spec: where tokens drop, without learnable tokens.
+        tower: the frozen image encoder, at the image size of the run.
+        spec: where tokens drop or merge, without learnable tokens.
+        native: the unpruned encoder, where its images are larger than the tower's; None where it is the tower.
+        pixels: the images in every size that is read: (height, width) -> (batch, 3, height, width) float32.
     """
 
     embedded: Tensor
@@ -38,6 +40,8 @@ class Entered:
     indices: tuple[int, ...]
     tower: VisionTower
     spec: PruneSpec
+    native: VisionTower | None = None
+    pixels: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
     _known: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -48,16 +52,31 @@ class Entered:
     def of(cls, tower: VisionTower, pixels: Tensor, indices: Sequence[int], spec: PruneSpec) -> "Entered":
         """Runs the tower on (batch, 3, height, width) up to the first location."""
         embedded = tower.embed(pixels)
-        return cls(embedded, tower.run_blocks(embedded, 1, spec.locations[0] - 1), tuple(indices), tower, spec)
+        return cls(embedded, tower.run_blocks(embedded, 1, _first(spec) - 1), tuple(indices), tower, spec)
 
     @property
     def unpruned(self) -> Tensor:
-        """The embedding (batch, E) float32, L2-normalised, of all tokens; computed once."""
-        return self.once(_UNPRUNED, lambda: functional.normalize(self.tower.run_post(self.tokens, self.spec.locations[0]), dim=-1))
+        """The embedding (batch, E) float32, L2-normalised, of the unpruned encoder at its native size; computed once."""
+        if self.native is None:
+            return self.once(_UNPRUNED, self._all_tokens)
+        native = self.native
+        return self.once(_UNPRUNED, lambda: functional.normalize(native(self.pixels_at(native.image_size)), dim=-1))
+
+    @property
+    def whole(self) -> Tensor:
+        """The embedding (batch, E) float32, L2-normalised, of all tokens of the tower; computed once."""
+        return self.unpruned if self.native is None else self.once(_WHOLE, self._all_tokens)
+
+    def _all_tokens(self) -> Tensor:
+        return functional.normalize(self.tower.run_post(self.tokens, _first(self.spec)), dim=-1)
 
     def know_unpruned(self, embedding: Tensor) -> None:
         """Takes the unpruned embedding (batch, E) from an earlier evaluation, so that it is not computed again."""
         self._known[_UNPRUNED] = embedding.to(self.tokens.device)
+
+    def pixels_at(self, size: tuple[int, int]) -> Tensor:
+        """The images in one of the sizes of `pixels`, on the tower's device."""
+        return self.pixels[size].to(self.tokens.device)
 
     def once(self, key: Hashable, compute: Callable[[], T]) -> T:
         """What `compute` gave for this batch when it was asked for under `key` first, so that several budgets share it."""
@@ -69,15 +88,10 @@ class Entered:
         """Whether the budget is every patch.
 
         Raises:
-            ShapeError: there is not one count for each location, or they grow, or leave 1 to N.
+            KeepError: the counts are none that the spec takes.
         """
-        falling = all(after <= before for before, after in zip((self.spec.patches, *counts), counts, strict=False))
-        if len(counts) != len(self.spec.locations) or not falling or min(counts) < 1:
-            raise ShapeError(
-                f"counts = {list(counts)} at locations {list(self.spec.locations)}, but give one for each location, "
-                f"none above the one before, from 1 to {self.spec.patches}"
-            )
-        return counts[-1] == self.spec.patches
+        self.spec.check_counts(counts)
+        return not counts or counts[-1] == self.spec.patches
 
     def walk(self, shorten: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Runs from the first location to the end, and at each location replaces the tokens by fewer.
@@ -113,7 +127,15 @@ class Method(ABC):
 
     @abstractmethod
     def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:
-        """Cost of one image in 10^9 MAC at a budget, with all that the method adds to the encoder's `cost`."""
+        """Cost of one image in 10^9 MAC at a budget, with all that the method adds to the encoder's `cost`.
+
+        Raises:
+            ConfigError: the method cannot reach the budget.
+        """
+
+    def image_size(self, spec: PruneSpec, counts: Counts) -> tuple[int, int] | None:  # noqa: ARG002 - most read what the run reads
+        """Height and width of the images that `encode` takes from `Entered.pixels_at`; None for one that starts from the run's tokens."""
+        return None
 
 
 class AdaptiveMethod(Method):
@@ -165,7 +187,7 @@ class RankingMethod(Method):
         """The embedding (batch, E) float32, L2-normalised, of the best patches."""
         if entered.keeps_all(counts):
             # Whatever the order: attention does not see it.
-            return entered.unpruned
+            return entered.whole
         prefix = entered.spec.prefix_tokens
 
         def shorten(place: int, tokens: Tensor) -> Tensor:
@@ -179,6 +201,11 @@ class RankingMethod(Method):
     def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:
         """Cost of one image in 10^9 MAC: the encoder with the patches kept, and the scores."""
         return encoder_gmacs(cost, spec, counts) + self.scoring_macs(spec, counts) / 1e9
+
+
+def _first(spec: PruneSpec) -> int:
+    """The block that `Entered.tokens` enter."""
+    return spec.locations[0] if spec.method == RANK else 1
 
 
 def encoder_gmacs(cost: Cost, spec: PruneSpec, counts: Counts) -> float:

@@ -34,7 +34,7 @@ class EVit(Method):
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of the attended patches and the fused token."""
         if entered.keeps_all(counts):
-            return entered.unpruned
+            return entered.whole
         prefix = entered.spec.prefix_tokens
 
         def shorten(place: int, tokens: Tensor) -> Tensor:

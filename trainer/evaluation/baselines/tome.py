@@ -31,7 +31,7 @@ class ToMe(Method):
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of the merged tokens."""
         if entered.keeps_all(counts):
-            return entered.unpruned
+            return entered.whole
         return self._encoder.encode_embedded(entered.embedded, self._merges(self._encoder.tower.cost(), entered.spec, counts))
 
     def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:
