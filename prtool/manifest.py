@@ -192,9 +192,6 @@ def _check(manifest: Manifest) -> None:
     full, own = manifest.preprocess_for("full").size, manifest.preprocess.size
     if full[0] < own[0] or full[1] < own[1]:
         raise ConfigError(f"native_size = {list(manifest.native_size)}, but the pruned encoder reads larger images, {list(own)}")
-    native = manifest.cost.native_tokens
-    if (native > manifest.prune.prefix_tokens + patches) != (full != own) or (native and full == own):
-        raise ConfigError(f"cost.native_tokens = {native} of images of {list(full)}, but the pruned encoder has {patches} patches of {list(own)}")
     if manifest.text is not None:
         check_value("text.context_length", manifest.text.context_length, minimum=1, maximum=MAX_WIDTH)
         check_value("text.vocab_size", manifest.text.vocab_size, minimum=1, maximum=2**31 - 1)
@@ -209,6 +206,10 @@ def _check(manifest: Manifest) -> None:
     _check_metadata(manifest.metadata)
     _check_files(manifest)
     _check_graphs(manifest)
+    native, least = manifest.cost.native_tokens, manifest.prune.prefix_tokens + patches + 1
+    if not (native >= least if full != own else native == 0):
+        wanted = f"at least {least} for images larger than {list(own)}" if full != own else f"0 where all images are of {list(own)}"
+        raise ConfigError(f"cost.native_tokens = {native} with native_size = {list(full)}, but it must be {wanted}")
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """The manifest reads back what it wrote, and refuses everything else by name."""
 
-import copy
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,8 +49,8 @@ def test_whole_numbers_read_as_floats() -> None:
     assert Manifest.from_json(value) == manifest()
 
 
-def damaged(path: list[str | int], new: object) -> dict[str, Any]:
-    value = copy.deepcopy(as_json())
+def damaged(path: list[str | int], new: object, base: dict[str, Any] | None = None) -> dict[str, Any]:
+    value = json.loads(json.dumps(base or as_json()))
     target: Any = value
     for step in path[:-1]:
         target = target[step]
@@ -126,6 +126,74 @@ def damaged(path: list[str | int], new: object) -> dict[str, Any]:
 def test_damage_is_named(path: list[str | int], new: object, named: str) -> None:
     with pytest.raises(BundleError, match=named):
         Manifest.from_json(damaged(path, new))
+
+
+def other_method(method: str, locations: tuple[int, ...], side: int = 24) -> dict[str, Any]:
+    """The manifest of a bundle whose pruned encoder reads smaller images, of a method without graphs between selections."""
+    prune = PruneSpec((side // 8, side // 8), 12, locations, method=method)
+    graphs = {"fp32": graph_signatures(EncoderShape((side, side), (32, 32), prune, 0, 512, 77))}
+    least = max(2, prune.least_keep)
+    changes = {"prune": prune, "graphs": graphs, "keep_range": (least, prune.patches), "default_keep": prune.patches}
+    cost, made = Cost(1, 2, 3, 4, native_tokens=17, native_embed_macs=2), manifest()
+    preprocess, model = replace(made.preprocess, size=(side, side)), replace(made.model, scorer="", scorer_trained=False)
+    return replace(made, **changes, cost=cost, preprocess=preprocess, model=model).to_json()
+
+
+METHODS = {"merge": (4, 5, 6), "none": ()}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods_read_back(method: str) -> None:
+    value = json.loads(json.dumps(other_method(method, METHODS[method])))
+    found = Manifest.from_json(value)
+    assert json.loads(json.dumps(found.to_json())) == value
+    assert found.preprocess_for("full").size == (32, 32) and found.preprocess_for("fused").size == (24, 24)
+    assert set(found.graphs["fp32"]) == {"fused", "full", "text"}
+    assert [spec.name for spec in found.graphs["fp32"]["fused"].inputs] == (["pixels", "k"] if method == "merge" else ["pixels"])
+    assert (found.patches_kept("full", ()), found.patches_kept("fused", (5, 4)), found.patches_kept("fused", ())) == (16, 4, 9)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "new", "named"),
+    [
+        ("merge", ["prune", "method"], "pool", r"'pool'.*rank, merge, none"),
+        ("merge", ["prune", "method"], 3, "manifest.prune.method"),
+        ("merge", ["prune", "method"], KeyError, "graphs.fp32"),
+        ("merge", ["prune", "locations"], [], r"locations = \[\]"),
+        ("merge", ["prune", "locations"], [4, 12], r"locations = \[4, 12\]"),
+        ("merge", ["prune", "learnable_tokens"], 1, "1 learnable tokens.*'merge'"),
+        ("merge", ["keep_range"], [1, 9], r"keep_range = \[1, 9\]"),
+        ("merge", ["graphs", "fp32", "fused"], KeyError, "fused"),
+        ("merge", ["graphs", "fp32", "fused", "inputs"], [{"name": "pixels", "dtype": "float32", "shape": ["batch", 3, 24, 24]}], r"k int64 \[3\]"),
+        ("none", ["prune", "locations"], [4], r"locations = \[4\].*'none'"),
+        ("none", ["prune", "learnable_tokens"], 1, "1 learnable tokens.*'none'"),
+        ("none", ["keep_range"], [8, 9], r"keep_range = \[8, 9\]"),
+        ("none", ["default_keep"], 8, "default_keep = 8"),
+        ("none", ["graphs", "fp32", "full"], KeyError, "full"),
+        ("none", ["native_size"], KeyError, "native_size"),
+        ("none", ["native_size"], [32], "native_size"),
+        ("none", ["native_size"], [24, 16], r"native_size = \[24, 16\].*\[24, 24\]"),
+        ("none", ["native_size"], [0, 0], "= .0, 0."),
+        ("none", ["native_size"], [40, 40], r"\[batch, 3, 32, 32\].*\[batch, 3, 40, 40\]"),
+        ("none", ["cost", "native_tokens"], 10, r"native_tokens = 10.*at least 11"),
+        ("none", ["cost", "native_tokens"], KeyError, r"native_tokens = 0.*at least 11"),
+        ("none", ["cost", "pair_macs"], -1, "pair_macs = -1"),
+    ],
+)
+def test_damage_of_other_methods_is_named(method: str, path: list[str | int], new: object, named: str) -> None:
+    with pytest.raises(BundleError, match=named):
+        Manifest.from_json(damaged(path, new, other_method(method, METHODS[method])))
+
+
+def test_roles_of_stages_belong_to_ranking_alone() -> None:
+    value = json.loads(json.dumps(other_method("merge", (4,))))
+    value["graphs"]["fp32"]["pre"] = value["graphs"]["fp32"]["full"]
+    with pytest.raises(BundleError, match=r"pre.*fused, full"):
+        Manifest.from_json(value)
+    value = as_json()
+    value["cost"]["native_tokens"] = 17
+    with pytest.raises(BundleError, match=r"native_tokens = 17.*\[32, 32\]"):
+        Manifest.from_json(value)
 
 
 @pytest.mark.parametrize("value", [None, [], "x", 3])
