@@ -67,7 +67,7 @@ class FakeLab:
 
     def work(self, encoder: "FakeEncoder", batch: int, counts: tuple[int, ...]) -> int:
         """Moves the clock: 10 ms an image, less when pruned, with noise."""
-        share = 1.0 if encoder.mode == "full" else self.shares.get(counts[-1], self.pruned_share)
+        share = 1.0 if encoder.mode == "full" else self.shares.get(counts[-1] if counts else 0, self.pruned_share)
         spent = int(1e7 * batch * share * self.slowness.get(encoder.engine, 1.0) * self._rng.uniform(1.0, 1.0 + self.noise))
         self.now += spent
         return spent

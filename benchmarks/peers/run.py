@@ -68,8 +68,8 @@ def compare(bundle: Bundle, config: PeersConfig, progress: Progress) -> PeersRep
     with contextlib.ExitStack() as stack:
         lineup = Lineup.load(bundle, bench, stack)
         made = Baselines(_model(bundle, config), manifest.prune, manifest.cost, config.device)
-        inputs = [lineup.pixels[:batch] for batch in bench.batches]
-        baselines = made.all(precisions, bench.chosen_keeps(), config.compiled, inputs, progress)
+        inputs = [lineup.pixels[manifest.native_size][:batch] for batch in bench.batches]
+        baselines = made.all(precisions, bench.chosen_keeps(manifest), config.compiled, inputs, progress)
         cosines = _cosines(lineup, baselines)
         cases = [[_case(baseline, pixels) for baseline in baselines] for pixels in inputs]
         samples = measure([*lineup.groups(), *cases], bench, Sensors(), progress)
@@ -127,7 +127,7 @@ def _case(baseline: Baseline, pixels: npt.NDArray[np.float32]) -> Case:
 
 def _cosines(lineup: Lineup, baselines: Sequence[Baseline]) -> dict[tuple[str, str, str], float]:
     # A batch that is timed: another one would be compiled for this alone.
-    pixels = lineup.pixels[: lineup.config.batches[0]]
+    pixels = lineup.pixels[lineup.manifest.native_size][: lineup.config.batches[0]]
     wanted = _baseline(baselines, OPEN_CLIP, "fp32").run(pixels)
     found = {(item.method, _TORCH, item.precision): agreement(item.run(pixels), wanted) for item in baselines if item.keep == 1.0}
     for (engine, precision, mode), encoder in lineup.encoders.items():

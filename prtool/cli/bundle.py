@@ -51,7 +51,8 @@ def bench(as_json: bool, output: Path | None, **options: Any) -> None:  # noqa: 
     """Speed against the unpruned model in the same run, next to the theoretical speed-up."""
     from prtool.runtime.bench.files import output_files
 
-    print_report(api.benchmark(**options, output=output, progress=BarProgress()), as_json)
+    report = api.benchmark(**options, output=output, progress=BarProgress())
+    print_report(report, as_json, report.title)
     for file in () if output is None else output_files(output):
         message(f"wrote {file}")
 

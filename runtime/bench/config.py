@@ -6,6 +6,7 @@ from pathlib import Path
 
 from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
 from prtool.errors import ConfigError
+from prtool.manifest import Manifest
 from prtool.records import check_settings, check_value, setting
 from prtool.runtime.bench.timing import Plan
 from prtool.runtime.pipeline import MODES
@@ -17,6 +18,7 @@ BASELINE_MODE = "full"
 PRUNED_MODES = tuple(name for name, mode in MODES.items() if mode.prunes)
 SLOWEST = "slowest"
 MAX_BATCH, MAX_IMAGES = 1024, 256
+DEFAULT_KEEPS = (1.0, 0.8, 0.6, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,9 @@ class BenchConfig(Plan):
     precisions: tuple[str, ...] = setting(("fp32",), "arithmetic; rows are compared with the unpruned model on the same engine in the same precision")
     batches: tuple[int, ...] = setting((1, 8), "images per call", minimum=1, maximum=MAX_BATCH)
     keeps: tuple[Keep | float | int, ...] = setting(
-        (1.0, 0.8, 0.6, 0.5), "ratios (0.6), counts (118) or `Keep`; 1.0 shows what scoring and selection cost"
+        (),
+        "ratios (0.6), counts (118) or `Keep`; 1.0 shows what scoring and selection cost; () takes those of "
+        f"{', '.join(map(str, DEFAULT_KEEPS))} that the bundle allows",
     )
     modes: tuple[str, ...] = setting(("fused",), "pruned modes; the unpruned one is always measured, as the baseline", choices=PRUNED_MODES)
     scopes: tuple[str, ...] = setting(
@@ -51,18 +55,22 @@ class BenchConfig(Plan):
                 raise ConfigError(f"{item.name} = {value!r}, but it must be a whole number")
         check_settings(self)
         check_value("max_rounds", self.max_rounds, minimum=self.min_rounds)
-        for name in ("engines", "precisions", "batches", "keeps", "modes", "scopes"):
+        for name in ("engines", "precisions", "batches", "modes", "scopes"):
             _check_some(name, getattr(self, name))
-        _check_some("keeps", self.chosen_keeps())
+        _check_once("keeps", tuple(map(Keep.of, self.keeps)))
         if self.images is not None:
             _check_some("images", self.images[:1])
         if self.reference:
             references = tuple(f"{engine}/{precision}" for engine in self.engines for precision in self.precisions)
             check_value("reference", self.reference, choices=(SLOWEST, *references))
 
-    def chosen_keeps(self) -> tuple[Keep, ...]:
-        """The keeps as `Keep`; raises KeepError where one is neither a ratio nor a count in range."""
-        return tuple(Keep.of(keep) for keep in self.keeps)
+    def chosen_keeps(self, manifest: Manifest) -> tuple[Keep, ...]:
+        """The keeps that are measured of a bundle; of the default ones those that it allows, or its own default where it allows none."""
+        if self.keeps:
+            return tuple(map(Keep.of, self.keeps))
+        (low, high), patches = manifest.keep_range, manifest.prune.patches
+        allowed = tuple(keep for keep in map(Keep.ratio, DEFAULT_KEEPS) if low <= keep.resolve(patches) <= high)
+        return allowed or (Keep.count(manifest.default_keep),)
 
     def engine_options(self) -> EngineOptions:
         """The part that the engines need."""
@@ -74,6 +82,10 @@ class BenchConfig(Plan):
 def _check_some(name: str, values: Sequence[object]) -> None:
     if not values:
         raise ConfigError(f"{name} = (), but a benchmark needs at least one")
+    _check_once(name, values)
+
+
+def _check_once(name: str, values: Sequence[object]) -> None:
     for place, value in enumerate(values):
         if value in values[:place]:
             raise ConfigError(f"{name} names {value} twice; name each once")

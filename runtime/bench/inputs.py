@@ -17,7 +17,7 @@ _QUALITY = 90
 
 
 def make_pixels(config: BenchConfig, spec: Preprocess) -> Array:
-    """Seeded noise in the range of prepared pixels: (largest batch, 3, height, width) float32."""
+    """Seeded noise in the range of pixels that are prepared so: (largest batch, 3, height, width) float32."""
     pixels = np.random.default_rng(config.seed).random((max(config.batches), 3, *spec.size), np.float32)
     # In place: a batch of 1024 at 336 px is 1.4 GB.
     pixels -= np.array(spec.mean, np.float32)[:, None, None]

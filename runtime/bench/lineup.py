@@ -21,7 +21,7 @@ from prtool.runtime.encoder import Encoder, mode_counts
 from prtool.runtime.images.decode import open_image
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.machine import available_memory_mib
-from prtool.runtime.pipeline import MODES
+from prtool.runtime.pipeline import MODES, mode_of
 from prtool.runtime.recorder import MAX_RECORDINGS
 
 Pair = tuple[str, str]
@@ -35,7 +35,7 @@ Encoders = dict[tuple[str, str, str], Encoder]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One measured variant, with the fields of `BenchRow`; `counts` are the patches kept at each location."""
+    """One measured variant, with the fields of `BenchRow`; `counts` are the patches kept at each location, `k` those behind the last."""
 
     scope: str
     batch: int
@@ -44,11 +44,7 @@ class Variant:
     mode: str
     keep: float
     counts: tuple[int, ...]
-
-    @property
-    def k(self) -> int:
-        """Patches that are kept."""
-        return self.counts[-1]
+    k: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +55,8 @@ class Lineup:
         variants: groups that share a baseline, which comes first in each.
         encoders: of each engine, precision and mode.
         unsupported: combinations that were asked for and cannot be measured.
-        pixels, images, origin: the same input for every variant: see `make_pixels` and `make_images`.
+        pixels: the same for every variant whose images are of that size, (height, width); see `make_pixels`.
+        images, origin: the same for every variant; see `make_images`.
     """
 
     manifest: Manifest
@@ -67,7 +64,7 @@ class Lineup:
     variants: tuple[tuple[Variant, ...], ...]
     encoders: Encoders
     unsupported: tuple[Unsupported, ...]
-    pixels: Array
+    pixels: Mapping[tuple[int, int], Array]
     images: list[bytes]
     origin: str
 
@@ -78,7 +75,10 @@ class Lineup:
         Raises:
             ConfigError: the reference is not among what is left to measure; and the errors of `bench`.
         """
-        kept = [bundle.manifest.counts(keep) for keep in config.chosen_keeps()]
+        manifest = bundle.manifest
+        for mode in config.modes:
+            mode_of(mode, manifest.prune)
+        kept = {manifest.counts(keep) for keep in config.chosen_keeps(manifest)}
         pairs, unsupported = supported(bundle, config)
         check_memory(bundle, config, pairs)
         encoders: Encoders = {}
@@ -94,9 +94,10 @@ class Lineup:
                 unsupported.append((engine, precision, cause))
         check_any(pairs, unsupported)
         _check_reference(config, pairs, unsupported)
-        _check_recordings(config, len(set(kept)), encoders)
-        variants, pixels = _variants(config, bundle.manifest, pairs), make_pixels(config, bundle.manifest.preprocess)
-        return cls(bundle.manifest, config, variants, encoders, tuple(unsupported), pixels, *make_images(config))
+        _check_recordings(config, len(kept), encoders)
+        read = {manifest.preprocess_for(mode) for mode in (BASELINE_MODE, *config.modes)}
+        pixels = {spec.size: make_pixels(config, spec) for spec in read}
+        return cls(manifest, config, _variants(config, manifest, pairs), encoders, tuple(unsupported), pixels, *make_images(config))
 
     @property
     def infos(self) -> dict[str, EngineInfo]:
@@ -122,7 +123,8 @@ class Lineup:
     def case(self, variant: Variant, *, on_device: bool = False) -> Case:
         """The call that is timed. It marks the stages of split mode; on a device, where it has to wait after each, only if asked to."""
         in_stages = variant.mode == "split" and (on_device or self.encoder(variant).arrays is None)
-        encoder, pixels = self.encoder(variant), self.pixels[: variant.batch]
+        encoder, spec = self.encoder(variant), self.manifest.preprocess_for(variant.mode)
+        pixels = self.pixels[spec.size][: variant.batch]
 
         def encode(prepared: Array, mark: Mark) -> None:
             if not in_stages:
@@ -139,7 +141,7 @@ class Lineup:
             places = range(number * variant.batch, (number + 1) * variant.batch)
             decoded = [open_image(self.images[place % len(self.images)]) for place in places]
             mark("decode")
-            prepared = prepare_batch(decoded, self.manifest.preprocess)
+            prepared = prepare_batch(decoded, spec)
             mark("preprocess")
             encode(prepared, mark)
             if not in_stages:
@@ -208,12 +210,12 @@ def _files(bundle: Bundle, config: BenchConfig, engine: str, precision: str) -> 
 
 
 def _variants(config: BenchConfig, manifest: Manifest, pairs: Sequence[Pair]) -> tuple[tuple[Variant, ...], ...]:
-    patches = manifest.prune.patches
-    kept = [(keep, manifest.counts(keep)) for keep in config.chosen_keeps()]
     settings = [(BASELINE_MODE, 1.0, mode_counts(manifest, BASELINE_MODE, None))]
-    settings += [(mode, counts[-1] / patches if keep.is_count else keep.value, counts) for mode in config.modes for keep, counts in kept]
+    for mode, keep in itertools.product(config.modes, config.chosen_keeps(manifest)):
+        share = manifest.resolve(keep) / manifest.prune.patches if keep.is_count else keep.value
+        settings.append((mode, share, manifest.counts(keep)))
     return tuple(
-        tuple(Variant(scope, batch, engine, precision, *setting) for setting in settings)
+        tuple(Variant(scope, batch, engine, precision, *setting, manifest.patches_kept(setting[0], setting[2])) for setting in settings)
         for scope in config.scopes
         for batch in config.batches
         for engine, precision in pairs

@@ -16,9 +16,9 @@ _UNSURE = 0.05
 _MUCH_PREPARATION = 0.2
 
 
-def notes_on(rows: Sequence[BenchRow], patches: int, machine: Machine) -> list[str]:
+def notes_on(rows: Sequence[BenchRow], machine: Machine) -> list[str]:
     """Where pruning is not faster, what else takes time, and whether the machine was too busy to tell."""
-    pruned = [row for row in rows if not row.is_baseline and row.k < patches]
+    pruned = [row for row in rows if not row.is_baseline and row.theoretical_speedup > 1.0]
     notes = _not_faster([row for row in pruned if row.speedup < PAYS]) + _preparation(pruned)
     unsure = [row for row in pruned if row.speedup_high - row.speedup_low > 2.0 * _UNSURE * row.speedup]
     if unsure:

@@ -23,6 +23,8 @@ class BenchRow:
         mode: "fused", "split", or "full" for the unpruned model.
         keep: share of the patches that is kept, 0 to 1.
         k: patches that are kept.
+        image_size: height and width of the images that the encoder reads; with smaller images than the unpruned model's, `keep` and `k` are
+            of their own patches.
         gmacs: 10^9 multiply-accumulates of one image through the encoder, scorer included.
         p50_ms, p90_ms, p99_ms: percentiles of one call over the rounds; with fewer than 100 rounds p99 lies next to the slowest.
         images_per_s: batch / p50.
@@ -47,6 +49,7 @@ class BenchRow:
     mode: str
     keep: float
     k: int
+    image_size: tuple[int, int]
     gmacs: float
     p50_ms: float
     p90_ms: float
@@ -78,7 +81,7 @@ class BenchReport:
         device: the host's processor.
         versions: of prtool, Python, each engine's library (under the engine's name) and others.
         rows: the unpruned model first in each group of scope, batch, engine and precision.
-        model: name and weights of the encoder; `patches` is N.
+        model: name and weights of the encoder; `patches` is N, `method` what shortens its sequence ("rank", "merge" or "none").
         rounds, warmup_rounds, seed: of the measurement; every row has one call a round.
         threads, streams: CPU threads of one call, and the parts that a batch was cut into where the engine has streams.
         reference: "ENGINE/PRECISION" whose unpruned model the rows' `reference_ratio` relates to, or "slowest"; "" for none.
@@ -112,6 +115,16 @@ class BenchReport:
     date: str
     notes: tuple[str, ...]
 
+    @property
+    def title(self) -> str:
+        """The table in one line: what is compared with what."""
+        full = next(row for row in self.rows if row.is_baseline)
+        pruned = next((row for row in self.rows if not row.is_baseline), full)
+        return (
+            f"{self.model['name']}, prune method {self.model['method']}, images of {size_text(pruned.image_size)}; "
+            f"speed-ups against the unpruned model (mode full) at {size_text(full.image_size)}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the names are stable within a schema number, new ones may be added."""
         value = {**dataclasses.asdict(self), "rows": [_rounded(row) for row in self.rows], "notes": list(self.notes)}
@@ -123,7 +136,7 @@ class BenchReport:
         common = {"processor": self.device, "threads": self.threads, "rounds": self.rounds, "date": self.date}
         records = []
         for row in self.rows:
-            values = _rounded(row)
+            values = _rounded(row) | {"image_size": size_text(row.image_size)}
             spent = values.pop("stages_ms")
             own = {"model": self.model["name"], "engine_version": self.versions[row.engine]}
             records.append(values | {f"{name}_ms": spent.get(name) for name in stages} | own | common)
@@ -131,15 +144,20 @@ class BenchReport:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Column titles, and one list of cells a row."""
-        columns = ["scope", "batch", "engine", "precision", "mode", "keep", "p50 ms", "p90 ms", "p99 ms", "images/s"]
+        columns = ["scope", "batch", "engine", "precision", "mode", "image", "keep", "p50 ms", "p90 ms", "p99 ms", "images/s"]
         columns += ["speed-up", "theoretical", "of theoretical", *([f"vs {self.reference}"] if self.reference else [])]
         cells = []
         for row in self.rows:
             times = [f"{value:.1f}" if value >= 10.0 else f"{value:.3f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms)]
             rates = [f"{row.images_per_s:.1f}", f"{row.speedup:.2f}x", f"{row.theoretical_speedup:.2f}x", f"{row.share_of_theoretical:.0%}"]
             rates += [] if row.reference_ratio is None else [f"{row.reference_ratio:.2f}x"]
-            cells.append([row.scope, str(row.batch), row.engine, row.precision, row.mode, f"{row.keep:g}", *times, *rates])
+            cells.append([row.scope, str(row.batch), row.engine, row.precision, row.mode, size_text(row.image_size), f"{row.keep:g}", *times, *rates])
         return columns, cells
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """Height and width, such as "168x168"."""
+    return f"{size[0]}x{size[1]}"
 
 
 def _rounded(row: BenchRow) -> dict[str, Any]:

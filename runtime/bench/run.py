@@ -49,13 +49,19 @@ def bench(bundle: str | Path | Bundle, config: BenchConfig, progress: Progress |
         measured = lineup.by_variant(samples)
         rows = _with_own_calls(lineup, rows_of(lineup, measured), sensors, gpu)
         gpu_memory, gpu_reason = _gpu_memory(lineup, gpu, before_mib)
-    infos, model, patches = lineup.infos, opened.manifest.model, opened.manifest.prune.patches
+    infos, model, prune = lineup.infos, opened.manifest.model, opened.manifest.prune
     return BenchReport(
         engines={name: info.device for name, info in infos.items()},
         device=machine.cpu,
         versions=library_versions() | {name: info.version for name, info in infos.items()},
         rows=rows,
-        model={"name": model.name, "pretrained": model.pretrained, "weights_sha256": model.weights_sha256, "patches": patches},
+        model={
+            "name": model.name,
+            "pretrained": model.pretrained,
+            "weights_sha256": model.weights_sha256,
+            "patches": prune.patches,
+            "method": prune.method,
+        },
         rounds=len(samples[0][0].total_ns),
         warmup_rounds=config.warmup_rounds,
         seed=config.seed,
@@ -69,7 +75,7 @@ def bench(bundle: str | Path | Bundle, config: BenchConfig, progress: Progress |
         energy_reason=meter.reason,
         gpu_reason=gpu_reason,
         date=started.isoformat(timespec="seconds"),
-        notes=(*map(left_out, lineup.unsupported), *plateaus(lineup, measured), *notes_on(rows, patches, machine)),
+        notes=(*map(left_out, lineup.unsupported), *plateaus(lineup, measured), *notes_on(rows, machine)),
     )
 
 
@@ -92,6 +98,7 @@ def _row(lineup: Lineup, variant: Variant, baseline: Variant, measured: Measured
         mode=variant.mode,
         keep=variant.keep,
         k=variant.k,
+        image_size=manifest.preprocess_for(variant.mode).size,
         gmacs=manifest.cost.full_gmacs(manifest.prune) / promised,
         p50_ms=p50_ms,
         p90_ms=samples.percentile_ms(90),
