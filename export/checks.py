@@ -43,7 +43,7 @@ def check_export(run: Path, out: Path, keep: Keep, precisions: Sequence[str], da
     for precision in precisions:
         check_value("precision", precision, choices=PRECISIONS)
     record = read_record(run)
-    keep.resolve(record.prune.patches)
+    record.prune.counts(keep)
     if data is not None:
         parse_data(data)
     root = record.data.root

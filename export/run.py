@@ -19,6 +19,7 @@ from prtool.manifest import Manifest
 from prtool.progress import Progress
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import gate_of
+from prtool.spec import RANK
 from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation.report import figures
 from prtool.trainer.models.predictor import scorer_macs
@@ -77,7 +78,7 @@ def source_of(run: Path) -> ExportSource:
     return ExportSource(
         model=model,
         pruned=checkpoint.pruned_encoder(model),
-        scorer_name=checkpoint.scorer_config.arch,
+        scorer_name=checkpoint.scorer_config.arch if checkpoint.prune.method == RANK else "",
         scorer_trained=checkpoint.scorer_trained,
         scorer_macs=scorer_macs(checkpoint.scorers()),
         classnames=checkpoint.classnames,
@@ -127,7 +128,7 @@ def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data:
         raise ConfigError(f"{opened.path} was made from other weights than those of {run}; give --run the run that it was exported from")
     if opened.manifest.prune != source.spec:
         raise ConfigError(f"{opened.path} prunes as {opened.manifest.prune}, but {run} as {source.spec}; export the run again")
-    counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune.patches)
+    counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune)
     pixels, names, labels = _images(data, "test", ask.images, source)
     judged = Unpruned.of(source, pixels, labels).judged(gate_of(ask.precision))
     rows = verify_with_model(opened, source, pixels, counts, ask, labels)

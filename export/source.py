@@ -10,17 +10,17 @@ from prtool.export.graphs.last_block import kv_token_macs, num_query_tokens
 from prtool.graphs.signature import EncoderShape, GraphSpec, graph_signatures
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.models.dual_encoder import DualEncoder
-from prtool.trainer.models.pruned import PrunedEncoder
+from prtool.trainer.models.reduced import ReducedEncoder
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExportSource:
-    """A pruned encoder in memory, on the CPU in float32 and evaluation mode.
+    """A reduced encoder in memory, on the CPU in float32 and evaluation mode.
 
     Attributes:
         model: the dual encoder; its text encoder goes into the bundle too.
-        pruned: its image tower with scorers; the reference of every comparison.
-        scorer_name: architecture of the patch scorer, for the manifest.
+        pruned: its image tower with its reducer; the reference of every comparison.
+        scorer_name: architecture of the patch scorer, for the manifest; "" where no patches are ranked.
         scorer_trained: False for a freshly initialised scorer.
         scorer_macs: multiply-accumulates of the scorers of all locations on one image.
         classnames: in label order; empty for a bundle without classes.
@@ -29,7 +29,7 @@ class ExportSource:
     """
 
     model: DualEncoder
-    pruned: PrunedEncoder
+    pruned: ReducedEncoder
     scorer_name: str
     scorer_trained: bool
     scorer_macs: int
@@ -56,7 +56,7 @@ class ExportSource:
     def signatures(self, precision: str = "fp32") -> dict[str, GraphSpec]:
         """Role -> file, inputs and outputs of the graphs at one precision; see `graph_signatures`."""
         tower = self.pruned.tower
-        shape = EncoderShape(tower.image_size, tower.image_size, self.spec, tower.width, tower.embed_dim, self.model.context_length)
+        shape = EncoderShape(tower.image_size, self.model.native.image_size, self.spec, tower.width, tower.embed_dim, self.model.context_length)
         return graph_signatures(shape, precision)
 
     def classes(self) -> Tensor | None:

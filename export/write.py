@@ -11,16 +11,15 @@ from prtool.bundle import BUNDLE, Bundle, seal
 from prtool.errors import ConfigError
 from prtool.export import text
 from prtool.export.checks import MIN_IMAGES, PRECISIONS
-from prtool.export.graphs import compose
 from prtool.export.graphs.modules import TextGraph
 from prtool.export.graphs.onnx import to_onnx
 from prtool.export.graphs.weights import WeightsFile
-from prtool.export.precision.build import at_precision, calibration_samples, stages
+from prtool.export.precision.build import at_precision, calibration_samples, joined, stages
 from prtool.export.source import ExportSource
 from prtool.export.validation.parity import compare
 from prtool.export.validation.probe import Probe, keep_counts
 from prtool.files import FileDigest, new_directory, write_bytes, write_json
-from prtool.graphs.signature import WEIGHTS_NAME, stage_roles
+from prtool.graphs.signature import WEIGHTS_NAME, bundle_roles
 from prtool.manifest import SCHEMA, Manifest, ModelInfo, TextInfo
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.records import check_value
@@ -86,6 +85,7 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
         StorageError: the disk is full or read-only.
     """
     shown = progress or SilentProgress()
+    source.spec.counts(options.keep)
     default = options.keep.resolve(source.spec.patches)
     options.check_images()
     probe = Probe.choose(source, options.pixels, default)
@@ -106,19 +106,15 @@ def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progr
 
 def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, default_keep: int, progress: Progress) -> dict[str, FileDigest]:
     """Writes the graphs of every precision; returns the digests of their weights files."""
-    precisions, chain = options.written(), stage_roles(source.spec)
+    precisions = options.written()
     digests: dict[str, FileDigest] = {}
-    with stage(progress, "exporting graphs", (len(chain) + 2) * len(precisions) + 1):
+    with stage(progress, "exporting graphs", len(bundle_roles(source.spec)) * len(precisions) + 1):
         plain, samples = stages(source), None
         if options.calibration is not None and "int8" in precisions:
-            samples = calibration_samples(source.pruned, options.calibration, keep_counts(default_keep, source.spec.patches)[:2])
+            samples = calibration_samples(source, options.calibration, keep_counts(default_keep, source.spec)[:2])
         for precision in precisions:
             specs = source.signatures(precision)
-            graphs = at_precision(source, plain, precision, samples)
-            parts = [graphs[role] for role in chain]
-            graphs["fused"] = compose.fused(parts, source.spec, specs["fused"])
-            if "full" not in graphs:
-                graphs["full"] = compose.full(parts, specs["full"])
+            graphs = joined(source, at_precision(source, plain, precision, samples), precision)
             if "text" in specs:
                 graphs["text"] = to_onnx(TextGraph(source.model.text), specs["text"])
             weights_path = (root / specs["full"].file).with_name(WEIGHTS_NAME)
@@ -155,7 +151,7 @@ def _manifest(source: ExportSource, default_keep: int, options: ExportOptions) -
         prune=source.spec,
         cost=source.cost(),
         preprocess=model.preprocess,
-        native_size=source.pruned.tower.image_size,
+        native_size=model.native.image_size,
         default_keep=default_keep,
         keep_range=(source.spec.least_keep, source.spec.patches),
         graphs={precision: source.signatures(precision) for precision in precisions},

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from towers import TIMM, open_clip_visual, timm_visual
 
 from prtool.export.source import ExportSource
-from prtool.spec import Preprocess
+from prtool.spec import MERGE, Preprocess
 from prtool.trainer.models.dual_encoder import DualEncoder, TextTower
 from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.predictor import ScorerConfig, make_scorer
 from prtool.trainer.models.prompts import VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
@@ -53,6 +54,15 @@ def make_source(kind: str, *, classes: bool = False, scorer: nn.Module | None = 
     pruned = PrunedEncoder(tower, [chosen], tower.prune_spec((location,))).eval().requires_grad_(False)
     names, templates = (("cat", "hot_dog", "car"), ("a photo of a {}.", "{} texture.")) if classes else ((), ())
     return ExportSource(_dual_encoder(kind, visual, tower), pruned, "linear", False, 1000, names, templates)
+
+
+def merging_source(kind: str, locations: tuple[int, ...] = (2,), *, classes: bool = False) -> ExportSource:
+    """A source that merges patches from the first of `locations` on, to the second or the last block but one."""
+    visual = timm_visual(kind) if kind in TIMM else open_clip_visual(kind, quick_gelu=True)
+    tower = tower_of(visual)
+    merged = MergedEncoder(tower, tower.prune_spec(locations, method=MERGE)).eval().requires_grad_(False)
+    names, templates = (("cat", "hot_dog", "car"), ("a photo of a {}.",)) if classes else ((), ())
+    return ExportSource(_dual_encoder(kind, visual, tower), merged, "", False, 0, names, templates)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from prtool.engines.base import Array
 from prtool.export.graphs.onnx import OPSET, check_axes, clean
-from prtool.manifest import GraphSpec
+from prtool.manifest import GraphSpec, TensorSpec
 from prtool.spec import PruneSpec
 
 _IR_VERSION = 10
@@ -126,7 +126,7 @@ class Joined:
         for declared in spec.outputs:
             output = self.outputs[declared.name]
             output.name = declared.name
-            output.shape, output.type = ir.Shape(declared.shape), ir.TensorType(ir.DataType[declared.dtype.upper().replace("32", "")])
+            output.shape, output.type = ir.Shape(declared.shape), _type(declared)
         graph = ir.Graph(
             inputs,
             [self.outputs[declared.name] for declared in spec.outputs],
@@ -144,4 +144,8 @@ class Joined:
 def input_value(spec: GraphSpec, place: int) -> ir.Value:
     """A new value that stands for an input of a graph."""
     declared = spec.inputs[place]
-    return ir.Value(name=declared.name, shape=ir.Shape(declared.shape), type=ir.TensorType(ir.DataType[declared.dtype.upper()]))
+    return ir.Value(name=declared.name, shape=ir.Shape(declared.shape), type=_type(declared))
+
+
+def _type(declared: TensorSpec) -> ir.TensorType:
+    return ir.TensorType(ir.DataType.from_numpy(np.dtype(declared.dtype)))

@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from prtool.export.graphs.attention import FlatLinear, PlainAttention
+from prtool.export.graphs.attention import PlainAttention
 from prtool.export.graphs.compose import Joined, input_value
 from prtool.export.graphs.last_block import num_query_tokens, run_queries
-from prtool.export.graphs.modules import ImageGraph, normalise, plain_copy, unpruned
+from prtool.export.graphs.modules import ImageGraph, exportable, normalise, unpruned
 from prtool.graphs.signature import BATCH, TOKENS, GraphSpec, TensorSpec, stage_roles
 from prtool.spec import PruneSpec
 from prtool.trainer.models.blocks import BlockSteps, block_steps
@@ -65,11 +65,8 @@ def merging_graphs(encoder: MergedEncoder, native: VisionTower, *, flat: bool = 
         "mid_1", ...: tokens and the logarithms of their sizes -> the same of the next location; "post": -> (batch, E), L2-normalised;
         "full": pixels -> (batch, E), L2-normalised, of `native`.
     """
-    copied, locations = plain_copy(encoder.tower), (*encoder.spec.locations, encoder.tower.depth + 1)
-    whole = copied if native is encoder.tower else plain_copy(native)
-    for layer in (*copied.modules(), *whole.modules()):
-        if isinstance(layer, FlatLinear):
-            layer.flat = flat
+    copied, locations = exportable(encoder.tower, flat=flat), (*encoder.spec.locations, encoder.tower.depth + 1)
+    whole = copied if native is encoder.tower else exportable(native, flat=flat)
     graphs: dict[str, nn.Module] = {
         "pre": ImageGraph(copied, lambda tower, pixels: _attend(tower, locations[0], tower.run_pre(pixels, locations[0]), None))
     }
@@ -104,13 +101,13 @@ def merged(stages: Sequence[ir.Model], prune: PruneSpec, spec: GraphSpec) -> ir.
     joined = Joined(stages[0], "merge")
     counts, width, sizes = input_value(spec, 1), _width(stages[0]), None
     for place, stage in enumerate(stages[1:], start=1):
-        merging = _Merging(joined, joined.count(counts, place, len(prune.locations)), prune.prefix_tokens, width)
+        merging = Merging(joined, joined.count(counts, place, len(prune.locations)), prune.prefix_tokens, width)
         tokens, sizes = merging.apply(joined.outputs["tokens_out"], joined.outputs["metric"], sizes)
         joined.append(stage, f"stage_{place}", {"tokens": tokens, "bias": joined.add("Log", [sizes])})
     return joined.model(spec, (*joined.inputs, counts))
 
 
-class _Merging:
+class Merging:
     """One merging in ONNX operators; `prtool.trainer.models.merging.MergedEncoder.merge` is the same in PyTorch.
 
     Of the sequence of class token and patches, every second token from the first on is even, the others are odd. With E even and O odd

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from prtool.export.graphs.attention import FlatLinear, TimmAttention, TorchAttention
 from prtool.export.graphs.last_block import embed_last
 from prtool.trainer.models.dual_encoder import TextTower
-from prtool.trainer.models.pruned import PrunedEncoder
+from prtool.trainer.models.pruned import PlainEncoder, PrunedEncoder
 from prtool.trainer.models.tower import VisionTower, sharing_copy
 
 _TINY = 1e-12
@@ -26,27 +26,38 @@ class ImageGraph(nn.Module):
         return self._function(self.encoder, tensor)
 
 
-def image_graphs(encoder: PrunedEncoder, *, flat: bool = True) -> dict[str, ImageGraph]:
+def image_graphs(encoder: PrunedEncoder | PlainEncoder, native: VisionTower | None = None, *, flat: bool = True) -> dict[str, ImageGraph]:
     """The graphs of an encoder by role, which share one exportable copy.
 
     Args:
         encoder: stays as it is.
+        native: the unpruned tower; None is the encoder's.
         flat: linear layers work on rows; see `FlatLinear`.
 
     Returns:
         "pre": pixels (batch, 3, height, width) -> tokens (batch, prefix + N + learnable, D), scores (batch, N);
         "mid_1", ...: tokens (batch, tokens, D) -> tokens of the same shape, scores (batch, patches);
         "post": tokens (batch, tokens, D) -> (batch, E), L2-normalised;
-        "full": pixels -> (batch, E), L2-normalised, of the tower without pruning and learnable tokens.
+        "full": pixels -> (batch, E), L2-normalised, of the native tower without pruning and learnable tokens.
+        Of an encoder that drops nothing: "fused", pixels -> (batch, E), L2-normalised, and "full".
     """
-    copied = plain_copy(encoder)
-    for layer in copied.modules():
-        if isinstance(layer, FlatLinear):
-            layer.flat = flat
+    copied = exportable(encoder, flat=flat)
+    whole = copied.tower if native is None or native is encoder.tower else exportable(native, flat=flat)
+    if isinstance(encoder, PlainEncoder):
+        return {"fused": ImageGraph(copied.tower, unpruned), "full": ImageGraph(whole, unpruned)}
     graphs = {"pre": ImageGraph(copied, lambda own, pixels: own.run_pre(pixels))}
     for place in range(1, len(encoder.spec.locations)):
         graphs[f"mid_{place}"] = ImageGraph(copied, _mid(place))
-    return {**graphs, "post": ImageGraph(copied, _post), "full": ImageGraph(copied.tower, unpruned)}
+    return {**graphs, "post": ImageGraph(copied, _post), "full": ImageGraph(whole, unpruned)}
+
+
+def exportable(module: nn.Module, *, flat: bool) -> Any:  # noqa: ANN401 - of the type given
+    """`plain_copy`, with linear layers that work on rows where `flat`; see `FlatLinear`."""
+    copied = plain_copy(module)
+    for layer in copied.modules():
+        if isinstance(layer, FlatLinear):
+            layer.flat = flat
+    return copied
 
 
 def _mid(place: int) -> Callable[[PrunedEncoder, Tensor], tuple[Tensor, Tensor]]:

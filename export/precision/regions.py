@@ -1,19 +1,18 @@
-"""Parts of a graph that keep float32 in every precision: what makes the scores, and what follows the last product."""
+"""Parts of a graph that keep float32 in every precision: what makes the scores or the metric, and what follows the last product."""
 
 from collections.abc import Iterable
 
 import onnx_ir as ir
 
-_SCORES = "scores"
+_DECIDING = ("scores", "metric")
+"""Outputs that decide which tokens go."""
 
 
 def scorer(graph: ir.Graph) -> tuple[ir.Node, ...]:
-    """The nodes that only the scores need: all that leads to `scores` and not to another output; none without scores."""
-    outputs = {value.name: value for value in graph.outputs}
-    if _SCORES not in outputs:
-        return ()
-    others = _ancestors([value for name, value in outputs.items() if name != _SCORES])
-    own = _ancestors([outputs[_SCORES]])
+    """The nodes that only the scores, or the metric of merging, need: all that leads there and not to another output; none without."""
+    deciding = [value for value in graph.outputs if value.name in _DECIDING]
+    others = _ancestors([value for value in graph.outputs if value.name not in _DECIDING])
+    own = _ancestors(deciding)
     return tuple(node for node in graph if id(node) in own and id(node) not in others)
 
 

@@ -1,6 +1,6 @@
 """A bundle compared with the PyTorch model that it came from, on many real images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,8 @@ from prtool.spec import Keep
 from prtool.text_safety import printable
 from prtool.trainer.data.images import NO_LABEL
 from prtool.trainer.evaluation.retrieval import Neighbours, Recall, Texts
+from prtool.trainer.models.pruned import PrunedEncoder
+from prtool.trainer.models.reduced import ReducedEncoder
 
 _WORST = 5
 _SHARES = {TOP1: "first class", NEIGHBOURS: "nearest images"}
@@ -32,8 +34,8 @@ class KeepAgreement:
     Attributes:
         k: patches kept.
         images: how many were compared.
-        cosine_min, cosine_mean: of the embeddings, each with its own selection of patches.
-        same_patches: mean share of the kept patches that PyTorch keeps too.
+        cosine_min, cosine_mean: of the embeddings, each with its own selection or merging of patches.
+        same_patches: mean share of the kept patches that PyTorch keeps too; None where patches are not ranked.
         top1: share of images with the same first class as in PyTorch; None without classes.
         neighbours: mean share of each image's ten nearest images, among those compared, that are its nearest in PyTorch too; None with
             fewer than four images.
@@ -46,7 +48,7 @@ class KeepAgreement:
     images: int
     cosine_min: float
     cosine_mean: float
-    same_patches: float
+    same_patches: float | None
     top1: float | None
     neighbours: float | None
     worst: tuple[int, ...]
@@ -86,22 +88,34 @@ def verify_with_model(
     if not len(pixels):
         raise ConfigError("there are no images to compare on; give at least one")
     chosen = ask or VerifyRequest()
-    found: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {k: [] for k in counts}
+    found: dict[int, list[tuple[Tensor, ...]]] = {k: [] for k in counts}
     with Encoder.load(bundle, engine=chosen.engine, precision=chosen.precision, options=chosen.options) as encoder:
         for chunk in torch.split(pixels, _BATCH):
-            reference, array = Reference(source.pruned, chunk), chunk.numpy()
-            for k in counts:
-                keep = Keep.count(k)
-                route, kept = reference.route(source.spec.counts(keep)), torch.from_numpy(encoder.kept(array, keep)[-1])
-                found[k].append((torch.from_numpy(encoder.encode_pixels(array, keep)), route.embedding, overlap(route.patches, kept)))
+            for k, tensors in zip(counts, _compared(source.pruned, encoder, chunk, counts), strict=True):
+                found[k].append(tensors)
     classes = source.classes()
     texts = None if classes is None or not labels or NO_LABEL in labels else Texts.of_classes(classes, labels)
     rows = []
     for k in counts:
-        engine, pytorch, shared = map(torch.cat, zip(*found[k], strict=True))
-        row = _row(source, classes, k, engine, pytorch, shared)
+        engine, pytorch, *shared = map(torch.cat, zip(*found[k], strict=True))
+        row = replace(_row(source, classes, k, engine, pytorch), same_patches=float(shared[0].mean()) if shared else None)
         rows.append(row if texts is None else replace(row, recall=texts.recall(engine), recall_pytorch=texts.recall(pytorch)))
     return tuple(rows)
+
+
+@torch.no_grad()
+def _compared(reduced: ReducedEncoder, encoder: Encoder, pixels: Tensor, counts: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
+    """For each count: embeddings of the engine and of PyTorch, and where patches are ranked the share of kept ones that are the same."""
+    array = pixels.numpy()
+    if not isinstance(reduced, PrunedEncoder):
+        for k in counts:
+            yield torch.from_numpy(encoder.encode_pixels(array, Keep.count(k))), reduced.encode(pixels, reduced.spec.counts(k))
+        return
+    reference = Reference(reduced, pixels)
+    for k in counts:
+        keep = Keep.count(k)
+        route, kept = reference.route(reduced.spec.counts(keep)), torch.from_numpy(encoder.kept(array, keep)[-1])
+        yield torch.from_numpy(encoder.encode_pixels(array, keep)), route.embedding, overlap(route.patches, kept)
 
 
 def check_agreement(rows: Sequence[KeepAgreement], ask: VerifyRequest, judged: Decisions, names: Sequence[str] = ()) -> None:
@@ -130,7 +144,7 @@ def check_agreement(rows: Sequence[KeepAgreement], ask: VerifyRequest, judged: D
         )
 
 
-def _row(source: ExportSource, classes: Tensor | None, k: int, found: Tensor, wanted: Tensor, shared: Tensor) -> KeepAgreement:
+def _row(source: ExportSource, classes: Tensor | None, k: int, found: Tensor, wanted: Tensor) -> KeepAgreement:
     cosines = functional.cosine_similarity(found.double(), wanted.double())
     first = [] if classes is None else [source.model.logits(embeddings, classes).argmax(1) for embeddings in (found, wanted)]
     return KeepAgreement(
@@ -138,7 +152,7 @@ def _row(source: ExportSource, classes: Tensor | None, k: int, found: Tensor, wa
         images=len(cosines),
         cosine_min=float(cosines.min()),
         cosine_mean=float(cosines.mean()),
-        same_patches=float(shared.mean()),
+        same_patches=None,
         top1=float((first[0] == first[1]).double().mean()) if first else None,
         neighbours=Neighbours(wanted).own(found),
         worst=tuple(int(place) for place in cosines.argsort(stable=True)[:_WORST]),

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from prtool.errors import ShapeError
 from prtool.export.source import ExportSource
-from prtool.export.validation.reference import Reference, unpruned
-from prtool.spec import Keep
+from prtool.export.validation.reference import unpruned
+from prtool.spec import Keep, PruneSpec
+from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.models.reduced import ReducedEncoder
 
 PROBE_IMAGES = 3
 # Each costs one run of the blocks before the first location, and for each count one of the blocks up to the last location.
@@ -27,17 +29,17 @@ class Probe:
 
     Attributes:
         pixels: (images, 3, height, width) float32, prepared.
-        counts: three keep counts, every patch among them.
+        counts: three keep counts, every patch among them; that one alone where nothing is dropped.
         images: "given", or "noise" where none were.
     """
 
     pixels: Tensor
-    counts: tuple[int, int, int]
+    counts: tuple[int, ...]
     images: str
 
     @classmethod
     def choose(cls, source: ExportSource, pixels: Tensor | None, default_keep: int) -> "Probe":
-        """Takes the images whose scores are farthest apart at every count.
+        """Takes the images whose scores, or similarities, are farthest apart where they decide, at every count.
 
         Args:
             source: the pruned encoder.
@@ -53,34 +55,74 @@ class Probe:
             raise ShapeError(
                 f"pixels have shape {tuple(candidates.shape)} and dtype {candidates.dtype}, but the model takes (images, *{size}) of float32"
             )
-        counts = keep_counts(default_keep, source.spec.patches)
-        gaps, largest = torch.stack([_gaps(source.pruned, image[None], counts) for image in candidates]).unbind(dim=1)
-        # Each location has scores of its own size.
-        clearest = (gaps / largest.amax(dim=0).clamp_min(_TINY)).amin(dim=1).argsort(descending=True, stable=True)[:PROBE_IMAGES]
+        counts = keep_counts(default_keep, source.spec)
+        clearest = _clearness(source.pruned, candidates, counts).argsort(descending=True, stable=True)[:PROBE_IMAGES]
         return cls(candidates[clearest].contiguous(), counts, NOISE if pixels is None else GIVEN)
 
     def tensors(self, source: ExportSource) -> dict[str, Tensor]:
         """What `prtool.runtime.verify` reads: pixels and prompts, and PyTorch's embeddings of them."""
-        reference = Reference(source.pruned, self.pixels)
-        tokens = prompts(source)
+        tokens, spec = prompts(source), source.spec
         with torch.no_grad():
             embedding = source.model.text(tokens)
+            reduced = {f"embedding_k{k}": source.pruned.encode(self.pixels, spec.counts(k)) for k in self.counts}
         tensors = {"pixels": self.pixels, "embedding_full": unpruned(source.pruned, self.pixels), "text_tokens": tokens, "text_embedding": embedding}
-        tensors |= {f"embedding_k{k}": reference.route(source.spec.counts(Keep.count(k))).embedding for k in self.counts}
-        return {name: tensor.contiguous() for name, tensor in tensors.items()}
+        return {name: tensor.contiguous() for name, tensor in (tensors | reduced).items()}
 
 
-def keep_counts(default: int, patches: int) -> tuple[int, int, int]:
-    """Three different keep counts: every patch, the default, and about a quarter.
+def keep_counts(default: int, spec: PruneSpec) -> tuple[int, ...]:
+    """Three different keep counts: every patch, the default, and about a quarter, or the least that merging leaves.
+
+    Every patch alone where nothing is dropped.
 
     Raises:
-        ShapeError: there are fewer than three patches.
+        ShapeError: there are fewer than three counts to choose from.
     """
-    if patches < 3:
-        raise ShapeError(f"the encoder has {patches} patches, but pruning needs at least 3; use a larger image or smaller patches")
-    others = (max(1, patches // 4), max(1, patches // 2), 1, 2)
-    first, second, third, *_ = dict.fromkeys((patches, default, *others))
-    return first, second, third
+    patches, least = spec.patches, spec.least_keep
+    if not spec.locations:
+        return (patches,)
+    others = (max(least, patches // 4), max(least, patches // 2), least, least + 1)
+    chosen = tuple(dict.fromkeys((patches, default, *others)))[:3]
+    if patches - least < 2 or len(chosen) < 3:
+        raise ShapeError(
+            f"the encoder has {patches} patches and can keep {least} of them at least, but pruning needs three different counts; "
+            "use a larger image or smaller patches"
+        )
+    return chosen
+
+
+@torch.no_grad()
+def _clearness(encoder: ReducedEncoder, images: Tensor, counts: Sequence[int]) -> Tensor:
+    """How far each image is from a near tie, (images,): the smallest difference that decides which patches go."""
+    if isinstance(encoder, MergedEncoder):
+        return torch.cat([matching_margin(encoder, image[None], counts) for image in images])
+    if not isinstance(encoder, PrunedEncoder):
+        return torch.zeros(len(images))
+    gaps, largest = torch.stack([_gaps(encoder, image[None], counts) for image in images]).unbind(dim=1)
+    # Each location has scores of its own size.
+    return (gaps / largest.amax(dim=0).clamp_min(_TINY)).amin(dim=1)
+
+
+def matching_margin(encoder: MergedEncoder, pixels: Tensor, counts: Sequence[int]) -> Tensor:
+    """The smallest difference of two cosines that decides what merges, at any location and keep count.
+
+    Args:
+        encoder: merges the tokens of
+        pixels: (batch, 3, height, width).
+        counts: keep counts at the last location.
+
+    Returns:
+        (batch,): infinite where nothing merges.
+    """
+    entered, margins = encoder.run_pre(pixels), [torch.full((len(pixels),), torch.inf)]
+    for keep in counts:
+        (tokens, metric), sizes, left = entered, None, encoder.spec.patches
+        for place, k in enumerate(encoder.spec.counts(keep), start=1):
+            margins.append(encoder.margin(metric, left - k))
+            tokens, sizes = encoder.merge(tokens, metric, sizes, k)
+            left = k
+            if place < len(encoder.spec.locations):
+                tokens, metric = encoder.run_mid(place, tokens, sizes)
+    return torch.stack(margins).amin(dim=0)
 
 
 @torch.no_grad()

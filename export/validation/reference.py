@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.trainer.models.pruned import PrunedEncoder, gather, select
+from prtool.trainer.models.reduced import ReducedEncoder
 
 # Scores that differ by less than this many times the graph's own error are ordered by rounding.
 _TIE_ERRORS = 4.0
@@ -84,7 +85,7 @@ class Reference:
 
 
 @torch.no_grad()
-def unpruned(encoder: PrunedEncoder, pixels: Tensor) -> Tensor:
+def unpruned(encoder: ReducedEncoder, pixels: Tensor) -> Tensor:
     """The embedding (batch, E) of the tower without pruning and learnable tokens, L2-normalised."""
     return functional.normalize(encoder.tower(pixels), dim=-1)
 

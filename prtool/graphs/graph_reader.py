@@ -23,8 +23,9 @@ MAX_VALUES = 1 << 20
 MAX_AXES = 64
 _OPERATORS = """
     Add And ArgMax Cast Clip Concat Conv CumSum DequantizeLinear Div Equal Expand Gather GatherElements GatherND Gelu Gemm
-    Identity IsNaN LayerNormalization LpNormalization MatMul Max Mul Neg Not Pow QuantizeLinear Range Reciprocal ReduceL2
-    ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
+    Identity IsNaN LayerNormalization Log LpNormalization MatMul Max Mul Neg Not Pad Pow QuantizeLinear Range Reciprocal
+    ReduceL2 ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Split Sqrt Squeeze Sub Tanh TopK
+    Transpose Unsqueeze Where
 """
 OPERATORS = frozenset(_OPERATORS.split())
 """Every operator that the exporter writes, over all towers and precisions."""

@@ -1,20 +1,18 @@
 """Readers know exactly the operators that the exporter writes, over every kind of tower, scorer, text side and precision."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from export_sources import CONTEXT, Progressive, make_source, progressive_source
+from export_sources import CONTEXT, Progressive, make_source, merging_source, progressive_source
 from torch.nn import functional
 from towers import OPEN_CLIP, TIMM
 
-from prtool.export.graphs import compose
 from prtool.export.graphs.modules import TextGraph
 from prtool.export.graphs.onnx import to_onnx
-from prtool.export.precision.build import at_precision, calibration_samples, stages
+from prtool.export.precision.build import at_precision, calibration_samples, joined, stages
 from prtool.export.source import ExportSource
 from prtool.graphs.graph_reader import OPERATORS
-from prtool.graphs.signature import stage_roles
 from prtool.trainer.models.dual_encoder import TextTower
 from prtool.trainer.models.predictor import CheckerboardScorer, make_scorer
 from prtool.trainer.settings import ARCHITECTURES, ScorerConfig
@@ -32,11 +30,9 @@ def image_operators(source: ExportSource, precisions: tuple[str, ...]) -> set[st
     plain, found = stages(source), set()
     coarse = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     pixels = functional.interpolate(coarse, size=source.pruned.tower.image_size)
-    samples = calibration_samples(source.pruned, pixels, (10, 5)) if "int8" in precisions else None
+    samples = calibration_samples(source, pixels, (10, 5)) if "int8" in precisions else None
     for precision in precisions:
-        made = at_precision(source, plain, precision, samples)
-        parts = [made[role] for role in stage_roles(source.spec)]
-        graphs = [*made.values(), compose.fused(parts, source.spec, source.signatures(precision)["fused"])]
+        graphs = joined(source, at_precision(source, plain, precision, samples), precision).values()
         found |= {node.op_type for graph in graphs for node in graph.graph}
         assert {node.domain for graph in graphs for node in graph.graph} == {""}
     return found
@@ -49,6 +45,7 @@ def sources() -> Iterator[ExportSource]:
         yield make_source("cls", scorer=scorer, location=1)
     yield make_source("cls", scorer=CheckerboardScorer(scorer, (4, 4), 0.5), location=1)
     yield progressive_source("cls", PROGRESSIVE)
+    yield from (merging_source(kind) for kind in ("cls", "dinov2 registers"))
 
 
 def text_operators() -> Iterator[set[str]]:
@@ -72,9 +69,11 @@ def test_the_list_is_what_the_exporter_writes() -> None:
         written |= image_operators(source, ("fp32", "fp16", "bf16"))
     written |= image_operators(make_source("cls"), ("int8",))
     written |= image_operators(progressive_source("cls", PROGRESSIVE), ("int8",))
+    written |= image_operators(merging_source("cls"), ("int8",))
     assert sorted(written - OPERATORS) == []
     assert OPERATORS - written <= HAND_MADE | TRANSFORMERS_TEXT
 
 
-def test_one_tower_at_every_precision_but_int8() -> None:
-    assert image_operators(make_source("cls"), ("fp32", "fp16", "bf16")) <= OPERATORS
+@pytest.mark.parametrize("make", [make_source, merging_source])
+def test_one_tower_at_every_precision_but_int8(make: Callable[[str], ExportSource]) -> None:
+    assert image_operators(make("cls"), ("fp32", "fp16", "bf16")) <= OPERATORS

@@ -119,7 +119,7 @@ def test_agreement_follows_every_location(exported: tuple[ExportSource, Bundle])
 def test_calibration_samples_are_what_the_graphs_are_given(exported: tuple[ExportSource, Bundle]) -> None:
     source, _ = exported
     spec, pixels = source.spec, images(source, 10, 2)
-    samples = calibration_samples(source.pruned, pixels, (9, 4))
+    samples = calibration_samples(source, pixels, (9, 4))
     assert [call["pixels"].shape[0] for call in samples["full"]] == [8, 2]
     entering = [*(f"mid_{place}" for place in range(1, len(spec.locations))), "post"]
     for call, k in enumerate((9, 4)):

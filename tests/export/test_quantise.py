@@ -50,7 +50,7 @@ def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bu
 
 def test_the_samples_are_what_the_graphs_are_given(source: ExportSource) -> None:
     pixels = images(20, 4)
-    samples = calibration_samples(source.pruned, pixels, (16, 10))
+    samples = calibration_samples(source, pixels, (16, 10))
     assert [item["pixels"].shape[0] for item in samples["pre"]] == [8, 8, 4]
     assert [item["tokens"].shape[1] for item in samples["post"]] == [17, 11, 17]
     np.testing.assert_array_equal(np.concatenate([item["pixels"] for item in samples["pre"]]), pixels.numpy())
@@ -58,7 +58,7 @@ def test_the_samples_are_what_the_graphs_are_given(source: ExportSource) -> None
 
 def test_products_are_8_bit_but_for_scores_and_head(source: ExportSource) -> None:
     plain = stages(source)
-    made = at_precision(source, plain, "int8", calibration_samples(source.pruned, images(24, 2), (16, 10)))
+    made = at_precision(source, plain, "int8", calibration_samples(source, images(24, 2), (16, 10)))
     unflat = stages(source, flat=False)
     in_float = {node.name for node in (*scorer(unflat["pre"].graph), *head(unflat["post"].graph))}
     for model in made.values():

@@ -119,6 +119,13 @@ class MergedEncoder(nn.Module):
         together = [torch.cat((new[:, :1], old[:, 1:prefix], new[:, 1:]), dim=1) for new, old in ((merged, tokens), (counted, sizes))]
         return together[0], together[1]
 
+    def margin(self, metric: Tensor, r: int) -> Tensor:
+        """How clearly `merge` decides on `r` pairs: the smallest difference of two cosines that would change one, (batch,).
+
+        `metric` is (batch, prefix + patches, head width); infinite where nothing merges.
+        """
+        return matching_margin(_without(metric, self.spec.prefix_tokens), r)
+
     def _advance(self, tokens: Tensor, sizes: Tensor, first: int, last: int) -> Tensor:
         """The MLP of block `first`, and the blocks behind it up to `last`."""
         tokens = self._steps[first - 1].transform(tokens)
@@ -171,6 +178,18 @@ def match(metric: Tensor, r: int) -> Matched:
     order = best.sort(dim=-1, stable=True).indices
     stays = order.shape[1] - r
     return Matched(order[:, :stays].sort(dim=-1).values, order[:, stays:], partner.gather(1, order[:, stays:]))
+
+
+def matching_margin(metric: Tensor, r: int) -> Tensor:
+    """The smallest difference of cosines that decides `match`: between what merges and what stays, and between two partners; (batch,)."""
+    unit = functional.normalize(metric, dim=-1)
+    alike = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2))[:, 1:]
+    if not r:
+        return alike.new_full((len(alike),), torch.inf)
+    first = alike.topk(min(2, alike.shape[2]), dim=-1).values
+    best, order = first[..., 0].sort(dim=-1, descending=True)
+    partners = (first[..., 0] - first[..., -1] if first.shape[-1] > 1 else torch.full_like(best, torch.inf)).gather(1, order[:, :r]).amin(dim=1)
+    return torch.minimum(partners, best[:, r - 1] - best[:, r]) if r < best.shape[1] else partners
 
 
 def merge(tokens: Tensor, sizes: Tensor, matched: Matched) -> tuple[Tensor, Tensor]:

@@ -274,9 +274,9 @@ const std::vector<std::string>& graph_operators() {
     static const std::vector<std::string> known = {
         "Add", "And", "ArgMax", "Cast", "Clip", "Concat", "Conv", "CumSum", "DequantizeLinear", "Div", "Equal",
         "Expand", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Identity", "IsNaN", "LayerNormalization",
-        "LpNormalization", "MatMul", "Max", "Mul", "Neg", "Not", "Pow", "QuantizeLinear", "Range", "Reciprocal",
-        "ReduceL2", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split",
-        "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
+        "Log", "LpNormalization", "MatMul", "Max", "Mul", "Neg", "Not", "Pad", "Pow", "QuantizeLinear", "Range",
+        "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid",
+        "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose", "Unsqueeze", "Where",
     };
     return known;
 }
