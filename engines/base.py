@@ -47,7 +47,7 @@ class ShapeRange:
 
 Profile = dict[str, ShapeRange]
 """One range of shapes that an engine is compiled for: the name of a dynamic axis ("batch", "tokens") -> its sizes,
-and the name of an input that is itself a shape ("k") -> its values."""
+and of each value of an input that is itself a shape ("k"; of several "k[1]", "k[2]", ...) -> that value."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ import numpy as np
 from prtool.engines.base import BuildOptions, DeviceArray, Profile, ShapeRange
 from prtool.errors import ConfigError, KeepError, ShapeError
 from prtool.manifest import Manifest, TensorSpec
+from prtool.spec import MERGE, PruneSpec
 
 Sizes = Mapping[str, tuple[int, ...]]
-"""What a call asks for: the name of a dynamic axis, or of an input that is itself a shape -> its size or its values."""
+"""What a call asks for, by the names of a profile: one number each."""
 
 
 def profiles(manifest: Manifest, build: BuildOptions) -> tuple[Profile, ...]:
@@ -26,10 +27,37 @@ def profiles(manifest: Manifest, build: BuildOptions) -> tuple[Profile, ...]:
     if not manifest.prune.locations:
         return ({"batch": build.batch},)
     asked = [(k, k, k) for k in build.keeps] or [(low, min(max(manifest.default_keep, low), high), high)]
-    # With several locations a graph sees the counts of each, which fall towards the last.
-    ranges = [(lowest, opt, max(manifest.prune.counts(highest))) for lowest, opt, highest in asked]
-    always = manifest.prune.always_kept
-    return tuple({"batch": build.batch, "tokens": ShapeRange(*(always + k for k in counts)), "k": ShapeRange(*counts)} for counts in ranges)
+    return tuple({"batch": build.batch, **_pruned(manifest.prune, *counts)} for counts in asked)
+
+
+def _pruned(prune: PruneSpec, low: int, opt: int, high: int) -> Profile:
+    """Ranges of the tokens behind the locations, and of each location's count: all that a call may name, or just those of one keep."""
+    wanted = prune.counts(opt)
+    least = wanted if low == high else _least_counts(prune, low)
+    most = wanted if low == high else (prune.counts(high)[0],) * len(wanted)
+    names = shape_names(TensorSpec("k", "int64", (len(wanted),)))
+    counts = {name: ShapeRange(*values) for name, *values in zip(names, least, wanted, most, strict=True)}
+    # Behind which location a graph of stages lies is not known here.
+    tokens = ShapeRange(*(prune.always_kept + k for k in (low, opt, max(most))))
+    return {"tokens": tokens, **counts}
+
+
+def _least_counts(prune: PruneSpec, low: int) -> tuple[int, ...]:
+    """The fewest patches that can be left at each location, where at least `low` are left in the end.
+
+    TensorRT tries a graph at the ends of its ranges, and merging fails where it is to remove more than half of the patches.
+    """
+    found, left = [], prune.patches
+    for _ in prune.locations:
+        left = max(left - left // 2 if prune.method == MERGE else 1, low)
+        found.append(left)
+    return tuple(found)
+
+
+def shape_names(spec: TensorSpec) -> list[str]:
+    """The names of the values of an input that is itself a shape: its own, or NAME[1], NAME[2], ... of several."""
+    count = spec.shape[0]
+    return [spec.name] if count == 1 else [f"{spec.name}[{place}]" for place in range(1, int(count) + 1)]
 
 
 def is_shape_input(spec: TensorSpec) -> bool:
@@ -43,7 +71,7 @@ def graph_profiles(inputs: Sequence[TensorSpec], profiles: Sequence[Profile], bu
     () builds for `build.batch` where the batch is all that varies; raises ConfigError where an axis or a shape input has no range.
     """
     axes = [axis for spec in inputs for axis in spec.shape if isinstance(axis, str)]
-    names = list(dict.fromkeys([*axes, *(spec.name for spec in inputs if is_shape_input(spec))]))
+    names = list(dict.fromkeys([*axes, *(name for spec in inputs if is_shape_input(spec) for name in shape_names(spec))]))
     chosen: list[Profile] = []
     for profile in profiles or ({"batch": build.batch},):
         missing = [name for name in names if name not in profile]
@@ -68,7 +96,7 @@ def call_sizes(inputs: Sequence[TensorSpec], arrays: Mapping[str, DeviceArray]) 
     sizes: dict[str, tuple[int, ...]] = {}
     for spec in inputs:
         if is_shape_input(spec):
-            sizes[spec.name] = tuple(int(value) for value in np.asarray(arrays[spec.name]))
+            sizes.update({name: (int(value),) for name, value in zip(shape_names(spec), np.asarray(arrays[spec.name]), strict=True)})
         else:
             sizes.update({axis: (int(n),) for axis, n in zip(spec.shape, arrays[spec.name].shape, strict=True) if isinstance(axis, str)})
     return sizes
@@ -112,5 +140,7 @@ def _remedy(name: str, value: int, profiles: Sequence[Profile], command: str) ->
         return f"the bundle allows no other; build it again with '{command}', or export the bundle again for other counts"
     if name == "tokens":
         return f"build it again with '{command}' for every count, or add the count behind these tokens to --keep"
+    if name.startswith("k["):
+        return f"build it again with '{command}' for every count, or add to --keep the one that leaves these patches"
     counts = ",".join(str(count) for count in sorted({value, *(profile[name].opt for profile in profiles)}))
     return f"build it again with '{command} --keep {counts}', or without --keep for every count"

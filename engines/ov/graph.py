@@ -22,6 +22,9 @@ DEVICE = "CPU"
 Fixed = Mapping[str, int]
 """Sizes that a compiled model is made for: name of an axis, or of an input that is itself a shape -> size or value."""
 _OUTPUT_SUFFIX = "/sink_port_0"
+_FIXED = "prtool_fixed_count"
+# What a count passes on its way to TopK unchanged.
+_FORMS = ("Convert", "Gather", "Reshape", "Slice", "Squeeze", "StridedSlice", "Unsqueeze")
 
 # The runtime raises the built-in errors, the reader of ONNX files its own, which have no common base.
 FAILURES: tuple[type[Exception], ...] = (
@@ -180,6 +183,13 @@ def _bound_indices(model: Any) -> None:  # noqa: ANN401 - openvino has no types
     model.validate_nodes_and_infer_types()
 
 
+def _is_fixed(node: Any) -> bool:  # noqa: ANN401 - openvino has no types
+    """Whether a node is a count that is built in, or only another form of it."""
+    while node.get_type_name() in _FORMS:
+        node = node.input_value(0).get_node()
+    return bool(node.get_friendly_name() == _FIXED)
+
+
 def _is_count(spec: TensorSpec) -> bool:
     """Whether an input is itself a size: how many patches to keep."""
     return spec.shape == (1,)
@@ -195,7 +205,9 @@ def _with_fixed(model: Any, inputs: Sequence[TensorSpec], fixed: Fixed) -> Any: 
     for spec in inputs:
         if _built_in(spec, fixed):
             parameter = copied.input(spec.name).get_node()
-            parameter.output(0).replace(openvino.opset13.constant(np.array([fixed[spec.name]], spec.dtype)).output(0))
+            constant = openvino.opset13.constant(np.array([fixed[spec.name]], spec.dtype))
+            constant.set_friendly_name(_FIXED)
+            parameter.output(0).replace(constant.output(0))
             copied.remove_parameter(parameter)
     free = [spec for spec in inputs if not _built_in(spec, fixed)]
     shapes = {spec.name: [fixed.get(axis, -1) if isinstance(axis, str) else axis for axis in spec.shape] for spec in free}
@@ -207,7 +219,8 @@ def _with_fixed(model: Any, inputs: Sequence[TensorSpec], fixed: Fixed) -> Any: 
 def _check_counts(model: Any, counts: Sequence[int]) -> None:  # noqa: ANN401 - openvino has no types
     """A count that is an input is checked when it runs; one that is built in gives an empty result in place of an error."""
     for node in model.get_ops() if counts else ():
-        if node.get_type_name() == "TopK":
+        # Merging chooses other numbers of tokens, which it computes from the count.
+        if node.get_type_name() == "TopK" and _is_fixed(node.input_value(1).get_node()):
             patches = node.input_value(0).get_partial_shape()[node.get_attributes()["axis"]]
             if patches.is_static and max(counts) > patches.get_length():
                 raise KeepError(f"k = {max(counts)}, but the graph chooses among {patches.get_length()} patches; build for at most so many")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prtool.engines.base import BuildOptions, Profile, check_file, check_signature
+from prtool.engines.profiles import shape_names
 from prtool.errors import ConfigError, EngineError, EngineUnavailable
 from prtool.files import write_bytes
 from prtool.manifest import TensorSpec
@@ -162,7 +163,7 @@ def _add_profile(library: TrtLibrary, builder: Any, config: Any, network: Any, s
         tensor = network.get_input(place)
         spec = specs[tensor.name]
         if tensor.is_shape_tensor:
-            made.set_shape_input(tensor.name, *zip(*[astuple(profile[tensor.name])] * int(tensor.shape[0]), strict=True))
+            made.set_shape_input(tensor.name, *zip(*(astuple(profile[name]) for name in shape_names(spec)), strict=True))
         elif any(isinstance(axis, str) for axis in spec.shape):
             sizes = [astuple(profile[axis]) if isinstance(axis, str) else (axis,) * 3 for axis in spec.shape]
             made.set_shape(tensor.name, *zip(*sizes, strict=True))

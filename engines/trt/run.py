@@ -197,7 +197,7 @@ def _call(plan: TrtPlan, inputs: Mapping[str, DeviceArray]) -> _Call:
     profile = choose_profile(plan.profiles, sizes, plan.graph, plan.engine)
     tensors = [spec for spec in plan.inputs if not is_shape_input(spec)]
     shapes = tuple((spec.name, tuple(int(n) for n in inputs[spec.name].shape)) for spec in tensors)
-    values = tuple((spec.name, sizes[spec.name]) for spec in plan.inputs if is_shape_input(spec))
+    values = tuple((spec.name, tuple(int(value) for value in np.asarray(inputs[spec.name]))) for spec in plan.inputs if is_shape_input(spec))
     return _Call(sizes, shapes, values, profile)
 
 

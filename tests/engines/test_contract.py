@@ -12,7 +12,8 @@ import pytest
 from models import EMBED, SIDE, TinyModel, tiny_bundle
 
 from prtool.bundle import Bundle
-from prtool.engines.base import DeviceEngine, Engine, EngineOptions, GraphOptions, ShapeRange, check_outputs
+from prtool.engines.base import BuildOptions, DeviceEngine, Engine, EngineOptions, GraphOptions, Profile, ShapeRange, check_outputs
+from prtool.engines.profiles import profiles
 from prtool.engines.registry import ENGINES, list_engines, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, ShapeError
 from prtool.manifest import GraphSpec, TensorSpec
@@ -22,8 +23,13 @@ from prtool.runtime.select import gather, select
 MODEL = TinyModel()
 Opener = Callable[..., Engine]
 # For engines that compile ahead: every size that a test asks for.
-RANGES = {"batch": ShapeRange(1, 2, 8), "tokens": ShapeRange(2, 10, 19), "k": ShapeRange(1, 9, 16)}
+RANGES = {"batch": ShapeRange(1, 2, 8), "tokens": ShapeRange(2, 10, 19)} | dict.fromkeys(("k", "k[1]", "k[2]", "k[3]"), ShapeRange(1, 9, 16))
 PROGRESSIVE = TinyModel((2, 3, 4), prefix_tokens=2, learnable_tokens=1)
+REDUCED = {
+    "merge": TinyModel((1, 2, 3), prefix_tokens=2, method="merge"),
+    "merge at 6 px": TinyModel((1,), method="merge", side=6),
+    "none": TinyModel((), method="none", side=6),
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def progressive(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return tiny_bundle(tmp_path_factory.mktemp("engines") / "progressive", PROGRESSIVE)
+
+
+@pytest.fixture(scope="module", params=REDUCED)
+def reduced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyModel, Bundle]:
+    model = REDUCED[request.param]
+    return model, tiny_bundle(tmp_path_factory.mktemp("engines") / "reduced", model)
 
 
 # Engines that take seconds to minutes for their first call.
@@ -61,9 +73,15 @@ def progressive_opener(engine_name: str, progressive: Bundle, tmp_path: Path) ->
     yield from openings(engine_name, progressive, tmp_path)
 
 
-def openings(engine_name: str, bundle: Bundle, tmp_path: Path) -> Iterator[Opener]:
+@pytest.fixture
+def reduced_opener(engine_name: str, reduced: tuple[TinyModel, Bundle], tmp_path: Path) -> Iterator[Opener]:
+    """The same of a bundle that merges patches, or takes smaller images alone."""
+    yield from openings(engine_name, reduced[1], tmp_path, profiles(reduced[1].manifest, BuildOptions(batch=ShapeRange(1, 2, 8))))
+
+
+def openings(engine_name: str, bundle: Bundle, tmp_path: Path, ranges: tuple[Profile, ...] = (RANGES,)) -> Iterator[Opener]:
     opened: list[Engine] = []
-    usual = GraphOptions(threads=2, cache=tmp_path / "engines", profiles=(RANGES,))
+    usual = GraphOptions(threads=2, cache=tmp_path / "engines", profiles=ranges)
 
     def open_role(role: str, path: Path | None = None, options: GraphOptions | None = None) -> Engine:
         graph = bundle.graph(role)
@@ -97,6 +115,20 @@ def test_a_count_for_each_location(progressive_opener: Opener) -> None:
         np.testing.assert_allclose(outputs["embedding"], PROGRESSIVE.embed(pixels, counts), atol=1e-5)
     with pytest.raises(ShapeError, match=r"k has shape \(2,\)"):
         engine.run({"pixels": PROGRESSIVE.pixels(1), "k": np.array([8, 4], np.int64)})
+
+
+def test_merging_and_smaller_images_equal_numpy(reduced_opener: Opener, reduced: tuple[TinyModel, Bundle]) -> None:
+    """Merging has its counts at run time; a smaller image alone has none; FULL reads the native size."""
+    model, bundle = reduced
+    fused, full, (low, high) = reduced_opener("fused"), reduced_opener("full"), bundle.manifest.keep_range
+    for batch, k in ((1, low), (3, high), (2, (low + high) // 2)):
+        pixels, counts = model.pixels(batch, seed=k), model.spec.counts(k)
+        inputs = {"pixels": pixels, "k": np.array(counts, np.int64)} if counts else {"pixels": pixels}
+        np.testing.assert_allclose(fused.run(inputs)["embedding"], model.embed(pixels, counts), atol=1e-5)
+        native = model.pixels(batch, seed=k, side=SIDE)
+        np.testing.assert_allclose(full.run({"pixels": native})["embedding"], model.embed_full(native), atol=1e-5)
+    with pytest.raises(ShapeError, match="pixels" if model.locations else "k"):
+        fused.run({"pixels": model.pixels(1)} if model.locations else {"pixels": model.pixels(1), "k": np.array([9], np.int64)})
 
 
 def test_stages_in_a_row_equal_numpy(progressive_opener: Opener) -> None:

@@ -61,6 +61,17 @@ def test_graphs_without_tokens_are_taken_when_only_the_counts_change(bundle: Bun
     assert {item.role: item.built for item in second.graphs} == {"pre": False, "full": False, "mid_1": True, "post": True, "fused": True}
 
 
+@pytest.mark.parametrize("model", [TinyModel((1, 2), prefix_tokens=2, method="merge", side=6), TinyModel((), method="none", side=6)])
+def test_bundles_without_stages_are_built(model: TinyModel, rtx: str, tmp_path: Path) -> None:
+    """Counts of merging are read on the host; a smaller image alone has none, so that every keep has the same engine."""
+    made = tiny_bundle(tmp_path / "bundle", model)
+    first = built(made, tmp_path / "cache")
+    assert {item.role: item.built for item in first.graphs} == {"fused": True, "full": True}
+    low, high = made.manifest.keep_range
+    again = built(made, tmp_path / "cache", keeps=(low, high) if low < high else (high,))
+    assert {item.role: item.built for item in again.graphs} == {"fused": bool(model.locations), "full": False}
+
+
 def test_without_a_gpu_the_report_says_so(bundle: Bundle, rtx: str, tmp_path: Path) -> None:
     from prtool.engines.trt import rtx as trt_rtx
 
@@ -97,7 +108,7 @@ def test_profiles_hold_the_counts_of_every_location(bundle: Bundle, keeps: tuple
     for k in keeps or range(2, MODEL.patches + 1):
         counts = MODEL.spec.counts(Keep.count(k))
         assert len(counts) == 2
-        sizes = [{"k": counts}, *({"tokens": (always + count,)} for count in counts)]
+        sizes = [{"k[1]": counts[:1], "k[2]": counts[1:]}, *({"tokens": (always + count,)} for count in counts)]
         for size in sizes:
             choose_profile(built_for, size, "graph", "trt")
 

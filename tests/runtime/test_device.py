@@ -10,19 +10,26 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 import device_fakes  # noqa: E402
-from models import TinyModel, tiny_bundle  # noqa: E402
+from models import SIDE, TinyModel, tiny_bundle  # noqa: E402
 
 from prtool.bundle import Bundle  # noqa: E402
 from prtool.engines.base import EngineOptions  # noqa: E402
 from prtool.engines.registry import ENGINES  # noqa: E402
 from prtool.errors import EngineError, KeepError, ShapeError  # noqa: E402
 from prtool.runtime.encoder import Encoder  # noqa: E402
+from prtool.runtime.pipeline import modes_of  # noqa: E402
 from prtool.runtime.recorder import MAX_RECORDINGS, Recorder  # noqa: E402
 from prtool.runtime.select import select  # noqa: E402
 from prtool.spec import Keep  # noqa: E402
 
-MODELS = {"one location": TinyModel(), "three locations": TinyModel((2, 3, 4), prefix_tokens=2, learnable_tokens=1)}
+MODELS = {
+    "one location": TinyModel(),
+    "three locations": TinyModel((2, 3, 4), prefix_tokens=2, learnable_tokens=1),
+    "merge": TinyModel((1, 2, 3), prefix_tokens=2, method="merge"),
+    "none": TinyModel((), method="none", side=6),
+}
 MODES = ["fused", "split", "full"]
+WAYS = [(name, mode) for name, model in MODELS.items() for mode in modes_of(model.spec)]
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +48,21 @@ def arrays(monkeypatch: pytest.MonkeyPatch) -> Iterator[device_fakes.FakeGpuArra
 
 
 def expected(model: TinyModel, pixels: np.ndarray, mode: str, k: int) -> np.ndarray:
-    return model.embed_full(pixels) if mode == "full" else model.embed(pixels, model.spec.counts(Keep.count(k)))
+    if mode == "full":
+        return model.embed_full(pixels)
+    return model.embed(pixels, model.spec.counts(k) if model.locations else ())
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "mode"), WAYS)
 @pytest.mark.parametrize("engine", ["torch", "fake-gpu"])
 def test_every_way_equals_numpy(bundles: dict[str, Bundle], arrays: object, name: str, mode: str, engine: str) -> None:
     """Each size three times: plain, recorded, replayed; with other pixels each time."""
     model = MODELS[name]
+    side = SIDE if mode == "full" else model.side
     with Encoder.load(bundles[name], engine=engine, mode=mode) as encoder:
         for seed in range(3):
             for batch, k in ((1, 5), (3, 5), (2, 16), (3, 9)):
-                pixels, keep = model.pixels(batch, seed=10 * seed + k), None if mode == "full" else k
+                pixels, keep = model.pixels(batch, seed=10 * seed + k, side=side), None if mode == "full" or not model.locations else k
                 wanted = expected(model, pixels, mode, k)
                 np.testing.assert_allclose(encoder.encode_pixels(pixels, keep), wanted, atol=1e-5)
                 result = encoder.encode_device(torch.from_numpy(pixels), keep)
@@ -182,8 +191,7 @@ def test_an_engine_of_the_host_says_so(bundles: dict[str, Bundle]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "mode"), WAYS)
 def test_on_cuda_every_way_equals_numpy(tmp_path: Path, name: str, mode: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("PyTorch finds no CUDA device")
@@ -193,7 +201,7 @@ def test_on_cuda_every_way_equals_numpy(tmp_path: Path, name: str, mode: str) ->
         assert "cuda:0" in encoder.info.device
         for seed in range(4):
             for batch in (1, 3):
-                pixels = model.pixels(batch, seed=seed)
+                pixels = model.pixels(batch, seed=seed, side=SIDE if mode == "full" else model.side)
                 with torch.cuda.stream(torch.cuda.Stream()):
                     result = encoder.encode_device(torch.from_numpy(pixels).cuda())
                     np.testing.assert_allclose(result.cpu().numpy(), expected(model, pixels, mode, 10), atol=1e-5)

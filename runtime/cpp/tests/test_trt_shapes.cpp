@@ -42,6 +42,10 @@ TEST_CASE("sizes of a call") {
     const auto sizes = trt::call_sizes({kPixels, kCounts}, {prtool::input_of("k", counts, {1}), prtool::input_of("pixels", floats, {3, 3, 32, 32})}, "g.onnx");
     CHECK(sizes == trt::Sizes{{"batch", {3}}, {"k", {9}}});
     CHECK(trt::call_sizes({kTokens}, {prtool::input_of("tokens", floats, {2, 11, 12})}, "g.onnx") == trt::Sizes{{"batch", {2}}, {"tokens", {11}}});
+    // A count of each location has a range of its own.
+    const TensorSpec several{"k", "int64", {2}};
+    const std::int64_t falling[] = {12, 9};
+    CHECK(trt::call_sizes({several}, {prtool::input_of("k", falling, {2})}, "g.onnx") == trt::Sizes{{"k[1]", {12}}, {"k[2]", {9}}});
     CHECK_THROWS_AS(trt::call_sizes({kTokens}, {}, "g.onnx"), Error);
     CHECK_THROWS_AS(trt::call_sizes({kTokens}, {prtool::input_of("tokens", floats, {2, 11})}, "g.onnx"), Error);
 }

@@ -86,7 +86,10 @@ Sizes call_sizes(const std::vector<TensorSpec>& inputs, const std::vector<Tensor
         const TensorRef& tensor = given(tensors, spec, graph);
         if (is_shape_input(spec)) {
             const auto* const values = static_cast<const std::int64_t*>(tensor.data);
-            set(spec.name, {values, values + tensor.shape.front()});
+            const std::int64_t count = tensor.shape.front();
+            for (std::int64_t place = 0; place < count; ++place) {
+                set(count == 1 ? spec.name : spec.name + "[" + std::to_string(place + 1) + "]", {values[place]});
+            }
             continue;
         }
         for (std::size_t place = 0; place < spec.shape.size(); ++place) {

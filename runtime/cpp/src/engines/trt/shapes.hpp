@@ -18,10 +18,10 @@ struct ShapeRange {
     std::int64_t max = 0;
 };
 
-// By the name of a dynamic axis ("batch", "tokens"), or of an input that is itself a shape ("k").
+// By the name of a dynamic axis ("batch", "tokens"), or of a value of an input that is itself a shape ("k"; of several "k[1]", "k[2]", ...).
 using Profile = std::map<std::string, ShapeRange>;
 
-// What a call asks for, in the graph's order: the name of a dynamic axis, or of a shape input -> its size or values.
+// What a call asks for, in the graph's order, by the names of a profile.
 using Sizes = std::vector<std::pair<std::string, std::vector<std::int64_t>>>;
 
 // An input that is itself a shape: a few int64 numbers ("k"), which TensorRT reads on the host.
