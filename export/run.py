@@ -53,7 +53,7 @@ class RunAgreement:
             recall = [_recall(row, name) for name in ("text_to_image", "image_to_text")]
             cells.append([str(row.k), str(row.images), f"{row.cosine_min:.7f}", f"{row.cosine_mean:.7f}", *shares, *recall])
         columns = ["patches kept", "images", "worst cosine", "mean cosine", "same top-1", "same neighbours", "same patches"]
-        return [*columns, "text to image @1 / 5 / 10 (PyTorch)", "image to text @1 / 5 / 10 (PyTorch)"], cells
+        return [*columns, "text to image @1/5/10 (PyTorch)", "image to text @1/5/10 (PyTorch)"], cells
 
 
 def _percent(share: float | None) -> str:

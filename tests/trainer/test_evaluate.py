@@ -250,7 +250,7 @@ def test_the_table_names_every_row(model: DualEncoder, scorer: PatchScorer, imag
     columns, rows = report.table()
     assert len(rows) == 1 + 3 * 3
     assert all(len(row) == len(columns) for row in rows)
-    places = {name: columns.index(name) for name in ("method", "keep", "px", "MACs %", "accuracy %", "cosine", "overlap own / cross")}
+    places = {name: columns.index(name) for name in ("method", "keep", "px", "MACs %", "accuracy %", "cosine", "overlap own/cross")}
     assert [rows[0][place] for place in places.values()] == [
         "unpruned",
         "1.0",
@@ -258,7 +258,7 @@ def test_the_table_names_every_row(model: DualEncoder, scorer: PatchScorer, imag
         "100.0",
         f"{report.unpruned.accuracy:.1f}",
         "1.0000",
-        "1.000 / 1.000",
+        "1.000/1.000",
     ]
     assert [row[1] for row in rows[1:]] == [keep for keep in ("1.0", "0.5", "0.1875") for _ in range(3)], "methods of equal cost stand together"
     shares = [float(row[places["MACs %"]]) for row in rows[1:]]

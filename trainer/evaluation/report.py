@@ -10,7 +10,7 @@ from prtool.spec import RANK
 
 UNPRUNED = "unpruned"
 _NORMAL_95 = 1.959964
-_TEXT_TO_IMAGE, _IMAGE_TO_TEXT, _MATCHING = "text to image @1 / 5 / 10", "image to text @1 / 5 / 10", "matching %"
+_TEXT_TO_IMAGE, _IMAGE_TO_TEXT, _MATCHING = "text to image @1/5/10", "image to text @1/5/10", "matching %"
 _OPTIONAL = (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT, _MATCHING)
 
 
@@ -181,13 +181,13 @@ class EvalReport:
             "MACs %": f"{100 * self.macs_share(row):.1f}",
             "accuracy %": figures(row.accuracy),
             "drop (95 %)": f"{row.drop:.1f} [{row.drop_low:.1f}, {row.drop_high:.1f}]" if compared else "-",
-            "lost / won": f"{row.lost} / {row.won}" if compared else "-",
+            "lost/won": f"{row.lost}/{row.won}" if compared else "-",
             "cosine": f"{row.cosine:.4f}",
-            "overlap own / cross": figures(row.overlap_own, row.overlap_cross, digits=3),
+            "overlap own/cross": figures(row.overlap_own, row.overlap_cross, digits=3),
             _TEXT_TO_IMAGE: figures(*row.text_to_image or (None,)),
             _IMAGE_TO_TEXT: figures(*row.image_to_text or (None,)),
             _MATCHING: figures(None if row.matching_rate is None else 100 * row.matching_rate),
-            "GMAC/image": f"{row.gmacs:.3f}",
+            "GMAC": f"{row.gmacs:.3f}",
             "images": str(row.images),
         }
 
@@ -195,4 +195,4 @@ class EvalReport:
 def figures(*values: float | None, digits: int = 1) -> str:
     """Figures as text, "-" where there are none."""
     found = [f"{value:.{digits}f}" for value in values if value is not None]
-    return " / ".join(found) or "-"
+    return "/".join(found) or "-"
