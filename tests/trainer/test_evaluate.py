@@ -322,6 +322,28 @@ def test_a_run_is_evaluated_as_it_was_trained(untrained: TrainConfig, images: Im
     assert again.rows == report.rows
 
 
+def test_a_run_is_evaluated_on_captions(untrained: TrainConfig, images: ImageSet, tmp_path: Path) -> None:
+    """A CSV file with captions and no labels, as `--data` takes it; recall against a plain loop with the model's own tokenizer."""
+    checkpoint = train(untrained, tmp_path / "run")
+    rows = [
+        f"{path},a {images.classnames[label]} square {number},test"
+        for number, (path, label) in enumerate(zip(images.paths, images.labels, strict=True))
+    ]
+    (images.root / "captions.csv").write_text("\n".join(["path,caption,split", *rows, f"{images.paths[3]},something,test"]))
+    report = evaluate_run(tmp_path / "run", images.root / "captions.csv", EvalConfig(keeps=(Keep.ratio(1.0),)))
+    assert report.methods == ("patch-ranking", "merge", "smaller-image", "random")
+    assert (report.texts, report.unpruned.accuracy, report.unpruned.lost) == ("captions", None, None)
+    model = checkpoint.load_model()
+    captions, owners = [*(row.split(",")[1] for row in rows), "something"], [*range(IMAGES), 3]
+    with torch.no_grad():
+        texts = model.text(model.tokenizer(captions)).numpy()
+    vectors = torch.cat([encode_one(model, images, index, np.arange(16)) for index in range(IMAGES)]).numpy()
+    first = [int(np.argmax(vectors @ text)) == owner for text, owner in zip(texts, owners, strict=True)]
+    five = [owner in np.argsort(-(vectors @ text))[:5] for text, owner in zip(texts, owners, strict=True)]
+    assert report.unpruned.text_to_image == pytest.approx((100 * np.mean(first), 100 * np.mean(five), report.unpruned.text_to_image[2]))
+    assert report.unpruned.image_to_text[0] == pytest.approx(100 * np.mean([owners[int(np.argmax(texts @ v))] == i for i, v in enumerate(vectors)]))
+
+
 def test_a_run_without_data_asks_for_it(untrained: TrainConfig, tmp_path: Path) -> None:
     train(untrained, tmp_path / "run")
     with pytest.raises(ConfigError, match="--data"):

@@ -94,28 +94,14 @@ def evaluate(
         ImageError: an image cannot be decoded.
     """
     progress = progress or SilentProgress()
-    if classes is not None and classes.shape != (len(images.classnames), model.tower.embed_dim):
-        wanted = (len(images.classnames), model.tower.embed_dim)
-        raise ShapeError(f"class embeddings have shape {tuple(classes.shape)}, but {wanted} is needed: one row for each class name")
-    if classes is not None:
-        images.require_labels("accuracy")
-    keeps, names = config.keeps_of(pruner.spec), config.methods_of(pruner.spec)
-    counts = pruner.spec.distinct_counts(keeps)
-    ingredients = Ingredients(model.tower, model.native, pruner.spec, pruner.scorers, config.seed, pruner.tuned, pruner.tuned_classes)
-    # Every other method is made before the images are ranked: what cannot run should say so at once.
-    methods, left_out = make_methods(ingredients, [name for name in names if name != GOLDEN], counts, leave_out=config.methods is None)
-    chosen = images.take(config.images, config.drawn_by)
-    golden = _rank(model, pruner, chosen, classes, progress) if GOLDEN in names else None
-    if golden is not None:
-        methods[GOLDEN] = Golden(golden)
-    drawn = {index: place for place, index in enumerate(equally_spaced(len(chosen), config.retrieval_images))}
-    task = _Task(model, pruner.spec, chosen, classes, [methods[name] for name in names if name in methods], counts, golden, drawn)
+    task = _prepare(model, pruner, images, classes, config, progress)
+    chosen = task.images
     ledger = Ledger(len(chosen), config.store, _identity(task, pruner, config))
     known = Ledger(len(chosen), config.unpruned, _frozen_identity(task), name=UNPRUNED)
     _fill(task, ledger, known, config.batch, progress)
     known.save()
-    texts = Texts.of(model, chosen.subset(list(drawn)), classes)
-    rows = _Rows(task, ledger, texts).of(keeps)
+    texts = Texts.of(model, chosen.subset(list(task.drawn)), classes)
+    rows = _Rows(task, ledger, texts).all()
     ledger.remove()
     return EvalReport(
         rows=rows,
@@ -128,9 +114,9 @@ def evaluate(
         locations=pruner.spec.locations,
         patches=pruner.spec.patches,
         predictor_trained=pruner.trained if pruner.scorers else None,
-        notes=(*notes(model, pruner, methods, rows[0], (len(drawn), texts)), *left_out),
+        notes=(*notes(model, pruner, [method.name for method in task.methods], rows[0], (len(task.drawn), texts)), *task.left_out),
         prune_method=pruner.spec.method,
-        retrieval_images=len(drawn),
+        retrieval_images=len(task.drawn),
         texts=texts.kind if texts else "",
     )
 
@@ -142,6 +128,7 @@ class _Task:
     Attributes:
         counts: the patches kept at each location, for each keep.
         drawn: the indices of the images whose embeddings are kept for retrieval -> their places among those.
+        left_out: notes of methods that nobody asked for and that the encoder cannot do.
     """
 
     model: DualEncoder
@@ -149,9 +136,32 @@ class _Task:
     images: ImageSet
     classes: Tensor | None
     methods: Sequence[Method]
+    keeps: Sequence[Keep]
     counts: Sequence[Counts]
     golden: Tensor | None
     drawn: Mapping[int, int]
+    left_out: Sequence[str]
+
+
+def _prepare(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tensor | None, config: EvalConfig, progress: Progress) -> _Task:
+    """Checks everything before any work, and ranks the images for the oracle."""
+    if classes is not None:
+        wanted = (len(images.classnames), model.tower.embed_dim)
+        if classes.shape != wanted:
+            raise ShapeError(f"class embeddings have shape {tuple(classes.shape)}, but {wanted} is needed: one row for each class name")
+        images.require_labels("accuracy")
+    keeps, names = config.keeps_of(pruner.spec), config.methods_of(pruner.spec)
+    counts = pruner.spec.distinct_counts(keeps)
+    ingredients = Ingredients(model.tower, model.native, pruner.spec, pruner.scorers, config.seed, pruner.tuned, pruner.tuned_classes)
+    # Every other method is made before the images are ranked: what cannot run should say so at once.
+    methods, left_out = make_methods(ingredients, [name for name in names if name != GOLDEN], counts, leave_out=config.methods is None)
+    chosen = images.take(config.images, config.drawn_by)
+    golden = _rank(model, pruner, chosen, classes, progress) if GOLDEN in names else None
+    if golden is not None:
+        methods[GOLDEN] = Golden(golden)
+    drawn = {index: place for place, index in enumerate(equally_spaced(len(chosen), config.retrieval_images))}
+    ordered = [methods[name] for name in names if name in methods]
+    return _Task(model, pruner.spec, chosen, classes, ordered, keeps, counts, golden, drawn, left_out)
 
 
 def _identity(task: _Task, pruner: Pruner, config: EvalConfig) -> dict[str, object]:
@@ -256,12 +266,12 @@ class _Rows:
         self._task, self._ledger, self._texts = task, ledger, texts
         self._neighbours = Neighbours(ledger.column(_cell(UNPRUNED, (), "embedding")))
 
-    def of(self, keeps: Sequence[Keep]) -> tuple[EvalRow, ...]:
+    def all(self) -> tuple[EvalRow, ...]:
         """The unpruned row, then each method's in the order of the keeps."""
         task, cost, native = self._task, self._task.model.tower.cost(), self._task.model.native
         rows = [self._row(UNPRUNED, 1.0, (), cost.full_gmacs(task.spec), native.image_size)]
         for method in task.methods:
-            for keep, counts in zip(keeps, task.counts, strict=True):
+            for keep, counts in zip(task.keeps, task.counts, strict=True):
                 adaptive = isinstance(method, AdaptiveMethod)
                 spent = float(self._column(method.name, counts, "gmacs").mean()) if adaptive else method.gmacs(cost, task.spec, counts)
                 share = keep.resolve(task.spec.patches) / task.spec.patches if keep.is_count else keep.value
