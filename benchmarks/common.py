@@ -41,7 +41,12 @@ class Script(click.Command):
 
 def named(output: Path | None, *facts: object) -> Path:
     """`output` where one was given, else a name in results/ made of `facts`, without a suffix."""
-    return output or RESULTS / re.sub(r"[^a-z0-9]+", "-", " ".join(map(str, facts)).lower()).strip("-")
+    return output or RESULTS / slug(*facts)
+
+
+def slug(*facts: object) -> str:
+    """A file name made of `facts`: ("ViT-B-16", "rank@192") -> "vit-b-16-rank-192"."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(map(str, facts)).lower()).strip("-")
 
 
 def publish_json(path: Path, report: object) -> Path:

@@ -1,0 +1,142 @@
+"""Every way to shorten an encoder at the same multiply-accumulates: accuracy, fidelity, retrieval and measured images a second.
+
+    python -m benchmarks.frontier --model local-dir:MODEL --data caltech101:C,oxford_pets:P,eurosat:E,dtd10
+    python -m benchmarks.frontier --table benchmarks/results/frontier-dual-s14.json --earlier benchmarks/results/frontier-dual-s14-earlier.json
+
+One predictor is trained on all sets, nothing is recovered. Rows: Patch Ranking, merging and smaller images with their bundles on CPU
+engines, mixtures of them (METHOD@PIXELS), and the methods that exist in PyTorch only. The default shares are those of images of
+13, 12, ... 8 of 14 patches a side, so that rows stand at equal cost. Runs, bundles, evaluations and speeds are kept in --work: the
+same command goes on where a stopped one was. With --no-speed it needs no quiet machine; the same without it then only times.
+"""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.common import NAMES, Script, named, publish_json, show
+from benchmarks.frontier.accuracy import Evaluations, Figures, Sets
+from benchmarks.frontier.points import BASELINES, Point, points_of
+from benchmarks.frontier.speed import SpeedPlan, measured
+from benchmarks.frontier.table import main_table, markdown
+from benchmarks.reducers import Reducer, Workshop, check_some, chosen, default_reducers, keeps_at, share_of
+from prtool.cli.console import BarProgress
+from prtool.cli.parameters import Values
+from prtool.errors import DataError
+from prtool.pictures import short_name
+from prtool.runtime.bench.timing import Plan
+from prtool.runtime.machine import library_versions, this_machine
+from prtool.studies.demo.model import write_model
+from prtool.studies.demo.scenes import SceneCounts, write_dataset
+
+SCHEMA = 1
+_SMOKE = Path("runs/frontier-smoke")
+_SHARES, _REDUCERS = Values("share", share_of), Values("reducer", Reducer.parse)
+
+
+@click.command(cls=Script)
+@click.option("--model", help="open_clip name, or local-dir:PATH.")
+@click.option("--pretrained", default="", help="Tag or checkpoint file.")
+@click.option("--data", default="", help="Labelled sets with commas, each FOLDER or NAME:FOLDER.")
+@click.option("--share", "shares", type=_SHARES, default=".857,.735,.617,.51,.41,.33", show_default=True, help="MACs relative to unpruned.")
+@click.option("--reducer", "reducers", type=_REDUCERS, help="METHOD or METHOD@PIXELS.  [default: rank, merge, none and three mixtures]")
+@click.option("--method", "baselines", type=NAMES, default=",".join(BASELINES), show_default=True, help="Methods that exist in PyTorch only.")
+@click.option("--unseen", type=NAMES, default=(), help="Names of sets that are also measured with predictors trained on the others.")
+@click.option("--speed/--no-speed", "timed", default=True, show_default=True, help="Also time everything.")
+@click.option("--engine", "engines", type=NAMES, default="ort,openvino,torch", show_default=True, help="Of the speeds; torch is eager PyTorch.")
+@click.option("--batch", default=8, show_default=True, help="Images a call.")
+@click.option("--threads", default=0, show_default=True, help="CPU threads; 0 takes all that are granted.")
+@click.option("--seconds", default=300.0, show_default=True, help="Time for the timed rounds (s); at least five rounds run.")
+@click.option("--images", default=0, show_default=True, help="Test images of each set at most; 0 takes all.")
+@click.option("--seed", default=0, show_default=True, help="Of training, random methods and the order of timing.")
+@click.option("--work", type=click.Path(path_type=Path), default=Path("runs/frontier"), show_default=True, help="Runs, bundles and what is finished.")
+@click.option("--smoke", is_flag=True, help="A tiny model and a few drawn images, to see that everything runs.")
+@click.option("--table", type=click.Path(path_type=Path), help="Print this result as Markdown, and stop.")
+@click.option("--earlier", type=click.Path(path_type=Path), help="With --table: a file to compare with.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Result file; named after the model if absent.")
+def main(table: Path | None, earlier: Path | None, **options: Any) -> None:
+    """Measures the frontier of one encoder."""
+    if table is not None:
+        click.echo(markdown(_read(table), None if earlier is None else _read(earlier)))
+        return
+    settings: dict[str, object] = {}
+    if options["smoke"]:
+        options |= _smoke()
+        settings = {"distill.steps": 1, "train_images": 16, "val_images": 8}
+    if not options["model"] or not options["data"]:
+        raise click.UsageError("give --model and --data, or --smoke")
+    sets = Sets.parse(options["data"], options["images"])
+    data = ",".join(sets.addresses.values())
+    workshop = Workshop(options["work"], options["model"], options["pretrained"], data, options["seed"], settings, BarProgress())
+    report = _measure(workshop, sets, options)
+    file = publish_json(named(options["output"], "frontier", report["model"]), report)
+    show(main_table(sorted(report["rows"], key=lambda row: -row["share"])), f"{report['model']}: the frontier", (), [file])
+
+
+def _measure(workshop: Workshop, sets: Sets, options: dict[str, Any]) -> dict[str, Any]:
+    for name in options["unseen"]:
+        sets.without(name)
+    tower = workshop.tower()
+    reducers = chosen(options["reducers"] or default_reducers(tower), tower, options["shares"])
+    keeps = {reducer: keeps_at(workshop.bundle(reducer).manifest, options["shares"]) for reducer in reducers}
+    points = points_of(keeps, options["baselines"])
+    check_some(points, reducers, options["shares"])
+    unpruned, rows = Evaluations(workshop, sets).rows(points, options["unseen"])
+    unpruned |= {"image_size": tower.image_size[0], "k": tower.patches}
+    return {
+        "schema": SCHEMA,
+        "what": "methods of shortening an image encoder at equal multiply-accumulates, without recovery",
+        "model": short_name(workshop.model),
+        "data": {name: figures["images"] for name, figures in unpruned["sets"].items()},
+        "shares": list(options["shares"]),
+        "reducers": [str(reducer) for reducer in reducers],
+        "seed": workshop.seed,
+        "speed": _add_speed(workshop, points, [unpruned, *rows], options) if options["timed"] else None,
+        "rows": [unpruned, *rows],
+        "cpu": this_machine().cpu,
+        "versions": library_versions() | workshop.bundle(reducers[0]).manifest.versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _add_speed(workshop: Workshop, points: list[Point], rows: list[Figures], options: dict[str, Any]) -> dict[str, Any]:
+    """Times everything, puts the figures into the rows (the unpruned one first), and returns the circumstances."""
+    plan = Plan(budget_s=options["seconds"], warmup_rounds=1, seed=options["seed"])
+    speed = dict(measured(workshop, points, SpeedPlan(options["engines"], options["batch"], options["threads"], plan)))
+    for row, figures in zip(rows, speed.pop("rows"), strict=True):
+        row["speed"] = figures
+    return speed
+
+
+def _smoke() -> dict[str, Any]:
+    """The demonstration's model and a few of its scenes, drawn at the first call; few points."""
+    model, data = _SMOKE / "model", _SMOKE / "scenes"
+    if not model.exists():
+        write_model(model)
+    if not data.exists():
+        write_dataset(data, SceneCounts(train=2, val=1, test=2), 0)
+    return {
+        "model": f"local-dir:{model}",
+        "data": str(data),
+        "work": _SMOKE,
+        "shares": (0.7, 0.45),
+        "reducers": tuple(map(Reducer.parse, ("rank", "merge", "none", "merge@80"))),
+        "seconds": 0.0,
+        "batch": 2,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as cause:
+        raise DataError(f"{path} cannot be read as JSON: {cause}; give a result of this script") from cause
+    if not isinstance(value, dict) or not {"schema", "rows", "what"} <= value.keys():
+        raise DataError(f"{path} is no result of this script; give one that it wrote")
+    return value
+
+
+if __name__ == "__main__":
+    main()

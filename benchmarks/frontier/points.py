@@ -1,0 +1,48 @@
+"""What the table's rows are: a method, the reducer whose run it is evaluated with, and the patches that it keeps."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.reducers import Reducer
+from prtool.spec import MERGE, NONE, RANK
+
+EVALUATED = {RANK: "patch-ranking", MERGE: "merge", NONE: "smaller-image"}
+"""The method of `prtool eval` that a run of each kind is evaluated with."""
+BASELINES = ("tome", "evit", "avit", "cls-attention", "random")
+"""Methods that exist in PyTorch only; they take the budget of Patch Ranking, without its predictor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One row.
+
+    Attributes:
+        reducer: whose run and bundle.
+        method: of `prtool eval`.
+        k: patches that are left.
+        target: the share of the unpruned MACs that was wanted.
+    """
+
+    reducer: Reducer
+    method: str
+    k: int
+    target: float
+
+    @property
+    def exports(self) -> bool:
+        """Whether its bundle computes it; else it is timed in PyTorch alone."""
+        return self.method == EVALUATED[self.reducer.method]
+
+    @property
+    def name(self) -> str:
+        """In logs and keys."""
+        return f"{self.method} {self.reducer} k={self.k}"
+
+
+def points_of(keeps: Mapping[Reducer, Mapping[float, int]], baselines: Sequence[str]) -> list[Point]:
+    """Every row, in the order of the reducers; the baselines stand with Patch Ranking at the native size."""
+    found = []
+    for reducer, chosen in keeps.items():
+        methods = (EVALUATED[reducer.method], *(baselines if reducer == Reducer(RANK) else ()))
+        found += [Point(reducer, method, k, share) for method in methods for share, k in chosen.items()]
+    return found

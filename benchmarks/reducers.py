@@ -1,0 +1,166 @@
+"""What shortens an encoder ("rank", "merge@168", "none@140"): its run, its bundle, and the keeps that cost a wanted share of the unpruned MACs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmarks.common import slug
+from prtool.bundle import Bundle
+from prtool.errors import BundleError, ConfigError
+from prtool.export.run import export_run
+from prtool.export.write import ExportOptions
+from prtool.manifest import Manifest
+from prtool.pictures import short_name
+from prtool.progress import Progress
+from prtool.spec import MERGE, METHODS, NONE, RANK, Cost, Keep
+from prtool.store import digest
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.runs.checkpoint import load_seeded
+from prtool.trainer.train import train
+
+WITHIN = 0.05
+"""A keep whose cost is further than this from the wanted share is left out."""
+_SMALLER = (2, 3)
+"""Patches that the sides of mixed reducers' images are short of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reducer:
+    """A method of `prtool.spec.METHODS` on images of a side of `image_size` pixels, 0 for the native one."""
+
+    method: str
+    image_size: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "Reducer":
+        """Reads METHOD or METHOD@PIXELS; "none" alone stands for the smaller images that `chosen` finds."""
+        method, at, side = text.partition("@")
+        if method not in METHODS or (at and not (side.isdecimal() and int(side))):
+            raise ValueError(f"{text!r} is not METHOD or METHOD@PIXELS with a method of {', '.join(METHODS)}")
+        return cls(method, int(side or 0))
+
+    def __str__(self) -> str:
+        return f"{self.method}@{self.image_size}" if self.image_size else self.method
+
+
+def default_reducers(tower: VisionTower) -> tuple[Reducer, ...]:
+    """The three reducers, and mixtures with images of two and three patches less a side."""
+    smaller = [tower.image_size[0] - less * _patch(tower) for less in _SMALLER]
+    return (Reducer(RANK), Reducer(MERGE), Reducer(NONE), Reducer(RANK, smaller[0]), *(Reducer(MERGE, side) for side in smaller))
+
+
+def chosen(reducers: Sequence[Reducer], tower: VisionTower, shares: Sequence[float]) -> tuple[Reducer, ...]:
+    """The reducers, "none" replaced by the smaller images whose cost is nearest to each share."""
+    found: list[Reducer] = []
+    for reducer in reducers:
+        plain = reducer == Reducer(NONE)
+        found += [Reducer(NONE, side) for side in _sides(tower, shares)] if plain else [reducer]
+    return tuple(dict.fromkeys(found))
+
+
+def keeps_at(manifest: Manifest, shares: Sequence[float]) -> dict[float, int]:
+    """Share -> number of patches whose cost is nearest to that share of the unpruned MACs.
+
+    A share is left out where no keep costs nearly that, and where nothing but the image would be smaller although the method shortens.
+    """
+    spec, (low, high) = manifest.prune, manifest.keep_range
+    costs = {k: 1.0 / manifest.theoretical_speedup(k) for k in range(low, high + 1) if spec.method == NONE or k < spec.patches}
+    found = {share: min(costs, key=lambda k: abs(costs[k] - share)) for share in shares} if costs else {}
+    kept = {share: k for share, k in found.items() if abs(costs[k] - share) <= WITHIN}
+    # Of shares that lie close together a smaller image has one.
+    return {share: k for share, k in kept.items() if share == min((other for other in kept if kept[other] == k), key=lambda s: abs(costs[k] - s))}
+
+
+def _sides(tower: VisionTower, shares: Sequence[float]) -> Iterator[int]:
+    cost, patch = tower.cost(), _patch(tower)
+    costs = {side: _smaller_share(tower, cost, side // patch) for side in range(patch, tower.image_size[0], patch)}
+    for share in shares:
+        side = min(costs, key=lambda item: abs(costs[item] - share))
+        if abs(costs[side] - share) <= WITHIN:
+            yield side
+
+
+def _smaller_share(tower: VisionTower, cost: Cost, rows: int) -> float:
+    patches = rows * rows
+    smaller = replace(cost, embed_macs=cost.embed_macs * patches // tower.patches)
+    return smaller.gmacs([tower.prefix_tokens + patches] * tower.depth) / cost.gmacs([tower.prefix_tokens + tower.patches] * tower.depth)
+
+
+def _patch(tower: VisionTower) -> int:
+    return tower.image_size[0] // tower.grid[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Makes the runs and bundles of one model; what an earlier call made with the same settings is used again.
+
+    Attributes:
+        folder: where they lie.
+        model, pretrained: as `prtool train` takes them.
+        data: images that predictors learn from and int8's scales come from; "" trains nothing.
+        seed: of everything random, random weights included.
+        settings: further settings of training, by dotted name.
+        progress: receives the stages of each step.
+    """
+
+    folder: Path
+    model: str
+    pretrained: str
+    data: str
+    seed: int
+    settings: dict[str, object]
+    progress: Progress
+
+    def tower(self) -> VisionTower:
+        """The encoder at its native size."""
+        return load_seeded(self.model, self.pretrained, self.seed).tower
+
+    def run(self, reducer: Reducer, data: str | None = None) -> Path:
+        """The run of a reducer, made if it is not there; `data` in place of the workshop's."""
+        config = self._config(reducer, data)
+        folder = self._place("runs", reducer, config)
+        # The folder is named after all settings: training starts again only where the data have changed.
+        train(config, folder, self.progress, overwrite=True)
+        return folder
+
+    def bundle(self, reducer: Reducer, precisions: Sequence[str] = ("fp32",), images: str | None = None) -> Bundle:
+        """The bundle of a reducer with at least these precisions, made if it is not there; `images` are for int8's scales."""
+        folder = self._place("bundles", reducer, self._config(reducer, None))
+        if not _has(folder, precisions):
+            keep = Keep.ratio(1.0 if reducer.method == NONE else 0.6)
+            export_run(self.run(reducer), folder, ExportOptions(keep, tuple(precisions)), images, self.progress)
+        return Bundle.open(folder)
+
+    def _config(self, reducer: Reducer, data: str | None) -> TrainConfig:
+        data = self.data if data is None else data
+        settings = {"model": self.model, "pretrained": self.pretrained, "data": data, "seed": self.seed, "image_size": reducer.image_size}
+        trains = bool(data) and reducer.method == RANK
+        phases = {} if trains else {"phases": ("none",)}
+        return TrainConfig.load(None, {**settings, **phases, "prune.method": reducer.method, **(self.settings if trains else {})})
+
+    def _place(self, kind: str, reducer: Reducer, config: TrainConfig) -> Path:
+        return self.folder / kind / f"{slug(short_name(self.model), reducer)}-{digest(config.to_json())[:10]}"
+
+
+def _has(folder: Path, precisions: Sequence[str]) -> bool:
+    """Whether an earlier call left a bundle there that this version reads and that holds these graphs."""
+    try:
+        return set(precisions) <= set(Bundle.open(folder, verify=False).manifest.graphs)
+    except BundleError:
+        return False
+
+
+def share_of(text: str) -> float:
+    """Reads a share of the unpruned MACs, 0 to 1."""
+    share = float(text)
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"{text!r} is not a share of the unpruned multiply-accumulates, above 0 and below 1")
+    return share
+
+
+def check_some(points: Sequence[object], reducers: Sequence[Reducer], shares: Sequence[float]) -> None:
+    """Raises ConfigError where none of the reducers reaches any of the shares."""
+    if not points:
+        asked = f"{', '.join(map(str, reducers))} at {', '.join(f'{share:g}' for share in shares)}"
+        raise ConfigError(f"{asked}: no keep and no smaller image costs nearly that; give other shares or reducers")
