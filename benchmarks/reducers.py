@@ -1,11 +1,12 @@
 """What shortens an encoder ("rank", "merge@168", "none@140"): its run, its bundle, and the keeps that cost a wanted share of the unpruned MACs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.common import slug
 from prtool.bundle import Bundle
+from prtool.cli.parameters import Values
 from prtool.errors import BundleError, ConfigError
 from prtool.export.run import export_run
 from prtool.export.write import ExportOptions
@@ -42,6 +43,18 @@ class Reducer:
 
     def __str__(self) -> str:
         return f"{self.method}@{self.image_size}" if self.image_size else self.method
+
+
+def share_of(text: str) -> float:
+    """Reads a share of the unpruned MACs, 0 to 1."""
+    share = float(text)
+    if not 0.0 < share < 1.0:
+        raise ValueError(f"{text!r} is not a share of the unpruned multiply-accumulates, above 0 and below 1")
+    return share
+
+
+SHARES, REDUCERS = Values("share", share_of), Values("reducer", Reducer.parse)
+"""The values of --share and --reducer."""
 
 
 def default_reducers(tower: VisionTower) -> tuple[Reducer, ...]:
@@ -109,7 +122,7 @@ class Workshop:
     pretrained: str
     data: str
     seed: int
-    settings: dict[str, object]
+    settings: Mapping[str, object]
     progress: Progress
 
     def tower(self) -> VisionTower:
@@ -118,29 +131,28 @@ class Workshop:
 
     def run(self, reducer: Reducer, data: str | None = None) -> Path:
         """The run of a reducer, made if it is not there; `data` in place of the workshop's."""
-        config = self._config(reducer, data)
-        folder = self._place("runs", reducer, config)
-        # The folder is named after all settings: training starts again only where the data have changed.
-        train(config, folder, self.progress, overwrite=True)
+        settings = self._settings(reducer, data)
+        folder = self._place("runs", reducer, settings)
+        # The folder is named after the settings: what is there is trained again only where the data have changed.
+        train(TrainConfig.load(None, settings), folder, self.progress, overwrite=True)
         return folder
 
     def bundle(self, reducer: Reducer, precisions: Sequence[str] = ("fp32",), images: str | None = None) -> Bundle:
         """The bundle of a reducer with at least these precisions, made if it is not there; `images` are for int8's scales."""
-        folder = self._place("bundles", reducer, self._config(reducer, None))
+        folder = self._place("bundles", reducer, self._settings(reducer, None))
         if not _has(folder, precisions):
             keep = Keep.ratio(1.0 if reducer.method == NONE else 0.6)
             export_run(self.run(reducer), folder, ExportOptions(keep, tuple(precisions)), images, self.progress)
         return Bundle.open(folder)
 
-    def _config(self, reducer: Reducer, data: str | None) -> TrainConfig:
+    def _settings(self, reducer: Reducer, data: str | None) -> dict[str, object]:
         data = self.data if data is None else data
-        settings = {"model": self.model, "pretrained": self.pretrained, "data": data, "seed": self.seed, "image_size": reducer.image_size}
-        trains = bool(data) and reducer.method == RANK
-        phases = {} if trains else {"phases": ("none",)}
-        return TrainConfig.load(None, {**settings, **phases, "prune.method": reducer.method, **(self.settings if trains else {})})
+        found = {"model": self.model, "pretrained": self.pretrained, "data": data, "seed": self.seed}
+        found |= {"image_size": reducer.image_size, "prune.method": reducer.method}
+        return found | (dict(self.settings) if data and reducer.method == RANK else {"phases": ("none",)})
 
-    def _place(self, kind: str, reducer: Reducer, config: TrainConfig) -> Path:
-        return self.folder / kind / f"{slug(short_name(self.model), reducer)}-{digest(config.to_json())[:10]}"
+    def _place(self, kind: str, reducer: Reducer, settings: Mapping[str, object]) -> Path:
+        return self.folder / kind / f"{slug(short_name(self.model), reducer)}-{digest(settings)[:10]}"
 
 
 def _has(folder: Path, precisions: Sequence[str]) -> bool:
@@ -149,14 +161,6 @@ def _has(folder: Path, precisions: Sequence[str]) -> bool:
         return set(precisions) <= set(Bundle.open(folder, verify=False).manifest.graphs)
     except BundleError:
         return False
-
-
-def share_of(text: str) -> float:
-    """Reads a share of the unpruned MACs, 0 to 1."""
-    share = float(text)
-    if not 0.0 < share < 1.0:
-        raise ValueError(f"{text!r} is not a share of the unpruned multiply-accumulates, above 0 and below 1")
-    return share
 
 
 def check_some(points: Sequence[object], reducers: Sequence[Reducer], shares: Sequence[float]) -> None:

@@ -21,9 +21,8 @@ from benchmarks.frontier.accuracy import Evaluations, Figures, Sets
 from benchmarks.frontier.points import BASELINES, Point, points_of
 from benchmarks.frontier.speed import SpeedPlan, measured
 from benchmarks.frontier.table import main_table, markdown
-from benchmarks.reducers import Reducer, Workshop, check_some, chosen, default_reducers, keeps_at, share_of
+from benchmarks.reducers import REDUCERS, SHARES, Reducer, Workshop, check_some, chosen, default_reducers, keeps_at
 from prtool.cli.console import BarProgress
-from prtool.cli.parameters import Values
 from prtool.errors import DataError
 from prtool.pictures import short_name
 from prtool.runtime.bench.timing import Plan
@@ -33,15 +32,14 @@ from prtool.studies.demo.scenes import SceneCounts, write_dataset
 
 SCHEMA = 1
 _SMOKE = Path("runs/frontier-smoke")
-_SHARES, _REDUCERS = Values("share", share_of), Values("reducer", Reducer.parse)
 
 
 @click.command(cls=Script)
 @click.option("--model", help="open_clip name, or local-dir:PATH.")
 @click.option("--pretrained", default="", help="Tag or checkpoint file.")
 @click.option("--data", default="", help="Labelled sets with commas, each FOLDER or NAME:FOLDER.")
-@click.option("--share", "shares", type=_SHARES, default=".857,.735,.617,.51,.41,.33", show_default=True, help="MACs relative to unpruned.")
-@click.option("--reducer", "reducers", type=_REDUCERS, help="METHOD or METHOD@PIXELS.  [default: rank, merge, none and three mixtures]")
+@click.option("--share", "shares", type=SHARES, default=".857,.735,.617,.51,.41,.33", show_default=True, help="MACs relative to unpruned.")
+@click.option("--reducer", "reducers", type=REDUCERS, default=(), help="METHOD or METHOD@PIXELS.  [default: rank, merge, none and three mixtures]")
 @click.option("--method", "baselines", type=NAMES, default=",".join(BASELINES), show_default=True, help="Methods that exist in PyTorch only.")
 @click.option("--unseen", type=NAMES, default=(), help="Names of sets that are also measured with predictors trained on the others.")
 @click.option("--speed/--no-speed", "timed", default=True, show_default=True, help="Also time everything.")

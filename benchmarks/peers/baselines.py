@@ -1,4 +1,4 @@
-"""What a pruned encoder is compared with in PyTorch: open_clip as it is, compiled, and with merged tokens."""
+"""What shortened encoders are compared with in PyTorch: open_clip as it is, compiled, and with merged tokens."""
 
 import copy
 import itertools
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prtool.progress import Progress, stage
-from prtool.spec import Cost, Keep, PruneSpec
-from prtool.trainer.evaluation.baselines.tome import MergedEncoder, merged_gmacs, schedule
+from prtool.spec import MERGE
+from prtool.trainer.evaluation.baselines.tome import schedule
 from prtool.trainer.models.dual_encoder import DualEncoder
+from prtool.trainer.models.merging import MergedEncoder
+from prtool.trainer.models.tower import VisionTower
 
 Forward = Callable[[Tensor], Tensor]
 Run = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-Schedule = tuple[float, tuple[int, ...], float]
-"""Keep rate, merges per block and 10^9 multiply-accumulates of a merged encoder."""
 
-OPEN_CLIP, COMPILED, FROZEN, TOME, TOME_COMPILED = "open_clip eager", "torch.compile", "torch.compile, frozen", "ToMe", "ToMe, torch.compile"
+OPEN_CLIP, COMPILED, FROZEN, TOME = "open_clip eager", "torch.compile", "torch.compile, frozen", "ToMe"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# One recompilation a batch size, precision and number of merges; beyond torch's default of 8 it would fall back to eager.
+# One recompilation a batch size and precision; beyond torch's default of 8 it would fall back to eager.
 _MAX_RECOMPILATIONS = 256
 
 
@@ -34,17 +34,17 @@ class Baseline:
     """One encoder in PyTorch.
 
     Attributes:
-        method: what it is, for the table.
+        name: what it is, for the table.
         precision: of the arithmetic.
-        keep: share of patches of the pruned encoder that costs as much; 1.0 for whole encoders.
+        target: the share of the whole encoder's MACs that was wanted; 1.0 for whole encoders.
         gmacs: 10^9 multiply-accumulates of one image.
         run: (batch, 3, height, width) float32 -> (batch, E) float32, L2-normalised, numpy in and out as the engines have it.
         detail: how it was configured.
     """
 
-    method: str
+    name: str
     precision: str
-    keep: float
+    target: float
     gmacs: float
     run: Run
     detail: str = ""
@@ -53,75 +53,57 @@ class Baseline:
 class Baselines:
     """The baselines of one model on one device."""
 
-    def __init__(self, model: DualEncoder, spec: PruneSpec, cost: Cost, device: str) -> None:
-        """Keeps the model; copies in other precisions are made as they are needed.
-
-        Args:
-            model: on `device`, in float32.
-            spec, cost: of the pruned encoder, whose cost, scorer included, the merged ones match.
-            device: "cpu" or "cuda".
-        """
-        self.model, self.spec, self.cost, self.device = model, spec, cost, device
-        # What eager code computes: it does not leave out what the head never reads.
-        self.gmacs = model.tower.cost().full_gmacs(spec)
+    def __init__(self, model: DualEncoder, device: str) -> None:
+        """Keeps the model, on `device`, in float32 at its native size; copies in other precisions are made as they are needed."""
+        self.model, self.device, self.tower = model, device, model.native
+        self.cost, self.spec = self.tower.cost(), self.tower.prune_spec((1,), method=MERGE)
+        self.gmacs = self.cost.full_gmacs(self.spec)
         self.left_out: list[str] = []
 
     def all(
-        self, precisions: Sequence[str], keeps: Sequence[Keep], compiled: str, inputs: Sequence[npt.NDArray[np.float32]], progress: Progress
+        self, precisions: Sequence[str], shares: Sequence[float], pixels: npt.NDArray[np.float32], progress: Progress, *, compiled: bool
     ) -> list[Baseline]:
-        """Every baseline; the compiled ones have run on each input, and what cannot be compiled is named in `left_out`.
+        """Every baseline; the compiled ones have run on `pixels`, and what cannot be compiled is named in `left_out`.
 
         Args:
             precisions: of `DTYPES`.
-            keeps: of the pruned encoder; a merged encoder of the same cost runs for each below 1.
-            compiled: what also runs through torch.compile: "none", "whole" encoders, or "all", the merged ones too.
-            inputs: pixels of each batch that will be timed, because what is compiled is compiled for one batch.
-            progress: advanced once per encoder and batch that is compiled.
+            shares: of the whole encoder's MACs; a merged encoder of that cost, matching included, runs for each.
+            pixels: a batch of the size that will be timed, because what is compiled is compiled for one batch.
+            progress: advanced once per encoder that is compiled.
+            compiled: whole encoders also run through torch.compile.
         """
-        schedules = list(self._schedules(keeps))
-        found = list(self._eager(precisions, schedules, inputs[0][:1]))
-        if compiled != "none":
-            candidates = list(self._compiled(precisions, schedules if compiled == "all" else []))
-            with stage(progress, "compiling (encoders and batches)", len(candidates) * len(inputs)):
-                found += [baseline for baseline in candidates if all([self._works(baseline, pixels, progress) for pixels in inputs])]
+        found = list(self._eager(precisions, shares, pixels[:1]))
+        if compiled:
+            candidates = list(self._compiled(precisions))
+            with stage(progress, "compiling (encoders)", len(candidates)):
+                found += [baseline for baseline in candidates if self._works(baseline, pixels, progress)]
         return found
 
-    def _eager(self, precisions: Sequence[str], schedules: Sequence[Schedule], probe: npt.NDArray[np.float32]) -> Iterator[Baseline]:
+    def _eager(self, precisions: Sequence[str], shares: Sequence[float], probe: npt.NDArray[np.float32]) -> Iterator[Baseline]:
         for precision in precisions:
             visual, detail = self._fastest(precision, probe)
             yield Baseline(OPEN_CLIP, precision, 1.0, self.gmacs, self._running(visual), detail)
-            for keep, merges, gmacs in schedules:
-                merged = self._merged(precision, merges)
-                yield Baseline(TOME, precision, keep, gmacs, self._running(merged), _merging(merges, precision))
+            dtype = DTYPES[precision]
+            tower = cast(VisionTower, _in_dtype(self.tower, dtype))
+            for share in shares:
+                counts = schedule(self.cost, self.spec, share * self.gmacs)
+                merged = _Half(_Merging(MergedEncoder(tower, self.spec), counts), dtype)
+                detail = f"{_merging((self.spec.patches, *counts))}; {_storage(precision)}"
+                yield Baseline(TOME, precision, share, self.cost.pruned_gmacs(self.spec, counts), self._running(merged), detail)
 
-    def _compiled(self, precisions: Sequence[str], schedules: Sequence[Schedule]) -> Iterator[Baseline]:
+    def _compiled(self, precisions: Sequence[str]) -> Iterator[Baseline]:
         torch._dynamo.config.recompile_limit = _MAX_RECOMPILATIONS
         for precision in precisions:
-            visual = _embedding(cast(Any, self.model.tower).host, DTYPES[precision])
-            for method, options in ((COMPILED, None), (FROZEN, {"freezing": True})):
-                yield Baseline(method, precision, 1.0, self.gmacs, self._running(_compile(visual, options)), _storage(precision))
-            for keep, merges, gmacs in schedules:
-                merged = _compile(self._merged(precision, merges), None)
-                yield Baseline(TOME_COMPILED, precision, keep, gmacs, self._running(merged), _merging(merges, precision))
-
-    def _schedules(self, keeps: Sequence[Keep]) -> Iterator[Schedule]:
-        tower = self.model.tower
-        for keep in keeps:
-            k = keep.resolve(self.spec.patches)
-            if k < self.spec.patches:
-                merges = schedule(tower, self.cost.pruned_gmacs(self.spec, self.spec.counts(k)))
-                yield k / self.spec.patches if keep.is_count else keep.value, merges, merged_gmacs(tower, merges)
-
-    def _merged(self, precision: str, merges: Sequence[int]) -> Forward:
-        tower = self.model.tower if precision == "fp32" else _in_dtype(self.model.tower, DTYPES[precision])
-        return _Half(MergedEncoder(cast(Any, tower), merges), DTYPES[precision])
+            visual = _embedding(cast(Any, self.tower).host, DTYPES[precision])
+            for name, options in ((COMPILED, None), (FROZEN, {"freezing": True})):
+                yield Baseline(name, precision, 1.0, self.gmacs, self._running(_compile(visual, options)), _storage(precision))
 
     def _fastest(self, precision: str, probe: npt.NDArray[np.float32]) -> tuple[Forward, str]:
         """open_clip's encode_image; in half precision whichever of half weights and autocast is faster on one image."""
         host = cast(Any, self.model.text.host)
         if precision == "fp32":
             return lambda pixels: cast(Tensor, host.encode_image(pixels, normalize=True)), _storage(precision)
-        half = _embedding(cast(Any, self.model.tower).host, DTYPES[precision])
+        half = _embedding(cast(Any, self.tower).host, DTYPES[precision])
 
         def autocast(pixels: Tensor) -> Tensor:
             with torch.autocast(self.device, DTYPES[precision]):
@@ -149,7 +131,7 @@ class Baselines:
         # Inductor maps what goes wrong below it (no C++ compiler, an unsupported operator) to subclasses of RuntimeError.
         except RuntimeError as cause:
             reason = str(cause).strip().splitlines()[0]
-            self.left_out.append(f"{baseline.method} in {baseline.precision} at batch {len(pixels)} (keep {baseline.keep:g}) is left out: {reason}")
+            self.left_out.append(f"{baseline.name} in {baseline.precision} at batch {len(pixels)} is left out: {reason}")
             return False
         finally:
             progress.advance()
@@ -165,6 +147,17 @@ class _Half(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         return cast(Tensor, self.encoder(pixels.to(self.dtype)))
+
+
+class _Merging(nn.Module):
+    """A merging encoder at fixed counts."""
+
+    def __init__(self, encoder: MergedEncoder, counts: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder, self.counts = encoder, tuple(counts)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.encoder.encode(pixels, self.counts)
 
 
 class _Normalised(nn.Module):
@@ -209,7 +202,7 @@ def _storage(precision: str) -> str:
     return f"weights in {precision}"
 
 
-def _merging(merges: Sequence[int], precision: str) -> str:
-    """(9, 9, 8) -> "merges per block: 2 x 9, 1 x 8; weights in fp32"."""
-    counts = ", ".join(f"{len(list(run))} x {value}" for value, run in itertools.groupby(merges))
-    return f"merges per block: {counts}; {_storage(precision)}"
+def _merging(patches: Sequence[int]) -> str:
+    """(196, 187, 178, 170) -> "merges per block: 2 x 9, 1 x 8"."""
+    merges = (before - after for before, after in itertools.pairwise(patches))
+    return "merges per block: " + ", ".join(f"{len(list(run))} x {value}" for value, run in itertools.groupby(merges))

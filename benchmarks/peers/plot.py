@@ -1,4 +1,4 @@
-"""The plot of the comparison: images a second against the cost of an image, one panel per batch."""
+"""The plot of the comparison: images a second against the cost of an image, one panel per scope."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,18 +20,18 @@ def plot_peers(report: PeersReport, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    batches = sorted({row.batch for row in report.rows})
+    scopes = list(dict.fromkeys(row.scope for row in report.rows))
     names = list(dict.fromkeys(_name(row) for row in report.rows))
     colours = dict(zip(names, COLOURS * len(names), strict=False))
-    with picture(path, 5.2 * len(batches), 6.2) as figure:
-        panels = figure.subplots(1, len(batches), squeeze=False)[0]
-        for axes, batch in zip(panels, batches, strict=True):
-            _draw(axes, [row for row in report.rows if row.batch == batch], colours)
-            axes.set_title(f"batch {batch}", fontsize=11)
+    with picture(path, 5.2 * len(scopes), 6.2) as figure:
+        panels = figure.subplots(1, len(scopes), squeeze=False)[0]
+        for axes, scope in zip(panels, scopes, strict=True):
+            _draw(axes, [row for row in report.rows if row.scope == scope], colours)
+            axes.set_title(scope, fontsize=11)
         panels[0].set_ylabel("images/s")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 2 * len(batches)), frameon=False, fontsize=8)
-        figure.suptitle(f"{report.model['name']} on {report.device}, {report.threads} threads", fontsize=12)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False, fontsize=7)
+        figure.suptitle(f"{report.model['name']} on {report.device}, {report.threads} threads, batch {report.batch}", fontsize=12)
 
 
 def _draw(axes: "Axes", rows: Sequence[PeersRow], colours: dict[str, str]) -> None:
@@ -46,5 +46,6 @@ def _draw(axes: "Axes", rows: Sequence[PeersRow], colours: dict[str, str]) -> No
 
 
 def _name(row: PeersRow) -> str:
-    """One name for a bundle's pruned and unpruned graphs on an engine, and one for each method of PyTorch."""
-    return row.method if row.mode == "" else f"prtool on {row.engine}"
+    """One name for each way to shorten on an engine, smaller images of every size together, and one for each method of PyTorch."""
+    how = "none" if row.name.startswith("none@") else row.name
+    return row.name if row.engine == "torch" else f"{how} on {row.engine}"

@@ -1,4 +1,4 @@
-"""The result of the comparison: a row for each encoder, batch and keep, relative to open_clip eager in fp32."""
+"""The result of the race: a row for each encoder and scope, relative to open_clip eager in fp32."""
 
 import dataclasses
 import re
@@ -6,52 +6,56 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.peers.accuracy import MERGED, PRUNED, UNPRUNED, Accuracies
+from benchmarks.peers.accuracy import UNPRUNED
 from prtool.files import file_kind
 from prtool.runtime.machine import Machine
 
 RESULT = file_kind(
-    "a result of 'python -m benchmarks.peers'", {".json": re.compile(rb'\{\n "schema": \d+,\n "model"'), ".csv": re.compile(rb"method,kind,engine,")}
+    "a result of 'python -m benchmarks.peers'", {".json": re.compile(rb'\{\n "schema": \d+,\n "model"'), ".csv": re.compile(rb"name,method,scope,")}
 )
-SCHEMA = 1
+SCHEMA = 2
 WITHIN = 1.0
-"""Points of accuracy that a pruned encoder may lose."""
-RATIO_METHOD = "median over rounds of open_clip eager fp32 time / time in the same round and at the same batch; low and high enclose it with 95 %"
+"""Points of accuracy that a shortened encoder may lose."""
+RATIO_METHOD = "median over rounds of open_clip eager fp32 time / time in the same round; low and high enclose it with 95 %"
 
 
 @dataclass(frozen=True, slots=True)
 class PeersRow:
-    """One encoder at one batch.
+    """One encoder in one scope.
 
     Attributes:
-        method: "open_clip eager", "torch.compile", "ToMe", ..., and "unpruned" and "patch-ranking" for the bundle's graphs.
-        kind: "unpruned", "patch-ranking" or "tome": what its accuracy depends on besides engine, precision and keep.
+        name: "open_clip eager", "torch.compile", "ToMe", or how a bundle is shortened: "rank", "merge@192", "none@160", "full".
+        method: "unpruned", or the method of `prtool eval` that its accuracy is looked up by.
+        scope: "end-to-end" (from JPEG files in memory) or "encoder".
         engine: of the registry, or "torch".
         precision: of the arithmetic.
-        mode: "full", "fused" or "split" of the bundle's graphs; "" for the others.
-        keep: share of patches kept; for merged tokens that of the pruned encoder of equal cost.
-        batch: images a call.
+        image_size: side of the images that it reads, in pixels.
+        k: patches that are left; 0 for ToMe, which spreads its merges over all blocks.
+        target: the share of the unpruned MACs that was wanted; 1.0 for whole encoders.
         gmacs: 10^9 multiply-accumulates of one image.
+        share: of those of the whole encoder in the same form.
         p50_ms, p90_ms: percentiles of one call.
         images_per_s: batch / p50.
-        ratio, ratio_low, ratio_high: against open_clip eager in fp32 at the same batch, and its 95 % interval.
-        speedup: against the unpruned encoder in the same method's own form, engine, precision and batch.
-        theoretical_speedup: unpruned over own multiply-accumulates.
+        ratio, ratio_low, ratio_high: against open_clip eager in fp32, and its 95 % interval.
+        speedup: against the whole encoder on the same engine, in the same precision and scope.
+        theoretical_speedup: 1 / share.
         share_of_theoretical: speedup / theoretical_speedup.
-        accuracy: mean in percent, from the accuracy file; None where it does not say.
-        points: accuracy minus that of the unpruned encoder in fp32.
-        cosine: worst cosine to open_clip eager fp32 on noise; None for encoders that drop or merge tokens.
+        accuracy, drop, fidelity: percent, points below the unpruned encoder and mean cosine to it, of the frontier's model in fp32 whatever the
+            precision here; None where the frontier has no such row.
+        cosine: worst cosine to open_clip eager fp32 on noise, of whole encoders; None for the others.
         detail: how it was configured.
     """
 
+    name: str
     method: str
-    kind: str
+    scope: str
     engine: str
     precision: str
-    mode: str
-    keep: float
-    batch: int
+    image_size: int
+    k: int
+    target: float
     gmacs: float
+    share: float
     p50_ms: float
     p90_ms: float
     images_per_s: float
@@ -62,17 +66,17 @@ class PeersRow:
     theoretical_speedup: float
     share_of_theoretical: float
     accuracy: float | None
-    points: float | None
+    drop: float | None
+    fidelity: float | None
     cosine: float | None
     detail: str
 
     @property
-    def name(self) -> str:
-        """Human-readable, without the batch."""
-        keep = "" if self.kind == UNPRUNED else f", keep {self.keep:g}"
-        mode = f", {self.mode}" if self.mode in ("fused", "split") else ""
-        method = self.method if self.engine == "torch" and self.mode == "" else f"{self.method} on {self.engine}"
-        return f"{method} {self.precision}{keep}{mode}"
+    def title(self) -> str:
+        """Human-readable, without the scope."""
+        cost = "" if self.method == UNPRUNED else f" at {self.share:.2f} of the MACs"
+        where = self.name if self.engine == "torch" else f"{self.name} on {self.engine}"
+        return f"{where} {self.precision}{cost}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,9 @@ class PeersReport:
         model: name and weights.
         device: what PyTorch ran on; the engines' devices are in `engines`.
         engines: name -> device.
-        accuracy: of what model and data the accuracies are, and the unpruned fp32 one; None without a file.
-        rounds, seed, threads, streams: of the measurement.
+        images: where the files of the end-to-end rows come from.
+        accuracy: of what model and data the accuracies are; "" without a file.
+        batch, rounds, seed, threads: of the measurement.
         settle_ms: rest between calls of different libraries, not timed, so that none competes with its predecessor's idle threads.
         left_out: what was asked for and could not run, with reasons.
     """
@@ -94,11 +99,12 @@ class PeersReport:
     engines: dict[str, str]
     versions: dict[str, str]
     rows: tuple[PeersRow, ...]
-    accuracy: dict[str, str | float] | None
+    images: str
+    accuracy: str
+    batch: int
     rounds: int
     seed: int
     threads: int
-    streams: int
     settle_ms: float
     machine: Machine
     peak_memory_mib: float | None
@@ -114,13 +120,13 @@ class PeersReport:
     def to_csv(self) -> list[dict[str, Any]]:
         """One flat record a row; model, processor and date are repeated."""
         facts = {"model": self.model["name"], "processor": self.machine.cpu, "threads": self.threads, "rounds": self.rounds, "date": self.date}
-        return [_rounded(dataclasses.asdict(row)) | facts for row in self.rows]
+        return [_rounded(dataclasses.asdict(row)) | {"batch": self.batch} | facts for row in self.rows]
 
     def notes(self) -> tuple[str, ...]:
-        """What was left out, who wins at each batch, and whether the machine was busy."""
+        """What was left out, who wins in each scope, and whether the machine was busy."""
         notes = [*self.left_out]
-        for batch in dict.fromkeys(row.batch for row in self.rows):
-            notes += verdict([row for row in self.rows if row.batch == batch])
+        for scope in dict.fromkeys(row.scope for row in self.rows):
+            notes += verdict([row for row in self.rows if row.scope == scope])
         load = self.machine.load_average
         if load is not None and load > 0.5:
             notes.append(f"Other jobs ran before the measurement: the load average was {load:.1f} on {self.machine.cores} processors.")
@@ -128,37 +134,18 @@ class PeersReport:
 
 
 def verdict(rows: Sequence[PeersRow]) -> list[str]:
-    """For the rows of one batch: the fastest pruned one that loses little accuracy, and the others that are as accurate and faster."""
-    good = [row for row in rows if row.kind == PRUNED and row.points is not None and row.points >= -WITHIN]
+    """For the rows of one scope: the fastest that loses little accuracy, and the fastest of each other name within the same limit."""
+    good = sorted((row for row in rows if row.drop is not None and row.drop <= WITHIN), key=lambda row: -row.ratio)
     if not good:
         return []
-    best = max(good, key=lambda row: row.ratio)
-    faster = [row for row in rows if row.kind != PRUNED and row.ratio > best.ratio]
-    as_accurate = [row for row in faster if row.accuracy is not None and best.accuracy is not None and row.accuracy >= best.accuracy]
-    unknown = [row for row in faster if row.accuracy is None]
-    others = "no other row at equal or better accuracy is faster" if not as_accurate else f"faster at equal or better accuracy: {_list(as_accurate)}"
-    doubt = f"; faster at unknown accuracy: {_list(unknown)}" if unknown else ""
-    return [f"Batch {best.batch}: the fastest pruned row within {WITHIN:g} point is {_list([best])}; {others}{doubt}."]
+    fastest = {row.name: row for row in reversed(good)}
+    best, *others = sorted(fastest.values(), key=lambda row: -row.ratio)
+    behind = ", ".join(map(_described, others)) or "none"
+    return [f"{best.scope}: the fastest within {WITHIN:g} point of accuracy is {_described(best)}; the fastest of the others: {behind}."]
 
 
-def with_accuracy(row: PeersRow, accuracies: Accuracies | None) -> PeersRow:
-    """The row with the accuracy that the file has for it."""
-    found = None if accuracies is None else accuracies.of(row.kind, row.engine, row.precision, row.keep)
-    if accuracies is None or found is None:
-        return row
-    return dataclasses.replace(row, accuracy=found, points=found - accuracies.reference)
-
-
-def kind_of(method: str) -> str:
-    """What the accuracy of a method depends on."""
-    if method.startswith("ToMe"):
-        return MERGED
-    return PRUNED if method == PRUNED else UNPRUNED
-
-
-def _list(rows: Sequence[PeersRow]) -> str:
-    points = ["" if row.points is None else f", {row.points:+.1f} points" for row in rows]
-    return ", ".join(f"{row.name} ({row.ratio:.2f}x{extra})" for row, extra in zip(rows, points, strict=True))
+def _described(row: PeersRow) -> str:
+    return f"{row.title} ({row.ratio:.2f}x, {-(row.drop or 0.0):+.1f} points)"
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,36 +1,38 @@
-"""The comparison itself: a bundle's engines and PyTorch's baselines in one interleaved run."""
+"""The race itself: bundles of every reducer on engines, and PyTorch's baselines, in one interleaved run from JPEG files."""
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from benchmarks.peers.accuracy import PRUNED, UNPRUNED, Accuracies
-from benchmarks.peers.baselines import COMPILED, DTYPES, OPEN_CLIP, TOME_COMPILED, Baseline, Baselines, agreement
-from benchmarks.peers.report import PeersReport, PeersRow, kind_of, with_accuracy
+from benchmarks.frontier.points import EVALUATED
+from benchmarks.peers.accuracy import TOME as EVALUATED_TOME
+from benchmarks.peers.accuracy import UNPRUNED, Accuracies
+from benchmarks.peers.baselines import DTYPES, TOME, Baseline, Baselines, agreement
+from benchmarks.peers.report import PeersReport, PeersRow
+from benchmarks.race import SCOPES, Entrant, Pixels, check_memory, figures, of_scope, race
+from benchmarks.reducers import Reducer, Workshop, check_some, chosen, default_reducers, keeps_at
 from prtool.bundle import Bundle
-from prtool.errors import ConfigError
+from prtool.engines.base import EngineInfo, EngineOptions
+from prtool.engines.registry import ENGINES, graph_precision
+from prtool.errors import ConfigError, EngineUnavailable
+from prtool.files import new_directory
 from prtool.pictures import short_name
-from prtool.progress import Progress
-from prtool.runtime.bench.config import BASELINE_MODE, BenchConfig
-from prtool.runtime.bench.lineup import Lineup, left_out
-from prtool.runtime.bench.run import rows_of
-from prtool.runtime.bench.timing import SETTLE_S, Case, Mark, Samples, Sensors, measure, speedup
+from prtool.runtime.bench.inputs import sample_photos
+from prtool.runtime.bench.timing import SETTLE_S, Plan, Samples
+from prtool.runtime.encoder import Encoder
+from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.machine import Machine, library_versions, peak_memory_mib, this_machine
-from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.runs.checkpoint import load_seeded
 
-_TORCH = "torch"
+_TORCH, FULL = "torch", "full"
 _MIN_COSINE = 0.99
-Cosines = Mapping[tuple[str, str, str], float]
-"""(method, engine, precision) of a whole encoder -> worst cosine to open_clip eager fp32."""
-Timed = Mapping[tuple[Baseline, int], Samples]
-"""(baseline, batch) -> its samples."""
+_PHOTOS, _FOR_SCALES = 16, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,179 +40,255 @@ class PeersConfig:
     """What takes part.
 
     Attributes:
-        bench: the bundle's side: engines, precisions, batches, keeps, modes, rounds; its scope is "encoder".
-        model, pretrained: what PyTorch runs; it must have the bundle's weights.
-        compiled: what also runs through torch.compile: "none", "whole" encoders, or "all".
+        reducers: () takes the default ones.
+        shares: of the unpruned MACs; each bundle runs at the keep that is nearest to each, where one is near.
+        engines, precisions: of the bundles; PyTorch takes those of the precisions that it has, and fp32.
+        batch, threads, plan: of the timing.
+        compiled: whole encoders also run through torch.compile.
         device: of PyTorch, "cpu" or "cuda".
-        accuracies: percent next to the rows; None leaves them out.
+        images: data for int8's scales; "" takes generated photographs.
+        accuracies: put next to the rows; None leaves them out.
     """
 
-    bench: BenchConfig
-    model: str
-    pretrained: str
-    compiled: str
+    reducers: tuple[Reducer, ...]
+    shares: tuple[float, ...]
+    engines: tuple[str, ...]
+    precisions: tuple[str, ...]
+    batch: int
+    threads: int
+    plan: Plan
+    compiled: bool
     device: str
+    images: str
     accuracies: Accuracies | None
 
 
-def compare(bundle: Bundle, config: PeersConfig, progress: Progress) -> PeersReport:
-    """Loads everything, checks that whole encoders agree, and times everything in one interleaved run.
+@dataclass(frozen=True, slots=True, eq=False)
+class Contestant:
+    """One encoder: what it is, what it costs, and how it is called; `facts` are those fields of its rows that no clock gives."""
+
+    facts: dict[str, Any]
+    entrant: Entrant
+
+
+@dataclass(slots=True)
+class _Field:
+    """Everyone who takes part, in groups of one engine and precision, the whole encoder first; and who could not."""
+
+    groups: list[list[Contestant]] = field(default_factory=list)
+    infos: dict[str, EngineInfo] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+def compare(workshop: Workshop, config: PeersConfig) -> PeersReport:
+    """Makes what is missing, loads everything, checks that whole encoders agree, and times everything in one interleaved run.
 
     Raises:
-        ConfigError: nothing can be measured, the graphs do not fit into memory, or the weights are not the bundle's.
-        ModelError: the model cannot be loaded.
+        ConfigError: nothing can be measured, or the graphs do not fit into memory.
+        ModelError: the model cannot be loaded, or shortened in that way.
         EngineError: an engine failed.
     """
-    bench, manifest, started, machine = config.bench, bundle.manifest, datetime.now(UTC), this_machine()
-    torch.set_num_threads(bench.threads or machine.threads_granted)
-    # fp32 always, which every ratio refers to.
-    precisions = tuple(dict.fromkeys(("fp32", *(name for name in bench.precisions if name in DTYPES))))
+    started, machine = datetime.now(UTC), this_machine()
+    torch.set_num_threads(config.threads or machine.threads_granted)
+    model = load_seeded(workshop.model, workshop.pretrained, workshop.seed, config.device)
+    bundles = make_bundles(workshop, config)
+    photos = sample_photos(_PHOTOS, workshop.seed)
+    pixels = prepare_batch([photos[place % _PHOTOS] for place in range(config.batch)], model.native_preprocess)
+    found, made = _Field(), Baselines(model, config.device)
     with contextlib.ExitStack() as stack:
-        lineup = Lineup.load(bundle, bench, stack)
-        made = Baselines(_model(bundle, config), manifest.prune, manifest.cost, config.device)
-        inputs = [lineup.pixels[manifest.native_size][:batch] for batch in bench.batches]
-        baselines = made.all(precisions, bench.chosen_keeps(manifest), config.compiled, inputs, progress)
-        cosines = _cosines(lineup, baselines)
-        cases = [[_case(baseline, pixels) for baseline in baselines] for pixels in inputs]
-        samples = measure([*lineup.groups(), *cases], bench, Sensors(), progress)
-    timed: dict[tuple[Baseline, int], Samples] = {}
-    for batch, taken in zip(bench.batches, samples[len(lineup.variants) :], strict=True):
-        timed |= {(baseline, batch): found for baseline, found in zip(baselines, taken, strict=True)}
-    rows = [*_baseline_rows(timed, cosines), *_bundle_rows(lineup, samples, timed, cosines)]
+        wanted = _add_baselines(found, made, pixels, config, workshop)
+        _add_engines(found, bundles, config, (pixels, wanted), stack)
+        samples = race([[one.entrant for one in group] for group in found.groups], photos, config.batch, config.plan, workshop.progress)
+    rows = _rows(found.groups, samples, config)
     return PeersReport(
-        model={"name": short_name(manifest.model.name), "pretrained": manifest.model.pretrained, "weights_sha256": manifest.model.weights_sha256},
-        rows=tuple(with_accuracy(row, config.accuracies) for row in rows),
-        accuracy=None if config.accuracies is None else {"about": config.accuracies.about, "unpruned_fp32": config.accuracies.reference},
+        model={"name": short_name(workshop.model), "pretrained": workshop.pretrained, "weights_sha256": model.weights_sha256},
+        rows=rows,
+        accuracy="" if config.accuracies is None else config.accuracies.about,
         rounds=len(samples[0][0].total_ns),
+        seed=workshop.seed,
         date=started.isoformat(timespec="seconds"),
-        left_out=(*map(left_out, lineup.unsupported), *made.left_out, *_disagreements(cosines)),
-        **_circumstances(lineup, config, machine),
+        left_out=(*found.left_out, *made.left_out, *_disagreements(rows)),
+        **_circumstances(found, config, machine),
     )
 
 
-def _circumstances(lineup: Lineup, config: PeersConfig, machine: Machine) -> dict[str, Any]:
+def _circumstances(found: _Field, config: PeersConfig, machine: Machine) -> dict[str, Any]:
     """The part of a report that tells where and how it was measured."""
     import open_clip
 
-    bench = config.bench
-    versions = library_versions() | {name: info.version for name, info in lineup.infos.items()}
+    versions = library_versions() | {name: info.version for name, info in found.infos.items()}
     return {
         "device": torch.cuda.get_device_name() if config.device == "cuda" else machine.cpu,
-        "engines": {name: info.device for name, info in lineup.infos.items()},
+        "engines": {name: info.device for name, info in found.infos.items()},
         "versions": versions | {"torch": torch.__version__, "open_clip": str(open_clip.__version__)},
-        "seed": bench.seed,
-        "threads": bench.threads or machine.threads_granted,
-        "streams": bench.streams,
+        "images": f"{_PHOTOS} generated JPEGs of 500 x 375, in memory",
+        "batch": config.batch,
+        "threads": config.threads or machine.threads_granted,
         "settle_ms": 1e3 * SETTLE_S,
         "machine": machine,
         "peak_memory_mib": peak_memory_mib(),
     }
 
 
-def _model(bundle: Bundle, config: PeersConfig) -> DualEncoder:
-    wanted, seed = bundle.manifest.model, config.bench.seed
-    model = load_seeded(config.model, config.pretrained, seed, config.device)
-    if model.weights_sha256 != wanted.weights_sha256:
-        raise ConfigError(
-            f"{config.model} {config.pretrained} has weights {model.weights_sha256[:12]} with seed {seed}, but the bundle was made from "
-            f"{wanted.weights_sha256[:12]}, and PyTorch would run another model; give --model, --pretrained and --seed as the run had them"
-        )
-    return model
-
-
-def _case(baseline: Baseline, pixels: npt.NDArray[np.float32]) -> Case:
-    def run(_number: int, _mark: Mark) -> None:
-        baseline.run(pixels)
-
-    return Case(run, _TORCH)
-
-
-def _cosines(lineup: Lineup, baselines: Sequence[Baseline]) -> dict[tuple[str, str, str], float]:
-    # A batch that is timed: another one would be compiled for this alone.
-    pixels = lineup.pixels[lineup.manifest.native_size][: lineup.config.batches[0]]
-    wanted = _baseline(baselines, OPEN_CLIP, "fp32").run(pixels)
-    found = {(item.method, _TORCH, item.precision): agreement(item.run(pixels), wanted) for item in baselines if item.keep == 1.0}
-    for (engine, precision, mode), encoder in lineup.encoders.items():
-        if mode == BASELINE_MODE:
-            found[UNPRUNED, engine, precision] = agreement(encoder.encode_pixels(pixels), wanted)
+def make_bundles(workshop: Workshop, config: PeersConfig) -> dict[Reducer, tuple[Bundle, dict[float, int]]]:
+    """Each reducer's bundle, made where it is missing, and its keep for each share; those that reach none are left out."""
+    tower = workshop.tower()
+    reducers = chosen(config.reducers or default_reducers(tower), tower, config.shares)
+    needed = {"fp32"}
+    for engine, precision in itertools.product(config.engines, config.precisions):
+        if engine not in ENGINES or precision in ENGINES[engine].precisions:
+            needed.add(graph_precision(engine, precision))
+    images = config.images or (_photo_folder(workshop.folder / "photos", workshop.seed) if "int8" in needed else None)
+    made = {reducer: workshop.bundle(reducer, sorted(needed), images) for reducer in reducers}
+    found = {reducer: (bundle, keeps) for reducer, bundle in made.items() if (keeps := keeps_at(bundle.manifest, config.shares))}
+    check_some(list(found), reducers, config.shares)
     return found
 
 
-def _disagreements(cosines: Cosines) -> list[str]:
-    return [
-        f"{method} on {engine} in {precision} has a cosine of {cosine:.4f} to open_clip eager fp32 on noise."
-        for (method, engine, precision), cosine in cosines.items()
-        if cosine < _MIN_COSINE
-    ]
+def _photo_folder(folder: Path, seed: int) -> str:
+    """Generated photographs as a data set of two classes, for int8's scales of weights that have seen none."""
+    if not folder.exists():
+        photos = sample_photos(_FOR_SCALES, seed + 1)
+        with new_directory(folder) as temporary:
+            for number, photo in enumerate(photos):
+                place = temporary / ("val" if number % 4 == 0 else "train") / f"class {number % 2}"
+                place.mkdir(parents=True, exist_ok=True)
+                (place / f"{number}.jpg").write_bytes(photo)
+    return str(folder)
 
 
-def _baseline(baselines: Sequence[Baseline], method: str, precision: str) -> Baseline:
-    return next(item for item in baselines if (item.method, item.precision) == (method, precision))
+def _add_baselines(found: _Field, made: Baselines, pixels: Pixels, config: PeersConfig, workshop: Workshop) -> Pixels:
+    """One group for each precision of PyTorch; returns what open_clip eager in fp32, the first of all, makes of the pixels."""
+    # fp32 always, which every ratio refers to.
+    precisions = tuple(dict.fromkeys(("fp32", *(name for name in config.precisions if name in DTYPES))))
+    baselines = made.all(precisions, config.shares, pixels, workshop.progress, compiled=config.compiled)
+    wanted = baselines[0].run(pixels)
+    for precision in precisions:
+        found.groups.append([_peer(item, made, pixels, wanted) for item in baselines if item.precision == precision])
+    return wanted
 
 
-def _baseline_rows(timed: Timed, cosines: Cosines) -> list[PeersRow]:
-    baselines = list(dict.fromkeys(item for item, _ in timed))
-    rows = []
-    for (item, batch), samples in timed.items():
-        whole = _baseline(baselines, COMPILED if item.method == TOME_COMPILED else OPEN_CLIP, item.precision) if item.keep < 1.0 else item
-        gained, theoretical = speedup(timed[whole, batch], samples).median, whole.gmacs / item.gmacs
-        row = PeersRow(
-            method=item.method,
-            kind=kind_of(item.method),
-            engine=_TORCH,
-            precision=item.precision,
-            mode="",
-            keep=item.keep,
-            batch=batch,
-            gmacs=item.gmacs,
-            **_times(samples, batch, timed),
-            speedup=gained,
-            theoretical_speedup=theoretical,
-            share_of_theoretical=gained / theoretical,
-            accuracy=None,
-            points=None,
-            cosine=cosines.get((item.method, _TORCH, item.precision)) if item.keep == 1.0 else None,
-            detail=item.detail,
-        )
-        rows.append(row)
-    return rows
+def _add_engines(
+    found: _Field,
+    bundles: Mapping[Reducer, tuple[Bundle, dict[float, int]]],
+    config: PeersConfig,
+    reference: tuple[Pixels, Pixels],
+    stack: contextlib.ExitStack,
+) -> None:
+    """One group for each engine and precision; those that the engine or the machine lacks are named."""
+    pairs = []
+    for engine, precision in itertools.product(config.engines, config.precisions):
+        try:
+            graph_precision(engine, precision)
+            pairs.append((engine, precision))
+        except ConfigError as cause:
+            if engine not in ENGINES:
+                raise
+            found.left_out.append(f"{engine}/{precision} is left out: {cause}")
+    check_memory({f"{pair} {reducer}": _weights_mib(bundle, *pair) for pair in pairs for reducer, (bundle, _) in bundles.items()})
+    for engine, precision in pairs:
+        try:
+            found.groups.append(_group(bundles, (engine, precision), config, reference, stack))
+            found.infos[engine] = found.groups[-1][0].facts.pop("info")
+        except EngineUnavailable as cause:
+            found.left_out.append(f"{engine}/{precision} is left out: {cause}")
 
 
-def _bundle_rows(lineup: Lineup, samples: Sequence[Sequence[Samples]], timed: Timed, cosines: Cosines) -> list[PeersRow]:
-    taken = lineup.by_variant(samples)
-    variants = [variant for group in lineup.variants for variant in group]
-    return [
-        PeersRow(
-            method=UNPRUNED if row.is_baseline else PRUNED,
-            kind=UNPRUNED if row.is_baseline else PRUNED,
-            engine=row.engine,
-            precision=row.precision,
-            mode=row.mode,
-            keep=row.keep,
-            batch=row.batch,
-            gmacs=row.gmacs,
-            **_times(taken[variant], row.batch, timed),
-            speedup=row.speedup,
-            theoretical_speedup=row.theoretical_speedup,
-            share_of_theoretical=row.share_of_theoretical,
-            accuracy=None,
-            points=None,
-            cosine=cosines.get((UNPRUNED, row.engine, row.precision)) if row.is_baseline else None,
-            detail=row.device,
-        )
-        for variant, row in zip(variants, rows_of(lineup, taken), strict=True)
-    ]
+def _weights_mib(bundle: Bundle, engine: str, precision: str) -> float:
+    folder = PurePosixPath(bundle.graph("fused", graph_precision(engine, precision)).file).parent
+    return sum(file.size for name, file in bundle.manifest.files.items() if PurePosixPath(name).parent == folder) / 2**20
 
 
-def _times(samples: Samples, batch: int, timed: Timed) -> dict[str, float]:
-    """The part of a row that comes from its own samples and those of open_clip eager fp32."""
-    eager = _baseline([item for item, _ in timed], OPEN_CLIP, "fp32")
-    ratio, p50_ms = speedup(timed[eager, batch], samples), samples.percentile_ms(50)
-    return {
-        "p50_ms": p50_ms,
-        "p90_ms": samples.percentile_ms(90),
-        "images_per_s": 1e3 * batch / p50_ms,
-        "ratio": ratio.median,
-        "ratio_low": ratio.low,
-        "ratio_high": ratio.high,
+def _group(
+    bundles: Mapping[Reducer, tuple[Bundle, dict[float, int]]],
+    pair: tuple[str, str],
+    config: PeersConfig,
+    reference: tuple[Pixels, Pixels],
+    stack: contextlib.ExitStack,
+) -> list[Contestant]:
+    """The unpruned graph of the first bundle, then every bundle's fused graph at its keeps."""
+    engine, precision = pair
+    options, (pixels, wanted) = EngineOptions(threads=config.threads), reference
+    group: list[Contestant] = []
+    for reducer, (bundle, keeps) in bundles.items():
+        manifest = bundle.manifest
+        how = {"engine": engine, "precision": precision}
+        if not group:
+            whole = stack.enter_context(Encoder.load(bundle, engine=engine, mode=FULL, precision=precision, options=options, verify=False))
+            cosine = agreement(whole.encode_pixels(pixels), wanted)
+            facts = {"name": FULL, "method": UNPRUNED, "image_size": manifest.native_size[0], "k": manifest.prune.patches, "target": 1.0}
+            cost = {"gmacs": manifest.cost.full_gmacs(manifest.prune), "share": 1.0, "cosine": cosine}
+            group.append(Contestant({**facts, **how, **cost, "info": whole.info}, Entrant.of(whole, manifest, FULL)))
+        encoder = stack.enter_context(Encoder.load(bundle, engine=engine, mode="fused", precision=precision, options=options, verify=False))
+        for share, k in keeps.items():
+            own = 1.0 / manifest.theoretical_speedup(k)
+            facts = {"name": str(reducer), "method": EVALUATED[reducer.method], "image_size": manifest.preprocess.size[0], "k": k, "target": share}
+            cost = {"gmacs": own * manifest.cost.full_gmacs(manifest.prune), "share": own, "cosine": None}
+            group.append(Contestant({**facts, **how, **cost}, Entrant.of(encoder, manifest, "fused", k)))
+    return group
+
+
+def _peer(item: Baseline, made: Baselines, pixels: Pixels, wanted: Pixels) -> Contestant:
+    whole = item.target == 1.0
+    facts = {
+        "name": item.name,
+        "method": EVALUATED_TOME if item.name == TOME else UNPRUNED,
+        "image_size": made.tower.image_size[0],
+        "k": made.tower.patches if whole else 0,
+        "target": item.target,
+        "engine": _TORCH,
+        "precision": item.precision,
+        "gmacs": item.gmacs,
+        "share": item.gmacs / made.gmacs,
+        "cosine": agreement(item.run(pixels), wanted) if whole else None,
+        "detail": item.detail,
     }
+    return Contestant(facts, Entrant(made.model.native_preprocess, item.run, _TORCH))
+
+
+def _rows(groups: Sequence[Sequence[Contestant]], samples: Sequence[Sequence[Samples]], config: PeersConfig) -> tuple[PeersRow, ...]:
+    """Every encoder in every scope; the first of all is open_clip eager in fp32, and the first of each group its whole encoder."""
+    eager = samples[0][0]
+    return tuple(
+        PeersRow(
+            **{"detail": "", **one.facts},
+            **_times(taken, (of_group[0], eager), scope, config.batch, one.facts["share"]),
+            **_accuracy(one.facts, one.facts["image_size"] / groups[0][0].facts["image_size"], config.accuracies),
+        )
+        for scope in SCOPES
+        for group, of_group in zip(groups, samples, strict=True)
+        for one, taken in zip(group, of_group, strict=True)
+    )
+
+
+def _times(case: Samples, others: tuple[Samples, Samples], scope: str, batch: int, share: float) -> dict[str, Any]:
+    """The part of a row that comes from its own samples, those of its whole encoder, and those of open_clip eager fp32."""
+    own, whole, eager = (of_scope(samples, scope) for samples in (case, *others))
+    gained, ratio = figures(own, whole, batch), figures(own, eager, batch)
+    return {
+        "scope": scope,
+        "p50_ms": own.percentile_ms(50),
+        "p90_ms": own.percentile_ms(90),
+        "images_per_s": ratio["images_per_s"],
+        "ratio": ratio["speedup"],
+        "ratio_low": ratio["speedup_low"],
+        "ratio_high": ratio["speedup_high"],
+        "speedup": gained["speedup"],
+        "theoretical_speedup": 1.0 / share,
+        "share_of_theoretical": gained["speedup"] * share,
+    }
+
+
+def _accuracy(facts: Mapping[str, Any], relative_size: float, accuracies: Accuracies | None) -> dict[str, Any]:
+    known = None if accuracies is None else accuracies.of(facts["method"], relative_size, facts["share"])
+    if known is None or accuracies is None:
+        return {"accuracy": None, "drop": None, "fidelity": None}
+    return {"accuracy": known["accuracy"], "drop": accuracies.unpruned - known["accuracy"], "fidelity": known["cosine"]}
+
+
+def _disagreements(rows: Sequence[PeersRow]) -> list[str]:
+    return [
+        f"{row.title} has a cosine of {row.cosine:.4f} to open_clip eager fp32 on generated photographs."
+        for row in rows
+        if row.scope == SCOPES[0] and row.cosine is not None and row.cosine < _MIN_COSINE
+    ]

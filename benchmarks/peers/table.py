@@ -1,4 +1,4 @@
-"""The comparison as Markdown, from its JSON file: one line per encoder, one column per batch, the faster mode in each cell."""
+"""The race as Markdown, from its JSON file: one line per encoder, one column per scope, by falling cost."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,50 +11,46 @@ def markdown(value: Mapping[str, Any], within: float | None = None) -> str:
 
     Args:
         value: what `PeersReport.to_json` gave.
-        within: only encoders whose accuracy is at most this many points below that of the unpruned encoder in fp32; None takes all.
+        within: only encoders that lose at most this many points of accuracy; None takes all.
     """
     columns, rows = cells(value, within)
-    lines = ["| " + " | ".join(columns) + " |", "|---|" + "---|" * (len(columns) - 1)]
+    lines = ["| " + " | ".join(columns) + " |", "|" + " -- |" * len(columns)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([*lines, "", _legend(value)])
 
 
 def cells(value: Mapping[str, Any], within: float | None = None) -> tuple[list[str], list[list[str]]]:
-    """Column titles, and one list of cells per encoder."""
-    rows = [row for row in value["rows"] if within is None or (row["points"] is not None and row["points"] >= -within)]
-    batches = sorted({row["batch"] for row in rows})
-    encoders: dict[tuple[str, str, str, float], list[Row]] = {}
-    for row in rows:
-        encoders.setdefault((row["method"], row["engine"], row["precision"], row["keep"]), []).append(row)
-    columns = ["encoder", "engine", "precision", "keep", "GMAC", *(f"batch {batch}" for batch in batches)]
-    accurate = value["accuracy"] is not None
-    return [*columns, "accuracy %"] if accurate else columns, [_line(key, found, batches, accurate) for key, found in encoders.items()]
+    """Column titles, and one list of cells per encoder: the cost falls, and equal costs stand by rising speed end to end."""
+    rows = [row for row in value["rows"] if within is None or (row["drop"] is not None and row["drop"] <= within)]
+    scopes = list(dict.fromkeys(row["scope"] for row in rows))
+    encoders: dict[tuple[Any, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (-row["target"], row["images_per_s"])):
+        encoders.setdefault(tuple(row[name] for name in ("name", "engine", "precision", "target")), []).append(row)
+    accurate = bool(value["accuracy"])
+    columns = ["MACs", "encoder", "engine", "precision", "px", "patches", *scopes, *(["accuracy %", "cosine"] if accurate else [])]
+    return columns, [_line(found, scopes, accurate) for found in encoders.values()]
 
 
-def _line(key: tuple[str, str, str, float], rows: Sequence[Row], batches: Sequence[int], accurate: bool) -> list[str]:
-    method, engine, precision, keep = key
+def _line(rows: Sequence[Row], scopes: Sequence[str], accurate: bool) -> list[str]:
     first = rows[0]
-    cells = [method, engine, precision, f"{keep:g}", f"{first['gmacs']:.1f}" if first["gmacs"] >= 1.0 else f"{first['gmacs']:.3f}"]
-    for batch in batches:
-        found = [row for row in rows if row["batch"] == batch]
-        cells.append(_cell(max(found, key=lambda row: float(row["images_per_s"]))) if found else "-")
+    cells = [f"{first['share']:.2f}", first["name"], first["engine"], first["precision"], str(first["image_size"]), str(first["k"] or "-")]
+    cells += [_cell(next(row for row in rows if row["scope"] == scope)) for scope in scopes]
     if accurate:
-        cells.append("-" if first["accuracy"] is None else f"{first['accuracy']:.1f} ({first['points']:+.1f})")
+        cells.append("-" if first["accuracy"] is None else f"{first['accuracy']:.1f} ({-first['drop']:+.1f})")
+        cells.append("-" if first["fidelity"] is None else f"{first['fidelity']:.3f}")
     return cells
 
 
 def _cell(row: Row) -> str:
-    # Results of earlier versions call the theoretical speed-up "bound".
-    part = row["share_of_theoretical"] if "share_of_theoretical" in row else row["share_of_bound"]
-    share = "" if row["kind"] == "unpruned" else f", {100.0 * part:.0f} %"
+    share = "" if row["method"] == "unpruned" else f", {row['speedup']:.2f}x = {100.0 * row['share_of_theoretical']:.0f} %"
     return f"{row['images_per_s']:.1f} ({row['ratio']:.2f}x{share})"
 
 
 def _legend(value: Mapping[str, Any]) -> str:
     text = (
-        f"{value['model']['name']} on {value['device']}, {value['threads']} threads, {value['rounds']} interleaved rounds, {value['date'][:10]}. "
-        "Images/s (ratio to open_clip eager fp32 at the same batch, speed-up over the own unpruned encoder as share of the theoretical one); "
-        "the faster of fused and split. ToMe rows have the cost of the pruned encoder at that keep."
+        f"{value['model']['name']} on {value['device']}, {value['threads']} threads, batch {value['batch']}, {value['rounds']} interleaved rounds, "
+        f"{value['date'][:10]}. Images/s (relative to open_clip eager fp32, then speed-up over the unpruned encoder of the same engine and precision "
+        f"and its share of the theoretical one). End to end from {value['images']}."
     )
-    accuracy = value["accuracy"]
-    return text if accuracy is None else f"{text} Accuracy: {accuracy['about']}, mean (points to unpruned fp32)."
+    about = value["accuracy"]
+    return text if not about else f"{text} Accuracy and cosine: {about}, the same method and cost; not of this model or precision."
