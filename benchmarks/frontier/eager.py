@@ -45,7 +45,7 @@ def _exported(source: ExportSource, k: int) -> Callable[[Tensor], Tensor]:
 
 
 def _method(name: str, source: ExportSource, keeps: Sequence[int], images: Sequence[bytes], seed: int) -> Method:
-    method = METHODS[name](Ingredients(source.model.tower, (), seed))
+    method = METHODS[name](Ingredients(source.model.tower, source.model.native, source.spec, (), seed))
     if isinstance(method, AdaptiveMethod):
         pixels = torch.from_numpy(prepare_batch(list(images), source.model.preprocess))
         with torch.inference_mode():

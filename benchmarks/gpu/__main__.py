@@ -4,12 +4,12 @@ python -m benchmarks.gpu                          # all parts; the same command 
 python -m benchmarks.gpu --quick --device cpu     # a tiny model and few rounds: shows that it runs, its times mean nothing
 
 Runs from a checkout too. Needs torch, torchvision, timm and open_clip. The part "bundle" also needs onnx, onnxscript and onnxruntime
-to make a bundle (or --bundle DIR), and takes every further engine that can be imported; the others are recorded with the reason.
+to make bundles that rank, merge and read smaller images (or --bundle DIR), and takes every further engine that can be imported; the
+others are recorded with the reason.
 """
 
 import json
 import platform
-import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +28,7 @@ from benchmarks.gpu.speed import SpeedPlan, measure_speed
 from benchmarks.gpu.towers import TINY
 
 PARTS = ("speed", "agreement", "ranking", "bundle")
+_WORK = Path("runs/gpu")
 _LIBRARIES = (
     *("torch", "torchvision", "timm", "open_clip_torch", "triton", "onnx", "onnxscript"),
     *("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"),
@@ -44,7 +45,11 @@ _LIBRARIES = (
 @click.option("--batch", "batches", type=COUNTS, default="1,8,64,256", show_default=True, help="Images a call.")
 @click.option("--keep", "ratios", type=NAMES, default="1.0,0.8,0.6,0.5", show_default=True, help="Keep ratios.")
 @click.option("--compile-mode", default="default", show_default=True, help="torch.compile's mode, or max-autotune-no-cudagraphs.")
-@click.option("--bundle", type=click.Path(path_type=Path), help="For the part 'bundle'; made of the first model if absent.")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    help="For the part 'bundle'; else bundles of every reducer of the first model are made under runs/gpu.",
+)
 @click.option("--engine", "engines", type=NAMES, help="For the part 'bundle'.  [default: all but those for CPUs]")
 @click.option("--device", default="cuda", show_default=True, help="cpu needs --quick.")
 @click.option("--rounds", default=25, show_default=True, help="Timed rounds of each group.")
@@ -86,19 +91,16 @@ def _device(name: str, quick: bool) -> torch.device:
 
 def _bundle_part(record: Record, options: dict[str, Any], clock: Clock) -> None:
     # Here, because an engine's libraries may be missing while everything else runs.
-    from benchmarks.gpu.bundles import export, gpu_engines, measure_bundle
+    from benchmarks.gpu.bundles import gpu_engines, make_bundles, measure_bundle
 
     engines = options["engines"] or gpu_engines()
     precision, model, batches = options["precisions"][0], options["models"][0], options["batches"]
-    if options["bundle"] is not None:
-        measure_bundle(record, options["bundle"], engines, batches, precision, clock)
-    elif model != TINY:
-        with tempfile.TemporaryDirectory(prefix="prtool-gpu-") as folder:
-            path = record.measure("export", f"{model} {precision}", lambda: str(export(model, Path(folder), ("fp32", precision))))
-            if path is not None and Path(path).exists():
-                measure_bundle(record, Path(path), engines, batches, precision, clock)
-    else:
+    if options["bundle"] is None and model == TINY:
         say("the part 'bundle' is left out: open_clip has no dual encoder with the tiny tower; give --bundle")
+        return
+    made = [str(options["bundle"])] if options["bundle"] else make_bundles(model, _WORK, ("fp32", precision))
+    for path in made:
+        measure_bundle(record, Path(path), engines, batches, precision, clock)
 
 
 def _open(device: torch.device, quick: bool, options: dict[str, Any]) -> Record:

@@ -1,53 +1,70 @@
-"""The same bundle on every engine that a GPU has, through `Encoder.encode_device`; an engine that cannot run says why."""
+"""The bundles of every reducer on every engine that a GPU has, through `Encoder.encode_device`; an engine that cannot run says why."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from benchmarks.clock import Clock, Work, compared
 from benchmarks.gpu.record import Record
-from benchmarks.gpu.towers import LOCATION, make_default_scorer
 from prtool.bundle import Bundle
 from prtool.engines.base import EngineOptions, ShapeRange
 from prtool.engines.registry import ENGINES
+from prtool.manifest import Manifest
 from prtool.runtime.encoder import Encoder
-from prtool.spec import Keep
-from prtool.trainer.models.dual_encoder import load_model
-from prtool.trainer.models.predictor import ScorerConfig
-from prtool.trainer.models.pruned import PrunedEncoder
+from prtool.spec import RANK, Keep
 
 KEEPS = (1.0, 0.6)
-PRUNED_MODES = ("split", "fused")
+SHARES = (0.735, 0.51, 0.41)
+"""Of the unpruned MACs: what every reducer is compared at."""
 
 
-def export(model: str, folder: Path, precisions: Sequence[str]) -> Path:
-    """A bundle of random weights with the default scorer, validated against PyTorch like any other."""
+@dataclass(frozen=True, slots=True)
+class GpuCase:
+    """One graph at one keep: mode "full" has neither patches `k` nor a keep; `keep` is the ratio that was asked for, None for a share."""
+
+    mode: str
+    k: int | None = None
+    keep: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode} {self.k} {self.keep}"
+
+
+def make_bundles(model: str, folder: Path, precisions: Sequence[str]) -> list[str]:
+    """Paths of bundles of random weights that rank, merge and read smaller images, each validated against PyTorch like any other."""
     # Here, because a bundle that is there needs no onnx.
-    from prtool.export.source import ExportSource
-    from prtool.export.write import ExportOptions, export_bundle
+    from benchmarks.reducers import Workshop, chosen, default_reducers
+    from prtool.progress import SilentProgress
 
-    torch.manual_seed(0)
-    dual = load_model(model)
-    scorer = make_default_scorer(dual.tower)
-    pruned = PrunedEncoder(dual.tower, [scorer], dual.tower.prune_spec((LOCATION,))).eval().requires_grad_(False)
-    out, options = folder / model, ExportOptions(Keep.ratio(0.6), tuple(precisions))
-    export_bundle(ExportSource(dual, pruned, ScorerConfig().arch, False, scorer.macs()), out, options)
-    return out
+    workshop = Workshop(folder, model, "", "", 0, {}, SilentProgress())
+    tower = workshop.tower()
+    return [str(workshop.bundle(reducer, precisions).path) for reducer in chosen(default_reducers(tower), tower, SHARES)]
 
 
 def measure_bundle(record: Record, bundle: Path, engines: Sequence[str], batches: Sequence[int], precision: str, clock: Clock) -> None:
-    """One entry for each engine and batch: unpruned and pruned in the same rounds."""
-    name = Bundle.open(bundle).manifest.model.name
+    """One entry for each engine and batch: unpruned and shortened in the same rounds."""
+    manifest = Bundle.open(bundle).manifest
+    side, native = manifest.preprocess.size[0], manifest.native_size[0]
+    how = "" if manifest.prune.method == RANK and side == native else f" {manifest.prune.method}@{side}"
     for engine in engines:
         for batch in batches:
-            case = f"{name} {precision} {engine} batch {batch}"
+            case = f"{manifest.model.name}{how} {precision} {engine} batch {batch}"
             record.measure("bundle", case, lambda e=engine, b=batch: measure_engine(bundle, e, precision, b, clock))
+
+
+def cases_of(manifest: Manifest) -> list[GpuCase]:
+    """The unpruned graph; where patches are ranked both modes at `KEEPS`; and the one graph at the keeps that cost `SHARES`."""
+    from benchmarks.reducers import keeps_at
+
+    ranked = manifest.prune.method == RANK
+    kept = [GpuCase(mode, manifest.resolve(Keep.ratio(keep)), keep) for mode in ("split", "fused") for keep in KEEPS if ranked]
+    return [GpuCase("full"), *kept, *(GpuCase("fused", k) for k in keeps_at(manifest, SHARES).values())]
 
 
 def measure_engine(bundle: Path, engine: str, precision: str, batch: int, clock: Clock) -> dict[str, Any]:
@@ -57,31 +74,40 @@ def measure_engine(bundle: Path, engine: str, precision: str, batch: int, clock:
         PrtoolError: the engine cannot be opened, or fails; the message is the reason that is recorded.
     """
     opened = Bundle.open(bundle)
+    manifest, cases = opened.manifest, cases_of(opened.manifest)
     chosen = precision if precision in ENGINES[engine].precisions else "fp32"
-    counts = {keep: opened.manifest.resolve(Keep.ratio(keep)) for keep in KEEPS}
-    options = EngineOptions()
-    options = replace(options, build=replace(options.build, batch=ShapeRange(batch, batch, batch), keeps=tuple(counts.values())))
-    pixels = np.random.default_rng(0).standard_normal((batch, 3, *opened.manifest.preprocess.size)).astype(np.float32)
+    options, kept = EngineOptions(), tuple(sorted({case.k for case in cases if case.k is not None}))
+    options = replace(options, build=replace(options.build, batch=ShapeRange(batch, batch, batch), keeps=kept))
     with ExitStack() as stack:
         encoders = {
             mode: stack.enter_context(Encoder.load(opened, engine=engine, mode=mode, precision=chosen, options=options))
-            for mode in ("full", *PRUNED_MODES)
+            for mode in dict.fromkeys(case.mode for case in cases)
         }
-        cases = [("full", None), *((mode, keep) for mode in PRUNED_MODES for keep in KEEPS)]
-        times = clock.interleaved({f"{mode} {keep}": _call(encoders[mode], pixels, keep) for mode, keep in cases})
+        works = {case.name: _call(encoders[case.mode], _pixels(manifest, case.mode, batch), _counts(manifest, case)) for case in cases}
+        times = clock.interleaved(works)
         rows = []
-        for mode, keep in cases:
-            theoretical = None if keep is None else opened.manifest.theoretical_speedup(counts[keep])
-            rows.append({"mode": mode, "keep": keep, **compared(times["full None"], times[f"{mode} {keep}"], theoretical)})
+        for case in cases:
+            theoretical = None if case.k is None else manifest.theoretical_speedup(case.k)
+            size = manifest.preprocess_for(case.mode).size[0]
+            facts = {"mode": case.mode, "keep": case.keep, "k": case.k, "image_size": size, "method": manifest.prune.method}
+            rows.append({**facts, **compared(times[cases[0].name], times[case.name], theoretical)})
         info, on_device = encoders["full"].info, all(encoder.arrays is not None for encoder in encoders.values())
         return {"engine": info.name, "version": info.version, "device": info.device, "precision": chosen, "arrays_on_device": on_device, "rows": rows}
 
 
-def _call(encoder: Encoder, pixels: npt.NDArray[np.float32], keep: float | None) -> Work:
+def _pixels(manifest: Manifest, mode: str, batch: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((batch, 3, *manifest.preprocess_for(mode).size)).astype(np.float32)
+
+
+def _counts(manifest: Manifest, case: GpuCase) -> tuple[int, ...] | None:
+    return None if case.k is None else manifest.prune.counts(case.k) or None
+
+
+def _call(encoder: Encoder, pixels: npt.NDArray[np.float32], counts: tuple[int, ...] | None) -> Work:
     if encoder.arrays is None:
-        return lambda: encoder.encode_pixels(pixels, keep)
+        return lambda: encoder.encode_pixels(pixels, counts)
     on_device = encoder.arrays.to_device(pixels)
-    return lambda: encoder.encode_device(on_device, keep)
+    return lambda: encoder.encode_device(on_device, counts)
 
 
 def gpu_engines() -> list[str]:

@@ -21,9 +21,10 @@ import click
 
 from benchmarks.common import NAMES, Script, named, show
 from benchmarks.peers.accuracy import Accuracies
+from benchmarks.peers.entrants import PeersConfig, make_bundles
 from benchmarks.peers.plot import plot_peers
 from benchmarks.peers.report import RESULT, SCHEMA
-from benchmarks.peers.run import PeersConfig, compare
+from benchmarks.peers.run import compare
 from benchmarks.peers.table import cells, markdown
 from benchmarks.reducers import REDUCERS, SHARES, Reducer, Workshop
 from prtool.cli.console import BarProgress

@@ -30,7 +30,7 @@ class PeersRow:
         engine: of the registry, or "torch".
         precision: of the arithmetic.
         image_size: side of the images that it reads, in pixels.
-        k: patches that are left; 0 for ToMe, which spreads its merges over all blocks.
+        k: patches that are left; 0 for whole encoders, and for ToMe, which spreads its merges over all blocks.
         target: the share of the unpruned MACs that was wanted; 1.0 for whole encoders.
         gmacs: 10^9 multiply-accumulates of one image.
         share: of those of the whole encoder in the same form.
@@ -145,7 +145,7 @@ def verdict(rows: Sequence[PeersRow]) -> list[str]:
 
 
 def _described(row: PeersRow) -> str:
-    return f"{row.title} ({row.ratio:.2f}x, {-(row.drop or 0.0):+.1f} points)"
+    return f"{row.title} ({row.ratio:.2f}x, {0.0 - (row.drop or 0.0):+.1f} points)"
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def _line(rows: Sequence[Row], scopes: Sequence[str], accurate: bool) -> list[st
     cells = [f"{first['share']:.2f}", first["name"], first["engine"], first["precision"], str(first["image_size"]), str(first["k"] or "-")]
     cells += [_cell(next(row for row in rows if row["scope"] == scope)) for scope in scopes]
     if accurate:
-        cells.append("-" if first["accuracy"] is None else f"{first['accuracy']:.1f} ({-first['drop']:+.1f})")
+        cells.append("-" if first["accuracy"] is None else f"{first['accuracy']:.1f} ({0.0 - first['drop']:+.1f})")
         cells.append("-" if first["fidelity"] is None else f"{first['fidelity']:.3f}")
     return cells
 

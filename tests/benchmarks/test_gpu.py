@@ -91,7 +91,15 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert "failed: bundle: tiny fp32 absent batch 1" in printed
     result = entries["tiny fp32 torch batch 1"]["result"]
     assert (result["engine"], result["precision"], result["arrays_on_device"]) == ("torch", "fp32", True)
-    assert [(row["mode"], row["keep"]) for row in result["rows"]] == [("full", None), ("split", 1.0), ("split", 0.6), ("fused", 1.0), ("fused", 0.6)]
+    assert [(row["mode"], row["keep"]) for row in result["rows"]][:5] == [
+        ("full", None),
+        ("split", 1.0),
+        ("split", 0.6),
+        ("fused", 1.0),
+        ("fused", 0.6),
+    ]
+    for row in result["rows"][5:]:
+        assert row["mode"] == "fused" and row["keep"] is None and row["theoretical_speedup"] > 1.0
     assert entries["tiny fp32 ort batch 3"]["result"]["arrays_on_device"] is False
 
 
