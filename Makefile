@@ -72,7 +72,7 @@ bench: $(STAMP)
 	$(BIN)/prtool bench --bundle runs/vit-b-16/bundle --batch 8 --keep 0.6 --mode fused,split --set budget_s=120 -o benchmarks/results/encoder-vit-b-16-ort
 
 peers: $(STAMP)
-	$(BIN)/python -m benchmarks.peers --model ViT-B-16 --precision fp32,bf16 --accuracy benchmarks/results/accuracy-dual-s14-engines.json
+	$(BIN)/python -m benchmarks.peers --model ViT-B-16
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo

@@ -88,7 +88,15 @@ def _smoke() -> dict[str, Any]:
     if not model.exists():
         write_model(model)
     reducers = tuple(map(Reducer.parse, ("rank", "merge", "none", "merge@80")))
-    return {"model": f"local-dir:{model}", "work": _SMOKE, "reducers": reducers, "shares": (0.7, 0.45), "batch": 2, "budget_s": 0.0}
+    return {
+        "model": f"local-dir:{model}",
+        "work": _SMOKE,
+        "reducers": reducers,
+        "shares": (0.7, 0.45),
+        "batch": 2,
+        "budget_s": 0.0,
+        "precisions": ("fp32", "bf16"),
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:
