@@ -49,6 +49,7 @@ _SMOKE = Path("runs/frontier-smoke")
 @click.option("--seconds", default=300.0, show_default=True, help="Time for the timed rounds (s); at least five rounds run.")
 @click.option("--images", default=0, show_default=True, help="Test images of each set at most; 0 takes all.")
 @click.option("--seed", default=0, show_default=True, help="Of training, random methods and the order of timing.")
+@click.option("--steps", default=0, show_default=True, help="Training steps of each predictor; 0 takes the default.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("runs/frontier"), show_default=True, help="Runs, bundles and what is finished.")
 @click.option("--smoke", is_flag=True, help="A tiny model and a few drawn images, to see that everything runs.")
 @click.option("--table", type=click.Path(path_type=Path), help="Print this result as Markdown, and stop.")
@@ -59,10 +60,9 @@ def main(table: Path | None, earlier: Path | None, **options: Any) -> None:
     if table is not None:
         click.echo(markdown(_read(table), None if earlier is None else _read(earlier)))
         return
-    settings: dict[str, object] = {}
     if options["smoke"]:
         options |= _smoke()
-        settings = {"distill.steps": 1, "train_images": 16, "val_images": 8}
+    settings = {"distill.steps": options["steps"]} if options["steps"] else {}
     if not options["model"] or not options["data"]:
         raise click.UsageError("give --model and --data, or --smoke")
     sets = Sets.parse(options["data"], options["images"])
@@ -123,6 +123,8 @@ def _smoke() -> dict[str, Any]:
         "reducers": tuple(map(Reducer.parse, ("rank", "merge", "none", "merge@80"))),
         "seconds": 0.0,
         "batch": 2,
+        "images": 8,
+        "steps": 2,
     }
 
 

@@ -32,7 +32,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The JSON of a run over every kind of row, and where it lies."""
     root = tmp_path_factory.mktemp("frontier")
     data = write_images(root / "data", {"train": 3, "val": 1, "test": 3})
-    model = write_model(root / "model", layers=4)
+    model = write_model(root / "model", layers=6)
     options = (
         "--model",
         model,
@@ -45,12 +45,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "--reducer",
         "rank,merge,none,merge@24",
     )
-    timing = ("--share", ",".join(map(str, SHARES)), "--engine", "ort,torch", "--threads", "1", "--seconds", "0", "--batch", "2")
+    timing = ("--share", ",".join(map(str, SHARES)), "--engine", "ort,torch", "--threads", "1", "--seconds", "0", "--batch", "2", "--steps", "2")
     result = run(*options, *timing)
     assert result.exit_code == 0, result.output
     return {"root": root, "arguments": (*options, *timing), "stdout": result.stdout, **json.loads((root / "out.json").read_text())}
 
 
+@pytest.mark.slow
 def test_every_kind_of_row_is_there(measured: dict[str, Any]) -> None:
     methods = {row["method"] for row in measured["rows"]}
     assert methods == {"unpruned", "patch-ranking", "merge", "smaller-image", "tome", "evit", "avit", "cls-attention", "random"}
@@ -67,6 +68,7 @@ def test_every_kind_of_row_is_there(measured: dict[str, Any]) -> None:
     assert sizes and max(sizes) < 32 and all(size % 8 == 0 for size in sizes)
 
 
+@pytest.mark.slow
 def test_a_row_is_what_its_encoder_computes(measured: dict[str, Any]) -> None:
     """The smaller image against the host library's own interpolation: the mean cosine of the nine test images."""
     from prtool.runtime.images.preprocess import prepare_batch
@@ -86,6 +88,7 @@ def test_a_row_is_what_its_encoder_computes(measured: dict[str, Any]) -> None:
     assert row["cosine"] == pytest.approx(float((native * smaller).sum(dim=1).mean()), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_call_measures_nothing_again(measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
@@ -97,6 +100,7 @@ def test_a_second_call_measures_nothing_again(measured: dict[str, Any], monkeypa
     assert again["rows"] == measured["rows"] and again["speed"] == measured["speed"]
 
 
+@pytest.mark.slow
 def test_the_table_has_every_row_by_falling_cost(measured: dict[str, Any], tmp_path: Path) -> None:
     printed = run("--table", str(measured["root"] / "out.json"))
     assert printed.exit_code == 0
@@ -109,6 +113,7 @@ def test_the_table_has_every_row_by_falling_cost(measured: dict[str, Any], tmp_p
     assert run("--table", str(tmp_path / "other.json")).exit_code == 1
 
 
+@pytest.mark.slow
 def test_keeps_cost_what_was_asked(measured: dict[str, Any]) -> None:
     folders = {str(Reducer(b.manifest.prune.method)): b for b in map(Bundle.open, (measured["root"] / "work" / "bundles").iterdir())}
     for name in ("rank", "merge"):
