@@ -51,8 +51,8 @@ def frontier(path: Path, **changes: Any) -> Path:
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The JSON of a race on a tiny model; `folder` and `stdout` beside it."""
     root = tmp_path_factory.mktemp("peers")
-    model = write_model(root / "model", layers=4)
-    options = ("--model", model, "--work", str(root / "work"), "--reducer", "rank,none@24", "--share", ",".join(map(str, SHARES)))
+    model = write_model(root / "model", layers=6)
+    options = ("--model", model, "--work", str(root / "work"), "--reducer", "rank,merge", "--share", ",".join(map(str, SHARES)))
     timing = ("--engine", "ort", "--precision", "fp32,bf16", "--threads", "1", "--batch", "2", "--seconds", "0")
     result = run(*options, *timing, "--accuracy", str(frontier(root / "frontier.json")), "-o", str(root / "out"))
     assert result.exit_code == 0, result.output
@@ -63,7 +63,7 @@ def test_everyone_takes_part_in_one_run(compared: dict[str, Any]) -> None:
     found = {(row["name"], row["engine"], row["precision"]) for row in compared["rows"]}
     assert found == {
         *((name, "torch", precision) for name in ("open_clip eager", "ToMe") for precision in ("fp32", "bf16")),
-        *((name, "ort", "fp32") for name in ("full", "rank", "none@24")),
+        *((name, "ort", "fp32") for name in ("full", "rank", "merge")),
     }
     assert {row["scope"] for row in compared["rows"]} == {"end-to-end", "encoder"}
     assert any("ort/bf16" in note for note in compared["left_out"])
