@@ -155,7 +155,8 @@ def tune(
     max_drop: float | None = None,
     max_latency_ms: float | None = None,
     location: Sequence[int | Sequence[int]] = (),
-    keep: AnyKeep | Sequence[AnyKeep] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3),
+    image_size: int | Sequence[int] = (),
+    keep: AnyKeep | Sequence[AnyKeep] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3),
     engine: str = "ort",
     precision: str = "fp32",
     batch: int = 8,
@@ -163,29 +164,34 @@ def tune(
     settings: Mapping[str, object] | None = None,
     progress: "Progress | None" = None,
 ) -> "TuneReport":
-    """Chooses location and keep by accuracy on validation images and speed on this machine; `export_bundle` then takes the choice.
+    """Searches reducer, image size, location and keep by quality on validation images and speed here; `export_bundle` then takes the choice.
+
+    Without a limit the fastest encoder within 0.5 points of accuracy is chosen, or without labels within a mean cosine of 0.98.
+    The search ends within about 20 minutes (settings: "minutes"); what was not tried is in the report.
 
     Args:
         run: folder of a trained run; tune.json and the folder `tune` are written into it.
         max_drop: points of accuracy below the unpruned model, at most; the fastest candidate within it is chosen.
         max_latency_ms: milliseconds of one call of `batch` images, at most; alone, the most accurate candidate within it is chosen.
-        location: candidates: a block (4) each, or several (4,6,8,10) for progressive pruning; others than the run's train sibling runs;
-            default: the run's.
+        location: candidates: a block (4) each, or several (4,6,8,10) for progressive pruning; merging begins at the first; others than the
+            run's train sibling runs; default: the run's.
+        image_size: candidates: sides of square images in pixels, multiples of the patch; default: the native size and smaller ones.
         keep: patches that stay: a ratio (0.6) or a count (118).
         engine: what runs the graphs, such as ort; `prtool doctor` lists the names.
         precision: arithmetic, of fp32, fp16, bf16 and int8; as engine and bundle have it.
         batch: images per call.
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md); default: the run's.
-        settings: other fields of `TuneConfig`, such as {"limits.min_cosine": 0.97, "split": "test", "threads": 2}.
+        settings: other fields of `TuneConfig`, such as {"limits.min_cosine": 0.97, "methods": ["merge", "none"], "minutes": 60}.
 
     Raises:
-        ConfigError: a value cannot be used, no limit is given, or no candidate is within the limits.
+        ConfigError: a value cannot be used, or no candidate is within the limits.
         CheckpointError: there is no finished run, or it is damaged.
         DataError: the data cannot be read, or lack the split or the labels that a limit needs.
+        ModelError: the model cannot do what was asked for, such as merging.
         EngineUnavailable: the engine cannot run here.
     """
     from prtool.studies.tune.config import TuneConfig
-    from prtool.studies.tune.front import Limits
+    from prtool.studies.tune.limits import Limits
     from prtool.trainer.data.address import parse_data
     from prtool.trainer.runs.folder import data_of
     from prtool.trainer.runs.record import read_record
@@ -193,10 +199,10 @@ def tune(
     bounds = {name.removeprefix("limits."): value for name, value in (settings or {}).items() if name.startswith("limits.")}
     others = {name: value for name, value in (settings or {}).items() if not name.startswith("limits.")}
     limits = configure(Limits, {"max_drop": max_drop, "max_latency_ms": max_latency_ms}, bounds)
-    given = {"limits": limits, "locations": tuple(map(several, location)), "keeps": keeps_of(keep)}
+    given = {"limits": limits, "locations": tuple(map(several, location)), "image_sizes": several(image_size), "keeps": keeps_of(keep)}
     config = configure(TuneConfig, {**given, "engine": engine, "precision": precision, "batch": batch}, others)
     record = read_record(Path(run))
-    record.prune.distinct_counts(config.keeps)
+    config.check_keeps(record.prune)
     parse_data(data_of(Path(run), record, data))
     from prtool.studies.tune.run import tune as tune_run
 
@@ -238,7 +244,7 @@ def export_bundle(
     kept = Keep.of(0.6 if keep is None else keep)
     if tuned is not None:
         source, kept = source / tuned.run, tuned.kept
-        _log.warning("taking what 'prtool tune' chose: %s, keep %s; --keep overrides it", source, kept)
+        _log.warning("taking what 'prtool tune' chose: %s, %s; --keep overrides it", source, tuned)
         if tuned.is_unpruned:
             _log.warning("'prtool tune' chose the unpruned model: run the bundle with --mode full")
     if check_export(source, out, kept, precisions, data) is None:

@@ -40,13 +40,15 @@ def evaluate(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 
 @click.command()
 @verb_options(
-    *(api.tune, "limits.min_cosine", "limits.min_images_per_s", "split", "images", "threads", "device", "budget_s", "cache"),
+    api.tune,
+    *("limits.max_recall_drop", "limits.min_cosine", "limits.min_overlap", "limits.max_gmacs", "limits.min_images_per_s", "minutes", "methods"),
+    *("split", "images", "screen_images", "threads", "device", "budget_s", "cache"),
     data=str,
     location=Values("block", whole),
 )
 @json_option
 def tune(as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Choose location and keep by accuracy on validation images and speed on this machine; export then takes the choice."""
+    """Search reducer, image size, location and keep by quality on validation images and speed here; export then takes the choice."""
     from prtool.studies.tune.config import PICTURE_NAME, REPORT_NAME, TUNE_FOLDER
     from prtool.studies.tune.result import RESULT_NAME
 

@@ -1,164 +1,49 @@
-"""Choosing among measured candidates: limits, the Pareto front and the best candidate; nothing is measured here."""
+"""Choosing among measured candidates: the Pareto front, what is worth measuring further, and the best candidate."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from prtool.errors import ConfigError
+from prtool.studies.tune.candidates import Candidate
+from prtool.studies.tune.limits import Limits
 
 SAME_TIME = 1.02
 """Maximum ratio of two times that count as equal; smaller steps are within a benchmark's noise."""
+OTHER_METHODS = 0.95
+"""A candidate of another method must need at most this share of the MACs to beat one: methods differ in time per MAC."""
 Point = tuple[float, float, float]
 """Cost (lower is better), time (lower is better) and quality (higher is better)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One way to run the model, with everything that was measured of it.
-
-    Attributes:
-        locations: 1-based blocks on entry to which patches drop; () for the unpruned model.
-        keep: share of the patches kept at the last location, 0 to 1.
-        k: number of patches kept there.
-        gmacs: cost of one image in 10^9 MAC.
-        batch: images a call.
-        latency_ms: of one call, the unpruned model's median divided by `speedup`.
-        speedup: against the unpruned model in the same rounds.
-        speedup_low, speedup_high: its 95 % interval.
-        cosine: mean cosine to the unpruned embedding.
-        accuracy: zero-shot top-1 in percent; None where the images have no labels.
-        drop: points of accuracy below the unpruned model on the same images; None without labels.
-        drop_error: half the width of its 95 % interval, in points; None without labels.
-    """
-
-    locations: tuple[int, ...]
-    keep: float
-    k: int
-    gmacs: float
-    batch: int
-    latency_ms: float
-    speedup: float
-    speedup_low: float
-    speedup_high: float
-    cosine: float
-    accuracy: float | None = None
-    drop: float | None = None
-    drop_error: float | None = None
-
-    @property
-    def is_unpruned(self) -> bool:
-        """Whether this is the model as it is."""
-        return not self.locations
-
-    @property
-    def images_per_s(self) -> float:
-        """Images a second at this batch."""
-        return 1e3 * self.batch / self.latency_ms
-
-    def __str__(self) -> str:
-        if self.is_unpruned:
-            return "the unpruned model"
-        return f"location {','.join(map(str, self.locations))}, keep {self.keep:g} ({self.k} patches)"
-
-    def figures(self) -> str:
-        """Human-readable speed and quality."""
-        speed = f"{self.latency_ms:.3g} ms a call of {self.batch}, {self.images_per_s:.1f} images/s, {self.speedup:.2f}x"
-        lost = "" if self.drop is None else f", {self.drop:.2f} points of accuracy lost"
-        return f"{speed}{lost}, cosine {self.cosine:.4f}"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits on the chosen candidate; None for no limit.
-
-    Attributes:
-        max_drop: points of accuracy below the unpruned model, 0 to 100.
-        min_cosine: mean cosine to the unpruned embedding, 0 to 1; needs no labels.
-        max_latency_ms: milliseconds of one call of a batch.
-        min_images_per_s: images per second; the same kind of limit as `max_latency_ms`, so give one of them.
-    """
-
-    max_drop: float | None = None
-    min_cosine: float | None = None
-    max_latency_ms: float | None = None
-    min_images_per_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.given():
-            raise ConfigError("no limit is given; give --max-drop or --max-latency-ms, or --set limits.min_cosine=C or limits.min_images_per_s=R")
-        _check_range("max_drop", self.max_drop, 100.0, "points of accuracy, 0 to 100")
-        _check_range("min_cosine", self.min_cosine, 1.0, "a mean cosine, 0 to 1")
-        for name in ("max_latency_ms", "min_images_per_s"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0.0):
-                raise ConfigError(f"{name} = {value}, but it must be above 0")
-        if self.max_latency_ms is not None and self.min_images_per_s is not None:
-            raise ConfigError(
-                f"max_latency_ms = {self.max_latency_ms:g} and min_images_per_s = {self.min_images_per_s:g} are two forms of one limit "
-                "(images/s = 1000 x batch / ms); give one of them"
-            )
-
-    @property
-    def on_quality(self) -> bool:
-        """Whether accuracy or cosine is limited: then the fastest wins, else the most accurate."""
-        return self.max_drop is not None or self.min_cosine is not None
-
-    @property
-    def by_cosine(self) -> bool:
-        """Whether quality is the cosine: it is limited, and accuracy is not."""
-        return self.min_cosine is not None and self.max_drop is None
-
-    def given(self) -> dict[str, float]:
-        """The limits that were given, by name."""
-        values = {name: getattr(self, name) for name in ("max_drop", "min_cosine", "max_latency_ms", "min_images_per_s")}
-        return {name: float(value) for name, value in values.items() if value is not None}
-
-    def quality_within(self, candidate: Candidate) -> bool:
-        """Whether accuracy and cosine are within the limits; an unknown accuracy is not."""
-        dropped = self.max_drop is not None and (candidate.drop is None or candidate.drop > self.max_drop)
-        return not dropped and (self.min_cosine is None or candidate.cosine >= self.min_cosine)
-
-    def speed_within(self, candidate: Candidate) -> bool:
-        """Whether the time is within the limits."""
-        slow = self.max_latency_ms is not None and candidate.latency_ms > self.max_latency_ms
-        return not slow and (self.min_images_per_s is None or candidate.images_per_s >= self.min_images_per_s)
-
-    def quality(self, candidate: Candidate) -> tuple[float, float]:
-        """What is compared, higher is better: accuracy, and cosine where it is equal; cosine alone where that counts or there are no labels."""
-        if self.by_cosine or candidate.accuracy is None:
-            return candidate.cosine, candidate.cosine
-        return candidate.accuracy, candidate.cosine
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} = {value:g}" for name, value in self.given().items())
-
-
 def choose(candidates: Sequence[Candidate], limits: Limits) -> Candidate | None:
-    """The best candidate within every limit; None where there is none.
+    """The best candidate within every limit; None where there is none. Only candidates that were timed are chosen.
 
-    With a limit on quality it is the fastest, and of those within 2 % of its time the best. With limits on speed alone it
-    is the best, and of equally good ones the fastest.
+    With a limit on quality it is the fastest, and of those within 2 % of its time the best. With limits on cost and speed
+    alone it is the best, and of equally good ones the fastest.
 
     Args:
         candidates: the unpruned model among them.
-        limits: on quality and speed.
+        limits: on quality, cost and speed.
     """
-    fit = [candidate for candidate in candidates if limits.quality_within(candidate) and limits.speed_within(candidate)]
+    fit = [row for row in timed(candidates) if limits.quality_within(row) and limits.cost_within(row)]
     if not fit:
         return None
     if limits.on_quality:
-        least = min(candidate.latency_ms for candidate in fit)
-        fit = [candidate for candidate in fit if candidate.latency_ms <= SAME_TIME * least]
-    return max(fit, key=lambda candidate: (limits.quality(candidate), -candidate.latency_ms, candidate.is_unpruned))
+        least = min(map(_latency, fit))
+        fit = [row for row in fit if _latency(row) <= SAME_TIME * least]
+    return max(fit, key=lambda row: (limits.quality(row), -_latency(row), row.is_unpruned))
 
 
 def nearest(candidates: Sequence[Candidate], limits: Limits) -> Candidate:
-    """Where no candidate is within every limit: the fastest of those within the limits on quality.
+    """Where no candidate is within every limit: the fastest of the timed ones within the limits on quality.
 
     Without one of those, it is the best of all. The unpruned model, when it is among the candidates, is within every limit on quality.
     """
-    fit = [candidate for candidate in candidates if limits.quality_within(candidate)]
-    return min(fit, key=lambda candidate: candidate.latency_ms) if fit else max(candidates, key=limits.quality)
+    fit = [row for row in timed(candidates) if limits.quality_within(row)]
+    return min(fit, key=_latency) if fit else max(timed(candidates), key=limits.quality)
+
+
+def timed(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates whose time was measured."""
+    return [row for row in candidates if row.speed is not None]
 
 
 def pareto_front(points: Sequence[Point]) -> tuple[bool, ...]:
@@ -167,15 +52,51 @@ def pareto_front(points: Sequence[Point]) -> tuple[bool, ...]:
 
 
 def front_of(candidates: Sequence[Candidate], limits: Limits) -> tuple[bool, ...]:
-    """`pareto_front` over (GMACs, latency, accuracy or cosine)."""
-    return pareto_front([(candidate.gmacs, candidate.latency_ms, limits.quality(candidate)[0]) for candidate in candidates])
+    """`pareto_front` of the timed candidates over (GMACs, latency, quality); False for the others."""
+    found = timed(candidates)
+    on_front = iter(pareto_front([(row.gmacs, _latency(row), limits.quality(row)[0]) for row in found]))
+    return tuple(row.speed is not None and next(on_front) for row in candidates)
+
+
+def unbeaten(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates that no other beats: with clearly fewer MACs, or as many by the same method, and no worse in any measure."""
+    return [row for row in candidates if not any(_beats(other, row) for other in candidates)]
+
+
+def near_by_cosine(row: Candidate, others: Sequence[Candidate], slack: float) -> bool:
+    """Whether a candidate's distance from the unpruned embeddings, 1 - cosine, is at most `slack` times that of any as cheap.
+
+    Between candidates of one method the slack is a tenth at most: there the cosine tells which is better.
+    """
+    for other in others:
+        factor = min(slack, 1.1) if other.family.method == row.family.method else slack
+        if _as_cheap(other, row) and 1.0 - row.cosine > factor * (1.0 - other.cosine):
+            return False
+    return True
+
+
+def _as_cheap(other: Candidate, row: Candidate) -> bool:
+    same = other.family.method == row.family.method
+    return other is not row and other.gmacs <= row.gmacs * (1.0 if same else OTHER_METHODS)
+
+
+def _beats(other: Candidate, row: Candidate) -> bool:
+    if not _as_cheap(other, row):
+        return False
+    theirs, mine = _measures(other), _measures(row)
+    no_worse = all(one >= two for one, two in zip(theirs, mine, strict=True))
+    return no_worse and (other.gmacs < row.gmacs or theirs != mine)
+
+
+def _measures(row: Candidate) -> tuple[float, ...]:
+    drops = [-value for value in (row.drop, row.recall_drop) if value is not None]
+    return (row.cosine, *drops) if row.overlap is None else (row.cosine, row.overlap, *drops)
+
+
+def _latency(row: Candidate) -> float:
+    return float("inf") if row.speed is None else row.speed.latency_ms
 
 
 def _dominates(one: Point, other: Point) -> bool:
     at_least = one[0] <= other[0] and one[1] <= other[1] and one[2] >= other[2]
     return at_least and one != other
-
-
-def _check_range(name: str, value: float | None, most: float, what: str) -> None:
-    if value is not None and not 0.0 <= value <= most:
-        raise ConfigError(f"{name} = {value}, but it must be {what}")

@@ -7,30 +7,33 @@ from pathlib import Path
 from prtool.errors import CheckpointError, ConfigError
 from prtool.files import file_kind, sha256_file
 from prtool.records import from_plain, to_plain
-from prtool.spec import Keep
+from prtool.spec import NONE, Keep
 from prtool.store import read_sealed, write_sealed
 from prtool.text_safety import printable
-from prtool.trainer.runs.record import RECORD_NAME
+from prtool.trainer.evaluation.report import UNPRUNED
+from prtool.trainer.runs.record import RECORD_NAME, read_record
 
-SCHEMA = 1
+SCHEMA = 2
 RESULT_NAME = "tune.json"
 RESULT = file_kind("a result of 'prtool tune'", {".json": re.compile(rb'\{\n "schema": \d+,\n "checkpoint_sha256"')})
 
 
 @dataclass(frozen=True, slots=True)
 class TuneResult:
-    """Where and how much a run prunes, and why.
+    """How a run shortens its encoder, how much, and why.
 
     Attributes:
         schema: number of this form.
         checkpoint_sha256: digest of the record of the run that the file lies in.
-        run: the run to export, as a path from that run; "." for itself, else a sibling with other locations.
+        run: the run to export, as a path from that run; "." for itself, else a sibling.
         run_sha256: digest of that run's record.
-        locations: 1-based, where patches drop; () where the unpruned model is best.
-        keep: share of the patches kept; 1.0 for the unpruned model.
+        method: what shortens the sequence, of `prtool.spec.METHODS`; "unpruned" where the unpruned model is best.
+        image_size: height and width of the images that the encoder reads.
+        locations: as `prune.locations` takes them; () where nothing is dropped.
+        keep: share of the patches kept; 1.0 where nothing is dropped.
         k: number of patches kept.
-        limits: the limits that were given: max_drop (points), min_cosine, max_latency_ms, min_images_per_s.
-        figures: what was measured: gmacs, latency_ms, images_per_s, speedup, cosine, and accuracy, drop, drop_error where there are labels.
+        limits: the limits that applied, by the names of `Limits`.
+        figures: what was measured, by the names of the report; what is unknown is absent.
         engine, precision, batch, device: what the time was measured with.
         data: the data folder, and `split` the part of it, that quality was measured on.
         versions: of the engine's library and others.
@@ -40,6 +43,8 @@ class TuneResult:
     checkpoint_sha256: str
     run: str
     run_sha256: str
+    method: str
+    image_size: tuple[int, int]
     locations: tuple[int, ...]
     keep: float
     k: int
@@ -56,12 +61,17 @@ class TuneResult:
     @property
     def is_unpruned(self) -> bool:
         """Whether the unpruned model is best: mode "full" of a bundle."""
-        return not self.locations
+        return self.method == UNPRUNED
 
     @property
     def kept(self) -> Keep:
-        """The default keep of the bundle; every patch where the unpruned model was chosen."""
-        return Keep.ratio(1.0) if self.is_unpruned else Keep.count(self.k)
+        """The default keep of the bundle; every patch where nothing is dropped."""
+        return Keep.ratio(1.0) if self.method in (UNPRUNED, NONE) else Keep.count(self.k)
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        where = f" (locations {','.join(map(str, self.locations))})" if self.locations else ""
+        return f"method {self.method}{where}, images of {height} x {width} px, keep {self.keep:g}"
 
 
 def record_digest(run: Path) -> str:
@@ -102,6 +112,9 @@ def read_result(run: Path) -> TuneResult | None:
         raise CheckpointError(f"{path} names the run {result.run!r}, which lies outside of {run}; {_again(run)}")
     if result.run_sha256 != record_digest(run / result.run):
         raise CheckpointError(f"{path} was made for another checkpoint than the one in {run / result.run}; {_again(run)}")
+    method = read_record(run / result.run).prune.method
+    if not result.is_unpruned and result.method != method:
+        raise CheckpointError(f"{path} has method {printable(repr(result.method))}, but {run / result.run} has {method!r}; {_again(run)}")
     return result
 
 

@@ -1,7 +1,8 @@
-"""The steps of `prtool tune` for one candidate set of locations: its run, its quality, its bundle and its speed, each stored and reused."""
+"""The steps of `prtool tune` for one family: its run, its quality, its bundle and its speed, each stored and reused."""
 
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,129 +16,182 @@ from prtool.progress import Progress
 from prtool.records import from_plain, to_plain
 from prtool.runtime.bench import BenchReport, bench
 from prtool.runtime.machine import library_versions, this_machine
-from prtool.spec import Keep
+from prtool.spec import MERGE, NONE, RANK, Keep, PruneSpec
 from prtool.store import Store, digest
+from prtool.studies.tune.candidates import Candidate, Family, Speed
 from prtool.studies.tune.config import TUNE_FOLDER, TuneConfig
 from prtool.studies.tune.result import record_digest
 from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.evaluation.evaluate import EvalConfig, EvalRow, evaluate_run
 from prtool.trainer.runs.checkpoint import Checkpoint
-from prtool.trainer.settings import PATCH_RANKING_TOKENS, PruneConfig
+from prtool.trainer.runs.record import read_record
+from prtool.trainer.settings import MERGE_METHOD, PATCH_RANKING_TOKENS, SMALLER_IMAGE, PruneConfig
 from prtool.trainer.train import train
 
-SCHEMA = 2
+SCHEMA = 3
+_ALL = Keep.ratio(1.0)
 # The default of a candidate's bundle has no effect: every measured call names its keep.
 _BUNDLE_KEEP = Keep.ratio(0.6)
 
 
-class LocationSet:
-    """One candidate set of locations, and what is measured of it; what was measured before is reused while all that it depends on is the same.
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the steps of all families share.
 
     Attributes:
-        locations: 1-based blocks on entry to which patches drop.
-        folder: where everything measured of it lies, RUN/tune/at-4-6.
-        run: the run that has a predictor there: the tuned one for its own locations, else a sibling in `folder`.
-        rows: number of kept patches -> evaluation; the unpruned model's under 0.
-        timing: plain values: "unpruned_ms" (median of one call), "speeds" ({k: [speed-up, low, high]}), "device", "versions".
+        origin: the tuned run.
+        checkpoint: its checkpoint.
+        own: its family.
+        config: the settings.
+        data: images that quality is measured on; None takes the run's.
+        data_sha256: digest of the whole split.
+        progress: receives the stages of every step, with the family in front.
+    """
+
+    origin: Path
+    checkpoint: Checkpoint
+    own: Family
+    config: TuneConfig
+    data: str | Path | None
+    data_sha256: str
+    progress: Progress
+
+    @property
+    def folder(self) -> Path:
+        """Where everything that is measured lies."""
+        return self.origin / TUNE_FOLDER
+
+
+class FamilyRun:
+    """One family, and what is measured of it; what was measured before is reused while all that it depends on is the same.
+
+    Attributes:
+        family: reducer, image size and locations.
+        folder: where everything measured of it lies, such as RUN/tune/merge-4-168px.
+        run: the tuned run for its own family, else a sibling in `folder`.
+        rows: number of kept patches -> evaluation, and that of the unpruned model on the same images.
+        timing: plain values: "unpruned_ms" (median of one call), "speeds" ({k: [speed-up, low, high]}), "device", "versions"; {} untimed.
         notes: of the evaluation and the benchmark.
     """
 
-    def __init__(self, origin: Path, checkpoint: Checkpoint, locations: tuple[int, ...], progress: Progress) -> None:
-        """Checks the locations; nothing is measured yet.
-
-        Args:
-            origin: the tuned run.
-            checkpoint: its checkpoint.
-            locations: of this set.
-            progress: receives the stages of every step, with the locations in front.
-
-        Raises:
-            ConfigError: the locations are out of order or beyond the depth.
-        """
-        self.origin, self.checkpoint, self.locations = origin, checkpoint, locations
-        self.name = f"location {','.join(map(str, locations))}"
-        self.folder = origin / TUNE_FOLDER / f"at-{'-'.join(map(str, locations))}"
-        self.run = origin if locations == checkpoint.prune.locations else self.folder / "run"
-        self.rows: dict[int, EvalRow] = {}
+    def __init__(self, task: Task, family: Family) -> None:
+        self.family, self._task = family, task
+        self.folder = task.folder / family.folder
+        self.run = task.origin if family == task.own else self.folder / "run"
+        self.rows: dict[int, tuple[EvalRow, EvalRow]] = {}
         self.timing: dict[str, Any] = {}
         self.notes: tuple[str, ...] = ()
-        self._progress = _Prefixed(progress, self.name)
-        if self.is_sibling:
-            _check(checkpoint, locations)
+        self._progress = _Prefixed(task.progress, str(family))
 
     @property
     def is_sibling(self) -> bool:
-        """Whether the locations are not those of the tuned run."""
-        return self.run != self.origin
+        """Whether it is not the tuned run itself."""
+        return self.run != self._task.origin
+
+    @property
+    def spec(self) -> PruneSpec:
+        """How the run prunes; raises CheckpointError before `train`."""
+        return read_record(self.run).prune
+
+    @property
+    def keeps(self) -> dict[int, Keep]:
+        """Number of kept patches -> the setting's first keep of that number; those out of reach are left out, and where nothing drops all stay."""
+        spec, found = self.spec, dict[int, Keep]()
+        for keep in (_ALL,) if self.family.method == NONE else self._task.config.keeps:
+            if keep.is_count and keep.value > spec.patches:
+                continue
+            k = keep.resolve(spec.patches)
+            if k >= spec.least_keep and (k < spec.patches or self.family.method != MERGE):
+                found.setdefault(k, keep)
+        return found
 
     def train(self) -> None:
-        """Trains the sibling run; one that is finished is kept.
+        """Trains the sibling run, which takes seconds where nothing is learned; one that is finished is kept.
 
         Raises:
             Everything that `prtool.trainer.train.train` raises.
         """
         if not self.is_sibling:
             return
-        ranked, shared = self.origin / "golden", set(self.locations) & set(self.checkpoint.prune.locations)
-        if shared and ranked.is_dir() and not (self.run / "golden").exists():
+        checkpoint = self._task.checkpoint
+        ranked, shared = self._task.origin / "golden", set(self.family.locations) & set(checkpoint.prune.locations)
+        if self.family.method == RANK and shared and ranked.is_dir() and not (self.run / "golden").exists():
             # Rankings lie in sub-folders named after all they depend on: those of a shared location are found there, others are not read.
             with new_directory(self.run / "golden") as root:
                 shutil.copytree(ranked, root, dirs_exist_ok=True)
         # A sibling is made by this command, and made again where the run that it follows has changed.
-        train(_sibling_config(self.checkpoint, self.locations), self.run, self._progress, overwrite=True)
+        train(_sibling_config(checkpoint, self.family), self.run, self._progress, overwrite=True)
 
-    def export(self, config: TuneConfig, data: str | Path | None, data_sha256: str) -> Path:
+    def evaluate(self, images: int, counts: Sequence[int]) -> None:
+        """Sets `rows` of some numbers of kept patches, on at most so many images (0 for all); only what was not evaluated before is.
+
+        Raises:
+            Everything that `evaluate_run` raises.
+        """
+        task, keeps = self._task, self.keeps
+        name = f"evaluation-{task.config.split}-{images}.json"
+        store = Store(self.folder, digest(SCHEMA, record_digest(self.run), task.data_sha256, library_versions()))
+        found = store.read(name) or {"rows": {}, "notes": []}
+        missing = [k for k in counts if str(k) not in found["rows"]]
+        if missing:
+            method, chosen = self._method(), tuple(keeps[k] for k in missing)
+            asked = EvalConfig(split=task.config.split, keeps=chosen, methods=(method,), images=images, unpruned=task.folder / "unpruned")
+            report = evaluate_run(self.run, task.data, asked, self._progress)
+            rows = {str(k): to_plain(row) for k, row in zip((0, *missing), (report.unpruned, *report.of(method)), strict=True)}
+            found = {"rows": {**found["rows"], **rows}, "notes": list(report.notes)}
+            store.write(name, found)
+        unpruned = from_plain(EvalRow, found["rows"]["0"])
+        self.rows |= {k: (from_plain(EvalRow, found["rows"][str(k)]), unpruned) for k in counts}
+        self.notes = tuple(found["notes"])
+
+    def export(self) -> Path:
         """The bundle with graphs of the engine's precision; an unchanged one of the same run is reused.
 
         Raises:
             Everything that `export_run` raises.
         """
-        bundle, name, precision = self.folder / "bundle", "bundle.json", graph_precision(config.engine, config.precision)
-        store = Store(self.folder, digest(SCHEMA, record_digest(self.run), data_sha256 if precision == "int8" else "", library_versions()))
+        task, bundle, name = self._task, self.folder / "bundle", "bundle.json"
+        precision = graph_precision(task.config.engine, task.config.precision)
+        store = Store(self.folder, digest(SCHEMA, record_digest(self.run), task.data_sha256 if precision == "int8" else "", library_versions()))
         if (store.read(name) or {}).get("manifest") != _manifest_digest(bundle) or not _has(bundle, precision):
-            export_run(self.run, bundle, ExportOptions(_BUNDLE_KEEP, (precision,)), data, self._progress)
+            keep = _ALL if self.family.method == NONE else Keep.count(max(_BUNDLE_KEEP.resolve(self.spec.patches), self.spec.least_keep))
+            export_run(self.run, bundle, ExportOptions(keep, (precision,)), task.data, self._progress)
             store.write(name, {"manifest": _manifest_digest(bundle)})
         return bundle
 
-    def evaluate(self, config: TuneConfig, data: str | Path | None, data_sha256: str) -> None:
-        """Sets `rows`; only keeps that were not evaluated before are.
-
-        Raises:
-            Everything that `evaluate_run` raises.
-        """
-        name = f"evaluation-{config.split}.json"
-        store = Store(self.folder, digest(SCHEMA, record_digest(self.run), data_sha256, config.split, config.images, library_versions()))
-        found = store.read(name) or {"rows": {}, "notes": []}
-        counts = {keep.resolve(self.checkpoint.prune.patches): keep for keep in config.keeps}
-        missing = {k: keep for k, keep in counts.items() if str(k) not in found["rows"]}
-        if missing:
-            # Each run's own: training a sibling's tokens may end without any, where none improve on the plain encoder.
-            method = PATCH_RANKING_TOKENS if _has_tokens(Checkpoint.load(self.run)) else "patch-ranking"
-            asked = EvalConfig(split=config.split, keeps=tuple(missing.values()), methods=(method,), images=config.images)
-            report = evaluate_run(self.run, data, asked, self._progress)
-            rows = {str(k): to_plain(row) for k, row in zip((0, *missing), (report.unpruned, *report.of(method)), strict=True)}
-            found = {"rows": {**found["rows"], **rows}, "notes": list(report.notes)}
-            store.write(name, found)
-        self.rows = {k: from_plain(EvalRow, found["rows"][str(k)]) for k in (0, *counts)}
-        self.notes += tuple(found["notes"])
-
-    def time(self, bundle: Path, config: TuneConfig) -> None:
-        """Sets `timing`, of all keeps and the unpruned model in the same rounds.
+    def time(self, bundle: Path, counts: Sequence[int]) -> None:
+        """Sets `timing`, of some numbers of kept patches and the unpruned model in the same rounds.
 
         Raises:
             Everything that `bench` raises.
         """
-        settings, machine, info = config.bench(), this_machine(), probe(config.engine)
-        counts = [keep.resolve(self.checkpoint.prune.patches) for keep in config.keeps]
-        asked = [config.engine, config.precision, config.batch, counts, config.threads, config.device, config.budget_s, settings.min_rounds]
+        config, keeps = self._task.config, self.keeps
+        settings, machine, info = config.bench([keeps[k] for k in counts]), this_machine(), probe(config.engine)
+        asked = [config.engine, config.precision, config.batch, list(counts), config.threads, config.device, config.budget_s, settings.min_rounds]
         host = [machine.cpu, machine.threads_granted, machine.system, info.version, info.device]
         name = f"speed-{config.engine}-{config.precision}-{config.batch}.json"
         store = Store(self.folder, digest(SCHEMA, _manifest_digest(bundle), asked, host, library_versions()))
         found = store.read(name)
         if found is None:
-            found = _timing(bench(bundle, settings, self._progress), counts)
+            found = _timing(bench(bundle, settings, self._progress), list(counts))
             store.write(name, found)
         self.timing, self.notes = found, (*self.notes, *found["notes"])
+
+    def candidates(self, unpruned_ms: float | None = None) -> list[Candidate]:
+        """The evaluated candidates; with the unpruned model's time those that were timed have theirs."""
+        return [self._candidate(k, unpruned_ms) for k in self.rows]
+
+    def _candidate(self, k: int, unpruned_ms: float | None) -> Candidate:
+        row, unpruned = self.rows[k]
+        found = self.timing["speeds"].get(str(k)) if self.timing and unpruned_ms else None
+        speed = Speed(unpruned_ms / found[0], *found) if found and unpruned_ms else None
+        return Candidate(self.family, row.keep, k, row, unpruned, self._task.config.batch, speed)
+
+    def _method(self) -> str:
+        if self.family.method != RANK:
+            return MERGE_METHOD if self.family.method == MERGE else SMALLER_IMAGE
+        # Each run's own: training a sibling's tokens may end without any, where none improve on the plain encoder.
+        return PATCH_RANKING_TOKENS if _has_tokens(Checkpoint.load(self.run)) else "patch-ranking"
 
 
 class _Prefixed:
@@ -159,27 +213,23 @@ class _Prefixed:
         self._progress.finish()
 
 
-def _check(checkpoint: Checkpoint, locations: tuple[int, ...]) -> None:
-    """Raises where a sibling run cannot have these locations."""
-    own = checkpoint.prune
-    # First without learnable tokens, so that the message is about the locations and not about the tokens that follow them.
-    spec = replace(own, locations=locations, drop_ratios=(), learnable_tokens=0, learnable_from_block=1)
-    follows = own.learnable_tokens and TrainConfig.from_json(checkpoint.config).tokens.first == 0
-    replace(spec, learnable_tokens=own.learnable_tokens, learnable_from_block=locations[0] if follows else own.learnable_from_block)
-
-
-def _sibling_config(checkpoint: Checkpoint, locations: tuple[int, ...]) -> TrainConfig:
-    """The run's settings with other locations: equal numbers drop at each, and all that the run has is made, by whichever call it was."""
-    config = TrainConfig.from_json(checkpoint.config)
-    trained = checkpoint.scorer_trained
-    made = {"rank": trained and config.objective == RANKING, "predictor": trained, "tokens": _has_tokens(checkpoint)}
+def _sibling_config(checkpoint: Checkpoint, family: Family) -> TrainConfig:
+    """The run's settings with another family: equal numbers drop at each location, and all that the run has is made, by whichever call it was."""
+    config, ranks = TrainConfig.from_json(checkpoint.config), family.method == RANK
+    phases: tuple[str, ...] = ()
+    if ranks and checkpoint.prune.method == RANK:
+        trained = checkpoint.scorer_trained
+        made = {"rank": trained and config.objective == RANKING, "predictor": trained, "tokens": _has_tokens(checkpoint)}
+        phases = tuple(phase for phase, wanted in made.items() if wanted) or ("none",)
+    rescore = ranks and config.prune.rescore and len(family.locations) > 1
     return replace(
         config,
         model=checkpoint.model,
         pretrained=checkpoint.pretrained,
+        image_size=family.image_size,
         data=checkpoint.data.root or config.data,
-        phases=tuple(phase for phase, wanted in made.items() if wanted) or ("none",),
-        prune=PruneConfig(locations=locations, rescore=config.prune.rescore and len(locations) > 1),
+        phases=phases,
+        prune=PruneConfig(family.method, family.locations or PruneConfig().locations, rescore=rescore),
     )
 
 
