@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.frontier.points import Point
+from benchmarks.frontier.points import EVALUATED, Point
 from benchmarks.reducers import Reducer, Workshop
 from prtool.errors import ConfigError
 from prtool.files import sha256_file
@@ -49,7 +49,7 @@ class Sets:
 
 @dataclass(frozen=True, slots=True)
 class Evaluations:
-    """Evaluates runs; each set of each run is kept, so that a stopped call goes on with the next."""
+    """Evaluates runs; each method on each set is kept, so that a stopped call goes on with the next."""
 
     workshop: Workshop
     sets: Sets
@@ -58,45 +58,45 @@ class Evaluations:
         """The unpruned row, and one of each point; `unseen` sets are also measured with predictors that learned from the others."""
         found: list[Figures] = [{"sets": {}, "unseen": {}} for _ in points]
         unpruned: Figures = {"sets": {}, "unseen": {}}
-        reducers = list(dict.fromkeys(point.reducer for point in points))
-        with stage(self.workshop.progress, "evaluating (runs x sets)", len(reducers) * len(self.sets.addresses)):
-            for reducer in reducers:
-                places, run = [place for place, point in enumerate(points) if point.reducer == reducer], self.workshop.run(reducer)
+        runs = {reducer: self.workshop.run(reducer) for reducer in dict.fromkeys(point.reducer for point in points)}
+        # Each method by itself: another call with more methods then evaluates those alone.
+        groups = list(dict.fromkeys((point.reducer, point.method) for point in points))
+        with stage(self.workshop.progress, "evaluating (methods x sets)", len(groups) * len(self.sets.addresses)):
+            for reducer, method in groups:
+                places = [place for place, point in enumerate(points) if (point.reducer, point.method) == (reducer, method)]
                 for name in self.sets.addresses:
-                    report = self._report(run, name, [points[place] for place in places])
+                    report = self._report(runs[reducer], name, [points[place] for place in places])
                     unpruned["sets"][name] = _plain(report.unpruned)
                     for place in places:
                         row = row_of(report, points[place])
                         found[place]["sets"][name] = _plain(row)
                         found[place]["image_size"] = row.image_size[0]
                     self.workshop.progress.advance()
-                if reducer.method == RANK:
+                if method == EVALUATED[RANK]:
                     self._add_unseen(reducer, [(points[place], found[place]) for place in places], unseen)
         whole = _finished(unpruned, UNPRUNED)
         return whole, [_finished(row, point.method, point, whole["gmacs"]) for row, point in zip(found, points, strict=True)]
 
     def _add_unseen(self, reducer: Reducer, rows: Sequence[tuple[Point, Figures]], unseen: Sequence[str]) -> None:
-        learned = [(point, figures) for point, figures in rows if point.exports]
         for name in unseen:
             run = self.workshop.run(reducer, self.sets.without(name))
-            report = self._report(run, name, [point for point, _ in learned])
-            for point, figures in learned:
+            report = self._report(run, name, [point for point, _ in rows])
+            for point, figures in rows:
                 figures["unseen"][name] = _plain(row_of(report, point))
 
     def _report(self, run: Path, name: str, points: Sequence[Point]) -> EvalReport:
-        """The evaluation of a run on one set; taken from the store where it is there."""
-        methods, keeps = dict.fromkeys(point.method for point in points), dict.fromkeys(point.k for point in points)
+        """The evaluation of one method of a run on one set; taken from the store where it is there."""
         folder, address = self.workshop.folder, self.sets.addresses[name]
         asked = EvalConfig(
-            keeps=tuple(map(Keep.count, keeps)),
-            methods=tuple(methods),
+            keeps=tuple(Keep.count(point.k) for point in points),
+            methods=(points[0].method,),
             images=self.sets.images,
             seed=self.workshop.seed,
             unpruned=folder / "unpruned",
             store=folder / "evaluations",
         )
         key = digest(sha256_file(run / RECORD_NAME), address, to_plain(replace(asked, store=None, unpruned=None)))
-        store, file = Store(folder / "evaluations", key), f"{run.name}-{name}-{key[:10]}.json"
+        store, file = Store(folder / "evaluations", key), f"{run.name}-{points[0].method}-{name}-{key[:10]}.json"
         kept = store.read(file)
         if kept is None:
             kept = to_plain(evaluate_run(run, address, asked, self.workshop.progress))

@@ -66,8 +66,11 @@ class MergedEncoder(nn.Module):
 
     def encode_embedded(self, embedded: Tensor, counts: Sequence[int]) -> Tensor:
         """`encode` from the tokens (batch, prefix + N, D) that enter block 1."""
+        return self.finish(*self.run_pre_from(embedded), counts)
+
+    def finish(self, tokens: Tensor, metric: Tensor, counts: Sequence[int]) -> Tensor:
+        """Everything behind `run_pre`, which several `counts` can share: embedding (batch, E), L2-normalised."""
         self.spec.check_counts(tuple(counts))
-        tokens, metric = self._attend(self.spec.locations[0], self.tower.run_blocks(embedded, 1, self.spec.locations[0] - 1), None)
         sizes = None
         for place, k in enumerate(counts):
             if place:
@@ -81,8 +84,12 @@ class MergedEncoder(nn.Module):
 
     def run_pre(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (batch, prefix + N, D) behind the attention of the first location, and their metric (batch, prefix + N, head width)."""
+        return self.run_pre_from(self.tower.embed(pixels))
+
+    def run_pre_from(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
+        """`run_pre` from the tokens (batch, prefix + N, D) that enter block 1."""
         first = self.spec.locations[0]
-        return self._attend(first, self.tower.run_pre(pixels, first), None)
+        return self._attend(first, self.tower.run_blocks(embedded, 1, first - 1), None)
 
     def run_mid(self, place: int, tokens: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """From the merging at location number `place` (1 for the first) to the next: tokens behind its attention, and their metric.

@@ -32,7 +32,8 @@ class ToMe(Method):
         """The embedding (batch, E) float32, L2-normalised, of the merged tokens."""
         if entered.keeps_all(counts):
             return entered.whole
-        return self._encoder.encode_embedded(entered.embedded, self._merges(self._encoder.tower.cost(), entered.spec, counts))
+        attended = entered.once((self, "attended"), lambda: self._encoder.run_pre_from(entered.embedded))
+        return self._encoder.finish(*attended, self._merges(self._encoder.tower.cost(), entered.spec, counts))
 
     def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:
         """Cost of one image in 10^9 MAC, matching included."""
