@@ -20,6 +20,15 @@ MIN_IMAGES = 16
 """Minimum number of images that int8 takes its scales from."""
 
 
+def usual_keep(run: Path) -> Keep:
+    """What an export of a run keeps where nothing is asked for: 60 %, or every patch where no location drops any.
+
+    Raises:
+        CheckpointError: there is no finished run.
+    """
+    return Keep.ratio(0.6 if read_record(run).prune.locations else 1.0)
+
+
 def check_export(run: Path, out: Path, keep: Keep, precisions: Sequence[str], data: str | Path | None = None) -> str | None:
     """Checks that a run can be exported.
 

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, DataError
 from prtool.export.checks import check_export
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.validation.decisions import Decisions, Unpruned
 from prtool.export.validation.probe import keep_counts
@@ -126,6 +125,9 @@ def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data:
     opened, source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), source_of(run)
     if opened.manifest.model.weights_sha256 != source.model.weights_sha256:
         raise ConfigError(f"{opened.path} was made from other weights than those of {run}; give --run the run that it was exported from")
+    own, wanted = opened.manifest.preprocess.size, source.model.preprocess.size
+    if own != wanted:
+        raise ConfigError(f"{opened.path} reads images of {own} px, but {run} was made for {wanted} px; export the run again")
     if opened.manifest.prune != source.spec:
         raise ConfigError(f"{opened.path} prunes as {opened.manifest.prune}, but {run} as {source.spec}; export the run again")
     counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune)
@@ -156,9 +158,11 @@ def _held_out_split(data: str | Path) -> str:
         return "test"
 
 
-def _images(data: str | Path, split: str, images: int, source: ExportSource) -> tuple[Tensor, list[str], tuple[int, ...]]:
-    """Prepared images (images, 3, height, width) float32, their files, and their classes among the run's; () where those are not known."""
+def _images(data: str | Path, split: str, images: int, source: ExportSource) -> tuple[Pixels, list[str], tuple[int, ...]]:
+    """Prepared images, their files, and their classes among the run's; () where those are not known."""
     found = load_split(data, split).take(images)
-    pixels = prepare_batch([found.source(index) for index in range(len(found))], source.model.preprocess)
+    files = [found.source(index) for index in range(len(found))]
+    own, native = source.model.preprocess, source.model.native_preprocess
+    pixels = Pixels(*(torch.from_numpy(prepare_batch(files, each)) for each in dict.fromkeys((own, native))))
     labels = tuple(found.labels) if tuple(found.classnames) == tuple(source.classnames) else ()
-    return torch.from_numpy(pixels), [str(found.root / path) for path in found.paths], labels
+    return pixels, [str(found.root / path) for path in found.paths], labels

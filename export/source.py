@@ -1,16 +1,49 @@
 """What an export starts from: a model, its pruned encoder, and the classes to carry along."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from prtool.errors import ConfigError
+from prtool.errors import ConfigError, ShapeError
 from prtool.export.graphs.last_block import kv_token_macs, num_query_tokens
 from prtool.graphs.signature import EncoderShape, GraphSpec, graph_signatures
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.reduced import ReducedEncoder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """The same images, prepared for the reduced encoder and for the unpruned one.
+
+    Attributes:
+        own: (images, 3, height, width) float32, of the size that the reduced encoder reads.
+        native: (images, 3, height, width) float32, of the native size; None where the sizes are the same.
+    """
+
+    own: Tensor
+    native: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.own) != len(self.full):
+            raise ShapeError(f"{len(self.own)} images for the reduced encoder and {len(self.full)} for the unpruned one; give the same ones")
+
+    @property
+    def full(self) -> Tensor:
+        """What the unpruned encoder reads."""
+        return self.own if self.native is None else self.native
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def __getitem__(self, images: slice | Tensor) -> "Pixels":
+        return Pixels(self.own[images], None if self.native is None else self.native[images])
+
+    def split(self, batch: int) -> Iterator["Pixels"]:
+        """The images in batches."""
+        return (self[start : start + batch] for start in range(0, len(self), batch))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -5,7 +5,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from safetensors.torch import save as save_tensors
-from torch import Tensor
 
 from prtool.bundle import BUNDLE, Bundle, seal
 from prtool.errors import ConfigError
@@ -15,7 +14,7 @@ from prtool.export.graphs.modules import TextGraph
 from prtool.export.graphs.onnx import to_onnx
 from prtool.export.graphs.weights import WeightsFile
 from prtool.export.precision.build import at_precision, calibration_samples, joined, stages
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.parity import compare
 from prtool.export.validation.probe import Probe, keep_counts
 from prtool.files import FileDigest, new_directory, write_bytes, write_json
@@ -37,17 +36,17 @@ class ExportOptions:
     Attributes:
         keep: what a call keeps that names nothing.
         precisions: of `PRECISIONS`; fp32 is always written, because it is the reference and has the text encoder.
-        pixels: (images, 3, height, width) float32, prepared, for the comparison with PyTorch; None takes seeded noise.
-        calibration: the same form, for int8's scales; at least 16.
-        held_out: the same form, on which the reduced precisions must agree with PyTorch; None leaves that to the few of `pixels`.
+        pixels: images for the comparison with PyTorch; None takes seeded noise.
+        calibration: images for int8's scales; at least 16.
+        held_out: images on which the reduced precisions must agree with PyTorch; None leaves that to the few of `pixels`.
         labels: the class of each of `held_out` among the source's, or -1; () for none known.
     """
 
     keep: Keep
     precisions: tuple[str, ...] = ("fp32",)
-    pixels: Tensor | None = None
-    calibration: Tensor | None = None
-    held_out: Tensor | None = None
+    pixels: Pixels | None = None
+    calibration: Pixels | None = None
+    held_out: Pixels | None = None
     labels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from prtool.export.graphs.modules import image_graphs
 from prtool.export.graphs.onnx import to_onnx
 from prtool.export.precision.half import to_half
 from prtool.export.precision.int8 import to_int8
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.graphs.signature import bundle_roles, stage_roles
 from prtool.spec import MERGE, NONE, RANK
 from prtool.trainer.models.merging import MergedEncoder
@@ -26,18 +26,18 @@ _BATCH = 8
 
 
 @torch.no_grad()
-def calibration_samples(source: ExportSource, pixels: Tensor, counts: Sequence[int]) -> dict[str, Samples]:
+def calibration_samples(source: ExportSource, pixels: Pixels, counts: Sequence[int]) -> dict[str, Samples]:
     """The inputs of each graph in use, by role.
 
     Args:
         source: the encoder, which selects or merges the tokens that enter the graphs behind.
-        pixels: (images, 3, height, width) float32, real images.
+        pixels: real images.
         counts: keep counts at the last location; they take turns.
     """
     samples: dict[str, Samples] = {"full": []}
-    for number, batch in enumerate(torch.split(pixels, _BATCH)):
-        samples["full"].append({"pixels": batch.numpy()})
-        for role, inputs in _entering(source.pruned, batch, counts[number % len(counts)]):
+    for number, batch in enumerate(pixels.split(_BATCH)):
+        samples["full"].append({"pixels": batch.full.numpy()})
+        for role, inputs in _entering(source.pruned, batch.own, counts[number % len(counts)]):
             samples.setdefault(role, []).append({name: tensor.numpy() for name, tensor in inputs.items()})
     return samples
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from prtool.bundle import Bundle
 from prtool.engines.base import EngineOptions
 from prtool.errors import ConfigError, ParityError
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.decisions import NEIGHBOURS, TOP1, Decisions
 from prtool.export.validation.reference import Reference, overlap
 from prtool.runtime.encoder import Encoder
@@ -67,14 +67,14 @@ class VerifyRequest:
 
 
 def verify_with_model(
-    bundle: Bundle, source: ExportSource, pixels: Tensor, counts: Sequence[int], ask: VerifyRequest | None = None, labels: Sequence[int] = ()
+    bundle: Bundle, source: ExportSource, pixels: Pixels, counts: Sequence[int], ask: VerifyRequest | None = None, labels: Sequence[int] = ()
 ) -> tuple[KeepAgreement, ...]:
     """Compares an engine with PyTorch in float32 on many images; no gate is applied.
 
     Args:
         bundle: an opened bundle.
         source: the model that it was exported from; with classes, the first class of each image is compared too.
-        pixels: (images, 3, height, width) float32, prepared.
+        pixels: prepared images.
         counts: keep counts.
         ask: engine and precision; all of `pixels` are compared.
         labels: the class of each image, or -1; () for none known.
@@ -90,8 +90,8 @@ def verify_with_model(
     chosen = ask or VerifyRequest()
     found: dict[int, list[tuple[Tensor, ...]]] = {k: [] for k in counts}
     with Encoder.load(bundle, engine=chosen.engine, precision=chosen.precision, options=chosen.options) as encoder:
-        for chunk in torch.split(pixels, _BATCH):
-            for k, tensors in zip(counts, _compared(source.pruned, encoder, chunk, counts), strict=True):
+        for chunk in pixels.split(_BATCH):
+            for k, tensors in zip(counts, _compared(source.pruned, encoder, chunk.own, counts), strict=True):
                 found[k].append(tensors)
     classes = source.classes()
     texts = None if classes is None or not labels or NO_LABEL in labels else Texts.of_classes(classes, labels)

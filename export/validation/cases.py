@@ -14,7 +14,7 @@ from torch import Tensor
 from prtool.bundle import Bundle
 from prtool.engines.base import Array
 from prtool.errors import ParityError
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.probe import prompts
 from prtool.export.validation.reference import Reference, Route, Selection, overlap, unpruned
 from prtool.runtime.encoder import Encoder
@@ -84,15 +84,16 @@ def num_image_cases(source: ExportSource, counts: Sequence[int]) -> int:
     return (2 + len(source.spec.locations) if source.spec.method == RANK else 1) * len(counts) + 1
 
 
-def image_cases(source: ExportSource, sessions: Sessions, pixels: Tensor, counts: Sequence[int]) -> Iterator[ParityCase]:
+def image_cases(source: ExportSource, sessions: Sessions, pixels: Pixels, counts: Sequence[int]) -> Iterator[ParityCase]:
     """Every comparison of one batch of images: FUSED at each keep count, the stages where patches are ranked, and FULL."""
     encoder = source.pruned
     if isinstance(encoder, PrunedEncoder):
-        yield from _ranking_cases(encoder, sessions, pixels, counts)
+        yield from _ranking_cases(encoder, sessions, pixels.own, counts)
     else:
-        yield from _fused_cases(encoder, sessions, pixels, counts)
-    near = agreement(sessions.full.encode_pixels(pixels.numpy()), unpruned(source.pruned, pixels).numpy())
-    yield ParityCase("full", len(pixels), source.spec.patches, near.cosine, near.max_error)
+        yield from _fused_cases(encoder, sessions, pixels.own, counts)
+    native = source.model.native
+    near = agreement(sessions.full.encode_pixels(pixels.full.numpy()), unpruned(native, pixels.full).numpy())
+    yield ParityCase("full", len(pixels), native.patches, near.cosine, near.max_error)
 
 
 @torch.no_grad()

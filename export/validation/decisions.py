@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.reference import unpruned
 from prtool.runtime.verify import Gate
 from prtool.trainer.data.images import NO_LABEL
@@ -49,9 +49,9 @@ class Unpruned:
     labels: Sequence[int] = ()
 
     @classmethod
-    def of(cls, source: ExportSource, pixels: Tensor, labels: Sequence[int] = ()) -> "Unpruned":
-        """Runs the unpruned tower on (images, 3, height, width) float32, prepared."""
-        return cls(torch.cat([unpruned(source.pruned, chunk) for chunk in torch.split(pixels, _BATCH)]), source.classes(), labels)
+    def of(cls, source: ExportSource, pixels: Pixels, labels: Sequence[int] = ()) -> "Unpruned":
+        """Runs the unpruned tower on images of its native size."""
+        return cls(torch.cat([unpruned(source.model.native, chunk.full) for chunk in pixels.split(_BATCH)]), source.classes(), labels)
 
     def judged(self, gate: Gate) -> Decisions:
         """What decides about a precision in addition to the mean cosine: first classes, else nearest images, else nothing.

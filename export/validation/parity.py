@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from prtool.bundle import Bundle
 from prtool.errors import ParityError
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.validation.cases import ENGINES, ParityCase, Sessions, image_cases, num_image_cases, text_case
 from prtool.export.validation.decisions import NEIGHBOURS, TOP1, Decisions, Unpruned
@@ -73,7 +71,7 @@ class ParityReport:
 
 
 def compare(
-    source: ExportSource, bundle: Bundle, probe: Probe, held_out: Tensor | None = None, labels: Sequence[int] = (), progress: Progress | None = None
+    source: ExportSource, bundle: Bundle, probe: Probe, held_out: Pixels | None = None, labels: Sequence[int] = (), progress: Progress | None = None
 ) -> ParityReport:
     """Runs every graph of every precision, alone and together, and compares each with PyTorch in float32.
 
@@ -81,7 +79,7 @@ def compare(
         source: the reference.
         bundle: an opened bundle.
         probe: images and keep counts.
-        held_out: real images (images, 3, height, width) float32 on which reduced precisions are compared too; None for none.
+        held_out: real images on which reduced precisions are compared too; None for none.
         labels: the class of each of these, or -1; () for none known.
         progress: advanced once for each comparison.
 

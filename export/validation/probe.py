@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from prtool.errors import ShapeError
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.reference import unpruned
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.models.merging import MergedEncoder
@@ -28,45 +29,45 @@ class Probe:
     """The images and keep counts of a comparison.
 
     Attributes:
-        pixels: (images, 3, height, width) float32, prepared.
+        pixels: prepared images.
         counts: three keep counts, every patch among them; that one alone where nothing is dropped.
         images: "given", or "noise" where none were.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     counts: tuple[int, ...]
     images: str
 
     @classmethod
-    def choose(cls, source: ExportSource, pixels: Tensor | None, default_keep: int) -> "Probe":
+    def choose(cls, source: ExportSource, pixels: Pixels | None, default_keep: int) -> "Probe":
         """Takes the images whose scores, or similarities, are farthest apart where they decide, at every count.
 
         Args:
             source: the pruned encoder.
-            pixels: (images, 3, height, width) float32, prepared as the model's preprocessing says; None takes seeded noise.
+            pixels: prepared as the model's preprocessing says; None takes seeded noise.
             default_keep: patches that the bundle keeps by default.
 
         Raises:
             ShapeError: `pixels` have another shape or dtype, or hold no image.
         """
-        size = (3, *source.pruned.tower.image_size)
-        candidates = torch.randn(CANDIDATES, *size, generator=torch.Generator().manual_seed(0)) if pixels is None else pixels[:CANDIDATES]
-        if candidates.dtype != torch.float32 or tuple(candidates.shape[1:]) != size or len(candidates) == 0:
-            raise ShapeError(
-                f"pixels have shape {tuple(candidates.shape)} and dtype {candidates.dtype}, but the model takes (images, *{size}) of float32"
-            )
+        candidates = _noise(source) if pixels is None else pixels[:CANDIDATES]
+        for given, tower in ((candidates.own, source.pruned.tower), (candidates.full, source.model.native)):
+            size = (3, *tower.image_size)
+            if given.dtype != torch.float32 or tuple(given.shape[1:]) != size or len(given) == 0:
+                raise ShapeError(f"pixels have shape {tuple(given.shape)} and dtype {given.dtype}, but the model takes (images, *{size}) of float32")
         counts = keep_counts(default_keep, source.spec)
-        clearest = _clearness(source.pruned, candidates, counts).argsort(descending=True, stable=True)[:PROBE_IMAGES]
-        return cls(candidates[clearest].contiguous(), counts, NOISE if pixels is None else GIVEN)
+        clearest = _clearness(source.pruned, candidates.own, counts).argsort(descending=True, stable=True)[:PROBE_IMAGES]
+        return cls(candidates[clearest], counts, NOISE if pixels is None else GIVEN)
 
     def tensors(self, source: ExportSource) -> dict[str, Tensor]:
         """What `prtool.runtime.verify` reads: pixels and prompts, and PyTorch's embeddings of them."""
-        tokens, spec = prompts(source), source.spec
+        own, full, tokens, spec = self.pixels.own, self.pixels.full, prompts(source), source.spec
         with torch.no_grad():
             embedding = source.model.text(tokens)
-            reduced = {f"embedding_k{k}": source.pruned.encode(self.pixels, spec.counts(k)) for k in self.counts}
-        tensors = {"pixels": self.pixels, "embedding_full": unpruned(source.pruned, self.pixels), "text_tokens": tokens, "text_embedding": embedding}
-        return {name: tensor.contiguous() for name, tensor in (tensors | reduced).items()}
+            reduced = {f"embedding_k{k}": source.pruned.encode(own, spec.counts(k)) for k in self.counts}
+        tensors = {"pixels": own, "embedding_full": unpruned(source.model.native, full), "text_tokens": tokens, "text_embedding": embedding}
+        larger = {"pixels_full": full} if full.shape != own.shape else {}
+        return {name: tensor.contiguous() for name, tensor in (tensors | larger | reduced).items()}
 
 
 def keep_counts(default: int, spec: PruneSpec) -> tuple[int, ...]:
@@ -88,6 +89,13 @@ def keep_counts(default: int, spec: PruneSpec) -> tuple[int, ...]:
             "use a larger image or smaller patches"
         )
     return chosen
+
+
+def _noise(source: ExportSource) -> Pixels:
+    """Seeded noise; what the reduced encoder reads are some of the pixels of the unpruned one's."""
+    size, native = source.pruned.tower.image_size, source.model.native.image_size
+    full = torch.randn(CANDIDATES, 3, *native, generator=torch.Generator().manual_seed(0))
+    return Pixels(full) if size == native else Pixels(functional.interpolate(full, size, mode="nearest"), full)
 
 
 @torch.no_grad()

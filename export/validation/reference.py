@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.trainer.models.pruned import PrunedEncoder, gather, select
-from prtool.trainer.models.reduced import ReducedEncoder
+from prtool.trainer.models.tower import VisionTower
 
 # Scores that differ by less than this many times the graph's own error are ordered by rounding.
 _TIE_ERRORS = 4.0
@@ -85,9 +85,9 @@ class Reference:
 
 
 @torch.no_grad()
-def unpruned(encoder: ReducedEncoder, pixels: Tensor) -> Tensor:
-    """The embedding (batch, E) of the tower without pruning and learnable tokens, L2-normalised."""
-    return functional.normalize(encoder.tower(pixels), dim=-1)
+def unpruned(native: VisionTower, pixels: Tensor) -> Tensor:
+    """The embedding (batch, E) of the native tower, without pruning and learnable tokens, L2-normalised."""
+    return functional.normalize(native(pixels), dim=-1)
 
 
 def accepts(scores: Tensor, found: Tensor, score_error: float) -> Tensor:

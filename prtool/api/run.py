@@ -223,7 +223,8 @@ def export_bundle(
     Args:
         run: folder of a trained run.
         output: bundle folder; only an earlier bundle is replaced.
-        keep: patches that stay: a ratio (0.6) or a count (118); default: what `tune` chose for the run, else 0.6.
+        keep: patches that stay: a ratio (0.6) or a count (118); default: what `tune` chose for the run,
+            else 0.6; all of them where a run only has a smaller image.
         precision: arithmetic, of fp32, fp16, bf16 and int8; fp32 is always written.
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md);
             for the comparison and int8's scales; default: the run's.
@@ -236,13 +237,14 @@ def export_bundle(
         ParityError: a graph disagrees with PyTorch; nothing was written.
         StorageError: the bundle cannot be written.
     """
-    from prtool.export.checks import check_export
+    from prtool.export.checks import check_export, usual_keep
     from prtool.studies.tune.result import read_result
 
     source, out, precisions = Path(run), Path(output), several(precision)
     tuned = read_result(source) if keep is None else None
-    kept = Keep.of(0.6 if keep is None else keep)
-    if tuned is not None:
+    if tuned is None:
+        kept = usual_keep(source) if keep is None else Keep.of(keep)
+    else:
         source, kept = source / tuned.run, tuned.kept
         _log.warning("taking what 'prtool tune' chose: %s, %s; --keep overrides it", source, tuned)
         if tuned.is_unpruned:

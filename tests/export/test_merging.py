@@ -13,7 +13,7 @@ from prtool.engines.base import GraphOptions
 from prtool.engines.registry import open_engine
 from prtool.errors import KeepError
 from prtool.export.precision.build import at_precision, calibration_samples, joined, stages
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.probe import Probe, matching_margin
 from prtool.export.write import ExportOptions, export_bundle
 from prtool.spec import Keep
@@ -33,7 +33,7 @@ def source() -> ExportSource:
 
 @pytest.fixture(scope="module")
 def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    options = ExportOptions(Keep.count(10), ("fp32", "bf16"), pixels=images(source, 6, 1), held_out=images(source, 8, 2))
+    options = ExportOptions(Keep.count(10), ("fp32", "bf16"), pixels=Pixels(images(source, 6, 1)), held_out=Pixels(images(source, 8, 2)))
     export_bundle(source, tmp_path_factory.mktemp("merging") / "bundle", options)
     return Bundle.open(tmp_path_factory.getbasetemp() / "merging0" / "bundle")
 
@@ -86,7 +86,7 @@ def test_the_metric_stays_in_float32(source: ExportSource) -> None:
 
 def test_calibration_samples_are_what_the_graphs_are_given(source: ExportSource) -> None:
     pixels = images(source, 10, 5)
-    samples = calibration_samples(source, pixels, (10, 6))
+    samples = calibration_samples(source, Pixels(pixels), (10, 6))
     assert {role: [{name: array.shape for name, array in call.items()} for call in calls] for role, calls in samples.items()} == {
         "full": [{"pixels": (8, 3, 64, 64)}, {"pixels": (2, 3, 64, 64)}],
         "pre": [{"pixels": (8, 3, 64, 64)}, {"pixels": (2, 3, 64, 64)}],
@@ -100,10 +100,10 @@ def test_calibration_samples_are_what_the_graphs_are_given(source: ExportSource)
 
 def test_the_probe_takes_the_images_with_the_clearest_pairs(source: ExportSource) -> None:
     pixels = images(source, 9, 7)
-    probe, encoder = Probe.choose(source, pixels, default_keep=10), source.pruned
+    probe, encoder = Probe.choose(source, Pixels(pixels), default_keep=10), source.pruned
     assert isinstance(encoder, MergedEncoder) and probe.counts == (16, 10, 6)
     margins = torch.cat([matching_margin(encoder, image[None], probe.counts) for image in pixels])
-    chosen = torch.cat([matching_margin(encoder, image[None], probe.counts) for image in probe.pixels])
+    chosen = torch.cat([matching_margin(encoder, image[None], probe.counts) for image in probe.pixels.own])
     torch.testing.assert_close(chosen, margins.sort(descending=True).values[:3], rtol=1e-4, atol=1e-7)
 
 

@@ -11,7 +11,7 @@ from towers import OPEN_CLIP, TIMM
 from prtool.export.graphs.modules import TextGraph
 from prtool.export.graphs.onnx import to_onnx
 from prtool.export.precision.build import at_precision, calibration_samples, joined, stages
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.graphs.graph_reader import OPERATORS
 from prtool.trainer.models.dual_encoder import TextTower
 from prtool.trainer.models.predictor import CheckerboardScorer, make_scorer
@@ -30,7 +30,7 @@ def image_operators(source: ExportSource, precisions: tuple[str, ...]) -> set[st
     plain, found = stages(source), set()
     coarse = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     pixels = functional.interpolate(coarse, size=source.pruned.tower.image_size)
-    samples = calibration_samples(source, pixels, (10, 5)) if "int8" in precisions else None
+    samples = calibration_samples(source, Pixels(pixels), (10, 5)) if "int8" in precisions else None
     for precision in precisions:
         graphs = joined(source, at_precision(source, plain, precision, samples), precision).values()
         found |= {node.op_type for graph in graphs for node in graph.graph}

@@ -16,7 +16,7 @@ from prtool.engines.registry import ENGINES, list_engines
 from prtool.errors import ConfigError, EngineUnavailable, ParityError
 from prtool.export.graphs.modules import image_graphs
 from prtool.export.precision.build import calibration_samples
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.agreement import verify_with_model
 from prtool.export.validation.parity import compare
 from prtool.export.validation.probe import Probe
@@ -43,7 +43,7 @@ def images(source: ExportSource, number: int, seed: int) -> torch.Tensor:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportSource, Bundle]:
     """A source and its bundle; parity with PyTorch passed, or there would be none."""
     source, out = progressive_source(*SHAPES[request.param]), tmp_path_factory.mktemp("progressive") / "bundle"
-    export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=images(source, 6, 1)))
+    export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=Pixels(images(source, 6, 1))))
     return source, Bundle.open(out)
 
 
@@ -59,7 +59,7 @@ def test_the_manifest_says_how_it_prunes(exported: tuple[ExportSource, Bundle]) 
 
 def test_every_graph_is_compared_alone(exported: tuple[ExportSource, Bundle]) -> None:
     source, bundle = exported
-    (part,) = compare(source, bundle, Probe.choose(source, images(source, 6, 1), bundle.manifest.default_keep)).precisions
+    (part,) = compare(source, bundle, Probe.choose(source, Pixels(images(source, 6, 1)), bundle.manifest.default_keep)).precisions
     alone = {(case.graph, case.batch, case.k) for case in part.cases}
     counts = {case.k for case in part.cases if case.graph == "post"}
     assert len(counts) == 3
@@ -112,14 +112,14 @@ def test_axes_and_operators(exported: tuple[ExportSource, Bundle]) -> None:
 
 def test_agreement_follows_every_location(exported: tuple[ExportSource, Bundle]) -> None:
     source, bundle = exported
-    rows = verify_with_model(bundle, source, images(source, 9, 4), (16, 5))
+    rows = verify_with_model(bundle, source, Pixels(images(source, 9, 4)), (16, 5))
     assert all(row.cosine_min > 0.99999 and row.same_patches == 1.0 for row in rows)
 
 
 def test_calibration_samples_are_what_the_graphs_are_given(exported: tuple[ExportSource, Bundle]) -> None:
     source, _ = exported
     spec, pixels = source.spec, images(source, 10, 2)
-    samples = calibration_samples(source, pixels, (9, 4))
+    samples = calibration_samples(source, Pixels(pixels), (9, 4))
     assert [call["pixels"].shape[0] for call in samples["full"]] == [8, 2]
     entering = [*(f"mid_{place}" for place in range(1, len(spec.locations))), "post"]
     for call, k in enumerate((9, 4)):
@@ -133,7 +133,7 @@ def test_calibration_samples_are_what_the_graphs_are_given(exported: tuple[Expor
 def test_a_middle_graph_that_disagrees_is_refused(exported: tuple[ExportSource, Bundle]) -> None:
     """Graphs are good, and PyTorch changes under them: only the blocks and tokens between the first two locations."""
     source, bundle = exported
-    probe = Probe.choose(source, images(source, 6, 1), bundle.manifest.default_keep)
+    probe = Probe.choose(source, Pixels(images(source, 6, 1)), bundle.manifest.default_keep)
     block = source.pruned.tower.blocks[source.spec.locations[0] - 1]
     weight = next(value for value in block.parameters() if value.dim() == 2)
     saved = weight.clone()
@@ -163,7 +163,7 @@ def test_post_and_mid_modules_equal_the_encoder() -> None:
 def test_reduced_precisions_of_a_progressive_bundle_with_tokens(tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="int8 needs NNCF: pip install '.[int8]'")
     source = progressive_source("cls", Progressive((2, 3, 4), ("first", "own"), tokens=2, layers=3))
-    options = ExportOptions(Keep.ratio(0.6), ("fp16", "bf16", "int8"), images(source, 6, 1), calibration=images(source, 24, 2))
+    options = ExportOptions(Keep.ratio(0.6), ("fp16", "bf16", "int8"), Pixels(images(source, 6, 1)), calibration=Pixels(images(source, 24, 2)))
     export_bundle(source, tmp_path / "bundle", options)
     bundle = Bundle.open(tmp_path / "bundle")
     roles = {"full", "pre", "mid_1", "mid_2", "post", "fused"}

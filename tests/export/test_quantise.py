@@ -16,7 +16,7 @@ from prtool.errors import ConfigError, EngineUnavailable, ParityError
 from prtool.export.precision import int8 as quantise
 from prtool.export.precision.build import at_precision, calibration_samples, stages
 from prtool.export.precision.regions import head, scorer
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation import agreement
 from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.validation.decisions import Decisions
@@ -41,7 +41,9 @@ def source() -> ExportSource:
 @pytest.fixture(scope="module")
 def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("int8") / "bundle"
-    options = ExportOptions(Keep.ratio(0.6), ("int8",), pixels=images(5, 1), calibration=images(24, 2), held_out=images(32, 3))
+    options = ExportOptions(
+        Keep.ratio(0.6), ("int8",), pixels=Pixels(images(5, 1)), calibration=Pixels(images(24, 2)), held_out=Pixels(images(32, 3))
+    )
     # Without classes: the first of three random ones turns on hundredths of a cosine, which a CPU without VNNI, where ONNX
     # Runtime adds int8 products in 16 bits, takes from 2 images of 32. The cosines are gated all the same.
     export_bundle(replace(source, classnames=(), templates=()), out, options)
@@ -50,7 +52,7 @@ def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bu
 
 def test_the_samples_are_what_the_graphs_are_given(source: ExportSource) -> None:
     pixels = images(20, 4)
-    samples = calibration_samples(source, pixels, (16, 10))
+    samples = calibration_samples(source, Pixels(pixels), (16, 10))
     assert [item["pixels"].shape[0] for item in samples["pre"]] == [8, 8, 4]
     assert [item["tokens"].shape[1] for item in samples["post"]] == [17, 11, 17]
     np.testing.assert_array_equal(np.concatenate([item["pixels"] for item in samples["pre"]]), pixels.numpy())
@@ -58,7 +60,7 @@ def test_the_samples_are_what_the_graphs_are_given(source: ExportSource) -> None
 
 def test_products_are_8_bit_but_for_scores_and_head(source: ExportSource) -> None:
     plain = stages(source)
-    made = at_precision(source, plain, "int8", calibration_samples(source, images(24, 2), (16, 10)))
+    made = at_precision(source, plain, "int8", calibration_samples(source, Pixels(images(24, 2)), (16, 10)))
     unflat = stages(source, flat=False)
     in_float = {node.name for node in (*scorer(unflat["pre"].graph), *head(unflat["post"].graph))}
     for model in made.values():
@@ -87,7 +89,7 @@ def test_a_bundle_in_two_precisions(source: ExportSource, bundle: Bundle) -> Non
     assert bundle.manifest.versions["nncf"]
     report = verify(bundle, precision="int8")
     assert report.precision == "int8" and 0.9 < report.cosine < 1.0
-    rows = verify_with_model(bundle, source, images(16, 9), (16, 10), VerifyRequest(precision="int8"))
+    rows = verify_with_model(bundle, source, Pixels(images(16, 9)), (16, 10), VerifyRequest(precision="int8"))
     assert all(0.99 < row.cosine_mean < 1.0 and row.same_patches > 0.8 for row in rows)
 
 
@@ -99,7 +101,7 @@ def test_weights_take_a_quarter(bundle: Bundle) -> None:
 def test_a_gate_that_fails_names_the_worst_images(source: ExportSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     strict = Gate(0.5, 0.9999999, 1.0, 1.0, 1.0)
     monkeypatch.setattr(agreement, "gate_of", lambda _: strict)
-    options = ExportOptions(Keep.ratio(0.6), ("int8",), pixels=images(5, 1), calibration=images(16, 2), held_out=images(8, 3))
+    options = ExportOptions(Keep.ratio(0.6), ("int8",), pixels=Pixels(images(5, 1)), calibration=Pixels(images(16, 2)), held_out=Pixels(images(8, 3)))
     with pytest.raises(ParityError, match=r"int8.*image \d"):
         export_bundle(source, tmp_path / "bundle", options)
     assert not list(tmp_path.iterdir())

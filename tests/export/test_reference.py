@@ -5,7 +5,7 @@ import torch
 from export_sources import Progressive, make_source, progressive_source
 
 from prtool.errors import ShapeError
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.probe import Probe, keep_counts
 from prtool.export.validation.reference import Reference, accepts, overlap
 from prtool.spec import Keep, PruneSpec
@@ -100,14 +100,14 @@ def test_too_few_patches_to_compare() -> None:
 def test_the_probe_takes_the_clearest_images() -> None:
     source = make_source("cls")
     pixels = torch.randn(9, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    probe = Probe.choose(source, pixels, default_keep=10)
-    assert (probe.images, probe.counts, tuple(probe.pixels.shape)) == ("given", (16, 10, 4), (3, 3, 64, 64))
+    probe = Probe.choose(source, Pixels(pixels), default_keep=10)
+    assert (probe.images, probe.counts, tuple(probe.pixels.own.shape)) == ("given", (16, 10, 4), (3, 3, 64, 64))
 
     def gap(image: torch.Tensor) -> float:
         ranked = sorted(source.pruned.run_pre(image[None])[1][0].tolist(), reverse=True)
         return min(ranked[k - 1] - ranked[k] for k in (10, 4))
 
-    chosen = sorted((gap(image) for image in probe.pixels), reverse=True)
+    chosen = sorted((gap(image) for image in probe.pixels.own), reverse=True)
     assert chosen == pytest.approx(sorted((gap(image) for image in pixels), reverse=True)[:3], rel=1e-4)
 
 
@@ -115,11 +115,11 @@ def test_the_probe_looks_at_every_location() -> None:
     """With the order of the first location kept, each cut lies in its scores; the clearest image is the one whose least gap is largest."""
     source = progressive_source("cls", Progressive((2, 3), ("first",)))
     pixels = torch.randn(9, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    probe = Probe.choose(source, pixels, default_keep=10)
+    probe = Probe.choose(source, Pixels(pixels), default_keep=10)
 
     def gap(image: torch.Tensor) -> float:
         ranked = sorted(source.pruned.run_pre(image[None])[1][0].tolist(), reverse=True)
         return min(ranked[k - 1] - ranked[k] for k in (13, 10, 10, 4))
 
-    chosen = sorted((gap(image) for image in probe.pixels), reverse=True)
+    chosen = sorted((gap(image) for image in probe.pixels.own), reverse=True)
     assert chosen == pytest.approx(sorted((gap(image) for image in pixels), reverse=True)[:3], rel=1e-4)

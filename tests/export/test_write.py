@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, KeepError, ParityError, ShapeError, StorageError
 from prtool.export import write
-from prtool.export.source import ExportSource
+from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.agreement import verify_with_model
 from prtool.export.write import ExportOptions, export_bundle
 from prtool.files import sha256_file
@@ -54,7 +54,7 @@ def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bu
     """One exported bundle, compared on given images."""
     pixels = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     out, steps = tmp_path_factory.mktemp("export") / "bundle", Steps()
-    manifest = export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=pixels), steps)
+    manifest = export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=Pixels(pixels)), steps)
     opened = Bundle.open(out)
     assert opened.manifest == manifest
     assert [total for total, _ in steps.stages] == [5, 21]
@@ -120,17 +120,17 @@ def test_the_probe_is_torch(source: ExportSource, bundle: Bundle) -> None:
 
 def test_agreement_over_many_images(source: ExportSource, bundle: Bundle) -> None:
     pixels = torch.randn(11, 3, 64, 64, generator=torch.Generator().manual_seed(4))
-    rows = verify_with_model(bundle, source, pixels, (16, 5))
+    rows = verify_with_model(bundle, source, Pixels(pixels), (16, 5))
     assert [(row.k, row.images) for row in rows] == [(16, 11), (5, 11)]
     assert all(row.cosine_min > 0.99999 and row.same_patches == 1.0 and row.top1 == 1.0 for row in rows)
     with pytest.raises(ConfigError, match="images"):
-        verify_with_model(bundle, source, pixels[:0], (5,))
+        verify_with_model(bundle, source, Pixels(pixels[:0]), (5,))
 
 
 def test_recall_of_the_engine_next_to_that_of_pytorch(source: ExportSource, bundle: Bundle) -> None:
     """Against a plain sort of PyTorch's embeddings; without the classes of all images there is none."""
     pixels, labels = torch.randn(11, 3, 64, 64, generator=torch.Generator().manual_seed(4)), [place % 3 for place in range(11)]
-    (row,) = verify_with_model(bundle, source, pixels, (5,), labels=labels)
+    (row,) = verify_with_model(bundle, source, Pixels(pixels), (5,), labels=labels)
     images, classes = (
         source.pruned(pixels, Keep.count(5)).detach().numpy(),
         source.model.class_embeddings(source.classnames, source.templates).numpy(),
@@ -143,7 +143,7 @@ def test_recall_of_the_engine_next_to_that_of_pytorch(source: ExportSource, bund
     assert row.recall.text_to_image == pytest.approx(found)
     assert row.recall.image_to_text == pytest.approx((first, 100.0, 100.0))
     for unknown in ((), [-1, *labels[1:]]):
-        assert verify_with_model(bundle, source, pixels, (5,), labels=unknown)[0].recall is None
+        assert verify_with_model(bundle, source, Pixels(pixels), (5,), labels=unknown)[0].recall is None
 
 
 def external(path: Path) -> dict[str, tuple[int, int]]:
@@ -255,5 +255,5 @@ def test_bad_options(source: ExportSource, tmp_path: Path) -> None:
         export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(17)))
     for pixels in (torch.zeros(2, 3, 32, 32), torch.zeros(0, 3, 64, 64), torch.zeros(2, 3, 64, 64, dtype=torch.float64)):
         with pytest.raises(ShapeError, match="pixels"):
-            export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5), pixels=pixels))
+            export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5), pixels=Pixels(pixels)))
     assert not list(tmp_path.iterdir())
