@@ -1,7 +1,7 @@
 """C++ compared with Python on one bundle: the same embeddings and classes, images a second in one interleaved run, and memory.
 
 python -m benchmarks.languages BUNDLE IMAGES... --build runtime/cpp/build/release [--keep 1.0,0.6,0.4] [--rounds 3] [-o FILE.json]
-IMAGES are files or folders. Needs one pruning location, for ONNX Runtime alone.
+IMAGES are files or folders. Needs a bundle with one location, for ONNX Runtime alone.
 """
 
 import json
@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.common import NAMES, Script, publish_json
 from prtool.bundle import Bundle
+from prtool.errors import ConfigError
 from prtool.runtime.classes import ClassTable
 from prtool.runtime.machine import library_versions, this_machine
 from prtool.spec import Keep
@@ -99,6 +100,13 @@ def compare(bundle: Bundle, images: tuple[Path, ...], keep: str, options: dict[s
 def main(bundle: Path, images: tuple[Path, ...], keeps: tuple[str, ...], output: Path | None, **options: Any) -> None:
     """Embeds IMAGES (files or folders) in both languages."""
     opened = Bundle.open(bundle)
+    locations = opened.manifest.prune.locations
+    if len(locations) != 1:
+        raise ConfigError(
+            f"the bundle has the locations {list(locations)}, but ONNX Runtime alone is given one count; take a bundle with one location"
+        )
+    for keep in keeps:
+        opened.manifest.resolve(Keep.parse(keep))
     with tempfile.TemporaryDirectory() as folder:
         rows = [compare(opened, images, keep, options, Path(folder)) for keep in keeps]
     report = {

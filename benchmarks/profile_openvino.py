@@ -82,20 +82,22 @@ def main(bundle: Path, precision: str, keep: str, batch: int, output: Path | Non
     """Profiles the fused graph of BUNDLE in OpenVINO."""
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    k = manifest.resolve(Keep.parse(keep))
+    counts = manifest.counts(Keep.parse(keep))
     pixels = np.random.default_rng(0).standard_normal((batch, 3, *manifest.preprocess.size)).astype(np.float32)
-    feed: dict[str, Array] = {"pixels": pixels, "k": np.array([k], np.int64)}
+    feed: dict[str, Array] = {"pixels": pixels, **({"k": np.array(counts, np.int64)} if counts else {})}
     graph = opened.graph("fused", graph_precision("openvino", precision))
     engine = open_graph(opened.file(graph.file), graph.inputs, GraphOptions(precision=precision))
     spent, whole, peak = operators(opened, precision, feed), _median_ms(lambda: engine.run(feed)), peak_gmacs(precision)
-    gmacs = batch * manifest.cost.pruned_gmacs(manifest.prune, manifest.prune.counts(k))
+    gmacs = batch * manifest.cost.pruned_gmacs(manifest.prune, counts)
     rows = sorted(spent.items(), key=lambda item: -item[1])
     report = {
         "what": "milliseconds of one call of the fused graph in OpenVINO, by kind of operator (with counters on), and as users call it",
         "model": manifest.model.name,
         "precision": precision,
         "batch": batch,
-        "k": k,
+        "method": manifest.prune.method,
+        "image_size": manifest.preprocess.size,
+        "k": manifest.patches_kept("fused", counts),
         "call_ms": round(whole, 2),
         "gmacs": round(gmacs, 2),
         "peak_gmacs_per_s": round(peak, 1),

@@ -24,7 +24,7 @@ from prtool.bundle import Bundle
 from prtool.engines.base import Array, EngineOptions
 from prtool.errors import EngineError
 from prtool.runtime.encoder import Encoder
-from prtool.runtime.pipeline import MODES
+from prtool.runtime.pipeline import modes_of
 from prtool.spec import Keep
 
 _CASES = 60
@@ -82,18 +82,20 @@ class Soak:
 
 def make_cases(encoders: dict[str, Encoder], seed: int) -> list[Case]:
     """Random calls over every mode, with the results of one thread; the same ones for the same seed."""
-    choice = random.Random(seed)
+    choice, rng = random.Random(seed), np.random.default_rng(seed)
     manifest = next(iter(encoders.values())).manifest
     low, high = manifest.keep_range
-    images = np.random.default_rng(seed).standard_normal((_MAX_IMAGES, 3, *manifest.preprocess.size)).astype(np.float32)
+    sizes = sorted({manifest.preprocess.size, manifest.native_size})
+    images = {size: rng.standard_normal((_MAX_IMAGES, 3, *size)).astype(np.float32) for size in sizes}
     cases = []
     for number in range(_CASES):
         mode, batch = choice.choice(list(encoders)), choice.randint(1, _MAX_IMAGES)
-        keep = high if mode == "full" else choice.randint(low, high)
-        pixels = images[choice.sample(range(_MAX_IMAGES), batch)]
-        way = encoders[mode].kept if number % 6 == 5 else encoders[mode].encode_pixels
-        call = functools.partial(way, pixels, Keep.count(keep))
-        cases.append(Case(f"{way.__name__} of {batch} images, {mode}, k = {keep}", call, call()))
+        keep = None if mode == "full" else choice.randint(low, high)
+        ranks = number % 6 == 5 and "split" in encoders
+        # Kept patches are those of the pruned encoder, whatever the mode.
+        way, size = (encoders[mode].kept, manifest.preprocess.size) if ranks else (encoders[mode].encode_pixels, encoders[mode].preprocess.size)
+        call = functools.partial(way, images[size][choice.sample(range(_MAX_IMAGES), batch)], None if keep is None else Keep.count(keep))
+        cases.append(Case(f"{way.__name__} of {batch} images, {mode}, k = {keep or 'default'}", call, call()))
     return cases
 
 
@@ -158,7 +160,8 @@ def main(bundle: Path, engines: tuple[str, ...], seconds: float, callers: int, t
     for engine in engines:
         with ExitStack() as stack:
             options = EngineOptions(threads=threads)
-            encoders = {mode: stack.enter_context(Encoder.load(opened, engine=engine, mode=mode, options=options)) for mode in MODES}
+            modes = modes_of(opened.manifest.prune)
+            encoders = {mode: stack.enter_context(Encoder.load(opened, engine=engine, mode=mode, options=options)) for mode in modes}
             info = encoders["fused"].info
             print(f"{info.name} {info.version}, {info.device}; {callers} threads call")
             result = run(make_cases(encoders, seed), callers, seconds, _show)

@@ -26,5 +26,5 @@ def ranking(model: str, precision: str, clock: Clock, images: int) -> dict[str, 
     """Rates of ranking `images` images of noise."""
     encoder = make_encoder(model, "fp32", clock.device)
     # The search needs the tower alone, unless it scores by class.
-    search = GoldenSearch(cast(DualEncoder, SimpleNamespace(tower=encoder.tower)), LOCATION, GoldenConfig(precision=precision))
+    search = GoldenSearch(cast(DualEncoder, SimpleNamespace(tower=encoder.tower, native=encoder.tower)), LOCATION, GoldenConfig(precision=precision))
     return measure(search, encoder.tower.run_pre(pixels_for(encoder, images, clock.device), LOCATION), clock)

@@ -8,7 +8,9 @@ import pytest
 from click.testing import CliRunner
 from models import TinyModel, tiny_bundle
 
-from benchmarks.soak import Case, Sample, Soak, main, run
+from benchmarks.soak import Case, Sample, Soak, main, make_cases, run
+from prtool.runtime.encoder import Encoder
+from prtool.runtime.pipeline import modes_of
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory and open files are read from /proc")
 
@@ -21,6 +23,22 @@ def test_a_short_soak(tmp_path: Path, engine: str) -> None:
     result = CliRunner().invoke(main, [str(tmp_path / "bundle"), "--engine", engine, "--seconds", "20"])
     assert result.exit_code == 0, result.output
     assert "every result equal" in result.output
+
+
+@pytest.mark.parametrize(
+    "model",
+    [TinyModel((2, 3), side=6), TinyModel((1, 2), method="merge"), TinyModel((), method="none", side=6)],
+    ids=lambda model: str(model.method),
+)
+def test_calls_of_every_kind_of_bundle(tmp_path: Path, model: TinyModel) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", model)
+    encoders = {mode: Encoder.load(bundle, mode=mode) for mode in modes_of(model.spec)}
+    cases = make_cases(encoders, seed=0)
+    assert {case.name.split(", ")[1] for case in cases} == set(encoders)
+    assert any(case.name.startswith("kept") for case in cases) is ("split" in encoders)
+    assert run(cases[:8], 2, 0.5, lambda _: None).wrong == []
+    for encoder in encoders.values():
+        encoder.close()
 
 
 def test_a_result_that_differs_is_found() -> None:
