@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hostile.corpus import SEED, Case, base_bundle, write_case
+from prtool.spec import METHODS
 
 SECONDS = 120.0
 MAX_MIB = 1024
@@ -66,10 +67,10 @@ class Child:
 class Attack:
     """Runs cases one after another; `close` ends its children."""
 
-    def __init__(self, folder: Path, engines: tuple[str, ...]) -> None:
-        """Makes the good bundle in `folder`, and takes each engine's answers for it as what is right."""
+    def __init__(self, folder: Path, engines: tuple[str, ...], method: str = "rank") -> None:
+        """Makes the good bundle of a method of pruning in `folder`, and takes each engine's answers for it as what is right."""
         self._folder = folder
-        self._base = base_bundle(folder / "base")
+        self._base = base_bundle(folder / "base", method)
         (folder / "outside").mkdir()
         self._children: dict[str, Child] = {}
         self.good = {engine: self._ask(self._base, engine) for engine in engines}
@@ -127,12 +128,13 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--method", default="rank", choices=METHODS, help="of the good bundle")
     parser.add_argument("--openvino-share", type=int, default=8, help="every so many-th case runs on OpenVINO, 0 for none")
     chosen = parser.parse_args()
     counts: Counter[tuple[str, str, str]] = Counter()
     peak = 0
     with tempfile.TemporaryDirectory() as folder:
-        attack = Attack(Path(folder), ("ort", "openvino") if chosen.openvino_share else ("ort",))
+        attack = Attack(Path(folder), ("ort", "openvino") if chosen.openvino_share else ("ort",), chosen.method)
         for number in range(chosen.first, chosen.first + chosen.cases):
             engine = "openvino" if chosen.openvino_share and number % chosen.openvino_share == 1 else "ort"
             case, result, found = attack.run(number, engine, chosen.seed)

@@ -54,21 +54,26 @@ class Ground:
         return [*read_manifest(self.root)["files"]]
 
 
-def base_bundle(root: Path) -> Path:
-    """Writes the good bundle: two locations, a learnable token, text, classes and probe; graphs share their weights."""
+def base_bundle(root: Path, method: str = "rank") -> Path:
+    """Writes the good bundle: two locations, a learnable token, text, classes and probe; graphs share their weights.
+
+    Of the methods "merge" and "none", which have no learnable tokens, the pruned encoder reads smaller images than FULL.
+    """
     import numpy as np
-    from models import CONTEXT, TinyModel, tiny_bundle
+    from models import CONTEXT, SIDE, TinyModel, tiny_bundle
     from safetensors.numpy import save_file
 
     from prtool.bundle import seal
-    from prtool.spec import Keep
 
-    model = TinyModel((2, 3), learnable_tokens=1)
+    models = {"rank": TinyModel((2, 3), learnable_tokens=1), "merge": TinyModel((1, 2), method="merge", side=6)}
+    model = models.get(method) or TinyModel((), method=method, side=6)
     made = tiny_bundle(root, model)
     share_weights(root)
-    pixels, tokens = model.pixels(2), np.random.default_rng(0).integers(0, 8, (2, CONTEXT))
-    tensors = {"pixels": pixels, "embedding_full": model.embed_full(pixels), "text_tokens": tokens, "text_embedding": model.embed_text(tokens)}
-    tensors |= {f"embedding_k{k}": model.embed(pixels, model.spec.counts(Keep.count(k))) for k in (10, 4)}
+    pixels, native, tokens = model.pixels(2), model.pixels(2, side=SIDE), np.random.default_rng(0).integers(0, 8, (2, CONTEXT))
+    tensors = {"pixels": pixels, "embedding_full": model.embed_full(native), "text_tokens": tokens, "text_embedding": model.embed_text(tokens)}
+    tensors |= {} if model.side == SIDE else {"pixels_full": native}
+    kept = {"rank": (10, 4), "merge": (9, 4), "none": (9,)}[method]
+    tensors |= {f"embedding_k{k}": model.embed(pixels, model.spec.counts(k)) for k in kept}
     kinds = {name: np.int64 if name == "text_tokens" else np.float32 for name in tensors}
     save_file({name: np.ascontiguousarray(value, kinds[name]) for name, value in tensors.items()}, root / "probe.safetensors")
     (root / "parity.json").write_text("{}\n")

@@ -15,12 +15,15 @@ from hostile.sealing import read_manifest, reseal
 
 _TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 SECRET = b"never read this " * 4096
-_ROLES = ("full", "fused", "pre", "mid_1", "post", "text")
+
+
+def _role(root: Path, chance: random.Random) -> str:
+    return chance.choice(sorted(read_manifest(root)["graphs"]["fp32"]))
 
 
 def change_bytes(root: Path, chance: random.Random) -> str:
     """Changes bytes of one graph, and seals the bundle again."""
-    path = root / f"{chance.choice(_ROLES)}.onnx"
+    path = root / f"{_role(root, chance)}.onnx"
     content = bytearray(path.read_bytes())
     kind = chance.choice(["bits", "bytes", "cut", "repeat", "insert", "zeros", "structure"])
     place = chance.randrange(len(content))
@@ -59,7 +62,7 @@ def declare(path: Path, graph: dict[str, Any]) -> None:
 
 def change_graph(root: Path, outside: Path, chance: random.Random, kind: str) -> str:
     """Makes one hostile graph in place of a good one, and seals the bundle again."""
-    role = chance.choice(_ROLES)
+    role = _role(root, chance)
     graph = read_manifest(root)["graphs"]["fp32"][role]
     path = root / graph["file"]
     proto = onnx.load(path, load_external_data=False)

@@ -18,7 +18,9 @@ from prtool.bundle import Bundle
 from prtool.engines.base import EngineOptions
 from prtool.errors import PrtoolError
 from prtool.runtime.encoder import Encoder
+from prtool.runtime.pipeline import modes_of
 from prtool.runtime.verify import verify
+from prtool.spec import Keep
 
 DATA_BYTES = 768 << 20
 """What a child may add to its memory, as the documentation advises for bundles of strangers."""
@@ -29,26 +31,33 @@ Results = dict[str, Any]
 
 def steps(root: Path, engine: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What a user does with a bundle, part by part: (name, call); a part that raises PrtoolError leaves the others."""
-    pixels = np.random.default_rng(1).standard_normal((3, 3, 8, 8)).astype(np.float32)
     image = np.random.default_rng(2).integers(0, 256, (11, 9, 3)).astype(np.uint8)
     tokens = np.random.default_rng(3).integers(0, 8, (2, 7))
     opened = Bundle.open(root)
+    manifest = opened.manifest
+    low, high = manifest.keep_range
     options = EngineOptions(threads=2, spinning=False)
-    yield "manifest", lambda: str(opened.manifest.prune)
-    yield "bound", lambda: opened.manifest.theoretical_speedup(opened.manifest.default_keep)
-    for mode in ("fused", "split", "full"):
+    yield "manifest", lambda: str(manifest.prune)
+    yield "bound", lambda: manifest.theoretical_speedup(manifest.default_keep)
+    for mode in modes_of(manifest.prune):
+        # Of the sizes of the good bundles, whatever a hostile one asks for.
+        side = 6 if manifest.preprocess_for(mode).size == (6, 6) else 8
+        pixels = np.random.default_rng(1).standard_normal((3, 3, side, side)).astype(np.float32)
         try:
             encoder = Encoder.load(opened, engine=engine, mode=mode, options=options)
         except PrtoolError as error:
             yield f"{mode}.load", _raiser(error)
             continue
         with encoder:
-            yield f"{mode}.pixels", lambda encoder=encoder: encoder.encode_pixels(pixels)
+            yield f"{mode}.pixels", lambda encoder=encoder, pixels=pixels: encoder.encode_pixels(pixels)
             yield f"{mode}.images", lambda encoder=encoder: encoder.encode_images([image])
             if mode == "fused":
-                yield "keep", lambda encoder=encoder: encoder.encode_pixels(pixels[:1], 5)
-                yield "scores", lambda encoder=encoder: encoder.scores(pixels)
-                yield "kept", lambda encoder=encoder: encoder.kept(pixels)[-1]
+                k = Keep.count(5 if low <= 5 <= high else high)
+                yield "keep", lambda encoder=encoder, pixels=pixels, k=k: encoder.encode_pixels(pixels[:1], k)
+            if mode == "split":
+                yield "scores", lambda encoder=encoder, pixels=pixels: encoder.scores(pixels)
+                yield "kept", lambda encoder=encoder, pixels=pixels: encoder.kept(pixels)[-1]
+            if mode == "fused":
                 yield "classes", lambda encoder=encoder: [[(p.label, p.probability) for p in row] for row in encoder.classify([image], top=2)]
                 yield "text", lambda encoder=encoder: encoder.encode_text(tokens)
                 yield "prompts", lambda encoder=encoder: encoder.encode_text(["a photo of a cat", "dog " * 3])

@@ -50,6 +50,13 @@ def test_a_sample_of_every_group(attack: Attack) -> None:
     assert set(counted(attack, range(SAMPLE), "ort")) == set(GROUPS)
 
 
+@pytest.mark.parametrize("method", ["merge", "none"])
+def test_a_sample_of_bundles_of_other_methods(tmp_path: Path, method: str) -> None:
+    attack = Attack(tmp_path, ("ort",), method)
+    assert len(counted(attack, range(40), "ort")) > 5
+    attack.close()
+
+
 @pytest.mark.parametrize("kind", sorted(kind for kind in GRAPHS if kind.startswith("weights") and kind not in HARMLESS))
 def test_weights_that_lie_anywhere_else_are_rejected(base: Path, tmp_path: Path, kind: str) -> None:
     """Before any engine sees the graph, whichever tensor of whichever graph it is."""
@@ -67,6 +74,15 @@ def test_weights_that_lie_anywhere_else_are_rejected(base: Path, tmp_path: Path,
 @pytest.mark.timeout(7200)
 def test_ten_thousand_cases(attack: Attack) -> None:
     counted(attack, range(SAMPLE, 10_000), "ort")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("method", ["merge", "none"])
+def test_two_thousand_cases_of_other_methods(tmp_path: Path, method: str) -> None:
+    attack = Attack(tmp_path, ("ort",), method)
+    counted(attack, range(40, 2000), "ort")
+    attack.close()
 
 
 @pytest.mark.slow

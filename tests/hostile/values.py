@@ -116,6 +116,9 @@ def consistent(root: Path, chance: random.Random) -> str:
     prune, before = value["prune"], copy.deepcopy(value)
     fields: dict[str, Callable[[], object]] = {
         "size": lambda: value["preprocess"].update(size=[chance.choice(_SIZES), chance.choice(_SIZES)]),
+        "native": lambda: value.update(native_size=[chance.choice(_SIZES), chance.choice(_SIZES)]),
+        "native cost": lambda: value["cost"].update(native_tokens=chance.choice([0, 10, 11, 17, 2**53, -1]), native_embed_macs=chance.choice([0, 1])),
+        "method": lambda: prune.update(method=chance.choice(["rank", "merge", "none", "pool", ""]), depth=chance.choice([3, 4])),
         "grid": lambda: prune.update(grid=[chance.choice(_SIZES), chance.choice(_SIZES)]),
         "prefix": lambda: prune.update(prefix_tokens=chance.choice([0, 2, 4096, 4097, -1])),
         "appended": lambda: prune.update(learnable_tokens=chance.choice([0, 2, 4096, 4097, -1])),
@@ -136,12 +139,16 @@ def consistent(root: Path, chance: random.Random) -> str:
     chosen = chance.sample([*fields], chance.choice([1, 1, 2]))
     for field in chosen:
         fields[field]()
+    if before["native_size"] == before["preprocess"]["size"] and "native" not in chosen:
+        value["native_size"] = value["preprocess"]["size"]
     prune = value["prune"]
     patches, kept = prune["grid"][0] * prune["grid"][1], prune["prefix_tokens"] + prune["learnable_tokens"]
     if "keep" not in chosen and patches >= 1:
-        value.update(default_keep=max(1, patches // 2), keep_range=[1, patches])
+        low = {"merge": max(1, patches - patches // 2), "none": patches}.get(prune.get("method", "rank"), 1)
+        value.update(default_keep=max(low, patches // 2), keep_range=[low, patches])
     wanted = {
         "pixels": ["batch", 3, *value["preprocess"]["size"]],
+        "full.pixels": ["batch", 3, *value["native_size"]],
         "embedding": ["batch", value["model"]["embed_dim"]],
         "pre.tokens": ["batch", patches + kept, 12],
         "pre.scores": ["batch", patches],
@@ -150,7 +157,7 @@ def consistent(root: Path, chance: random.Random) -> str:
     in_files = chance.random() < 0.8
     for role, graph in value["graphs"]["fp32"].items():
         for tensor in (*graph["inputs"], *graph["outputs"]):
-            tensor["shape"] = wanted.get(tensor["name"], wanted.get(f"{role}.{tensor['name']}", tensor["shape"]))
+            tensor["shape"] = wanted.get(f"{role}.{tensor['name']}", wanted.get(tensor["name"], tensor["shape"]))
         if in_files:
             declare(root / graph["file"], graph)
     reseal(root, value, digests=in_files)
