@@ -189,6 +189,8 @@ def test_class_prompts_decide_recall_where_there_are_labels(model: DualEncoder, 
         assert row.image_to_text[0] == row.accuracy
         assert row.image_to_text[1:] == (100.0, 100.0), "there are five classes"
     assert report.texts == "class prompts"
+    few = evaluate(model, pruner(model), images.subset([0, 2]), class_embeddings(model), asked())
+    assert any("2 images and 5 class prompts, 2 of them" in note for note in few.notes)
 
 
 def test_images_without_labels_have_overlap_and_cosine(model: DualEncoder, images: ImageSet) -> None:

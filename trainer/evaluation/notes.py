@@ -53,7 +53,7 @@ def _retrieval_notes(images: int, drawn: int, texts: Texts | None) -> list[str]:
     if drawn < images:
         notes.append(f"overlap and recall are those among {drawn} of the {images} images, at equal distances (retrieval_images)")
     if texts is not None:
-        notes.append(f"recall is that of {len(texts.embeddings)} {texts.kind} and {drawn} images")
+        notes.append(f"recall is between {drawn} images and {len(texts.embeddings)} {texts.kind}, {texts.answered} of them with an image")
         notes += [texts.note] if texts.note else []
     return notes
 

@@ -123,6 +123,11 @@ class Texts:
         """The same with other class embeddings (classes, E); captions stay as they are."""
         return replace(self, embeddings=classes) if self.kind == CLASS_PROMPTS else self
 
+    @property
+    def answered(self) -> int:
+        """How many texts have an image of their subject."""
+        return int(torch.isin(self.subjects, self.image_subjects).sum())
+
     def recall(self, embeddings: Tensor) -> Recall:
         """Both directions, of (images, E) float, L2-normalised."""
         return Recall(self.text_to_image(embeddings), self.image_to_text(embeddings))
