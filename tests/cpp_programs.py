@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 import pytest
+from PIL import Image
 from support import REPO
 
 from prtool.errors import ImageError
@@ -39,6 +40,16 @@ def run(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
 def engines() -> list[str]:
     """What the library was built with."""
     return run(built_file("programs/prtool-run"), "--version").stdout.split("engines: ")[1].strip().split(",")
+
+
+def noise_photographs(folder: Path) -> list[Path]:
+    """Writes noise in several forms and sizes, and last a file that is no image."""
+    random = np.random.default_rng(4)
+    for number, (width, height) in enumerate([(8, 8), (40, 31), (7, 90), (1, 1), (64, 64)]):
+        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image.save(folder / f"{number}.{'png' if number % 2 else 'jpg'}")
+    (folder / "broken, or not.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    return sorted(folder.iterdir())
 
 
 class ImageProbe:

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpp_programs import BUILD, SOURCE, built_file, engines, run
+from cpp_programs import BUILD, SOURCE, built_file, engines, noise_photographs, run
 from models import SIDE, TinyModel, onnx, tiny_bundle
-from PIL import Image
 from support import edit_manifest
 
 from prtool.bundle import Bundle
@@ -36,12 +35,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Noise in several forms; the last file is no image."""
-    folder, random = tmp_path_factory.mktemp("photographs"), np.random.default_rng(4)
-    for number, (width, height) in enumerate([(SIDE, SIDE), (40, 31), (7, 90), (1, 1), (64, 64)]):
-        image = Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        image.save(folder / f"{number}.{'png' if number % 2 else 'jpg'}")
-    (folder / "broken, or not.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
-    return sorted(folder.iterdir())
+    return noise_photographs(tmp_path_factory.mktemp("photographs"))
 
 
 @pytest.mark.parametrize("name", ["tests/prtool-unit", "tests/prtool-c-header"])

@@ -108,6 +108,7 @@ typedef struct prtool_info {
     int64_t max_keep;
     int64_t locations;      /* number of places where patches are dropped or merged; 0 where the image is smaller, and nothing else */
     int64_t classes;        /* class names in the bundle; 0 where it has none */
+    const char* method;     /* what shortens the sequence: "rank", "merge", or "none", for a smaller image alone */
     const char* model;      /* as open_clip names it */
     const char* engine;     /* what really runs: "ort" */
     const char* engine_version;

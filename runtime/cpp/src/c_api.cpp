@@ -124,6 +124,7 @@ prtool_info info_of(const prtool::Encoder& encoder) {
     info.max_keep = manifest.max_keep;
     info.locations = static_cast<std::int64_t>(manifest.prune.locations.size());
     info.classes = manifest.classes ? static_cast<std::int64_t>(manifest.classes->names.size()) : 0;
+    info.method = prtool::method_name(manifest.prune.method);
     info.model = manifest.model.name.c_str();
     info.engine = encoder.info().name.c_str();
     info.engine_version = encoder.info().version.c_str();

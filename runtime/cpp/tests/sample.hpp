@@ -13,6 +13,11 @@ inline std::string bundle_path() {
     return path == nullptr ? "" : path;
 }
 
+// A count that every bundle can keep, between the least and the most.
+inline std::int64_t middle_keep(const prtool_info& info) { return (info.min_keep + info.max_keep) / 2; }
+
+inline bool ranks(const prtool_info& info) { return std::string(info.method) == "rank"; }
+
 inline std::vector<float> noise(const prtool_info& info, std::int64_t batch, unsigned seed) {
     std::mt19937 random(seed);
     std::vector<float> pixels(static_cast<std::size_t>(batch * 3 * info.image_height * info.image_width));

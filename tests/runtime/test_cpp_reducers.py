@@ -1,0 +1,79 @@
+"""Bundles that merge patches, or whose image is smaller and nothing else, in C++ and Python: the same numbers, the same refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cpp_programs import built_file, engines, noise_photographs, run
+from models import TinyModel, tiny_bundle
+
+from prtool.bundle import Bundle
+from prtool.errors import ConfigError
+from prtool.runtime.encoder import Encoder
+from prtool.spec import MERGE, NONE
+
+MODELS = {
+    "merging": TinyModel((1,), method=MERGE),
+    "merging twice, of smaller images": TinyModel((1, 2), prefix_tokens=2, method=MERGE, side=6),
+    "smaller images": TinyModel((), method=NONE, side=4),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("cpp") / "bundle", MODELS[request.param])
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return noise_photographs(tmp_path_factory.mktemp("photographs"))[:-1]
+
+
+def keeps(bundle: Bundle) -> list[tuple[int, ...] | int | None]:
+    """The default, the least and the most, and a count for each location, which fall unevenly."""
+    (least, most), places = bundle.manifest.keep_range, bundle.manifest.prune.locations
+    return [None, least, most, *([(most - 1,) * len(places)] if places else [])]
+
+
+def test_the_public_headers_on_a_bundle(bundle: Bundle) -> None:
+    found = run(built_file("tests/prtool-api"), PRTOOL_TEST_BUNDLE=str(bundle.path))
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "0 failed" in found.stdout
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize("mode", ["fused", "full"])
+def test_embeddings_are_pythons(bundle: Bundle, photographs: list[Path], tmp_path: Path, engine: str, mode: str) -> None:
+    """Each mode prepares images at its own size."""
+    if engine not in engines():
+        pytest.skip(f"the library was built without engine {engine}")
+    with Encoder.load(bundle, mode=mode) as encoder:
+        for keep in keeps(bundle) if mode == "fused" else [None]:
+            text = "" if keep is None else ",".join(map(str, keep)) if isinstance(keep, tuple) else str(keep)
+            options = ["--engine", engine, "--mode", mode, "--batch", 2, *(["--keep", text] if text else [])]
+            found = run(built_file("programs/prtool-run"), "embed", bundle.path, *photographs, "-o", tmp_path / "out.npy", *options)
+            assert found.returncode == 0, found.stderr
+            np.testing.assert_allclose(np.load(tmp_path / "out.npy"), encoder.encode_images(photographs, keep), atol=1e-6)
+
+
+def test_there_is_no_split_mode(bundle: Bundle, photographs: list[Path]) -> None:
+    with pytest.raises(ConfigError):
+        Encoder.load(bundle, mode="split")
+    found = run(built_file("programs/prtool-run"), "embed", bundle.path, photographs[0], "--mode", "split")
+    method = bundle.manifest.prune.method
+    assert (found.returncode, found.stderr.count("\n"), found.stdout) == (1, 1, "")
+    assert all(word in found.stderr for word in ("split", repr(method), "fused", "full"))
+
+
+def test_counts_out_of_reach_are_rejected_alike(bundle: Bundle, photographs: list[Path]) -> None:
+    spec, (least, most) = bundle.manifest.prune, bundle.manifest.keep_range
+    below = spec.patches // 2 - 1
+    wrong: list[int | tuple[int, ...]] = [least - 1, most + 1, (most,) * (len(spec.locations) + 1)]
+    wrong += [(below,) * len(spec.locations), (*(most - 1 for _ in spec.locations[1:]), most)] if len(spec.locations) > 1 else []
+    with Encoder.load(bundle) as encoder:
+        for keep in wrong:
+            with pytest.raises(ConfigError):
+                encoder.counts(keep)
+            text = ",".join(map(str, keep)) if isinstance(keep, tuple) else str(keep)
+            found = run(built_file("programs/prtool-run"), "embed", bundle.path, photographs[0], "--keep", text)
+            assert (found.returncode, found.stderr.count("\n"), found.stdout) == (1, 1, ""), (keep, found.stderr)
