@@ -1,5 +1,6 @@
 """The programs of the C++ library, for tests that run them."""
 
+import functools
 import os
 import subprocess
 from pathlib import Path
@@ -12,8 +13,8 @@ from PIL import Image
 from support import REPO
 
 from prtool.errors import ImageError
-from prtool.runtime.images.decode import open_image
-from prtool.runtime.images.preprocess import prepare
+from prtool.runtime.images.decode import opened
+from prtool.runtime.images.preprocess import least_size, prepare
 from prtool.spec import Preprocess
 
 SOURCE = REPO / "runtime" / "cpp"
@@ -55,11 +56,11 @@ def noise_photographs(folder: Path) -> list[Path]:
 class ImageProbe:
     """One process that decodes and prepares images with the C++ library."""
 
-    def __init__(self, spec: Preprocess) -> None:
+    def __init__(self, spec: Preprocess, *, jpeg_scaling: bool = False) -> None:
         program = built_file("tests/image/prtool-image-probe")
         numbers = (*spec.size, *spec.mean, *spec.std)
-        arguments = [program, *map(repr, numbers), spec.interpolation, spec.resize_mode, str(spec.fill)]
-        self.spec = spec
+        arguments = [program, *map(repr, numbers), spec.interpolation, spec.resize_mode, str(spec.fill), "scaled" if jpeg_scaling else "exact"]
+        self.spec, self.jpeg_scaling = spec, jpeg_scaling
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def __call__(self, path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]] | str:
@@ -80,14 +81,16 @@ class ImageProbe:
         """What differs between C++ and Python; without `rejections`, one of the two may reject what the other reads."""
         found = self(path)
         try:
-            pixels = np.asarray(open_image(path))
+            with opened(path, functools.partial(least_size, spec=self.spec) if self.jpeg_scaling else None) as found_here:
+                pixels = np.asarray(found_here.image)
         except ImageError as error:
             return None if isinstance(found, str) or not rejections else f"only Python rejects it: {error}"
         if isinstance(found, str):
             return f"only C++ rejects it: {found}" if rejections else None
         if not np.array_equal(found[0], pixels):
             return f"other pixels, {found[0].shape} in place of {pixels.shape}"
-        return None if np.array_equal(found[1], prepare(pixels, self.spec)) else "the same pixels, prepared otherwise"
+        prepared = prepare(path, self.spec, jpeg_scaling=self.jpeg_scaling)
+        return None if np.array_equal(found[1], prepared) else "the same pixels, prepared otherwise"
 
     def close(self) -> None:
         """Ends the process, which must not have failed."""

@@ -8,12 +8,13 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
 
 from prtool.errors import ConfigError, ImageError, ShapeError
 from prtool.runtime.images.memory import MAX_BYTES, decoding_bytes, memory_for, turning_bytes
@@ -43,6 +44,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TRANSPOSED, _MIRRORED, _UPSIDE_DOWN = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+"""Orientations by what turning them upright does: swap the axes, then reverse columns, reverse rows."""
 
 # What Pillow's decoders raise on damaged data: their own errors, and Python's. Warnings count where the caller made them errors.
 _DECODER_ERRORS = (OSError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, Warning)
@@ -65,23 +68,46 @@ def open_image(source: ImageSource) -> Image.Image:
         ShapeError: an array is not (height, width, 3) uint8.
         ConfigError: `source` is none of these types.
     """
-    with opened(source) as image:
-        return image
+    with opened(source) as found:
+        return found.image
+
+
+LeastSize = Callable[[tuple[int, int]], tuple[int, int]]
+"""From the width and height of an upright image to the least that are needed of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upright:
+    """A loaded RGB image, and the box (left, top, right, bottom) that the picture fills: a part of a JPEG's size can be no whole number."""
+
+    image: Image.Image
+    box: tuple[float, float, float, float]
+
+    @classmethod
+    def whole(cls, image: Image.Image) -> "Upright":
+        """All of the image."""
+        return cls(image, (0, 0, *image.size))
 
 
 @contextlib.contextmanager
-def opened(source: ImageSource) -> Iterator[Image.Image]:
-    """`open_image` as a context manager: no other thread decodes a large image until the body has finished with this one."""
+def opened(source: ImageSource, least: LeastSize | None = None) -> Iterator[Upright]:
+    """`open_image` as a context manager: no other thread decodes a large image until the body has finished with this one.
+
+    Args:
+        source: as for `open_image`.
+        least: a JPEG that has this size at 1/2, 1/4 or 1/8 of its own is decoded so, to ceil(width / 2) x ceil(height / 2) pixels and
+            so on (libjpeg's scaled decoding; a PIL image is not). None takes all pixels.
+    """
     with contextlib.ExitStack() as memory:
         if isinstance(source, np.ndarray):
-            yield _from_array(source)
+            yield Upright.whole(_from_array(source))
         elif isinstance(source, Image.Image):
             yield _finish(source, "the PIL image", memory)
         elif isinstance(source, (str, os.PathLike)):
-            yield _read_file(Path(source), memory)
+            yield _read_file(Path(source), memory, least)
         else:
             content = _content(source)
-            yield _read(io.BytesIO(content), f"image of {len(content)} bytes", memory)
+            yield _read(io.BytesIO(content), f"image of {len(content)} bytes", memory, least)
 
 
 def _content(source: object) -> bytes:
@@ -140,22 +166,22 @@ def _read_pipe(path: Path) -> bytes:
     raise ValueError(f"the pipe gives more than {_PIPE_BYTES:,} bytes")
 
 
-def _read_file(path: Path, memory: contextlib.ExitStack) -> Image.Image:
+def _read_file(path: Path, memory: contextlib.ExitStack, least: LeastSize | None) -> Upright:
     name = printable(path, _NAME_CHARACTERS)
     try:
         stream = _open(path)
     except (OSError, ValueError) as cause:
         raise ImageError(f"{name} cannot be opened: {getattr(cause, 'strerror', None) or cause}") from cause
     with stream:
-        return _read(stream, name, memory)
+        return _read(stream, name, memory, least)
 
 
-def _read(stream: IO[bytes], name: str, memory: contextlib.ExitStack) -> Image.Image:
+def _read(stream: IO[bytes], name: str, memory: contextlib.ExitStack, least: LeastSize | None) -> Upright:
     with _image_errors(name):
         prefix = stream.read(16)
     if not prefix:
         raise ImageError(f"{name} is empty (0 bytes)")
-    return _finish(_identify(stream, prefix, name), name, memory)
+    return _finish(_identify(stream, prefix, name), name, memory, least)
 
 
 def _identify(stream: IO[bytes], prefix: bytes, name: str) -> ImageFile.ImageFile:
@@ -174,7 +200,7 @@ def _identify(stream: IO[bytes], prefix: bytes, name: str) -> ImageFile.ImageFil
     raise ImageError(f"{name} is not an image of a known format ({', '.join(kind for kind in FORMATS if kind in Image.OPEN)})")
 
 
-def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack) -> Image.Image:
+def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack, least: LeastSize | None = None) -> Upright:
     """Checks the size, decodes, and returns an upright RGB image; `memory` holds the lock of a large one until it is closed."""
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -182,18 +208,41 @@ def _finish(image: Image.Image, name: str, memory: contextlib.ExitStack) -> Imag
     with _image_errors(name):
         needed = decoding_bytes(image)
     _check_memory(image, needed, name)
+    box: tuple[float, float, float, float] = (0, 0, width, height)
+    if least is not None and isinstance(image, JpegImagePlugin.JpegImageFile):
+        box = _scale_down(image, name, least)
     try:
         memory.enter_context(memory_for(needed))
         with _image_errors(name):
             _allocate(image)
             image.load()
-            kind, method = image.format, _UPRIGHT.get(_orientation(image))
-            if method is not None:
+            kind, orientation = image.format, _orientation(image)
+            if orientation in _UPRIGHT:
                 _check_memory(image, turning_bytes(image), name)
-                image = image.transpose(method)
-            return image if image.mode == "RGB" else _in_bands(image, _converter(image, kind))
+                image = image.transpose(_UPRIGHT[orientation])
+                box = _turned(box, image.size, orientation)
+            return Upright(image if image.mode == "RGB" else _in_bands(image, _converter(image, kind)), box)
     except MemoryError as cause:
         raise ImageError(f"{name} has {width} x {height} pixels, and there is not enough memory to decode it") from cause
+
+
+def _scale_down(image: JpegImagePlugin.JpegImageFile, name: str, least: LeastSize) -> tuple[float, float, float, float]:
+    """Has the decoder make a part of the pixels, and returns their box; the same files are accepted as otherwise."""
+    orientation = _orientation(image)
+    if orientation in _UPRIGHT:
+        _check_memory(image, turning_bytes(image), name)
+    turned = orientation in _TRANSPOSED
+    needed = least(image.size[::-1] if turned else image.size)
+    found = image.draft(None, needed[::-1] if turned else needed)
+    return found[1] if found else (0, 0, *image.size)
+
+
+def _turned(box: tuple[float, float, float, float], size: tuple[int, int], orientation: int) -> tuple[float, float, float, float]:
+    """The box of an image that was turned to this size; before, it began at (0, 0)."""
+    right, bottom = box[2:][::-1] if orientation in _TRANSPOSED else box[2:]
+    left = size[0] - right if orientation in _MIRRORED else 0
+    top = size[1] - bottom if orientation in _UPSIDE_DOWN else 0
+    return left, top, left + right, top + bottom
 
 
 def _check_memory(image: Image.Image, size: int, name: str) -> None:

@@ -20,6 +20,7 @@ const char* const kUsage =
     "  --threads N     CPU threads of a call; 0 takes all that the process may use                        [0]\n"
     "  --device N      number of the GPU                                                                  [0]\n"
     "  --cuda-graphs   trt and trt-rtx replay calls of sizes that came before as one CUDA graph\n"
+    "  --jpeg-scaling  decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, with nearly the same pixels\n"
     "  --engine-cache FOLDER  where built engines are kept                                                [in the user's cache folder]\n"
     "  --top N         classes per image                                                                  [5]\n"
     "  --help, --version\n";
@@ -72,19 +73,24 @@ Arguments parse_arguments(int count, const char* const* words) {
         {"--top", [&](const std::string& text) { found.top = whole("--top", text, 1); }},
         {"-o", [&](const std::string& text) { found.output = text; }},
     };
+    const std::map<std::string, bool*> flags = {{"--cuda-graphs", &found.cuda_graphs},
+                                                {"--jpeg-scaling", &found.jpeg_scaling},
+                                                {"--help", &found.help},
+                                                {"-h", &found.help},
+                                                {"--version", &found.version}};
     std::vector<std::string> plain;
     for (int place = 1; place < count; ++place) {
         const std::string word = words[place];
         const auto option = options.find(word);
-        found.help = found.help || word == "--help" || word == "-h";
-        found.version = found.version || word == "--version";
-        found.cuda_graphs = found.cuda_graphs || word == "--cuda-graphs";
+        const auto flag = flags.find(word);
         if (option != options.end()) {
             if (place + 1 == count) throw UsageError(word + " needs a value");
             option->second(words[++place]);
-        } else if (word.size() > 1 && word[0] == '-' && word != "--cuda-graphs" && !found.help && !found.version) {
+        } else if (flag != flags.end()) {
+            *flag->second = true;
+        } else if (word.size() > 1 && word[0] == '-') {
             throw UsageError("there is no option " + word);
-        } else if (word != "--cuda-graphs") {
+        } else {
             plain.push_back(word);
         }
     }

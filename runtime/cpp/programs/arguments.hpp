@@ -27,6 +27,7 @@ struct Arguments {
     long top = 5;
     long device = 0;
     bool cuda_graphs = false;
+    bool jpeg_scaling = false;
     std::string cache;  // folder of built engines; empty: the user's
     bool help = false;
     bool version = false;

@@ -29,6 +29,7 @@ prtool_options options_of(const Arguments& arguments) {
     options.threads = static_cast<int>(arguments.threads);
     options.device = static_cast<int>(arguments.device);
     options.cuda_graphs = arguments.cuda_graphs ? 1 : 0;
+    options.jpeg_scaling = arguments.jpeg_scaling ? 1 : 0;
     if (!arguments.cache.empty()) options.cache = arguments.cache.c_str();
     return options;
 }

@@ -109,6 +109,7 @@ prtool::EncoderOptions options_of(const prtool_options* given) {
     options.settings.device = all.device;
     options.settings.cuda_graphs = all.cuda_graphs != 0;
     options.verify = all.verify != 0;
+    options.jpeg_scaling = all.jpeg_scaling != 0;
     return options;
 }
 
@@ -133,23 +134,23 @@ prtool_info info_of(const prtool::Encoder& encoder) {
 }
 
 void prepare_rgb(const prtool::Rgb& image, const prtool::Preprocess& spec, float* out) {
-    prtool::prepare({image.pixels.data(), image.width, image.height, 3 * image.width}, spec, out);
+    prtool::prepare({image.pixels.data(), image.width, image.height, 3 * image.width, image.margins}, spec, out);
 }
 
 // One image as the caller holds it, to pixels; `place` is its number in the call.
-void prepare(const char* path, std::int64_t, const prtool::Preprocess& spec, float* out) {
+void prepare(const char* path, std::int64_t, const prtool::Encoder& encoder, float* out) {
     require(path, "a path");
-    prepare_rgb(prtool::decode_file(path), spec, out);
+    prepare_rgb(prtool::decode_file(path, encoder.least_size()), encoder.preprocess(), out);
 }
 
-void prepare(const prtool_bytes& image, std::int64_t place, const prtool::Preprocess& spec, float* out) {
+void prepare(const prtool_bytes& image, std::int64_t place, const prtool::Encoder& encoder, float* out) {
     const std::string name = "image " + std::to_string(place) + " of " + std::to_string(image.size) + " bytes";
-    prepare_rgb(prtool::decode_image(image.bytes, image.size, name), spec, out);
+    prepare_rgb(prtool::decode_image(image.bytes, image.size, name, encoder.least_size()), encoder.preprocess(), out);
 }
 
-void prepare(const prtool_rgb& image, std::int64_t, const prtool::Preprocess& spec, float* out) {
+void prepare(const prtool_rgb& image, std::int64_t, const prtool::Encoder& encoder, float* out) {
     const bool tight = image.stride == 0 && image.width <= prtool::kMaxPixels;
-    prtool::prepare({image.pixels, image.width, image.height, tight ? 3 * image.width : image.stride}, spec, out);
+    prtool::prepare({image.pixels, image.width, image.height, tight ? 3 * image.width : image.stride, {}}, encoder.preprocess(), out);
 }
 
 // Prepares and encodes images, part after part; the embeddings are (count, embed_dim).
@@ -166,7 +167,7 @@ std::vector<float> encode_images(const prtool_encoder* encoder, const Image* ima
     for (std::int64_t start = 0; start < count; start += kImagesAtOnce) {
         const std::int64_t part = std::min(kImagesAtOnce, count - start);
         for (std::int64_t place = 0; place < part; ++place) {
-            prepare(images[start + place], start + place, inner.preprocess(), pixels.data() + static_cast<std::size_t>(place) * each);
+            prepare(images[start + place], start + place, inner, pixels.data() + static_cast<std::size_t>(place) * each);
         }
         inner.encode_pixels(pixels.data(), part, wanted, found.data() + start * encoder->info.embed_dim);
     }
@@ -187,7 +188,7 @@ prtool_status prepare_one(const prtool_encoder* encoder, const Image& image, flo
     return guarded([&] {
         require(encoder, "encoder");
         require(pixels, "pixels");
-        prepare(image, 0, encoder->inner.preprocess(), pixels);
+        prepare(image, 0, encoder->inner, pixels);
     });
 }
 

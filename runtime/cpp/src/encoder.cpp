@@ -36,7 +36,10 @@ Encoder::Encoder(const std::string& bundle, const EncoderOptions& options, std::
       mode_(options.mode),
       preprocess_(bundle_.manifest().preprocess_for(options.mode)),
       info_(engine->info()),
-      pipeline_(make_pipeline(options.mode, bundle_, std::move(engine))) {}
+      pipeline_(make_pipeline(options.mode, bundle_, std::move(engine))) {
+    if (!options.jpeg_scaling) return;
+    least_size_ = [spec = preprocess_](std::int64_t width, std::int64_t height) { return prtool::least_size(width, height, spec); };
+}
 
 std::size_t Encoder::pixels_per_image() const {
     return std::size_t{3} * static_cast<std::size_t>(preprocess_.height) * static_cast<std::size_t>(preprocess_.width);

@@ -10,6 +10,7 @@
 #include "bundle.hpp"
 #include "classes.hpp"
 #include "engine.hpp"
+#include "image/decode.hpp"
 #include "image/prepare.hpp"
 #include "pipeline.hpp"
 
@@ -20,6 +21,7 @@ struct EncoderOptions {
     std::string mode = "fused";
     EngineSettings settings;
     bool verify = true;
+    bool jpeg_scaling = false;  // decode large JPEGs at 1/2, 1/4 or 1/8 of their size
 };
 
 // Every method may be called from many threads at once.
@@ -32,6 +34,9 @@ public:
     // How an image becomes the pixels of the mode: those of mode "full" have the unpruned model's size.
     const Preprocess& preprocess() const { return preprocess_; }
     std::size_t pixels_per_image() const;
+
+    // What of an image has to be decoded; an empty function for all of its pixels.
+    const LeastSize& least_size() const { return least_size_; }
 
     // pixels: (batch, 3, height, width) float32, batch at least 1; embeddings: (batch, E), each of length 1.
     // Throws Error(Status::keep | engine); an embedding that is not finite is an engine's error.
@@ -51,6 +56,7 @@ private:
     Bundle bundle_;
     std::string mode_;
     Preprocess preprocess_;
+    LeastSize least_size_;
     EngineInfo info_;
     std::unique_ptr<Pipeline> pipeline_;
     mutable std::mutex lock_;

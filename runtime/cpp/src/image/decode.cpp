@@ -52,9 +52,9 @@ std::string_view text_of(const std::uint8_t* bytes, std::size_t size) {
 
 bool is_known(std::string_view file) { return is_jpeg(file) || is_png(file); }
 
-Rgb decode(std::string_view file) {
+Rgb decode(std::string_view file, const LeastSize& least) {
     if (!is_known(file)) throw DecodeError(Status::image, "is not an image of a known format (JPEG, PNG)");
-    Decoded decoded = is_jpeg(file) ? decode_jpeg(file) : decode_png(file);
+    Decoded decoded = is_jpeg(file) ? decode_jpeg(file, least) : decode_png(file);
     return upright(std::move(decoded.image), decoded.orientation);
 }
 
@@ -135,13 +135,19 @@ Rgb upright(Rgb image, int orientation) {
     for (std::int64_t top = 0; top < turned.height; top += kBlock) {
         for (std::int64_t left = 0; left < turned.width; left += kBlock) copy_block(steps, left, top, turned);
     }
+    // Of the stored image only the last column and row can reach beyond the picture.
+    Margins& margins = turned.margins;
+    margins = image.margins;
+    if (transposed) std::swap(margins.right, margins.bottom);
+    if (orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7) std::swap(margins.left, margins.right);
+    if (orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8) std::swap(margins.top, margins.bottom);
     return turned;
 }
 
-Rgb decode_image(const std::uint8_t* bytes, std::size_t size, const std::string& name) {
+Rgb decode_image(const std::uint8_t* bytes, std::size_t size, const std::string& name, const LeastSize& least) {
     if (size == 0) throw Error(Status::image, name + " is empty (0 bytes)");
     try {
-        return decode(text_of(bytes, size));
+        return decode(text_of(bytes, size), least);
     } catch (const DecodeError& error) {
         throw Error(error.status(), name + " " + error.what());
     } catch (const std::bad_alloc&) {
@@ -149,10 +155,10 @@ Rgb decode_image(const std::uint8_t* bytes, std::size_t size, const std::string&
     }
 }
 
-Rgb decode_file(const std::string& path) {
+Rgb decode_file(const std::string& path, const LeastSize& least) {
     try {
         const std::vector<std::uint8_t> bytes = read_image(path);
-        return decode_image(bytes.data(), bytes.size(), path);
+        return decode_image(bytes.data(), bytes.size(), path, least);
     } catch (const std::bad_alloc&) {
         throw Error(Status::memory, path + " cannot be read: the memory does not suffice for its bytes");
     }

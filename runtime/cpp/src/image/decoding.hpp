@@ -81,7 +81,7 @@ bool is_jpeg(std::string_view file);
 bool is_png(std::string_view file);
 
 // Throw DecodeError.
-Decoded decode_jpeg(std::string_view file);
+Decoded decode_jpeg(std::string_view file, const LeastSize& least);
 Decoded decode_png(std::string_view file);
 
 }  // namespace prtool

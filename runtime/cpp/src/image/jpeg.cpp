@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 // After <cstddef> and <cstdio>, which they need and do not include.
@@ -67,6 +68,15 @@ void inks_to_rgb(const std::uint8_t* inks, std::int64_t count, std::uint8_t* rgb
     }
 }
 
+// 8, 4 or 2 where so small a part of the sides leaves what is needed, else 1; as Pillow's Image.draft.
+std::int64_t part_of(const JpegFacts& facts, const LeastSize& least) {
+    const bool turned = orientation(facts.sources) >= 5;
+    auto [width, height] = turned ? least(facts.height, facts.width) : least(facts.width, facts.height);
+    if (turned) std::swap(width, height);
+    const std::int64_t most = std::min(facts.width / width, facts.height / height);
+    return most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
+}
+
 // One use of libjpeg.
 class Decompressor {
 public:
@@ -85,11 +95,16 @@ public:
     Decompressor(const Decompressor&) = delete;
     Decompressor& operator=(const Decompressor&) = delete;
 
-    Rgb decode(const JpegFacts& facts) {
+    Rgb decode(const JpegFacts& facts, const LeastSize& least) {
         read_header(facts);
         check_size(facts.width, facts.height);
         check_memory(facts.width, facts.height, held(facts), orientation(facts.sources) != 1);
-        Rgb image = allocate(facts.width, facts.height);
+        const std::int64_t part = least ? part_of(facts, least) : 1;
+        Rgb image = allocate((facts.width + part - 1) / part, (facts.height + part - 1) / part);
+        image.margins.right = static_cast<double>(image.width) - static_cast<double>(facts.width) / static_cast<double>(part);
+        image.margins.bottom = static_cast<double>(image.height) - static_cast<double>(facts.height) / static_cast<double>(part);
+        info_.scale_num = 1;
+        info_.scale_denom = static_cast<unsigned>(part);
         info_.out_color_space = facts.components == 4 ? JCS_CMYK : JCS_RGB;
         complete([this] { return jpeg_start_decompress(&info_) != FALSE; });
         if (facts.components == 4) {
@@ -186,9 +201,9 @@ private:
 
 bool is_jpeg(std::string_view file) { return starts_with(file, "\xFF\xD8\xFF"); }
 
-Decoded decode_jpeg(std::string_view file) {
+Decoded decode_jpeg(std::string_view file, const LeastSize& least) {
     const JpegFacts facts = read_jpeg_segments(file);
-    return {Decompressor(file).decode(facts), orientation(facts.sources)};
+    return {Decompressor(file).decode(facts, least), orientation(facts.sources)};
 }
 
 }  // namespace prtool

@@ -38,13 +38,13 @@ void check(const RgbView& image) {
 // To the nearest whole number, halves to the even one, as Python rounds.
 std::int64_t python_round(double value) { return static_cast<std::int64_t>(std::nearbyint(value)); }
 
-// The size after the resize that keeps the aspect ratio, rounded as torchvision and timm do.
-Size scaled(const RgbView& image, const Preprocess& spec) {
-    const double width = static_cast<double>(image.width), height = static_cast<double>(image.height);
+// The size after the resize, rounded as torchvision and timm do where it keeps the aspect ratio.
+Size scaled(double width, double height, const Preprocess& spec) {
+    if (spec.resize_mode == ResizeMode::squash) return {spec.width, spec.height};
     if (spec.resize_mode == ResizeMode::shortest && spec.height == spec.width) {
         // torchvision's Resize truncates the longer side, timm's ResizeKeepRatio below rounds it.
         const auto longer = static_cast<std::int64_t>(spec.height * std::max(width, height) / std::min(width, height));
-        return image.width <= image.height ? Size{spec.width, longer} : Size{longer, spec.height};
+        return width <= height ? Size{spec.width, longer} : Size{longer, spec.height};
     }
     const double down = height / spec.height, across = width / spec.width;
     const double ratio = spec.resize_mode == ResizeMode::longest ? std::max(down, across) : std::min(down, across);
@@ -57,30 +57,42 @@ Interpolation filter_of(const Preprocess& spec) {
     return ignored && spec.interpolation == Interpolation::bilinear ? Interpolation::bicubic : spec.interpolation;
 }
 
-Box whole(const RgbView& image) { return {0.0F, 0.0F, static_cast<float>(image.width), static_cast<float>(image.height)}; }
+// The picture in an image: where it begins, and its sides.
+struct Picture {
+    double left, top, width, height;
+};
 
-// All of the resized image.
-Scaling to_size(const RgbView& image, const Size& size, const Preprocess& spec) {
-    return {size.width, size.height, filter_of(spec), whole(image), {0, 0, size.width, size.height}};
+Picture picture_in(const RgbView& image) {
+    const Margins& beyond = image.margins;
+    return {beyond.left, beyond.top, static_cast<double>(image.width) - beyond.left - beyond.right, static_cast<double>(image.height) - beyond.top - beyond.bottom};
 }
 
-// What of `source` pixels becomes the pixels [begin, begin + count), where all of them would become `target` pixels.
-std::pair<float, float> part(std::int64_t source, std::int64_t target, std::int64_t begin, std::int64_t count) {
-    const double all = static_cast<double>(source), step = all / static_cast<double>(target);
+Box whole(const Picture& picture) {
+    const auto edge = [](double place) { return static_cast<float>(place); };
+    return {edge(picture.left), edge(picture.top), edge(picture.left + picture.width), edge(picture.top + picture.height)};
+}
+
+// All of the resized image.
+Scaling to_size(const Picture& picture, const Size& size, const Preprocess& spec) {
+    return {size.width, size.height, filter_of(spec), whole(picture), {0, 0, size.width, size.height}};
+}
+
+// What of `all` pixels from `first` on becomes the pixels [begin, begin + count), where they would become `target` pixels.
+std::pair<float, float> part(double first, double all, std::int64_t target, std::int64_t begin, std::int64_t count) {
+    const double step = all / static_cast<double>(target);
     const double end = std::min(static_cast<double>(begin + count) * step, all);
-    return {static_cast<float>(static_cast<double>(begin) * step), static_cast<float>(end)};
+    return {static_cast<float>(first + static_cast<double>(begin) * step), static_cast<float>(first + end)};
 }
 
 // The centre of the resized image.
-Scaling to_centre(const RgbView& image, const Preprocess& spec) {
-    const Size size = scaled(image, spec);
+Scaling to_centre(const Picture& picture, const Size& size, const Preprocess& spec) {
     const auto margin = [](std::int64_t all, int kept) { return python_round(static_cast<double>(all - kept) / 2.0); };
     const std::int64_t left = margin(size.width, spec.width), top = margin(size.height, spec.height);
     if (size.width * size.height <= kLargestResize) {
-        return {size.width, size.height, filter_of(spec), whole(image), {left, top, spec.width, spec.height}};
+        return {size.width, size.height, filter_of(spec), whole(picture), {left, top, spec.width, spec.height}};
     }
-    const auto [box_left, box_right] = part(image.width, size.width, left, spec.width);
-    const auto [box_top, box_bottom] = part(image.height, size.height, top, spec.height);
+    const auto [box_left, box_right] = part(picture.left, picture.width, size.width, left, spec.width);
+    const auto [box_top, box_bottom] = part(picture.top, picture.height, size.height, top, spec.height);
     const Box box{box_left, box_top, box_right, box_bottom};
     return {spec.width, spec.height, filter_of(spec), box, {0, 0, spec.width, spec.height}};
 }
@@ -89,14 +101,13 @@ Scaling to_centre(const RgbView& image, const Preprocess& spec) {
 std::vector<std::uint8_t> view(const RgbView& image, const Preprocess& spec) {
     const std::int64_t stride = 3 * static_cast<std::int64_t>(spec.width);
     std::vector<std::uint8_t> seen(static_cast<std::size_t>(stride * spec.height), static_cast<std::uint8_t>(spec.fill));
-    if (spec.resize_mode == ResizeMode::squash) {
-        resize(image, to_size(image, {spec.width, spec.height}, spec), seen.data(), stride);
-    } else if (spec.resize_mode == ResizeMode::shortest) {
-        resize(image, to_centre(image, spec), seen.data(), stride);
+    const Picture picture = picture_in(image);
+    const Size size = scaled(picture.width, picture.height, spec);
+    if (spec.resize_mode == ResizeMode::shortest) {
+        resize(image, to_centre(picture, size, spec), seen.data(), stride);
     } else {
-        const Size size = scaled(image, spec);
         const std::int64_t left = (spec.width - size.width) / 2, top = (spec.height - size.height) / 2;
-        resize(image, to_size(image, size, spec), seen.data() + top * stride + 3 * left, stride);
+        resize(image, to_size(picture, size, spec), seen.data() + top * stride + 3 * left, stride);
     }
     return seen;
 }
@@ -120,6 +131,12 @@ void normalise(const std::vector<std::uint8_t>& seen, const Preprocess& spec, fl
 }
 
 }  // namespace
+
+std::pair<std::int64_t, std::int64_t> least_size(std::int64_t width, std::int64_t height, const Preprocess& spec) {
+    if (spec.interpolation == Interpolation::nearest) return {width, height};
+    const Size size = scaled(static_cast<double>(width), static_cast<double>(height), spec);
+    return {2 * size.width, 2 * size.height};
+}
 
 void prepare(const RgbView& image, const Preprocess& spec, float* out) {
     check(image);

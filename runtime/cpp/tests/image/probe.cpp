@@ -17,9 +17,9 @@ namespace {
 
 using namespace prtool;
 
-constexpr int kArguments = 12;
+constexpr int kArguments = 13;
 constexpr const char* kUsage =
-    "usage: prtool-image-probe HEIGHT WIDTH MEAN MEAN MEAN STD STD STD bicubic|bilinear|nearest shortest|longest|squash FILL";
+    "usage: prtool-image-probe HEIGHT WIDTH MEAN MEAN MEAN STD STD STD bicubic|bilinear|nearest shortest|longest|squash FILL exact|scaled";
 
 Preprocess parse(char** arguments) {
     Preprocess spec;
@@ -38,10 +38,10 @@ Preprocess parse(char** arguments) {
     return spec;
 }
 
-void answer(const std::string& path, const Preprocess& spec, std::vector<float>& prepared) {
+void answer(const std::string& path, const Preprocess& spec, const LeastSize& least, std::vector<float>& prepared) {
     try {
-        const Rgb image = decode_file(path);
-        prepare({image.pixels.data(), image.width, image.height, 3 * image.width}, spec, prepared.data());
+        const Rgb image = decode_file(path, least);
+        prepare({image.pixels.data(), image.width, image.height, 3 * image.width, image.margins}, spec, prepared.data());
         std::cout << "image " << image.width << " " << image.height << "\n";
         std::cout.write(reinterpret_cast<const char*>(image.pixels.data()), static_cast<std::streamsize>(image.pixels.size()));
         std::cout.write(reinterpret_cast<const char*>(prepared.data()),
@@ -61,6 +61,8 @@ int main(int argc, char** argv) {
     }
     const Preprocess spec = parse(argv);
     std::vector<float> prepared(3 * static_cast<std::size_t>(spec.height) * static_cast<std::size_t>(spec.width));
-    for (std::string path; std::getline(std::cin, path);) answer(path, spec, prepared);
+    LeastSize least;
+    if (std::string(argv[12]) == "scaled") least = [&spec](std::int64_t width, std::int64_t height) { return least_size(width, height, spec); };
+    for (std::string path; std::getline(std::cin, path);) answer(path, spec, least, prepared);
     return 0;
 }
