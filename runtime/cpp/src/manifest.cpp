@@ -192,10 +192,16 @@ void check_cost(const JsonReader& json, const Manifest& manifest) {
     for (const auto& [name, value] : json.entries()) of[name] = value.whole(0, kMostWhole);
     const PruneSpec& prune = manifest.prune;
     if (of["attention_token_macs"] > of["token_macs"]) reject_together("cost.attention_token_macs is a part of token_macs, but the larger one");
+    const bool larger = manifest.native.height > manifest.preprocess.height || manifest.native.width > manifest.preprocess.width;
+    const std::int64_t all = prune.prefix_tokens + prune.patches();
+    if (larger ? of["native_tokens"] <= all : of["native_tokens"] != 0) {
+        reject_together("cost.native_tokens = " + std::to_string(of["native_tokens"]) + ", but it must be above " + std::to_string(all) +
+                        " where native_size is larger than preprocess.size, and 0 where it is the same");
+    }
     const bool merges = prune.method == Method::merge;
     const std::int64_t chosen = merges ? (manifest.min_keep < prune.patches() ? of["pair_macs"] : 0) : of["scorer_macs"];
     const std::int64_t native = of["native_embed_macs"] > 0 ? of["native_embed_macs"] : of["embed_macs"];
-    const std::int64_t tokens = of["native_tokens"] > 0 ? of["native_tokens"] : prune.prefix_tokens + prune.patches();
+    const std::int64_t tokens = larger ? of["native_tokens"] : all;
     if (!costs_something(of, native, tokens) || !costs_something(of, of["embed_macs"] + chosen, prune.prefix_tokens + manifest.min_keep + prune.learnable_tokens)) {
         reject_together("an image costs nothing");
     }
@@ -261,6 +267,7 @@ Manifest read(const JsonReader& json) {
 
 std::int64_t in_range(const Manifest& manifest, std::int64_t k) {
     if (k < manifest.min_keep || k > manifest.max_keep) {
+        if (manifest.prune.method != Method::rank) manifest.prune.counts(k);  // where the method allows no such number either, that is the reason
         throw Error(Status::keep, "k = " + std::to_string(k) + " patches, but this bundle allows " + std::to_string(manifest.min_keep) + " to " +
                                       std::to_string(manifest.max_keep) + "; export it again for other counts");
     }

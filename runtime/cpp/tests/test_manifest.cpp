@@ -56,6 +56,7 @@ json sample() {
 json of_method(const std::string& method) {
     json value = sample();
     value["native_size"] = {256, 240};
+    value["cost"]["native_tokens"] = 241;
     json& roles = value["graphs"]["fp32"];
     for (const char* role : {"pre", "mid_1", "mid_2", "post"}) roles.erase(role);
     roles["full"]["inputs"][0]["shape"] = {"batch", 3, 256, 240};
@@ -179,7 +180,7 @@ TEST_CASE("what does not fit a method is named") {
     CHECK(rejection_of([](json& v) { v.erase("native_size"); }).find("with the field native_size") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["native_size"] = {224, 223}; }).find("[224, 223]") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["native_size"] = {4097, 4096}; }).find("16777216") != std::string::npos);
-    CHECK(rejection_of([](json& v) { v["native_size"] = {240, 240}; }).find("240, 240]") != std::string::npos);
+    CHECK(rejection_of([](json& v) { v["native_size"] = {240, 240}; v["cost"]["native_tokens"] = 198; }).find("240, 240]") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["prune"]["method"] = "pool"; }).find("rank, merge, none") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["prune"]["method"] = "none"; }).find("must be none") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["prune"]["method"] = "merge"; }).find("keep_range[0]") != std::string::npos);
@@ -196,12 +197,15 @@ TEST_CASE("what does not fit a method is named") {
     CHECK(rejection_of("none", [](json& v) { v["graphs"]["fp32"]["fused"] = graphs()["fused"]; }).find("k int64 [3]") != std::string::npos);
     CHECK(rejection_of("none", [](json& v) { v["graphs"]["fp32"]["full"] = graphs()["full"]; }).find("256, 240]") != std::string::npos);
     const auto cost_of = [](const char* name, int value) {
-        return [name, value](json& v) { v["cost"] = {{"embed_macs", 0}, {"token_macs", 0}, {"attention_macs", 0}, {"head_macs", 0}, {name, value}}; };
+        return [name, value](json& v) { v["cost"] = {{"embed_macs", 0}, {"token_macs", 0}, {"attention_macs", 0}, {"head_macs", 0}, {"native_tokens", 198}, {name, value}}; };
     };
     CHECK(rejection_of("merge", cost_of("attention_token_macs", 1)).find("attention_token_macs") != std::string::npos);
     CHECK(rejection_of("merge", cost_of("pair_macs", 1)).find("an image costs nothing") != std::string::npos);  // the unpruned model
     CHECK(rejection_of("merge", cost_of("native_embed_macs", 1)).find("an image costs nothing") != std::string::npos);  // the other one
-    CHECK(rejection_of("merge", [](json& v) { v["cost"]["native_tokens"] = -1; }).find("native_tokens") != std::string::npos);
+    for (const int tokens : {-1, 0, 197}) {
+        CHECK(rejection_of("merge", [tokens](json& v) { v["cost"]["native_tokens"] = tokens; }).find("native_tokens") != std::string::npos);
+    }
+    CHECK(rejection_of([](json& v) { v["cost"]["native_tokens"] = 198; }).find("native_tokens = 198") != std::string::npos);
 }
 
 TEST_CASE("any changed byte breaks the seal") {
