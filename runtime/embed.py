@@ -1,11 +1,12 @@
 """Embeds collections of images: decoding stays ahead of the encoder, and files that cannot be read are listed."""
 
 import contextlib
+import functools
 import itertools
 import re
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from prtool.records import check_value
 from prtool.runtime.encoder import Encoder, KeepLike
 from prtool.runtime.images.files import expand_images
 from prtool.runtime.images.preprocess import Pixels, prepare
-from prtool.spec import Preprocess
 from prtool.text_safety import printable
 
 OUTPUT_SUFFIXES = (".npz", ".parquet")
@@ -93,7 +93,8 @@ def embed_folder(
     skipped: list[tuple[str, str]] = []
     started = time.perf_counter()
     threads = workers or min(granted_cpus(), _MAX_WORKERS)
-    decoded = _decoded(files, encoder.preprocess, threads, threads + 2 * batch_size)
+    preparing = functools.partial(prepare, spec=encoder.preprocess, jpeg_scaling=encoder.jpeg_scaling)
+    decoded = _decoded(files, preparing, threads, threads + 2 * batch_size)
     with stage(progress, "embedding images", len(files)), contextlib.closing(decoded) as stream:
         while batch := list(itertools.islice(stream, batch_size)):
             readable = [(str(path), pixels) for path, pixels in batch if not isinstance(pixels, ImageError)]
@@ -168,11 +169,11 @@ def _is_ours(path: Path) -> bool:
 _EMBEDDINGS = OutputKind("a file of embeddings", _is_ours)
 
 
-def _decoded(files: Sequence[Path], spec: Preprocess, workers: int, ahead: int) -> Generator[tuple[Path, Pixels | ImageError]]:
+def _decoded(files: Sequence[Path], preparing: Callable[[Path], Pixels], workers: int, ahead: int) -> Generator[tuple[Path, Pixels | ImageError]]:
     """Each file with its pixels or the reason why it has none, in order; threads work up to `ahead` files ahead."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prtool-decode")
     try:
-        coming = ((file, pool.submit(prepare, file, spec)) for file in files)
+        coming = ((file, pool.submit(preparing, file)) for file in files)
         waiting = deque(itertools.islice(coming, ahead))
         while waiting:
             file, future = waiting.popleft()

@@ -50,6 +50,7 @@ class LoadOptions:
     precision: str
     options: EngineOptions
     verify: bool
+    jpeg_scaling: bool = False
 
 
 class _Loaded:
@@ -145,6 +146,19 @@ class Encoder:
         return self.manifest.preprocess_for(self._how.mode)
 
     @property
+    def jpeg_scaling(self) -> bool:
+        """Whether large JPEGs are decoded at a part of their size (`with_jpeg_scaling`)."""
+        return self._how.jpeg_scaling
+
+    def with_jpeg_scaling(self) -> Self:
+        """An encoder over the same graphs that decodes large JPEGs at 1/2, 1/4 or 1/8 of their size.
+
+        So much as leaves twice what they are resized to: 2 to 5 times faster, with nearly the same pixels (docs/cpp.md). Closing either
+        encoder closes the graphs of both.
+        """
+        return type(self)(replace(self._how, jpeg_scaling=True), self._loaded())
+
+    @property
     def info(self) -> EngineInfo:
         """The engine that runs, its version and its device."""
         return self._loaded().pipeline.info
@@ -231,7 +245,8 @@ class Encoder:
         """
         counts = self.counts(keep)
         loaded = self._loaded()
-        return _finite(loaded.pipeline.embed(prepare_batch(image_list(images), self.preprocess), counts))
+        pixels = prepare_batch(image_list(images), self.preprocess, jpeg_scaling=self.jpeg_scaling)
+        return _finite(loaded.pipeline.embed(pixels, counts))
 
     def encode_text(self, texts: str | Iterable[str] | npt.NDArray[np.int64]) -> Embeddings:
         """Encodes texts in fp32, whatever the precision of the images.

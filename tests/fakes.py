@@ -30,7 +30,7 @@ class FakeEncoder:
 
     def __init__(self, manifest: Manifest | None = None) -> None:
         self.manifest = manifest or fake_manifest()
-        self.mode, self.preprocess = "fused", self.manifest.preprocess
+        self.mode, self.preprocess, self.jpeg_scaling = "fused", self.manifest.preprocess, False
         self.batches: list[int] = []
 
     def counts(self, keep: Keep | None = None) -> tuple[int, ...]:

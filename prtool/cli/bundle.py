@@ -17,6 +17,7 @@ from prtool.cli.parameters import (
     check_images,
     engine_options,
     images_argument,
+    jpeg_option,
     json_option,
     keep_option,
     mode_option,
@@ -74,11 +75,14 @@ def build(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 @images_argument
 @engine_options
 @mode_option
+@jpeg_option
 @keep_option
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Images per call.")
 @click.option("-o", "--output", type=FOLDER, default=Path("embeddings.npz"), show_default=True, help=".npz or .parquet file.")
 @json_option
-def embed(*, images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep | None, batch: int, output: Path, as_json: bool) -> None:
+def embed(
+    *, images: tuple[Path, ...], loading: Loading, mode: str, jpeg_scaling: bool, keep: Keep | None, batch: int, output: Path, as_json: bool
+) -> None:
     """Embeddings of images and folders of images; unreadable ones are skipped, counted and listed."""
     from prtool.runtime.embed import check_output, embed_folder, save_embeddings
     from prtool.runtime.encoder import Encoder, mode_counts
@@ -90,7 +94,8 @@ def embed(*, images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep |
     counts = mode_counts(loaded["bundle"].manifest, mode, keep)
     files, left_out = expand_images(images)
     check_output(output, files)
-    with Encoder.load(**loaded, mode=mode) as encoder:
+    with Encoder.load(**loaded, mode=mode) as exact:
+        encoder = exact.with_jpeg_scaling() if jpeg_scaling else exact
         result = embed_folder(encoder, files or images, BarProgress(), keep=counts, batch_size=batch)
     save_embeddings(result, output)
     for path, reason in result.skipped:
@@ -108,10 +113,11 @@ def embed(*, images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep |
 @images_argument
 @engine_options
 @mode_option
+@jpeg_option
 @keep_option
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes named for each image, at most.")
 @json_option
-def classify(images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep | None, top: int, as_json: bool) -> None:
+def classify(*, images: tuple[Path, ...], loading: Loading, mode: str, jpeg_scaling: bool, keep: Keep | None, top: int, as_json: bool) -> None:
     """The most likely classes of each image, among the bundle's classes."""
     from prtool.runtime.classes import ClassTable
     from prtool.runtime.encoder import Encoder, mode_counts
@@ -120,7 +126,8 @@ def classify(images: tuple[Path, ...], loading: Loading, mode: str, keep: Keep |
     loaded = loading()
     counts = mode_counts(loaded["bundle"].manifest, mode, keep)
     ClassTable.of(loaded["bundle"])
-    with Encoder.load(**loaded, mode=mode) as encoder:
+    with Encoder.load(**loaded, mode=mode) as exact:
+        encoder = exact.with_jpeg_scaling() if jpeg_scaling else exact
         predictions = [encoder.classify([image], keep=counts, top=top)[0] for image in images]
     if as_json:
         found = [list(map(dataclasses.asdict, row)) for row in predictions]

@@ -1,6 +1,7 @@
 """JPEGs that are decoded at a part of their size: when, how close to all pixels, and the same in C++ in every bit."""
 
 import io
+import pickle
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cpp_programs import SAME_PILLOW, ImageProbe
+from cpp_programs import SAME_PILLOW, ImageProbe, built_file, run
+from models import TinyModel, tiny_bundle
 from PIL import ExifTags, Image
 
+from prtool.runtime.embed import embed_folder
+from prtool.runtime.encoder import Encoder
 from prtool.runtime.images.decode import opened
 from prtool.runtime.images.preprocess import least_size, prepare, view
 from prtool.spec import Preprocess
@@ -81,6 +85,28 @@ def files() -> Iterator[bytes]:
         yield jpeg(*size, channels=4)
         yield from (jpeg(*size, orientation=orientation) for orientation in range(2, 9))
     yield jpeg(1201, 903)[:-3000]
+
+
+def test_an_encoder_that_was_asked_to(tmp_path: Path) -> None:
+    """Files, folders and C++ alike, and not without being asked; a photograph's sides are no multiple of 8."""
+    bundle = tiny_bundle(tmp_path / "bundle", TinyModel())
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg(403, 301, orientation=6))
+    rows = {}
+    for scaling in (False, True):
+        plain = Encoder.load(bundle)
+        with plain.with_jpeg_scaling() if scaling else plain as encoder:
+            rows[scaling] = encoder.encode_images([photo])
+            pixels = prepare(photo, encoder.preprocess, jpeg_scaling=scaling)[None]
+            np.testing.assert_array_equal(rows[scaling], encoder.encode_pixels(pixels))
+            np.testing.assert_array_equal(rows[scaling], embed_folder(encoder, [photo]).embeddings)
+            assert pickle.loads(pickle.dumps(encoder)).jpeg_scaling == scaling
+    assert 0.9 < float(rows[True][0] @ rows[False][0]) < 1 - 1e-7
+    for scaling, row in rows.items():
+        out = tmp_path / "out.npy"
+        found = run(built_file("programs/prtool-run"), "embed", bundle.path, photo, "-o", out, *(["--jpeg-scaling"] if scaling else []))
+        assert found.returncode == 0, found.stderr
+        np.testing.assert_allclose(np.load(out), row, atol=1e-6)
 
 
 @SAME_PILLOW
