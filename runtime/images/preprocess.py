@@ -29,8 +29,8 @@ def prepare(image: ImageSource, spec: Preprocess, *, jpeg_scaling: bool = False)
     Args:
         image: as for `open_image`.
         spec: size, resize and normalisation.
-        jpeg_scaling: decode a JPEG at 1/2, 1/4 or 1/8 of its size where twice what it is resized to is left (`least_size`). For large
-            photographs 2 to 5 times faster; pixels differ by 0.2 to 0.5 of 255 on average (docs/cpp.md).
+        jpeg_scaling: decode a JPEG at 1/2, 1/4 or 1/8 of its size where twice what it is resized to is left (`least_size`);
+            docs/cpp.md says how fast and how close.
 
     Returns:
         (3, height, width) float32, RGB, normalised with the spec's mean and std.

@@ -158,7 +158,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "keeps more than all": (_edit(lambda manifest: manifest.update(keep_range=[2, 17])), "keep_range"),
     "a large image": (_edit(lambda manifest: manifest["preprocess"].update(size=[8, 8193])), "8192"),
     "many pixels": (_edit(lambda manifest: manifest["preprocess"].update(size=[4096, 4097])), "16777216"),
-    "other image than the graphs": (_edit(lambda manifest: manifest["preprocess"].update(size=[8, 4])), "pixels"),
+    "other image than the graphs": (
+        _edit(lambda manifest: (manifest["preprocess"].update(size=[8, 4]), manifest["cost"].update(native_tokens=18))),
+        "pixels",
+    ),
     "other native image than the graphs": (
         _edit(lambda manifest: (manifest.update(native_size=[8, 16]), manifest["cost"].update(native_tokens=18))),
         "pixels",

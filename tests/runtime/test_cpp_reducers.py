@@ -68,7 +68,7 @@ def test_there_is_no_split_mode(bundle: Bundle, photographs: list[Path]) -> None
 def test_counts_out_of_reach_are_rejected_alike(bundle: Bundle, photographs: list[Path]) -> None:
     spec, (least, most) = bundle.manifest.prune, bundle.manifest.keep_range
     below = spec.patches // 2 - 1
-    wrong: list[int | tuple[int, ...]] = [least - 1, most + 1, (most,) * (len(spec.locations) + 1)]
+    wrong: list[int | tuple[int, ...]] = [least - 1, most + 1, (most,) * (len(spec.locations) + 2)]
     wrong += [(below,) * len(spec.locations), (*(most - 1 for _ in spec.locations[1:]), most)] if len(spec.locations) > 1 else []
     with Encoder.load(bundle) as encoder:
         for keep in wrong:

@@ -126,11 +126,11 @@ def test_decoding_stays_within_two_batches_of_the_encoder(tmp_path: Path, monkey
     prepared = 0
     lock = threading.Lock()
 
-    def counted(path: Path, spec: Any) -> npt.NDArray[np.float32]:
+    def counted(path: Path, spec: Any, *, jpeg_scaling: bool) -> npt.NDArray[np.float32]:
         nonlocal prepared
         with lock:
             prepared += 1
-        return prepare(path, spec)
+        return prepare(path, spec, jpeg_scaling=jpeg_scaling)
 
     class Slow(FakeEncoder):
         def encode_pixels(self, pixels: npt.NDArray[np.float32], keep: tuple[int, ...] | None = None) -> npt.NDArray[np.float32]:

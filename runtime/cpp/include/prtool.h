@@ -78,8 +78,8 @@ typedef struct prtool_options {
     int spinning;          /* 1 (default): waiting CPU threads spin, for the lowest latency; 0: they yield, for machines shared with others */
     int device;            /* number of the GPU, for the engines that have one; default 0 */
     int cuda_graphs;       /* 1: trt and trt-rtx replay each batch and keep as one CUDA graph after its first call; default 0 */
-    int jpeg_scaling;      /* 1: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, where twice what is resized to is left: faster by
-                            * 2 to 5, other pixels by 1 of 255 at most on average (docs/cpp.md); default 0: every pixel */
+    int jpeg_scaling;      /* 1: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, where twice what is resized to is left: about
+                            * twice as fast, with pixels that differ by less than 1 of 255 on average (docs/cpp.md); default 0: every pixel */
     const char* engine;    /* "ort" (default), "ort-cuda", "openvino", "trt", "trt-rtx" */
     const char* mode;      /* "fused" (default: one graph), "split" (selection between graphs, where patches are ranked), "full" (unpruned, the baseline) */
     const char* precision; /* "fp32" (default), or another that the bundle holds */
