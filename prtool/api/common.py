@@ -36,7 +36,8 @@ class TrainReport:
     def to_json(self) -> dict[str, Any]:
         """The main figures as plain JSON values."""
         made = self.checkpoint
-        facts = {"model": made.model, "pretrained": made.pretrained, "locations": made.prune.locations, "scorer_trained": made.scorer_trained}
+        facts = {"model": made.model, "pretrained": made.pretrained, "image_size": made.image_size, "method": made.prune.method}
+        facts |= {"locations": made.prune.locations, "scorer_trained": made.scorer_trained}
         return {"run": str(self.run), **facts, **dataclasses.asdict(made.metrics)}
 
     def table(self) -> Cells:
