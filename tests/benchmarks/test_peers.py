@@ -25,7 +25,9 @@ from prtool.errors import DataError
 from prtool.progress import SilentProgress
 from prtool.trainer.runs.checkpoint import load_seeded
 
-SHARES = (0.8, 0.6)
+SHARES = (0.78, 0.58)
+TINY = {"layers": 8, "image_size": 64, "width": 64}
+"""Large enough that the predictor costs less than what it saves."""
 
 
 def run(*arguments: str) -> Result:
@@ -39,8 +41,8 @@ def frontier(path: Path, **changes: Any) -> Path:
     """A file as benchmarks.frontier writes it: an unpruned encoder of 64 px and a few rows."""
     rows = [
         {"method": "unpruned", "image_size": 64, "share": 1.0, "accuracy": 85.0, "cosine": 1.0},
-        {"method": "patch-ranking", "image_size": 64, "share": 0.61, "accuracy": 84.5, "cosine": 0.98},
-        {"method": "smaller-image", "image_size": 48, "share": 0.6, "accuracy": 82.0, "cosine": 0.97},
+        {"method": "patch-ranking", "image_size": 64, "share": 0.59, "accuracy": 84.5, "cosine": 0.98},
+        {"method": "smaller-image", "image_size": 48, "share": 0.54, "accuracy": 82.0, "cosine": 0.97},
         {"method": "merge", "image_size": 48, "share": 0.7, "accuracy": 81.0, "cosine": 0.96},
     ]
     path.write_text(json.dumps({"schema": 1, "model": "imaginary", "data": {"a": 10, "b": 20}, "rows": rows, **changes}))
@@ -51,8 +53,8 @@ def frontier(path: Path, **changes: Any) -> Path:
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The JSON of a race on a tiny model; `folder` and `stdout` beside it."""
     root = tmp_path_factory.mktemp("peers")
-    model = write_model(root / "model", layers=6)
-    options = ("--model", model, "--work", str(root / "work"), "--reducer", "rank,merge", "--share", ",".join(map(str, SHARES)))
+    model = write_model(root / "model", **TINY)
+    options = ("--model", model, "--work", str(root / "work"), "--reducer", "rank,none@48", "--share", ",".join(map(str, SHARES)))
     timing = ("--engine", "ort", "--precision", "fp32,bf16", "--threads", "1", "--batch", "2", "--seconds", "0")
     result = run(*options, *timing, "--accuracy", str(frontier(root / "frontier.json")), "-o", str(root / "out"))
     assert result.exit_code == 0, result.output
@@ -63,7 +65,7 @@ def test_everyone_takes_part_in_one_run(compared: dict[str, Any]) -> None:
     found = {(row["name"], row["engine"], row["precision"]) for row in compared["rows"]}
     assert found == {
         *((name, "torch", precision) for name in ("open_clip eager", "ToMe") for precision in ("fp32", "bf16")),
-        *((name, "ort", "fp32") for name in ("full", "rank", "merge")),
+        *((name, "ort", "fp32") for name in ("full", "rank", "none@48")),
     }
     assert {row["scope"] for row in compared["rows"]} == {"end-to-end", "encoder"}
     assert any("ort/bf16" in note for note in compared["left_out"])
@@ -84,8 +86,9 @@ def test_rows_hold_together(compared: dict[str, Any]) -> None:
         eager, whole = rows["open_clip eager", "fp32", 1.0, scope], rows["full", "fp32", 1.0, scope]
         assert eager["ratio"] == whole["speedup"] == 1.0
         assert eager["cosine"] == pytest.approx(1.0, abs=1e-5) and whole["cosine"] == pytest.approx(1.0, abs=1e-4)
-        ranked, merged = rows["rank", "fp32", 0.6, scope], rows["ToMe", "fp32", 0.6, scope]
+        ranked, merged = rows["rank", "fp32", 0.58, scope], rows["ToMe", "fp32", 0.58, scope]
         assert (ranked["cosine"], ranked["accuracy"], ranked["drop"], ranked["fidelity"]) == (None, 84.5, 0.5, 0.98)
+        assert rows["none@48", "fp32", 0.58, scope]["accuracy"] == 82.0 and rows["rank", "fp32", 0.78, scope]["accuracy"] is None
         assert eager["accuracy"] == whole["accuracy"] == 85.0 and whole["drop"] == 0.0 and merged["accuracy"] is None
     assert "autocast" in rows["open_clip eager", "bf16", 1.0, "encoder"]["detail"]
 
@@ -105,7 +108,7 @@ def test_files_and_table(compared: dict[str, Any]) -> None:
     assert lines[0] == "| MACs | encoder | engine | precision | px | patches | end-to-end | encoder | accuracy % | cosine |"
     shares = [float(line.split("|")[1]) for line in lines[2:] if line.startswith("|")]
     assert shares[0] == 1.0 and len(shares) == len(compared["rows"]) / 2
-    assert any(line.startswith("| 0.6") and "| rank | ort | fp32 |" in line and line.endswith("| 84.5 (-0.5) | 0.980 |") for line in lines)
+    assert any("| rank | ort | fp32 |" in line and line.endswith("| 84.5 (-0.5) | 0.980 |") for line in lines)
     kept = run("--table", str(compared["folder"] / "out.json"), "--within", "0.2").stdout
     assert "| full" in kept and "| rank |" not in kept and "| ToMe |" not in kept
     assert cells(compared, 1.0)[1][-1][1] == "rank"
@@ -119,15 +122,15 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
         (("--table", str(tmp_path / "other.json")), "is no result of this script"),
         (("--accuracy", str(tmp_path / "other.json")), "is no result of"),
         (("-o", str(tmp_path / "a.txt")), "must end in"),
-        (("--model", model, "--reducer", "merge@20", "--work", str(tmp_path / "work")), "20"),
+        (("--model", model, "--reducer", "none@20", "--work", str(tmp_path / "work")), "20"),
     ):
         result = run(*arguments)
         assert result.exit_code == 1 and word in result.stderr and result.stderr.strip().count("\n") == 0, result.stderr
 
 
 def baselines(folder: Path) -> tuple[Baselines, list[Baseline], np.ndarray]:
-    model = load_seeded(write_model(folder / "model"), "", 0)
-    pixels = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    model = load_seeded(write_model(folder / "model", **TINY), "", 0)
+    pixels = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     made = Baselines(model, "cpu")
     return made, made.all(("fp32", "bf16"), SHARES, pixels, SilentProgress(), compiled=False), pixels
 
@@ -135,7 +138,7 @@ def baselines(folder: Path) -> tuple[Baselines, list[Baseline], np.ndarray]:
 def test_baselines_compute_what_open_clip_does(tmp_path: Path) -> None:
     made, found, pixels = baselines(tmp_path)
     assert [(baseline.name, baseline.precision, baseline.target) for baseline in found] == [
-        (name, precision, target) for precision in ("fp32", "bf16") for name, target in ((OPEN_CLIP, 1.0), (TOME, 0.8), (TOME, 0.6))
+        (name, precision, target) for precision in ("fp32", "bf16") for name, target in ((OPEN_CLIP, 1.0), *((TOME, share) for share in SHARES))
     ]
     host: Any = made.model.text.host
     with torch.inference_mode():
@@ -146,7 +149,7 @@ def test_baselines_compute_what_open_clip_does(tmp_path: Path) -> None:
         if baseline.name == OPEN_CLIP:
             assert agreement(embeddings, wanted) > (0.9999 if baseline.precision == "fp32" else 0.99)
         else:
-            assert baseline.gmacs / made.gmacs == pytest.approx(baseline.target, rel=0.1), "16 patches merge in coarse steps"
+            assert baseline.gmacs / made.gmacs == pytest.approx(baseline.target, rel=0.03)
     assert all(parameter.dtype == torch.float32 for parameter in made.model.tower.parameters()), "a copy in bf16 changed the model"
 
 
@@ -159,7 +162,7 @@ def test_what_cannot_be_compiled_is_named(tmp_path: Path, monkeypatch: pytest.Mo
 
     made, _, pixels = baselines(tmp_path)
     monkeypatch.setattr("benchmarks.peers.baselines._compile", broken)
-    found = made.all(("fp32",), (0.6,), pixels, SilentProgress(), compiled=True)
+    found = made.all(("fp32",), SHARES[1:], pixels, SilentProgress(), compiled=True)
     assert [baseline.name for baseline in found] == [OPEN_CLIP, TOME]
     assert made.left_out[0] == "torch.compile in fp32 at batch 2 is left out: no C++ compiler" and len(made.left_out) == 2
 
@@ -200,7 +203,7 @@ def test_accuracies_are_those_of_the_same_method_size_and_cost(tmp_path: Path) -
     found = Accuracies.load(frontier(tmp_path / "frontier.json"))
     assert found.unpruned == 85.0 and found.about == "imaginary in PyTorch fp32, mean of a, b"
     assert found.of("patch-ranking", 1.0, 0.6)["accuracy"] == 84.5 and found.of("patch-ranking", 1.0, 0.5) is None
-    assert found.of("smaller-image", 168 / 224, 0.59)["cosine"] == 0.97 and found.of("smaller-image", 160 / 224, 0.59) is None
+    assert found.of("smaller-image", 168 / 224, 0.56)["cosine"] == 0.97 and found.of("smaller-image", 160 / 224, 0.56) is None
     assert found.of("tome", 1.0, 0.6) is None
 
 
