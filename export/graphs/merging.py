@@ -128,27 +128,58 @@ class Merging:
         return self._with_registers(merged, tokens), self._with_registers(counted, sizes)
 
     def _merge(self, tokens: ir.Value, metric: ir.Value, sizes: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """A table of all tokens and, behind them, the means; then one gather of the rows that are left, in their new order.
+
+        Whole tokens move twice, not once for each step of the mean: in int8 and bf16 that is half of the time of a merging.
+        """
         best, partner, odds = self._match(metric)
         stays = self._add("Sub", [self._add("Add", [self._k, self._ints([1])]), odds])
         order = self._add("TopK", [best, self._size(best)], {"axis": 1, "largest": 0, "sorted": 1}, outputs=2, place=1)
         staying = self._rising(self._slice(order, self._ints([0]), stays), stays)
         merging = self._slice(order, self._add("Sub", [stays, self._ints([1])]), self._ints([_END]))
-        from_staying, from_merging = (self._rows(tokens, self._add("Mul", [places, self._ints([2])])) for places in (staying, merging))
-        table, counted = self._flat(tokens, self._width), self._flat(sizes)
-        weights = self._without_first(self._add("Gather", [counted, from_merging], {"axis": 0}), 0.0)
         joins = self._add("Gather", [self._flat(partner), self._rows(partner, merging)], {"axis": 0})
-        # Compared as floats: OpenVINO's fast kernels are for those.
-        numbers = self._add("Cast", [self._range(odds)], {"to": _FLOAT})
-        hot = self._add("Equal", [self._axis(self._add("Cast", [joins], {"to": _FLOAT}), 1), self._axis(numbers, 1)])
-        joining = self._add("Mul", [self._add("Cast", [hot], {"to": _FLOAT}), self._axis(weights, 1)])
-        own = self._every_second(sizes, 1)
+        means, totals = self._means(tokens, sizes, merging, joins)
+        left = self._add("Concat", [self._twice(staying), self._odd_rows(joins, odds, self._size(tokens))], {"axis": 1})
+        found = []
+        for values, more, channels in ((tokens, means, [self._width]), (sizes, totals, [])):
+            table = self._add("Concat", [values, more], {"axis": 1})
+            found.append(self._add("Gather", [self._flat(table, *channels), self._rows(table, left)], {"axis": 0}))
+        return found[0], found[1]
+
+    def _means(self, tokens: ir.Value, sizes: ir.Value, merging: ir.Value, joins: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """For each token that merges, what its partner becomes (batch, r + 1, D), and the size of that (batch, r + 1)."""
+        rows, partners = (self._rows(tokens, places) for places in (self._twice(merging), self._twice(joins, 1)))
+        table, counted = self._flat(tokens, self._width), self._flat(sizes)
+        weights = self._without_first(self._gathered(counted, rows), 0.0)
+        joining = self._add("Mul", [self._alike(joins, joins), self._axis(weights, 1)])
+        own = self._gathered(counted, partners)
         total = self._add("Add", [self._add("ReduceSum", [joining, self._ints([2])], {"keepdims": 0}), own])
-        # The mean is a sum of what the odd token keeps and what joins it: narrow matrices are divided, not whole tokens.
-        kept = self._add("Mul", [self._every_second(tokens, 1), self._axis(self._add("Div", [own, total]), 2)])
+        kept = self._add("Mul", [self._gathered(table, partners), self._axis(self._add("Div", [own, total]), 2)])
         shares = self._add("Div", [joining, self._axis(total, 2)])
-        joined = self._add("MatMul", [shares, self._add("Gather", [table, from_merging], {"axis": 0})])
-        stay = [self._add("Gather", [values, from_staying], {"axis": 0}) for values in (table, counted)]
-        return self._add("Concat", [stay[0], self._add("Add", [kept, joined])], {"axis": 1}), self._add("Concat", [stay[1], total], {"axis": 1})
+        return self._add("Add", [kept, self._add("MatMul", [shares, self._gathered(table, rows)])]), total
+
+    def _odd_rows(self, joins: ir.Value, odds: ir.Value, tokens: ir.Value) -> ir.Value:
+        """For each odd token, its row in the table: its own, or that of a mean, which is behind all `tokens`."""
+        numbers = self._axis(self._range(odds), 0)
+        means = self._add("Cast", [self._add("Add", [self._range(self._size(joins)), tokens])], {"to": _FLOAT})
+        changed = self._add("ReduceMax", [self._add("Mul", [self._alike(numbers, joins), means]), self._ints([2])], {"keepdims": 0})
+        return self._add("Max", [self._add("Cast", [changed], {"to": _INT64}), self._twice(numbers, 1)])
+
+    def _alike(self, rows: ir.Value, columns: ir.Value) -> ir.Value:
+        """1.0 where two numbers are equal, else 0.0: (batch or 1, n), (batch, m) int64 -> (batch, n, m).
+
+        Compared as floats: OpenVINO's fast kernels are for those.
+        """
+        first, second = (self._add("Cast", [numbers], {"to": _FLOAT}) for numbers in (rows, columns))
+        return self._add("Cast", [self._add("Equal", [self._axis(first, 2), self._axis(second, 1)])], {"to": _FLOAT})
+
+    def _twice(self, numbers: ir.Value, more: int = 0) -> ir.Value:
+        """2 n + more: the place of even token number n, or with 1 of odd token number n."""
+        doubled = self._add("Mul", [numbers, self._ints([2])])
+        return self._add("Add", [doubled, self._ints([more])]) if more else doubled
+
+    def _gathered(self, table: ir.Value, rows: ir.Value) -> ir.Value:
+        return self._add("Gather", [table, rows], {"axis": 0})
 
     def _match(self, metric: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Each even token's highest cosine (batch, E) and the odd token that has it (batch, E) int64; and O, a vector of one."""

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip install '.[tensorrt-rtx]'")
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript; pip install '.[export]'")
 from click.testing import CliRunner
-from export_sources import Progressive, make_source, progressive_source
+from export_sources import Progressive, make_source, merging_source, progressive_source
 
 from prtool.bundle import Bundle
 from prtool.cli.main import app
@@ -45,6 +45,15 @@ def test_several_locations_and_learnable_tokens_build(tmp_path: Path) -> None:
     assert build_all(bundle, "fp32", tmp_path / "cache", BuildOptions(batch=batch), roles) == 6
     assert build_all(bundle, "fp16", tmp_path / "cache", BuildOptions(batch=batch), roles) == 12
     assert build_all(bundle, "fp32", tmp_path / "narrow", BuildOptions(batch=batch, keeps=(10, 4)), roles) == 6
+
+
+def test_merging_builds(tmp_path: Path) -> None:
+    """FUSED with a merging in two blocks, and one with registers, for every number of pairs that the profile's keeps need."""
+    for kind, locations in (("cls", (2,)), ("dinov2 registers", (2,))):
+        export_bundle(merging_source(kind, locations), tmp_path / kind, ExportOptions(Keep.ratio(0.7), ("fp16",)), SilentProgress())
+        bundle, build = Bundle.open(tmp_path / kind), BuildOptions(batch=ShapeRange(1, 2, 4))
+        assert build_all(bundle, "fp32", tmp_path / f"{kind} cache", build, {"fused", "full"}) == 2
+        assert build_all(bundle, "fp16", tmp_path / f"{kind} cache", build, {"fused", "full"}) == 4
 
 
 def exported(name: str, folder: Path, precisions: str) -> Bundle:
