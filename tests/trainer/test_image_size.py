@@ -9,6 +9,7 @@ import pytest
 import torch
 from local_model import TEXT, VISION, write_model
 from open_clip import factory
+from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from torch import nn
 from towers import CLIP, OPEN_CLIP, TIMM, open_clip_visual, timm_visual
 
@@ -95,6 +96,15 @@ def test_a_size_that_does_not_fit_is_an_error(side: int) -> None:
     for visual in (open_clip_visual("cls"), timm_visual("siglip")):
         with pytest.raises(ConfigError, match=rf"image_size = {side}\b.*16"):
             tower_of(visual).resized(side)
+
+
+def test_a_native_size_that_is_no_multiple_of_the_patch() -> None:
+    """60 px hold three patches of 16 px, as 48 px do."""
+    native = tower_of(_build_vision_tower(32, CLIPVisionCfg(**{**CLIP, "image_size": 60})))
+    assert native.resized(60) is native
+    assert native.resized(32).grid == (2, 2)
+    with pytest.raises(ConfigError, match=r"image_size = 48\b.*give 32"):
+        native.resized(48)
 
 
 def test_what_cannot_be_resized_says_why() -> None:

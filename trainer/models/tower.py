@@ -116,11 +116,13 @@ class VisionTower(nn.Module, ABC):
             raise ModelError(f"image_size = {side}, but the encoder reads images of {shape}, and only square ones are resized; leave it out")
         if self._native_cost != (0, 0):
             raise ModelError(f"the image tower was resized to {height} px before, and would interpolate its positions twice; resize the native one")
-        if not step <= side <= height or (side % step and side != height):
-            near = min(max(round(side / step), 1), height // step) * step
+        # A native size that is no multiple has as many patches as the multiple below it, which is no smaller image then.
+        most = height // step - bool(height % step)
+        if side != height and (side % step or not step <= side <= most * step):
+            near = min(max(round(side / step), 1), most) * step
             raise ConfigError(
-                f"image_size = {side}, but the encoder reads images of {step} to {height} px, its native size, in steps of its patch, "
-                f"{step} px; give {near}, or 0 for the native size"
+                f"image_size = {side}, but the encoder reads images of {step} to {most * step} px, in steps of its patch, {step} px, "
+                f"or of its native size, {height} px; give {near}, or 0 for the native size"
             )
 
     @property
