@@ -48,7 +48,7 @@ cpp: $(STAMP)
 	    (cd runtime/cpp && cmake --build --preset $$preset && ctest --test-dir build/$$preset --output-on-failure) || exit 1; \
 	done
 	for preset in check-gcc check-clang; do \
-	    PRTOOL_CPP_BUILD=runtime/cpp/build/$$preset $(BIN)/python -m pytest -n auto -m "not slow" tests/runtime/test_cpp.py tests/runtime/test_cpp_run.py tests/runtime/test_cpp_hostile.py tests/runtime/test_cpp_cache.py tests/runtime/test_cpp_image.py tests/runtime/test_cpp_sizes.py || exit 1; \
+	    PRTOOL_CPP_BUILD=runtime/cpp/build/$$preset $(BIN)/python -m pytest -n auto -m "not slow" tests/runtime/test_cpp.py tests/runtime/test_cpp_run.py tests/runtime/test_cpp_hostile.py tests/runtime/test_cpp_cache.py tests/runtime/test_cpp_image.py tests/runtime/test_cpp_sizes.py tests/runtime/test_cpp_reducers.py tests/runtime/test_jpeg_scaling.py || exit 1; \
 	done
 	cd runtime/cpp && cmake --preset static && cmake --build --preset static
 	PRTOOL_CPP_BUILD=runtime/cpp/build/static $(BIN)/python -m pytest tests/runtime/test_cpp.py -k elsewhere

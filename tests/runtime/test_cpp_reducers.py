@@ -1,16 +1,24 @@
 """Bundles that merge patches, or whose image is smaller and nothing else, in C++ and Python: the same numbers, the same refusals."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from cpp_programs import built_file, engines, noise_photographs, run
+from export_sources import make_source, merging_source
 from models import TinyModel, tiny_bundle
+from torch.nn import functional
 
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError
+from prtool.export.source import ExportSource
+from prtool.export.write import ExportOptions, export_bundle
 from prtool.runtime.encoder import Encoder
-from prtool.spec import MERGE, NONE
+from prtool.runtime.images.preprocess import prepare_batch
+from prtool.spec import MERGE, NONE, Keep
+from prtool.trainer.models.pruned import PlainEncoder
 
 MODELS = {
     "merging": TinyModel((1,), method=MERGE),
@@ -77,3 +85,38 @@ def test_counts_out_of_reach_are_rejected_alike(bundle: Bundle, photographs: lis
             text = ",".join(map(str, keep)) if isinstance(keep, tuple) else str(keep)
             found = run(built_file("programs/prtool-run"), "embed", bundle.path, photographs[0], "--keep", text)
             assert (found.returncode, found.stderr.count("\n"), found.stdout) == (1, 1, ""), (keep, found.stderr)
+
+
+def _smaller_source() -> ExportSource:
+    """An attention tower at three quarters of its size or so, with nothing shortened."""
+    source = make_source("cls")
+    native = source.model.tower
+    tower = native.resized(native.image_size[0] - native.image_size[0] // native.prune_spec((1,)).grid[0])
+    model = replace(source.model, tower=tower, preprocess=replace(source.model.preprocess, size=tower.image_size))
+    return replace(source, model=model, pruned=PlainEncoder(tower, tower.prune_spec((), method=NONE)), scorer_name="", scorer_macs=0)
+
+
+SOURCES = {"merging": lambda: merging_source("cls"), "smaller images": _smaller_source}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SOURCES)
+def test_exported_encoders_are_eager_ones(kind: str, tmp_path: Path, photographs: list[Path]) -> None:
+    """What is exported, in C++ on each engine of CPUs, next to PyTorch eager and to Python."""
+    source = SOURCES[kind]()
+    keep = Keep.ratio(0.7 if kind == "merging" else 1.0)
+    export_bundle(source, tmp_path / "bundle", ExportOptions(keep))
+    bundle = Bundle.open(tmp_path / "bundle")
+    with torch.no_grad():
+        pixels = {mode: torch.from_numpy(prepare_batch(photographs, bundle.manifest.preprocess_for(mode))) for mode in ("fused", "full")}
+        full = functional.normalize(source.model.native(pixels["full"]), dim=-1)
+        wanted = {"fused": source.pruned.encode(pixels["fused"], bundle.manifest.counts(keep)), "full": full}
+    for engine in set(engines()) & {"ort", "openvino"}:
+        for mode, rows in wanted.items():
+            options = ["--engine", engine, "--mode", mode, "-o", tmp_path / "out.npy"]
+            found = run(built_file("programs/prtool-run"), "embed", bundle.path, *photographs, *options)
+            assert found.returncode == 0, found.stderr
+            cosines = (np.load(tmp_path / "out.npy") * rows.numpy()).sum(axis=1)
+            assert cosines.min() > 0.99999, (engine, mode)
+            with Encoder.load(bundle, mode=mode, engine=engine) as encoder:
+                np.testing.assert_allclose(np.load(tmp_path / "out.npy"), encoder.encode_images(photographs), atol=2e-6)
