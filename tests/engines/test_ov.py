@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from prtool.bundle import Bundle
 from prtool.cpus import granted_cpus
-from prtool.engines.base import BuildOptions, Engine, GraphOptions, Profile, ShapeRange
+from prtool.engines.base import BuildOptions, Engine, EngineOptions, GraphOptions, Profile, ShapeRange
 from prtool.engines.profiles import profiles
 from prtool.engines.registry import list_engines, open_engine
 from prtool.errors import ConfigError, EngineError, EngineUnavailable, KeepError, ShapeError
@@ -277,3 +277,15 @@ def test_indices_never_leave_their_data(tmp_path: Path, index: int, row: int) ->
     engine = open_engine("openvino", tmp_path / "gather.onnx", inputs, GraphOptions(threads=1))
     np.testing.assert_array_equal(engine.run({"places": np.array([[index]])})["found"], table[[row]])
     engine.close()
+
+
+def test_a_count_of_merging_may_be_built_in(tmp_path: Path) -> None:
+    """Merging chooses among half of the tokens, which says nothing of the patches that it leaves."""
+    model = TinyModel((1,), prefix_tokens=2, method="merge")
+    bundle = tiny_bundle(tmp_path / "bundle", model)
+    options = EngineOptions(build=BuildOptions(keeps=(8, 12, 16)))
+    with Encoder.load(bundle, engine="openvino", options=options) as encoder:
+        for k in (8, 12, 16):
+            np.testing.assert_allclose(encoder.encode_pixels(model.pixels(3), k), model.embed(model.pixels(3), (k,)), atol=1e-5)
+        with pytest.raises(ShapeError, match="k = 10"):
+            encoder.encode_pixels(model.pixels(3), 10)

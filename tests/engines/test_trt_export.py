@@ -56,6 +56,16 @@ def test_merging_builds(tmp_path: Path) -> None:
         assert build_all(bundle, "fp16", tmp_path / f"{kind} cache", build, {"fused", "full"}) == 4
 
 
+@pytest.mark.parametrize("keeps", [(), pytest.param((14, 9), marks=pytest.mark.slow)])
+def test_merging_in_several_blocks_builds(tmp_path: Path, keeps: tuple[int, ...]) -> None:
+    """With the optimal counts that the bundle's default keep has at each location, and with those of narrow profiles."""
+    source = merging_source("cls", (1, 3))
+    export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), ("fp16",)), SilentProgress())
+    bundle, build = Bundle.open(tmp_path / "bundle"), BuildOptions(batch=ShapeRange(1, 2, 4), keeps=keeps)
+    assert build_all(bundle, "fp32", tmp_path / "cache", build, {"fused", "full"}) == 2
+    assert build_all(bundle, "fp16", tmp_path / "cache", build, {"fused", "full"}) == 4
+
+
 def exported(name: str, folder: Path, precisions: str) -> Bundle:
     """A bundle of a real architecture with random weights, by the commands that a person types."""
     for call in (
