@@ -9,6 +9,7 @@ from typing import Any
 from prtool.bundle import MANIFEST_NAME, Bundle
 from prtool.engines.registry import graph_precision, probe
 from prtool.errors import BundleError, ConfigError
+from prtool.export.checks import usual_keep
 from prtool.export.run import export_run
 from prtool.export.write import ExportOptions
 from prtool.files import new_directory, sha256_file
@@ -30,8 +31,6 @@ from prtool.trainer.train import train
 
 SCHEMA = 3
 _ALL = Keep.ratio(1.0)
-# The default of a candidate's bundle has no effect: every measured call names its keep.
-_BUNDLE_KEEP = Keep.ratio(0.6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +153,8 @@ class FamilyRun:
         precision = graph_precision(task.config.engine, task.config.precision)
         store = Store(self.folder, digest(SCHEMA, record_digest(self.run), task.data_sha256 if precision == "int8" else "", library_versions()))
         if (store.read(name) or {}).get("manifest") != _manifest_digest(bundle) or not _has(bundle, precision):
-            keep = _ALL if self.family.method == NONE else Keep.count(max(_BUNDLE_KEEP.resolve(self.spec.patches), self.spec.least_keep))
-            export_run(self.run, bundle, ExportOptions(keep, (precision,)), task.data, self._progress)
+            # The default keep of a candidate's bundle has no effect: every measured call names its own.
+            export_run(self.run, bundle, ExportOptions(usual_keep(self.run), (precision,)), task.data, self._progress)
             store.write(name, {"manifest": _manifest_digest(bundle)})
         return bundle
 
