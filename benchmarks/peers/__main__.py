@@ -1,6 +1,6 @@
 """Shortened encoders and their peers in one interleaved run: bundles of every reducer on engines, open_clip and token merging in PyTorch.
 
-    python -m benchmarks.peers --share .70,.55,.41 --precision fp32,bf16,int8 --accuracy benchmarks/results/frontier-dual-s14.json
+    python -m benchmarks.peers --accuracy benchmarks/results/frontier-dual-s14.json
     python -m benchmarks.peers --table benchmarks/results/peers-vit-b-16-cpu.json
 
 The bundles are made from --model, with random weights unless --pretrained names some, under --work; a second call uses them again. The

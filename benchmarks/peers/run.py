@@ -108,7 +108,7 @@ def _times(case: Samples, others: tuple[Samples, Samples], scope: str, batch: in
 
 
 def _accuracy(facts: Mapping[str, Any], relative_size: float, accuracies: Accuracies | None) -> dict[str, Any]:
-    known = None if accuracies is None else accuracies.of(facts["method"], relative_size, facts["share"])
+    known = None if accuracies is None else accuracies.of(facts["method"], relative_size, facts["target"])
     if known is None or accuracies is None:
         return {"accuracy": None, "drop": None, "fidelity": None}
     return {"accuracy": known["accuracy"], "drop": accuracies.unpruned - known["accuracy"], "fidelity": known["cosine"]}
