@@ -10,12 +10,14 @@ from typing import cast
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 from torch import Tensor, nn
 
 from prtool.export.graphs.attention import PlainAttention
 from prtool.export.graphs.compose import Joined, input_value
 from prtool.export.graphs.last_block import num_query_tokens, run_queries
 from prtool.export.graphs.modules import ImageGraph, exportable, normalise, unpruned
+from prtool.export.graphs.onnx import clean
 from prtool.graphs.signature import BATCH, TOKENS, GraphSpec, TensorSpec, stage_roles
 from prtool.spec import PruneSpec
 from prtool.trainer.models.blocks import BlockSteps, block_steps
@@ -104,7 +106,10 @@ def merged(stages: Sequence[ir.Model], prune: PruneSpec, spec: GraphSpec) -> ir.
         merging = Merging(joined, joined.count(counts, place, len(prune.locations)), prune.prefix_tokens, width)
         tokens, sizes = merging.apply(joined.outputs["tokens_out"], joined.outputs["metric"], sizes)
         joined.append(stage, f"stage_{place}", {"tokens": tokens, "bias": joined.add("Log", [sizes])})
-    return joined.model(spec, (*joined.inputs, counts))
+    model = joined.model(spec, (*joined.inputs, counts))
+    # Mergings ask for the same sizes and ranges again and again; at batch 1 each small operator counts.
+    passes.CommonSubexpressionEliminationPass()(model)
+    return clean(model)
 
 
 class Merging:
