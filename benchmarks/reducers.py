@@ -22,6 +22,8 @@ from prtool.trainer.train import train
 
 WITHIN = 0.03
 """A keep whose cost is further than this from the wanted share is left out."""
+_MOST = 0.95
+"""What leaves more of the patches than this shortens next to nothing."""
 _SMALLER = (2, 3)
 """Patches that the sides of mixed reducers' images are short of."""
 
@@ -76,10 +78,10 @@ def keeps_at(manifest: Manifest, shares: Sequence[float]) -> dict[float, int]:
     """Share -> number of patches whose cost is nearest to that share of the unpruned MACs.
 
     The cost is PyTorch's, which computes all queries of the last block. A share is left out where no keep costs nearly that, and where
-    nothing but the image would be smaller although the method shortens.
+    next to nothing but the image would be smaller although the method shortens.
     """
     spec, (low, high), cost = manifest.prune, manifest.keep_range, replace(manifest.cost, last_block_queries=0)
-    shortened = [k for k in range(low, high + 1) if spec.method == NONE or k < spec.patches]
+    shortened = [k for k in range(low, high + 1) if spec.method == NONE or k <= _MOST * spec.patches]
     costs = {k: 1.0 / cost.theoretical_speedup(spec, spec.counts(k)) for k in shortened}
     found = {share: min(costs, key=lambda k: abs(costs[k] - share)) for share in shares} if costs else {}
     kept = {share: k for share, k in found.items() if abs(costs[k] - share) <= WITHIN}
