@@ -162,7 +162,7 @@ def plain_timm(tower: VisionTower, image: torch.Tensor, merges: list[int | None]
         block: Any = layer
         heads = block.attn.num_heads
         query, key, value = np.split(block.attn.qkv(block.norm1(torch.from_numpy(tokens))).numpy(), 3, axis=1)
-        width, out, mean_keys = query.shape[1] // heads, np.zeros_like(tokens), 0.0
+        width, out, mean_keys = query.shape[1] // heads, np.zeros_like(tokens), np.zeros((len(tokens), query.shape[1] // heads))
         for head in range(heads):
             part = slice(head * width, (head + 1) * width)
             mean_keys = mean_keys + key[:, part] / heads

@@ -81,7 +81,7 @@ def test_the_metric_stays_in_float32(source: ExportSource) -> None:
     for role, model in at_precision(source, plain, "bf16").items():
         for node in model.graph:
             if any(value.name == "metric" for value in node.outputs):
-                assert node.op_type == "ReduceMean" and node.inputs[0].dtype == ir.DataType.FLOAT, role
+                assert node.op_type == "ReduceMean" and node.inputs[0] is not None and node.inputs[0].dtype == ir.DataType.FLOAT, role
 
 
 def test_calibration_samples_are_what_the_graphs_are_given(source: ExportSource) -> None:
