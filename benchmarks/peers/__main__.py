@@ -30,6 +30,7 @@ from benchmarks.reducers import REDUCERS, SHARES, Reducer, Workshop
 from prtool.cli.console import BarProgress
 from prtool.engines.registry import ENGINES
 from prtool.errors import DataError
+from prtool.pictures import short_name
 from prtool.runtime.bench.files import output_files, write_report
 from prtool.runtime.bench.timing import Plan
 from prtool.studies.demo.model import write_model
@@ -65,10 +66,11 @@ def main(table: Path | None, within: float | None, **options: Any) -> None:
         click.echo(markdown(_read(table), within))
         return
     output, accuracy, prepare, smoke = (options.pop(name) for name in ("output", "accuracy", "prepare", "smoke"))
-    output_files(named(output, "peers"), RESULT)
     accuracies = Accuracies.load(accuracy) if accuracy else None
     if smoke:
         options |= _smoke()
+    # Before anything is measured: what cannot be written should say so at once.
+    files = output_files(named(output, "peers", short_name(options["model"]), options["device"]), RESULT)
     workshop = Workshop(options.pop("work"), options.pop("model"), options.pop("pretrained"), "", options.pop("seed"), {}, BarProgress())
     plan = Plan(budget_s=options.pop("budget_s"), warmup_rounds=1, seed=workshop.seed)
     config = PeersConfig(plan=plan, images=options.pop("data"), accuracies=accuracies, **options)
@@ -76,10 +78,10 @@ def main(table: Path | None, within: float | None, **options: Any) -> None:
         make_bundles(workshop, config)
         return
     report = compare(workshop, config)
-    name = report.model["name"]
-    files = output_files(named(output, "peers", name, "cpu" if config.device == "cpu" else report.device), RESULT)
     write_report(report, files, plot_peers, RESULT)
-    show(cells(report.to_json()), f"{name} on {report.device}, {report.threads} threads, {report.rounds} rounds", report.notes(), files)
+    show(
+        cells(report.to_json()), f"{report.model['name']} on {report.device}, {report.threads} threads, {report.rounds} rounds", report.notes(), files
+    )
 
 
 def _smoke() -> dict[str, Any]:
