@@ -136,8 +136,8 @@ class BenchReport:
         common = {"processor": self.device, "threads": self.threads, "rounds": self.rounds, "date": self.date}
         records = []
         for row in self.rows:
-            values = _rounded(row) | {"image_size": size_text(row.image_size)}
-            spent = values.pop("stages_ms")
+            values = _rounded(row)
+            spent, values["image_size"] = values.pop("stages_ms"), size_text(row.image_size)
             own = {"model": self.model["name"], "engine_version": self.versions[row.engine]}
             records.append(values | {f"{name}_ms": spent.get(name) for name in stages} | own | common)
         return records

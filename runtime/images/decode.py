@@ -232,8 +232,9 @@ def _scale_down(image: JpegImagePlugin.JpegImageFile, name: str, least: LeastSiz
     if orientation in _UPRIGHT:
         _check_memory(image, turning_bytes(image), name)
     turned = orientation in _TRANSPOSED
-    needed = least(image.size[::-1] if turned else image.size)
-    found = image.draft(None, needed[::-1] if turned else needed)
+    width, height = image.size
+    needed = least((height, width) if turned else (width, height))
+    found = image.draft(None, (needed[1], needed[0]) if turned else needed)
     return found[1] if found else (0, 0, *image.size)
 
 
