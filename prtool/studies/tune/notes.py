@@ -19,7 +19,7 @@ def notes(task: Task, search: Search, candidates: Sequence[Candidate], choice: C
     found += [] if config.limits.given() else [f"no limit was given, so the default applies: {limits}"]
     trained = [str(run.family) for run in runs if run.is_sibling and run.family.method == "rank"]
     found += [f"predictors were trained in sibling runs for: {'; '.join(trained)}"] if trained else []
-    found += [f"{run.family}: {note}" if len(runs) > 1 else note for run in search.timed for note in run.notes]
+    found += _of_families(search)
     found += [note for note in (_uncertain_drop(candidates, choice, limits), _uncertain_speed(choice, limits)) if note]
     if config.precision != "fp32":
         found.append(f"quality is that of float32 in PyTorch; only the checks of the export limit the error of {config.precision}")
@@ -32,6 +32,15 @@ def notes(task: Task, search: Search, candidates: Sequence[Candidate], choice: C
             "Speed-ups are of the same rounds and compare; the milliseconds are the median's"
         )
     return tuple(dict.fromkeys(found))
+
+
+def _of_families(search: Search) -> list[str]:
+    """The notes of evaluations and benchmarks; the families that share one stand before it, unless all do."""
+    sharing: dict[str, list[str]] = {}
+    for run in search.timed:
+        for note in dict.fromkeys(run.notes):
+            sharing.setdefault(note, []).append(str(run.family))
+    return [note if len(names) == len(search.timed) else f"{'; '.join(names)}: {note}" for note, names in sharing.items()]
 
 
 def _uncertain_drop(candidates: Sequence[Candidate], choice: Candidate | None, limits: Limits) -> str:
