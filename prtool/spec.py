@@ -176,8 +176,12 @@ class PruneSpec:
         k = keep.resolve(self.patches) if isinstance(keep, Keep) else keep
         least, counts = self.least_keep, self._counts(k)
         if k < least or not self._merges_reach(counts):
-            how = f"merging in {len(self.locations)} blocks leaves at least {least}" if self.method == MERGE else "nothing is dropped"
-            raise KeepError(f"keep = {k} of {self.patches} patches, but {how} with method {self.method!r}; give {least} to {self.patches}")
+            if self.method == NONE:
+                raise KeepError(f"keep = {k} of {self.patches} patches, but method 'none' drops nothing; leave keep out, or give 1.0")
+            raise KeepError(
+                f"keep = {k} of {self.patches} patches, but merging in {len(self.locations)} blocks leaves at least {least}; "
+                f"give {least} to {self.patches}"
+            )
         return counts
 
     def _counts(self, k: int) -> tuple[int, ...]:
