@@ -109,7 +109,7 @@ def _recall(values: Sequence[float] | None) -> str:
 def _legend(value: Mapping[str, Any]) -> str:
     sets = ", ".join(f"{name} ({count})" for name, count in value["data"].items())
     text = (
-        f"{value['model']} in PyTorch fp32, whole test parts of {sets}; mean of the sets, lost and won are images of all. Overlap: share of the ten "
+        f"{value['model']} in PyTorch fp32, test images of {sets}; mean of the sets, lost and won are images of all. Overlap: share of the ten "
         "nearest neighbours within a set that stay, own index and index of the unpruned embeddings. Nothing is recovered by training."
     )
     speed = value["speed"]
