@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from prtool.progress import Progress, stage
 from prtool.spec import MERGE
-from prtool.trainer.evaluation.baselines.tome import schedule
+from prtool.trainer.evaluation.baselines.merge import schedule
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.tower import VisionTower

@@ -16,10 +16,10 @@ from prtool.trainer.evaluation.baselines.base import Entered, RankingMethod
 from prtool.trainer.evaluation.baselines.cls_attention import ClsAttention
 from prtool.trainer.evaluation.baselines.evit import EVit
 from prtool.trainer.evaluation.baselines.golden import Golden
+from prtool.trainer.evaluation.baselines.merge import Merge
 from prtool.trainer.evaluation.baselines.patch_ranking import PatchRanking, TunedPatchRanking
 from prtool.trainer.evaluation.baselines.random_ import Random
 from prtool.trainer.evaluation.baselines.registry import METHODS, Ingredients
-from prtool.trainer.evaluation.baselines.tome import ToMe
 from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.predictor import ScorerConfig, make_scorer
 from prtool.trainer.models.prompts import VisualTokens
@@ -261,7 +261,7 @@ def test_equal_macs(locations: tuple[int, ...], keep: float) -> None:
     assert scoring < 0.035 * wanted
     assert ClsAttention(tower).gmacs(cost, spec, counts) == pytest.approx(wanted + scoring)
     assert EVit(tower).gmacs(cost, spec, counts) == pytest.approx(wanted + scoring, rel=0.01)
-    assert ToMe(tower).gmacs(cost, spec, counts) == pytest.approx(wanted, rel=0.01)
+    assert Merge.tome(tower).gmacs(cost, spec, counts) == pytest.approx(wanted, rel=0.01)
 
 
 def test_the_registry_makes_methods_under_their_names() -> None:
@@ -286,6 +286,6 @@ def test_a_spec_with_learnable_tokens_is_refused() -> None:
 @pytest.mark.parametrize("counts", [(5,), (5, 6), (17, 4), (4, 0)])
 def test_counts_that_fit_no_location_are_refused(counts: tuple[int, ...]) -> None:
     entered = entered_by(tower_of(open_clip_visual("cls")), locations=(2, 3))
-    for method in (Random(), EVit(entered.tower), ToMe(entered.tower)):
+    for method in (Random(), EVit(entered.tower), Merge.tome(entered.tower)):
         with pytest.raises(KeepError):
             method.encode(entered, counts)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,9 +12,9 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError
 from prtool.trainer.evaluation.baselines.avit import EPSILON, GAMMA, AVit, image_gmacs
-from prtool.trainer.evaluation.baselines.base import Entered
+from prtool.trainer.evaluation.baselines.base import Entered, Method
 from prtool.trainer.evaluation.baselines.evit import EVit
-from prtool.trainer.evaluation.baselines.tome import ToMe
+from prtool.trainer.evaluation.baselines.merge import Merge
 from prtool.trainer.models.tower import VisionTower
 
 IMAGES = 6
@@ -64,8 +65,8 @@ def test_evit_equals_the_formula(kind: str, locations: tuple[int, ...], counts: 
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [EVit, ToMe, AVit])
-def test_with_every_patch_nothing_changes(make: type) -> None:
+@pytest.mark.parametrize("make", [EVit, Merge.tome, AVit])
+def test_with_every_patch_nothing_changes(make: Callable[[VisionTower], Method]) -> None:
     entered = entered_by("cls", (1, 3))
     method, patches = make(entered.tower), entered.spec.patches
     if isinstance(method, AVit):
@@ -157,7 +158,7 @@ def test_avit_says_what_it_lacks() -> None:
         method.calibrate(entered_by("cls", (1,)), [(1,)])
 
 
-@pytest.mark.parametrize(("make", "name"), [(EVit, "evit"), (ToMe, "tome")])
-def test_towers_that_do_not_suit_are_refused(make: type, name: str) -> None:
+@pytest.mark.parametrize(("make", "name"), [(EVit, "evit"), (Merge.tome, "tome")])
+def test_towers_that_do_not_suit_are_refused(make: Callable[[VisionTower], Method], name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name}.*--method"):
         make(tiny_encoder("siglip").tower)

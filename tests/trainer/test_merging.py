@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prtool.errors import ConfigError, KeepError, ModelError
 from prtool.spec import MERGE, Cost, Keep, PruneSpec
 from prtool.trainer.evaluation.baselines.base import Entered
-from prtool.trainer.evaluation.baselines.tome import ToMe, schedule
+from prtool.trainer.evaluation.baselines.merge import Merge, schedule
 from prtool.trainer.models.merging import MergedEncoder, match, merge
 from prtool.trainer.models.tower import VisionTower
 
@@ -201,7 +201,7 @@ def test_other_towers_say_why_they_cannot_merge(kind: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         MergedEncoder(tower, tower.prune_spec((1,), method=MERGE))
     with pytest.raises(ConfigError, match=f"tome.*{reason}"):
-        ToMe(tower)
+        Merge.tome(tower)
 
 
 def vit_b_16() -> tuple[Cost, PruneSpec, PruneSpec]:
@@ -239,7 +239,7 @@ def test_a_budget_below_all_merges_is_refused(tower: VisionTower) -> None:
 def test_as_a_method_it_spends_the_budget(tower: VisionTower) -> None:
     spec, images, cost, merging = tower.prune_spec((2, 3)), pixels(tower), tower.cost(), tower.prune_spec((1,), method=MERGE)
     with torch.inference_mode():
-        entered, method = Entered.of(tower, images, range(2), spec), ToMe(tower)
+        entered, method = Entered.of(tower, images, range(2), spec), Merge.tome(tower)
         for counts in ((12, 8), (9, 5)):
             budget = cost.gmacs(spec.tokens_by_block(counts))
             wanted = MergedEncoder(tower, merging).encode(images, schedule(cost, merging, budget))

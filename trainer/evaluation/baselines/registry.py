@@ -15,7 +15,6 @@ from prtool.trainer.evaluation.baselines.merge import Merge
 from prtool.trainer.evaluation.baselines.patch_ranking import PatchRanking, TunedPatchRanking
 from prtool.trainer.evaluation.baselines.random_ import Random
 from prtool.trainer.evaluation.baselines.smaller_image import SmallerImage
-from prtool.trainer.evaluation.baselines.tome import ToMe
 from prtool.trainer.models.pruned import PrunedEncoder
 from prtool.trainer.models.tower import VisionTower
 from prtool.trainer.settings import MERGE_METHOD, PATCH_RANKING_TOKENS, SMALLER_IMAGE, TOME
@@ -59,9 +58,9 @@ def _tuned(given: Ingredients) -> Method:
 METHODS: Mapping[str, Callable[[Ingredients], Method]] = {
     "patch-ranking": _patch_ranking,
     PATCH_RANKING_TOKENS: _tuned,
-    MERGE_METHOD: lambda given: Merge(given.tower, given.spec),
+    MERGE_METHOD: lambda given: Merge.of_run(given.tower, given.spec),
     SMALLER_IMAGE: lambda given: SmallerImage(given.native, given.tower.cost()),
-    TOME: lambda given: ToMe(given.tower),
+    TOME: lambda given: Merge.tome(given.tower),
     "evit": lambda given: EVit(given.tower),
     "avit": lambda given: AVit(given.tower),
     "cls-attention": lambda given: ClsAttention(given.tower),
