@@ -13,7 +13,7 @@ from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.validation.decisions import Decisions, Unpruned
 from prtool.export.validation.probe import keep_counts
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.manifest import Manifest
 from prtool.progress import Progress
 from prtool.runtime.images.preprocess import prepare_batch
@@ -87,7 +87,7 @@ def source_of(run: Path) -> ExportSource:
 
 
 def export_run(run: Path, out: Path, options: ExportOptions, data: str | Path | None = None, progress: Progress | None = None) -> Manifest:
-    """Exports a run; see `export_bundle`.
+    """Exports a run; see `write_bundle`.
 
     Args:
         run: folder of a checkpoint.
@@ -106,7 +106,7 @@ def export_run(run: Path, out: Path, options: ExportOptions, data: str | Path | 
     source = source_of(run)
     if folder is not None:
         options = _with_images(options, folder, source)
-    return export_bundle(source, out, options, progress)
+    return write_bundle(source, out, options, progress)
 
 
 def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data: str | Path) -> RunAgreement:

@@ -64,7 +64,7 @@ class ExportOptions:
         return tuple(dict.fromkeys(("fp32", *self.precisions)))
 
 
-def export_bundle(source: ExportSource, out: Path, options: ExportOptions, progress: Progress | None = None) -> Manifest:
+def write_bundle(source: ExportSource, out: Path, options: ExportOptions, progress: Progress | None = None) -> Manifest:
     """Exports every graph, compares it with PyTorch and puts the bundle at `out`; takes about a minute for ViT-B/16.
 
     Args:

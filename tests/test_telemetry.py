@@ -25,10 +25,10 @@ COMMAND = "from prtool.cli.main import main\nmain({arguments!r})"
 EXPORT = """
 from pathlib import Path
 from export_sources import make_source
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.progress import SilentProgress
 from prtool.spec import Keep
-export_bundle(make_source("cls", classes=True), Path({out!r}), ExportOptions(Keep.ratio(0.6)), SilentProgress())
+write_bundle(make_source("cls", classes=True), Path({out!r}), ExportOptions(Keep.ratio(0.6)), SilentProgress())
 """
 
 

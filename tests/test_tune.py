@@ -134,9 +134,9 @@ def test_a_limit_on_cost_answers_with_the_best_encoder_of_that_price(run: Path) 
 
 
 def test_other_families_are_sibling_runs_and_only_ranking_trains(run: Path) -> None:
-    told = Script()
-    told.tune(run, config(locations=((2,), (3,), (2, 3)), image_sizes=(0, 48), minutes=0))
-    made = {folder.parent.name: settings for folder, settings in told.trained}
+    script = Script()
+    script.tune(run, config(locations=((2,), (3,), (2, 3)), image_sizes=(0, 48), minutes=0))
+    made = {folder.parent.name: settings for folder, settings in script.trained}
     assert set(made) == {
         *("rank-3", "rank-2-3", "rank-2-48px", "rank-3-48px", "rank-2-3-48px", "merge-2", "merge-3", "merge-2-48px", "merge-3-48px", "none-48px")
     }
@@ -146,7 +146,7 @@ def test_other_families_are_sibling_runs_and_only_ranking_trains(run: Path) -> N
         assert settings.phases == ("none",)
     assert Checkpoint.load(run / "tune" / "merge-3" / "run").prune.locations == (3, 4, 5)
     # Free ones come first: they show which trainings are worth it.
-    order = [folder.parent.name.split("-")[0] for folder, _ in told.trained]
+    order = [folder.parent.name.split("-")[0] for folder, _ in script.trained]
     assert order == sorted(order, key=lambda name: name == RANK)
 
 
@@ -155,35 +155,35 @@ def test_the_unpruned_embeddings_are_shared(run: Path) -> None:
 
     def evaluate(where: Path, data: Path | None, asked: EvalConfig, *_: object) -> EvalReport:
         stores.add(asked.unpruned)
-        return told.evaluate(where, data, asked)
+        return script.evaluate(where, data, asked)
 
-    told = Script()
-    told.verbs["evaluate_run"] = evaluate
-    told.tune(run, config(**NATIVE))
+    script = Script()
+    script.verbs["evaluate_run"] = evaluate
+    script.tune(run, config(**NATIVE))
     assert stores == {run / "tune" / "unpruned"}
 
 
 def test_a_mixture_is_only_tried_where_it_promises_something(run: Path) -> None:
-    told, folder = Script(labelled=False), photos(run.parent / "photos")
+    script, folder = Script(labelled=False), photos(run.parent / "photos")
     # Ranking that is far from the unpruned embeddings at the native size is not trained at another one.
-    report = told.tune(run, config(Limits(min_cosine=0.97), minutes=0, keeps=KEEPS[2:], split="test"), folder)
-    assert not [folder for folder, settings in told.trained if settings.prune.method == RANK]
+    report = script.tune(run, config(Limits(min_cosine=0.97), minutes=0, keeps=KEEPS[2:], split="test"), folder)
+    assert not [folder for folder, settings in script.trained if settings.prune.method == RANK]
     assert {name for name in report.untried if name.startswith("ranking")} == {f"ranking at location 2, {size} px" for size in SMALLER}
     assert all("1.3 times" in report.untried[name] for name in report.untried)
     assert any("ranking at location 2, 56 px" in note for note in report.notes)
 
 
 def test_the_time_limit_ends_the_search_and_says_what_was_not_tried(run: Path) -> None:
-    told = Script(seconds={"train": 60, "evaluate": 30, "export": 60, "bench": 20})
-    report = told.tune(run, config(Limits(max_drop=1.0), minutes=20))
-    assert told.now < 22 * 60
+    script = Script(seconds={"train": 60, "evaluate": 30, "export": 60, "bench": 20})
+    report = script.tune(run, config(Limits(max_drop=1.0), minutes=20))
+    assert script.now < 22 * 60
     assert any("time limit" in reason for reason in report.untried.values())
     assert any(note.startswith("not tried") and "time limit" in note for note in report.notes)
     assert read_result(run) is not None
     # The same command again goes on with what is there, and ends with the answer of a search without limit.
     for _ in range(5):
-        told.now = 0.0
-        report = told.tune(run, config(Limits(max_drop=1.0), minutes=20))
+        script.now = 0.0
+        report = script.tune(run, config(Limits(max_drop=1.0), minutes=20))
         if not any("time limit" in reason for reason in report.untried.values()):
             break
     else:
@@ -192,18 +192,18 @@ def test_the_time_limit_ends_the_search_and_says_what_was_not_tried(run: Path) -
 
 
 def test_however_little_time_there_is_one_family_is_measured(run: Path) -> None:
-    told = Script(seconds={"train": 60, "evaluate": 30, "export": 60, "bench": 20})
-    assert told.tune(run, config(Limits(max_drop=50.0), minutes=0.01)).choice is not None
-    assert len(told.timed) == 1
+    script = Script(seconds={"train": 60, "evaluate": 30, "export": 60, "bench": 20})
+    assert script.tune(run, config(Limits(max_drop=50.0), minutes=0.01)).choice is not None
+    assert len(script.timed) == 1
 
 
 def test_a_sibling_whose_tokens_did_not_help_is_evaluated_without(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has tokens, the sibling has none."""
-    told, asked = Script(), []
+    script, asked = Script(), []
 
     def evaluate(where: Path, data: Path | None, given: EvalConfig, *_: object) -> EvalReport:
         asked.append(given.methods)
-        return told.evaluate(where, data, given)
+        return script.evaluate(where, data, given)
 
     checkpoint, own = replace(Checkpoint.load(run), tokens=TokensRecord(visual=2)), Family(RANK, 0, (LOCATION,))
     monkeypatch.setattr("prtool.studies.tune.steps.evaluate_run", evaluate)
@@ -215,93 +215,93 @@ def test_a_sibling_whose_tokens_did_not_help_is_evaluated_without(run: Path, mon
 @pytest.mark.parametrize("unpruned", range(30, 100, 7))
 def test_a_drop_of_exactly_the_limit_is_within_it(run: Path, unpruned: int) -> None:
     """One image of 1,000 is 0.1 points, though 61.1 - 61.0 is more than 0.1 in floating point."""
-    told = Script()
+    script = Script()
 
     def evaluate(where: Path, data: Path | None, given: EvalConfig, *_: object) -> EvalReport:
-        report = told.evaluate(where, data, given)
+        report = script.evaluate(where, data, given)
         rows = [replace(row, images=1000, accuracy=100 * unpruned / 1000, lost=0, won=0) for row in report.rows]
         rows[1:] = [replace(row, accuracy=100 * (unpruned - 1) / 1000, lost=1) for row in rows[1:]]
         return replace(report, rows=tuple(rows))
 
-    told.verbs["evaluate_run"] = evaluate
-    report = told.tune(run, config(Limits(max_drop=0.1), **OWN))
+    script.verbs["evaluate_run"] = evaluate
+    report = script.tune(run, config(Limits(max_drop=0.1), **OWN))
     assert place(report) == (RANK, SIDE, 0.25)
 
 
 def test_finished_work_is_reused_while_all_it_depends_on_is_the_same(run: Path, home: Path) -> None:
-    told = Script()
-    told.tune(run, config(Limits(max_drop=1.0), **OWN))
-    assert told.work == (2, 1, 1)  # few images, then all
-    report = told.tune(run, config(Limits(max_latency_ms=50.0), **OWN))
-    assert told.work == (2, 1, 1)
+    script = Script()
+    script.tune(run, config(Limits(max_drop=1.0), **OWN))
+    assert script.work == (2, 1, 1)  # few images, then all
+    report = script.tune(run, config(Limits(max_latency_ms=50.0), **OWN))
+    assert script.work == (2, 1, 1)
     assert place(report) == (RANK, SIDE, 0.5)
     # Another list of keeps: only what is new is evaluated, and all are timed in the same rounds.
-    told.tune(run, config(Limits(max_drop=1.0), **OWN, keeps=KEEPS[1:]))
-    assert told.work == (2, 1, 2)
-    told.tune(run, config(Limits(max_drop=1.0), **OWN, keeps=(*KEEPS, Keep.count(8))))
-    assert told.evaluated[-2:] == [(run, (8,), 128), (run, (8,), IMAGES)]
-    told.tune(run, config(Limits(max_drop=1.0), **OWN, batch=4))
-    assert told.work == (4, 1, 4)
+    script.tune(run, config(Limits(max_drop=1.0), **OWN, keeps=KEEPS[1:]))
+    assert script.work == (2, 1, 2)
+    script.tune(run, config(Limits(max_drop=1.0), **OWN, keeps=(*KEEPS, Keep.count(8))))
+    assert script.evaluated[-2:] == [(run, (8,), 128), (run, (8,), IMAGES)]
+    script.tune(run, config(Limits(max_drop=1.0), **OWN, batch=4))
+    assert script.work == (4, 1, 4)
     # A damaged note of what stands, and a bundle that was changed, are made anew.
     damaged = run / "tune" / "rank-2" / "evaluation-val-500.json"
     damaged.write_bytes(damaged.read_bytes().replace(b'"cosine": 0', b'"cosine": 1'))
     (run / "tune" / "rank-2" / "bundle" / "fused.onnx").write_bytes(b"")
-    told.tune(run, config(Limits(max_drop=1.0), **OWN))
-    assert (len(told.evaluated), len(told.exported)) == (5, 2)
+    script.tune(run, config(Limits(max_drop=1.0), **OWN))
+    assert (len(script.evaluated), len(script.exported)) == (5, 2)
     write_images(home / "other", {"val": 3})
-    before = len(told.evaluated)
-    told.tune(run, config(Limits(max_drop=1.0), **OWN), home / "other")
-    assert len(told.evaluated) == before + 1  # so few that all are looked at once
+    before = len(script.evaluated)
+    script.tune(run, config(Limits(max_drop=1.0), **OWN), home / "other")
+    assert len(script.evaluated) == before + 1  # so few that all are looked at once
 
 
 def test_the_unpruned_model_may_be_the_best(run: Path) -> None:
-    told = Script(drops={(RANK, SIDE, k): 2.0 + k / 64 for k in (48, 32, 16)})
-    report = told.tune(run, config(Limits(max_drop=1.0), **OWN))
+    script = Script(drops={(RANK, SIDE, k): 2.0 + k / 64 for k in (48, 32, 16)})
+    report = script.tune(run, config(Limits(max_drop=1.0), **OWN))
     assert report.choice is report.unpruned
     assert "the unpruned model is best" in report.verdict()
     found = read_result(run)
     assert found is not None
     assert (found.method, found.run, found.is_unpruned, found.kept) == (UNPRUNED, ".", True, Keep.ratio(1.0))
-    report = told.tune(run, config(Limits(max_latency_ms=90.0), **OWN))
+    report = script.tune(run, config(Limits(max_latency_ms=90.0), **OWN))
     assert report.choice is report.unpruned
 
 
 def test_out_of_reach_names_the_nearest_and_leaves_the_earlier_choice(run: Path) -> None:
-    told = Script()
+    script = Script()
     with pytest.raises(ConfigError, match=r"ranking at location 2, keep 0\.5.*50 ms.*ranking at location 2, keep 0\.25"):
-        told.tune(run, config(Limits(max_drop=1.0, max_latency_ms=40.0), **OWN))
+        script.tune(run, config(Limits(max_drop=1.0, max_latency_ms=40.0), **OWN))
     assert read_result(run) is None
     assert json.loads((run / "tune" / "tune.json").read_text())["choice"] is None
-    told.tune(run, config(Limits(max_drop=1.0), **OWN))
+    script.tune(run, config(Limits(max_drop=1.0), **OWN))
     earlier = (run / RESULT_NAME).read_bytes()
     with pytest.raises(ConfigError, match="min_images_per_s = 9999"):
-        told.tune(run, config(Limits(min_images_per_s=9999.0), **OWN))
+        script.tune(run, config(Limits(min_images_per_s=9999.0), **OWN))
     assert (run / RESULT_NAME).read_bytes() == earlier
 
 
 def test_a_drop_that_the_images_cannot_tell_is_said(run: Path) -> None:
-    told = Script(flips=20)
-    report = told.tune(run, config(Limits(max_drop=0.6), **OWN))
+    script = Script(flips=20)
+    report = script.tune(run, config(Limits(max_drop=0.6), **OWN))
     lost = round(drop(RANK, SIDE, 0.5) * IMAGES / 100)
     error = drop_error(20 + lost, 20, IMAGES)
     assert error > 0.6
     assert any(f"{100 * lost / IMAGES:.2f} +- {error:.2f}" in note and "location 2, keep 0.5" in note for note in report.notes)
-    assert not any("+-" in note for note in told.tune(run, config(Limits(max_drop=50.0), **OWN)).notes)
+    assert not any("+-" in note for note in script.tune(run, config(Limits(max_drop=50.0), **OWN)).notes)
 
 
 def test_what_cannot_be_exported_is_said_and_the_rest_goes_on(run: Path) -> None:
-    told = Script()
+    script = Script()
 
     def export(where: Path, out: Path, *_: object) -> Any:
         if out.parent.name.startswith("merge"):
             raise ParityError("cosine 0.5")
-        return told.export(where, out)
+        return script.export(where, out)
 
-    told.verbs["export_run"] = export
-    report = told.tune(run, config(Limits(max_drop=2.0), **NATIVE, minutes=0))
+    script.verbs["export_run"] = export
+    report = script.tune(run, config(Limits(max_drop=2.0), **NATIVE, minutes=0))
     assert report.untried["the time of merging from block 2"] == "cosine 0.5"
     with pytest.raises(ParityError, match=r"cosine 0\.5"):
-        told.tune(run, config(Limits(max_drop=2.0), **NATIVE, methods=(MERGE,), minutes=0))
+        script.tune(run, config(Limits(max_drop=2.0), **NATIVE, methods=(MERGE,), minutes=0))
 
 
 def unavailable(engine: str) -> EngineInfo:
@@ -322,14 +322,14 @@ def unavailable(engine: str) -> EngineInfo:
     ],
 )
 def test_bad_input_is_rejected_before_any_work(run: Path, limits: Limits, given: dict[str, Any], error: type[Exception], word: str) -> None:
-    told = Script()
+    script = Script()
     with pytest.raises(error, match=word):
-        told.tune(run, config(limits, **given))
+        script.tune(run, config(limits, **given))
     with pytest.raises(EngineUnavailable, match="no device"):
-        told.verbs["probe"] = unavailable
-        told.tune(run, config(limits))
-    assert told.work == (0, 0, 0)
-    assert told.trained == []
+        script.verbs["probe"] = unavailable
+        script.tune(run, config(limits))
+    assert script.work == (0, 0, 0)
+    assert script.trained == []
     assert not (run / "tune").exists()
 
 
@@ -402,9 +402,9 @@ def test_quality_without_labels_is_the_cosine(run: Path, tmp_path: Path) -> None
     for limits in (Limits(max_drop=1.0), Limits(max_recall_drop=1.0)):
         with pytest.raises(DataError):
             Script().tune(run, config(limits, split="test"), folder)
-    told = Script()
-    told.verbs["evaluate_run"] = evaluate_run
-    found = told.tune(run, config(Limits(min_cosine=0.0), split="test", **OWN), folder)
+    script = Script()
+    script.verbs["evaluate_run"] = evaluate_run
+    found = script.tune(run, config(Limits(min_cosine=0.0), split="test", **OWN), folder)
     assert place(found) == (RANK, SIDE, 0.25)
     assert found.choice is not None
     assert (found.choice.accuracy, found.choice.drop) == (None, None)
@@ -412,8 +412,8 @@ def test_quality_without_labels_is_the_cosine(run: Path, tmp_path: Path) -> None
     assert any("no labels" in note for note in found.notes)
     value = json.loads((run / "tune" / "tune.json").read_text())["results"][0]
     assert (value["accuracy"], value["drop"]) == (None, None)
-    told = Script(labelled=False)
-    assert told.tune(run, config(Limits(), split="test", **NATIVE, minutes=0), folder).limits == Limits(min_cosine=0.98)
+    script = Script(labelled=False)
+    assert script.tune(run, config(Limits(), split="test", **NATIVE, minutes=0), folder).limits == Limits(min_cosine=0.98)
 
 
 @pytest.mark.slow

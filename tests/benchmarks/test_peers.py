@@ -51,7 +51,7 @@ def frontier(path: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The JSON of a race on a tiny model; `folder` and `stdout` beside it."""
+    """The JSON of a race on a tiny model; with `folder` and `stdout`."""
     root = tmp_path_factory.mktemp("peers")
     model = write_model(root / "model", **TINY)
     options = ("--model", model, "--work", str(root / "work"), "--reducer", "rank,none@48", "--share", ",".join(map(str, SHARES)))

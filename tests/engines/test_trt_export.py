@@ -12,7 +12,7 @@ from export_sources import Progressive, make_source, merging_source, progressive
 from prtool.bundle import Bundle
 from prtool.cli.main import app
 from prtool.engines.base import BuildOptions, EngineOptions, ShapeRange
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.progress import SilentProgress
 from prtool.runtime.build import build_bundle
 from prtool.spec import Keep
@@ -30,7 +30,7 @@ def build_all(bundle: Bundle, precision: str, cache: Path, build: BuildOptions, 
 
 @pytest.mark.parametrize("kind", ["cls", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_every_precision_of_a_small_tower_builds(kind: str, tmp_path: Path) -> None:
-    export_bundle(make_source(kind), tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), ("fp32", "fp16", "bf16")), SilentProgress())
+    write_bundle(make_source(kind), tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), ("fp32", "fp16", "bf16")), SilentProgress())
     bundle, build = Bundle.open(tmp_path / "bundle"), BuildOptions(batch=ShapeRange(1, 2, 4))
     counts = [build_all(bundle, precision, tmp_path / "cache", build) for precision in ("fp32", "fp16", "bf16")]
     assert counts == [4, 8, 12]
@@ -39,7 +39,7 @@ def test_every_precision_of_a_small_tower_builds(kind: str, tmp_path: Path) -> N
 def test_several_locations_and_learnable_tokens_build(tmp_path: Path) -> None:
     """The order of the first location at one, a transformer at the next; and one narrow profile for each keep."""
     source = progressive_source("cls", Progressive((2, 3, 4), ("first", "own"), tokens=2, layers=3))
-    export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), ("fp16",)), SilentProgress())
+    write_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), ("fp16",)), SilentProgress())
     bundle, roles = Bundle.open(tmp_path / "bundle"), IMAGE_ROLES | {"mid_1", "mid_2"}
     batch = ShapeRange(1, 2, 4)
     assert build_all(bundle, "fp32", tmp_path / "cache", BuildOptions(batch=batch), roles) == 6
@@ -50,7 +50,7 @@ def test_several_locations_and_learnable_tokens_build(tmp_path: Path) -> None:
 def test_merging_builds(tmp_path: Path) -> None:
     """FUSED with a merging in two blocks, and one with registers, for every number of pairs that the profile's keeps need."""
     for kind, locations in (("cls", (2,)), ("dinov2 registers", (2,))):
-        export_bundle(merging_source(kind, locations), tmp_path / kind, ExportOptions(Keep.ratio(0.7), ("fp16",)), SilentProgress())
+        write_bundle(merging_source(kind, locations), tmp_path / kind, ExportOptions(Keep.ratio(0.7), ("fp16",)), SilentProgress())
         bundle, build = Bundle.open(tmp_path / kind), BuildOptions(batch=ShapeRange(1, 2, 4))
         assert build_all(bundle, "fp32", tmp_path / f"{kind} cache", build, {"fused", "full"}) == 2
         assert build_all(bundle, "fp16", tmp_path / f"{kind} cache", build, {"fused", "full"}) == 4
@@ -60,7 +60,7 @@ def test_merging_builds(tmp_path: Path) -> None:
 def test_merging_in_several_blocks_builds(tmp_path: Path, keeps: tuple[int, ...]) -> None:
     """With the optimal counts that the bundle's default keep has at each location, and with those of narrow profiles."""
     source = merging_source("cls", (1, 3))
-    export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), ("fp16",)), SilentProgress())
+    write_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), ("fp16",)), SilentProgress())
     bundle, build = Bundle.open(tmp_path / "bundle"), BuildOptions(batch=ShapeRange(1, 2, 4), keeps=keeps)
     assert build_all(bundle, "fp32", tmp_path / "cache", build, {"fused", "full"}) == 2
     assert build_all(bundle, "fp16", tmp_path / "cache", build, {"fused", "full"}) == 4

@@ -15,7 +15,7 @@ from prtool.errors import KeepError
 from prtool.export.precision.build import at_precision, calibration_samples, joined, stages
 from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.probe import Probe, matching_margin
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.spec import Keep
 from prtool.trainer.models.merging import MergedEncoder, match
 from prtool.trainer.models.merging import matching_margin as margin_of
@@ -34,7 +34,7 @@ def source() -> ExportSource:
 @pytest.fixture(scope="module")
 def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     options = ExportOptions(Keep.count(10), ("fp32", "bf16"), pixels=Pixels(images(source, 6, 1)), held_out=Pixels(images(source, 8, 2)))
-    export_bundle(source, tmp_path_factory.mktemp("merging") / "bundle", options)
+    write_bundle(source, tmp_path_factory.mktemp("merging") / "bundle", options)
     return Bundle.open(tmp_path_factory.getbasetemp() / "merging0" / "bundle")
 
 
@@ -125,5 +125,5 @@ def test_within_the_margin_the_pairs_stay_and_behind_it_they_change() -> None:
 
 def test_a_keep_out_of_reach_is_an_error_before_any_graph_is_made(source: ExportSource, tmp_path: Path) -> None:
     with pytest.raises(KeepError, match="5 of 16"):
-        export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5)))
+        write_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5)))
     assert not list(tmp_path.iterdir())

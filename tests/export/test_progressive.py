@@ -20,7 +20,7 @@ from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.agreement import verify_with_model
 from prtool.export.validation.parity import compare
 from prtool.export.validation.probe import Probe
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.verify import verify
 from prtool.spec import Keep
@@ -43,7 +43,7 @@ def images(source: ExportSource, number: int, seed: int) -> torch.Tensor:
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportSource, Bundle]:
     """A source and its bundle; parity with PyTorch passed, or there would be none."""
     source, out = progressive_source(*SHAPES[request.param]), tmp_path_factory.mktemp("progressive") / "bundle"
-    export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=Pixels(images(source, 6, 1))))
+    write_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=Pixels(images(source, 6, 1))))
     return source, Bundle.open(out)
 
 
@@ -164,7 +164,7 @@ def test_reduced_precisions_of_a_progressive_bundle_with_tokens(tmp_path: Path) 
     pytest.importorskip("nncf", reason="int8 needs NNCF: pip install '.[int8]'")
     source = progressive_source("cls", Progressive((2, 3, 4), ("first", "own"), tokens=2, layers=3))
     options = ExportOptions(Keep.ratio(0.6), ("fp16", "bf16", "int8"), Pixels(images(source, 6, 1)), calibration=Pixels(images(source, 24, 2)))
-    export_bundle(source, tmp_path / "bundle", options)
+    write_bundle(source, tmp_path / "bundle", options)
     bundle = Bundle.open(tmp_path / "bundle")
     roles = {"full", "pre", "mid_1", "mid_2", "post", "fused"}
     assert all(set(bundle.manifest.graphs[precision]) == roles for precision in ("fp16", "bf16", "int8"))

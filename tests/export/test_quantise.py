@@ -20,7 +20,7 @@ from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation import agreement
 from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, check_agreement, verify_with_model
 from prtool.export.validation.decisions import Decisions
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.runtime.verify import Gate, verify
 from prtool.spec import Keep
 
@@ -46,7 +46,7 @@ def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bu
     )
     # Without classes: the first of three random ones turns on hundredths of a cosine, which a CPU without VNNI, where ONNX
     # Runtime adds int8 products in 16 bits, takes from 2 images of 32. The cosines are gated all the same.
-    export_bundle(replace(source, classnames=(), templates=()), out, options)
+    write_bundle(replace(source, classnames=(), templates=()), out, options)
     return Bundle.open(out)
 
 
@@ -103,7 +103,7 @@ def test_a_gate_that_fails_names_the_worst_images(source: ExportSource, monkeypa
     monkeypatch.setattr(agreement, "gate_of", lambda _: strict)
     options = ExportOptions(Keep.ratio(0.6), ("int8",), pixels=Pixels(images(5, 1)), calibration=Pixels(images(16, 2)), held_out=Pixels(images(8, 3)))
     with pytest.raises(ParityError, match=r"int8.*image \d"):
-        export_bundle(source, tmp_path / "bundle", options)
+        write_bundle(source, tmp_path / "bundle", options)
     assert not list(tmp_path.iterdir())
 
 
@@ -116,7 +116,7 @@ def test_the_message_names_files() -> None:
 def test_int8_without_images(source: ExportSource, tmp_path: Path) -> None:
     for calibration in (None, images(15, 0)):
         with pytest.raises(ConfigError, match=r"(0|15)\b.*16.*--data"):
-            export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5), ("int8",), calibration=calibration))
+            write_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5), ("int8",), calibration=calibration))
     assert not list(tmp_path.iterdir())
 
 

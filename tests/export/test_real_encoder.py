@@ -10,7 +10,7 @@ from support import shared_dir
 from prtool.bundle import Bundle
 from prtool.engines.registry import ENGINES, list_engines
 from prtool.export.source import ExportSource, Pixels
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import verify
 from prtool.spec import Keep
@@ -52,7 +52,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     photographs = sorted(shared_dir("data", "dtd10").rglob("*.jpg"))[::40][:8]
     pixels = torch.from_numpy(prepare_batch(photographs, source.model.preprocess))
     out: Path = tmp_path_factory.mktemp("real") / "bundle"
-    export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=Pixels(pixels)))
+    write_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=Pixels(pixels)))
     return Bundle.open(out)
 
 

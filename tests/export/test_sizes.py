@@ -18,7 +18,7 @@ from prtool.errors import ConfigError, KeepError, ShapeError
 from prtool.export.run import export_run, source_of, verify_run
 from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.agreement import VerifyRequest
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import verify
@@ -173,7 +173,7 @@ OTHERS = [(kind, method) for kind in ("patch14", "dinov2 registers", "mobileclip
 def test_every_kind_of_tower_at_a_smaller_size(kind: str, method: str, tmp_path: Path) -> None:
     """An export compares every graph with PyTorch; the weights of both sizes stand once in the file that their graphs share."""
     source = smaller(kind, method)
-    export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(1.0)))
+    write_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(1.0)))
     tensors = {id(tensor): tensor.nbytes for part in (source.pruned, source.model.text) for tensor in (*part.parameters(), *part.buffers())}
     assert (tmp_path / "bundle" / "weights.bin").stat().st_size < 1.15 * sum(tensors.values())
 

@@ -19,7 +19,7 @@ from prtool.errors import ConfigError, KeepError, ParityError, ShapeError, Stora
 from prtool.export import write
 from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.agreement import verify_with_model
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.files import sha256_file
 from prtool.manifest import FileDigest
 from prtool.runtime.encoder import Encoder
@@ -54,7 +54,7 @@ def bundle(source: ExportSource, tmp_path_factory: pytest.TempPathFactory) -> Bu
     """One exported bundle, compared on given images."""
     pixels = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     out, steps = tmp_path_factory.mktemp("export") / "bundle", Steps()
-    manifest = export_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=Pixels(pixels)), steps)
+    manifest = write_bundle(source, out, ExportOptions(Keep.ratio(0.6), pixels=Pixels(pixels)), steps)
     opened = Bundle.open(out)
     assert opened.manifest == manifest
     assert [total for total, _ in steps.stages] == [5, 21]
@@ -176,7 +176,7 @@ def test_graphs_share_one_weights_file(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_the_same_model_gives_the_same_files(source: ExportSource, bundle: Bundle, tmp_path: Path) -> None:
-    export_bundle(source, tmp_path / "again", ExportOptions(Keep.ratio(0.6)))
+    write_bundle(source, tmp_path / "again", ExportOptions(Keep.ratio(0.6)))
     for name in ("weights.bin", "full.onnx", "fused.onnx", "post.onnx", "text.onnx"):
         assert (tmp_path / "again" / name).read_bytes() == bundle.file(name).read_bytes()
 
@@ -189,7 +189,7 @@ def test_every_file_is_hashed_once(source: ExportSource, tmp_path: Path, monkeyp
         return sha256_file(path)
 
     monkeypatch.setattr("prtool.files.sha256_file", count)
-    made = export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6)))
+    made = write_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(0.6)))
     assert sorted(hashed) == sorted({*made.files} - {"weights.bin"})
 
 
@@ -226,7 +226,7 @@ def test_a_graph_that_disagrees_is_not_written(
         change(fresh)
     try:
         with pytest.raises(ParityError, match=words):
-            export_bundle(fresh, old, ExportOptions(Keep.count(5)))
+            write_bundle(fresh, old, ExportOptions(Keep.count(5)))
     finally:
         host.load_state_dict(saved)
     assert Bundle.open(old).manifest == bundle.manifest
@@ -245,15 +245,15 @@ def test_a_full_or_locked_disk_keeps_the_old_bundle(
 
     monkeypatch.setattr(write, "_write_graphs", fail)
     with pytest.raises(StorageError, match=re.escape(str(out))):
-        export_bundle(source, out, ExportOptions(Keep.count(5)))
+        write_bundle(source, out, ExportOptions(Keep.count(5)))
     assert Bundle.open(out).manifest == bundle.manifest
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_bad_options(source: ExportSource, tmp_path: Path) -> None:
     with pytest.raises(KeepError, match=r"17.* 16"):
-        export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(17)))
+        write_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(17)))
     for pixels in (torch.zeros(2, 3, 32, 32), torch.zeros(0, 3, 64, 64), torch.zeros(2, 3, 64, 64, dtype=torch.float64)):
         with pytest.raises(ShapeError, match="pixels"):
-            export_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5), pixels=Pixels(pixels)))
+            write_bundle(source, tmp_path / "bundle", ExportOptions(Keep.count(5), pixels=Pixels(pixels)))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Bundles that merge patches, or whose image is smaller and nothing else, in C++ and Python: the same numbers, the same refusals."""
+"""Bundles that merge patches, or whose image is smaller and nothing else, in C++ and Python: the same numbers, the same errors."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch.nn import functional
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError
 from prtool.export.source import ExportSource
-from prtool.export.write import ExportOptions, export_bundle
+from prtool.export.write import ExportOptions, write_bundle
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.spec import MERGE, NONE, Keep
@@ -105,7 +105,7 @@ def test_exported_encoders_are_eager_ones(kind: str, tmp_path: Path, photographs
     """What is exported, in C++ on each engine of CPUs, next to PyTorch eager and to Python."""
     source = SOURCES[kind]()
     keep = Keep.ratio(0.7 if kind == "merging" else 1.0)
-    export_bundle(source, tmp_path / "bundle", ExportOptions(keep))
+    write_bundle(source, tmp_path / "bundle", ExportOptions(keep))
     bundle = Bundle.open(tmp_path / "bundle")
     with torch.no_grad():
         pixels = {mode: torch.from_numpy(prepare_batch(photographs, bundle.manifest.preprocess_for(mode))) for mode in ("fused", "full")}

@@ -66,7 +66,7 @@ def unbeaten(candidates: Sequence[Candidate]) -> list[Candidate]:
 def near_by_cosine(row: Candidate, others: Sequence[Candidate], slack: float) -> bool:
     """Whether a candidate's distance from the unpruned embeddings, 1 - cosine, is at most `slack` times that of any as cheap.
 
-    Between candidates of one method the slack is a tenth at most: there the cosine tells which is better.
+    Between candidates of one method the slack is a tenth at most: there the cosine shows which is better.
     """
     for other in others:
         factor = min(slack, 1.1) if other.family.method == row.family.method else slack
