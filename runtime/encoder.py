@@ -50,7 +50,7 @@ class LoadOptions:
     precision: str
     options: EngineOptions
     verify: bool
-    jpeg_scaling: bool = False
+    jpeg_scaling: bool
 
 
 class _Loaded:
@@ -93,7 +93,7 @@ class Encoder:
         return type(self), (self._how,)
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 - what an application chooses, each by its name
         cls,
         bundle: str | Path | Bundle,
         *,
@@ -102,6 +102,7 @@ class Encoder:
         precision: str = "fp32",
         options: EngineOptions | None = None,
         verify: bool = True,
+        jpeg_scaling: bool = False,
     ) -> Self:
         """Opens a bundle and loads its graphs.
 
@@ -113,6 +114,8 @@ class Encoder:
             precision: "fp32", or another that the bundle holds.
             options: threads, streams, device and so on; None takes `EngineOptions()`.
             verify: check the SHA-256 of every file of the directory.
+            jpeg_scaling: decode large JPEGs at 1/2, 1/4 or 1/8 of their size, so much as leaves twice what they are resized to: 2 to 4 times
+                faster from file to pixels for photographs of 3 megapixels and more, which differ by less than 1 of 255 on average (docs/cpp.md).
 
         Raises:
             BundleError: the bundle is missing, damaged, unsafe or of another schema.
@@ -127,7 +130,7 @@ class Encoder:
         if not isinstance(bundle, (Bundle, str, PathLike)):
             raise ConfigError(f"bundle = {printable(repr(bundle))}, but it must be a bundle's folder or an opened bundle")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
-        how = LoadOptions(opened.path.absolute(), opened.manifest, engine, mode, precision, chosen, verify)
+        how = LoadOptions(opened.path.absolute(), opened.manifest, engine, mode, precision, chosen, verify, jpeg_scaling)
         return cls(how, _Loaded(opened, how))
 
     @property
@@ -147,16 +150,8 @@ class Encoder:
 
     @property
     def jpeg_scaling(self) -> bool:
-        """Whether large JPEGs are decoded at a part of their size (`with_jpeg_scaling`)."""
+        """Whether large JPEGs are decoded at a part of their size."""
         return self._how.jpeg_scaling
-
-    def with_jpeg_scaling(self) -> Self:
-        """An encoder over the same graphs that decodes large JPEGs at 1/2, 1/4 or 1/8 of their size.
-
-        So much as leaves twice what they are resized to: 2 to 4 times faster from file to pixels for photographs of 3 megapixels and more,
-        with pixels that differ by less than 1 of 255 on average (docs/cpp.md). Closing either encoder closes the graphs of both.
-        """
-        return type(self)(replace(self._how, jpeg_scaling=True), self._loaded())
 
     @property
     def info(self) -> EngineInfo:
@@ -322,11 +317,7 @@ class Encoder:
         return tuple(kept)
 
     def stages(self, pixels: Array, keep: KeepLike = None) -> Iterator[Stage]:
-        """Runs the split graphs, whatever the mode, one finished stage for each `next`, so that a caller can time them.
-
-        Raises:
-            ConfigError: the bundle ranks no patches.
-        """
+        """Runs the split graphs, one finished stage for each `next`, whatever the mode; raises ConfigError where the bundle ranks no patches."""
         return self._split().stages(_array(pixels), self.manifest.counts(_chosen(keep)))
 
     def close(self) -> None:

@@ -94,8 +94,7 @@ def embed(
     counts = mode_counts(loaded["bundle"].manifest, mode, keep)
     files, left_out = expand_images(images)
     check_output(output, files)
-    with Encoder.load(**loaded, mode=mode) as exact:
-        encoder = exact.with_jpeg_scaling() if jpeg_scaling else exact
+    with Encoder.load(**loaded, mode=mode, jpeg_scaling=jpeg_scaling) as encoder:
         result = embed_folder(encoder, files or images, BarProgress(), keep=counts, batch_size=batch)
     save_embeddings(result, output)
     for path, reason in result.skipped:
@@ -126,8 +125,7 @@ def classify(*, images: tuple[Path, ...], loading: Loading, mode: str, jpeg_scal
     loaded = loading()
     counts = mode_counts(loaded["bundle"].manifest, mode, keep)
     ClassTable.of(loaded["bundle"])
-    with Encoder.load(**loaded, mode=mode) as exact:
-        encoder = exact.with_jpeg_scaling() if jpeg_scaling else exact
+    with Encoder.load(**loaded, mode=mode, jpeg_scaling=jpeg_scaling) as encoder:
         predictions = [encoder.classify([image], keep=counts, top=top)[0] for image in images]
     if as_json:
         found = [list(map(dataclasses.asdict, row)) for row in predictions]

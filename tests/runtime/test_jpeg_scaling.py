@@ -94,8 +94,7 @@ def test_an_encoder_that_was_asked_to(tmp_path: Path) -> None:
     photo.write_bytes(jpeg(403, 301, orientation=6))
     rows = {}
     for scaling in (False, True):
-        plain = Encoder.load(bundle)
-        with plain.with_jpeg_scaling() if scaling else plain as encoder:
+        with Encoder.load(bundle, jpeg_scaling=scaling) as encoder:
             rows[scaling] = encoder.encode_images([photo])
             pixels = prepare(photo, encoder.preprocess, jpeg_scaling=scaling)[None]
             np.testing.assert_array_equal(rows[scaling], encoder.encode_pixels(pixels))
