@@ -3,7 +3,7 @@
 import functools
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +41,7 @@ NAMES = [f"{spec.size[0]}x{spec.size[1]}-{spec.interpolation}-{spec.resize_mode}
 Reference = Callable[[Image.Image], npt.NDArray[np.float32]]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Pixels of one image are too few to share: on a busy machine, torch's threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def reference(spec: Preprocess) -> Reference:

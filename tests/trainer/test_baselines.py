@@ -1,6 +1,5 @@
 """Ways of choosing patches, each against what it is said to be, on tiny seeded towers."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -29,13 +28,7 @@ from prtool.trainer.models.tower import VisionTower
 LOCATION = 2
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few hundred values are slower on many threads, by a hundred times on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pixels_of(tower: VisionTower, batch: int) -> Tensor:

@@ -1,6 +1,5 @@
 """The greedy search against a plain loop that runs the encoder once for each candidate."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -16,13 +15,7 @@ from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch, Tail, r
 KINDS = ["cls", "average", "siglip", "dinov2 registers"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny matrices are no faster on several threads, and much slower where those are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def loop_score(model: DualEncoder, tokens: Tensor, kept: list[int], location: int, config: GoldenConfig, label: int) -> float:

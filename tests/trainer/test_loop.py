@@ -58,12 +58,7 @@ def same(first, second):
     return equal and (first.history, first.best_epoch) == (second.history, second.best_epoch)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

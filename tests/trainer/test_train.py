@@ -36,13 +36,7 @@ SETTINGS |= {"objective": "ranking", "phases": ["rank", "predictor"]}
 SETTINGS |= {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The same bytes are promised for the same number of threads: more of them add in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Training at a smaller image size: the students read smaller images, every reference is the native encoder's of the same images."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +29,7 @@ SETTINGS |= {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hid
 TOKENS = {"tokens.shots": 2, "tokens.epochs": 1, "tokens.batch": 3, "tokens.visual": 2, "tokens.label": 0.0, "tokens.distill": 1.0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
