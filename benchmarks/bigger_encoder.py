@@ -117,19 +117,13 @@ def _entrant(row: Row, engine: str, how: EngineOptions, precision: str, stack: c
 
 def _barely_smaller(tower: VisionTower) -> Reducer:
     """A reducer that trains nothing and suits every tower: only the unpruned graph of its bundle runs."""
-    return Reducer(NONE, tower.image_size[0] - tower.image_size[0] // tower.grid[0])
+    return Reducer(NONE, tower.smaller_sizes[-1])
 
 
 def _with_size(reducers: Sequence[Reducer], tower: VisionTower, plain: Bundle) -> list[Reducer]:
     """The reducers; for "none" alone the image size whose cost is nearest to the small encoder's."""
-    patch = tower.image_size[0] // tower.grid[0]
     wanted = plain.manifest.cost.full_gmacs(plain.manifest.prune)
-
-    def distance(side: int) -> float:
-        smaller = tower.resized(side)
-        return abs(smaller.cost().pruned_gmacs(smaller.prune_spec(method=NONE), ()) - wanted)
-
-    nearest = Reducer(NONE, min(range(patch, tower.image_size[0], patch), key=distance))
+    nearest = Reducer(NONE, min(tower.smaller_sizes, key=lambda side: abs(tower.gmacs_at(side) - wanted)))
     return [nearest if reducer == Reducer(NONE) else reducer for reducer in reducers]
 
 

@@ -13,7 +13,7 @@ from prtool.export.write import ExportOptions
 from prtool.manifest import Manifest
 from prtool.pictures import short_name
 from prtool.progress import Progress
-from prtool.spec import MERGE, METHODS, NONE, RANK, Cost, Keep
+from prtool.spec import MERGE, METHODS, NONE, RANK, Keep
 from prtool.store import digest
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.models.tower import VisionTower
@@ -61,7 +61,7 @@ SHARES, REDUCERS = Values("share", share_of), Values("reducer", Reducer.parse)
 
 def default_reducers(tower: VisionTower) -> tuple[Reducer, ...]:
     """The three reducers, and mixtures with images of two and three patches less a side."""
-    smaller = [tower.image_size[0] - less * _patch(tower) for less in _SMALLER]
+    smaller = [tower.smaller_sizes[-less] for less in _SMALLER]
     return (Reducer(RANK), Reducer(MERGE), Reducer(NONE), Reducer(RANK, smaller[0]), *(Reducer(MERGE, side) for side in smaller))
 
 
@@ -90,22 +90,11 @@ def keeps_at(manifest: Manifest, shares: Sequence[float]) -> dict[float, int]:
 
 
 def _sides(tower: VisionTower, shares: Sequence[float]) -> Iterator[int]:
-    cost, patch = tower.cost(), _patch(tower)
-    costs = {side: _smaller_share(tower, cost, side // patch) for side in range(patch, tower.image_size[0], patch)}
+    costs = {side: tower.gmacs_at(side) / tower.gmacs_at(tower.image_size[0]) for side in tower.smaller_sizes}
     for share in shares:
         side = min(costs, key=lambda item: abs(costs[item] - share))
         if abs(costs[side] - share) <= WITHIN:
             yield side
-
-
-def _smaller_share(tower: VisionTower, cost: Cost, rows: int) -> float:
-    patches = rows * rows
-    smaller = replace(cost, embed_macs=cost.embed_macs * patches // tower.patches)
-    return smaller.gmacs([tower.prefix_tokens + patches] * tower.depth) / cost.gmacs([tower.prefix_tokens + tower.patches] * tower.depth)
-
-
-def _patch(tower: VisionTower) -> int:
-    return tower.image_size[0] // tower.grid[0]
 
 
 @dataclass(frozen=True, slots=True)

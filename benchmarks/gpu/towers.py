@@ -1,6 +1,5 @@
 """Image towers with random weights in half precision: the whole tower, and the parts before and after the pruning location."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -16,7 +15,6 @@ from prtool.trainer.models.tower import VisionTower
 LOCATION = 4
 TINY = "tiny"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-Function = Callable[..., object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -110,20 +110,30 @@ class VisionTower(nn.Module, ABC):
 
     def check_size(self, side: int) -> None:
         """The checks of `resized`; they need no values, so the tower may be on the device "meta"."""
-        (height, width), step = self.image_size, math.lcm(*self.patch_size)
+        (height, width), sizes = self.image_size, self.smaller_sizes
         if height != width:
             shape = f"{height} x {width} px"
             raise ModelError(f"image_size = {side}, but the encoder reads images of {shape}, and only square ones are resized; leave it out")
         if self._native_cost != (0, 0):
             raise ModelError(f"the image tower was resized to {height} px before, and would interpolate its positions twice; resize the native one")
-        # A native size that is no multiple has as many patches as the multiple below it, which is no smaller image then.
-        most = height // step - bool(height % step)
-        if side != height and (side % step or not step <= side <= most * step):
-            near = min(max(round(side / step), 1), most) * step
+        if side != height and side not in sizes:
+            steps = f"{sizes[0]} to {sizes[-1]} px in steps of its patch, {sizes[0]} px, or of " if sizes else ""
+            near = min(sizes or (height,), key=lambda size: abs(size - side))
             raise ConfigError(
-                f"image_size = {side}, but the encoder reads images of {step} to {most * step} px, in steps of its patch, {step} px, "
-                f"or of its native size, {height} px; give {near}, or 0 for the native size"
+                f"image_size = {side}, but the encoder reads images of {steps}its native size, {height} px; give {near}, or 0 for the native size"
             )
+
+    @property
+    def smaller_sizes(self) -> tuple[int, ...]:
+        """Sides in pixels of the smaller square images that it can be resized to, rising."""
+        height, step = self.image_size[0], math.lcm(*self.patch_size)
+        # A native size that is no multiple has as many patches as the multiple below it, which is no smaller image then.
+        return tuple(range(step, height - height % step, step))
+
+    def gmacs_at(self, side: int) -> float:
+        """10^9 MAC of the tower on a square image of `side` pixels; the patch embedding counts in proportion to the patches."""
+        cost, patches = self.own_cost(), (side // self.patch_size[0]) * (side // self.patch_size[1])
+        return replace(cost, embed_macs=cost.embed_macs * patches // self.patches).gmacs([self.prefix_tokens + patches] * self.depth)
 
     @property
     def device(self) -> torch.device:

@@ -77,10 +77,10 @@ def family_of(checkpoint: Checkpoint, tower: VisionTower) -> Family:
 
 def smaller_sizes(tower: VisionTower) -> tuple[int, ...]:
     """Sides in pixels at equal distances, at most `SMALLER_SIZES`, from one patch below the native side down to half of it."""
-    rows, patch = tower.grid[0], tower.image_size[0] // tower.grid[0]
-    found = range(rows - 1, max(1, round(_LEAST_SIDE * rows)) - 1, -1)
+    # Halves are rounded to a whole number of patches.
+    found = [side for side in reversed(tower.smaller_sizes) if side >= round(_LEAST_SIDE * tower.grid[0]) * tower.patch_size[0]]
     count = min(len(found), SMALLER_SIZES)
-    return tuple(patch * found[place * (len(found) - 1) // max(count - 1, 1)] for place in range(count))
+    return tuple(found[place * (len(found) - 1) // max(count - 1, 1)] for place in range(count))
 
 
 def _sizes(tower: VisionTower, config: TuneConfig, left_out: dict[str, str]) -> list[int]:

@@ -1,7 +1,5 @@
 """A smaller image: the unpruned encoder on fewer pixels, with interpolated positions and nothing trained."""
 
-from dataclasses import replace
-
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,12 +28,12 @@ class SmallerImage(Method):
         self._native, self._cost = native, cost
         self._towers = {native.image_size[0]: native}
         self._sides: dict[tuple[PruneSpec, Counts], int] = {}
-        patch = native.image_size[0] // native.grid[0]
+        sides = (*native.smaller_sizes, native.image_size[0])
         try:
-            self._tower(native.image_size[0] - patch)
+            self._tower(sides[-2:][0])
         except ModelError as cause:
             raise ConfigError(f"method 'smaller-image' does not suit this image tower: {cause}; or leave smaller-image out of --method") from cause
-        self._costs = {patch * rows: _gmacs(native, rows) for rows in range(1, native.grid[0] + 1)}
+        self._costs = {side: native.gmacs_at(side) for side in sides}
 
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
         """The embedding (batch, E) float32, L2-normalised, of the smaller images."""
@@ -63,10 +61,3 @@ class SmallerImage(Method):
         if side not in self._towers:
             self._towers[side] = self._native.resized(side)
         return self._towers[side]
-
-
-def _gmacs(native: VisionTower, rows: int) -> float:
-    """Of the encoder on a square of `rows` x `rows` patches."""
-    cost, patches = native.cost(), rows * rows
-    embed = cost.embed_macs * patches // native.patches
-    return replace(cost, embed_macs=embed).gmacs([native.prefix_tokens + patches] * native.depth)
