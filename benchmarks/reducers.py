@@ -1,5 +1,6 @@
-"""What shortens an encoder ("rank", "merge@168", "none@140"): its run, its bundle, and the keeps that cost a wanted share of the unpruned MACs."""
+"""What shortens an encoder ("rank", "merge/1@168", "none@140"): its run, its bundle, and the keeps that cost a wanted share of the unpruned MACs."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from prtool.trainer.train import train
 
 WITHIN = 0.03
 """A keep whose cost is further than this from the wanted share is left out."""
+_WRITTEN = re.compile(r"(?P<method>[a-z]+)(/(?P<block>[1-9][0-9]*))?(@(?P<side>[1-9][0-9]*))?", re.ASCII)
 _MOST = 0.95
 """What leaves more of the patches than this shortens next to nothing."""
 _SMALLER = (2, 3)
@@ -30,21 +32,28 @@ _SMALLER = (2, 3)
 
 @dataclass(frozen=True, slots=True)
 class Reducer:
-    """A method of `prtool.spec.METHODS` on images of a side of `image_size` pixels, 0 for the native one."""
+    """A method of `prtool.spec.METHODS`, the size of its images and where it begins.
+
+    Attributes:
+        method: rank, merge or none.
+        image_size: side in pixels, 0 for the native one.
+        location: the block at which patches drop, or begin to merge; 0 for the default.
+    """
 
     method: str
     image_size: int = 0
+    location: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "Reducer":
-        """Reads METHOD or METHOD@PIXELS; "none" alone stands for the smaller images that `chosen` finds."""
-        method, at, side = text.partition("@")
-        if method not in METHODS or (at and not (side.isdecimal() and int(side))):
-            raise ValueError(f"{text!r} is not METHOD or METHOD@PIXELS with a method of {', '.join(METHODS)}")
-        return cls(method, int(side or 0))
+        """Reads METHOD[/BLOCK][@PIXELS]; "none" alone stands for the smaller images that `chosen` finds."""
+        found = _WRITTEN.fullmatch(text)
+        if found is None or found["method"] not in METHODS or (found["block"] and found["method"] == NONE):
+            raise ValueError(f"{text!r} is not METHOD, METHOD/BLOCK, METHOD@PIXELS or METHOD/BLOCK@PIXELS with a method of {', '.join(METHODS)}")
+        return cls(found["method"], int(found["side"] or 0), int(found["block"] or 0))
 
     def __str__(self) -> str:
-        return f"{self.method}@{self.image_size}" if self.image_size else self.method
+        return self.method + (f"/{self.location}" if self.location else "") + (f"@{self.image_size}" if self.image_size else "")
 
 
 def share_of(text: str) -> float:
@@ -60,9 +69,10 @@ SHARES, REDUCERS = Values("share", share_of), Values("reducer", Reducer.parse)
 
 
 def default_reducers(tower: VisionTower) -> tuple[Reducer, ...]:
-    """The three reducers, and mixtures with images of two and three patches less a side."""
+    """The three reducers, merging from block 1 on as ToMe does, and mixtures with images of two and three patches less a side."""
     smaller = [tower.smaller_sizes[-less] for less in _SMALLER]
-    return (Reducer(RANK), Reducer(MERGE), Reducer(NONE), Reducer(RANK, smaller[0]), *(Reducer(MERGE, side) for side in smaller))
+    mixtures = (Reducer(RANK, smaller[0]), *(Reducer(MERGE, side) for side in smaller))
+    return (Reducer(RANK), Reducer(MERGE), Reducer(MERGE, location=1), Reducer(NONE), *mixtures)
 
 
 def chosen(reducers: Sequence[Reducer], tower: VisionTower, shares: Sequence[float]) -> tuple[Reducer, ...]:
@@ -142,6 +152,7 @@ class Workshop:
         data = self.data if data is None else data
         found = {"model": self.model, "pretrained": self.pretrained, "data": data, "seed": self.seed}
         found |= {"image_size": reducer.image_size, "prune.method": reducer.method}
+        found |= {"prune.locations": (reducer.location,)} if reducer.location else {}
         return found | (dict(self.settings) if data and reducer.method == RANK else {"phases": ("none",)})
 
     def _place(self, kind: str, reducer: Reducer, settings: Mapping[str, object]) -> Path:

@@ -354,7 +354,7 @@ def test_the_plan_of_a_run_that_merges_on_smaller_images(home: Path, tmp_path: P
     plan = make_plan(made, tower, config())
     assert plan.own == Family(MERGE, 48, (3, 4))
     assert plan.own in plan.first
-    assert {Family(RANK, 0, (3,)), Family(MERGE, 0, (3, 4)), *(Family(NONE, size) for size in SMALLER)} < set(plan.first)
+    assert {Family(RANK, 0, (3,)), Family(MERGE, 0, (3, 4)), Family(MERGE, 0, (1,)), *(Family(NONE, size) for size in SMALLER)} < set(plan.first)
     assert Family(MERGE, 48, (3, 4)) not in plan.mixtures
     named = make_plan(made, tower, config(image_sizes=(SIDE, 32), methods=(MERGE,), locations=((2, 5),)))
     assert (named.first, named.mixtures) == ((Family(MERGE, 0, (2,)), Family(MERGE, 32, (2,))), ())

@@ -4,9 +4,11 @@
     python -m benchmarks.frontier --table benchmarks/results/frontier-dual-s14.json --earlier benchmarks/results/frontier-dual-s14-earlier.json
 
 One predictor is trained on all sets, nothing is recovered. Rows: Patch Ranking, merging and smaller images with their bundles on CPU
-engines, mixtures of them (METHOD@PIXELS), and the methods that exist in PyTorch only. The default shares are those of images of
-13, 12, ... 8 of 14 patches a side, so that rows stand at equal cost. Runs, bundles, evaluations and speeds are kept in --work: the
-same command goes on where a stopped one was. With --no-speed it needs no quiet machine; the same without it then only times.
+engines, mixtures of them (METHOD@PIXELS), merging from block 1 on (merge/1, which is ToMe), and the methods that exist in PyTorch
+only. The default shares are those of images of 13, 12, ... 8 of 14 patches a side, so that rows stand at equal cost.
+
+Runs, bundles, evaluations and speeds are kept in --work: the same command goes on where a stopped one was. With --no-speed it needs
+no quiet machine; the same without it then only times.
 """
 
 import json
@@ -39,7 +41,7 @@ _SMOKE = Path("runs/frontier-smoke")
 @click.option("--pretrained", default="", help="Tag or checkpoint file.")
 @click.option("--data", default="", help="Labelled sets with commas, each FOLDER or NAME:FOLDER.")
 @click.option("--share", "shares", type=SHARES, default=".857,.735,.617,.51,.41,.33", show_default=True, help="MACs relative to unpruned.")
-@click.option("--reducer", "reducers", type=REDUCERS, default=(), help="METHOD or METHOD@PIXELS.  [default: rank, merge, none and three mixtures]")
+@click.option("--reducer", "reducers", type=REDUCERS, default=(), help="METHOD[/BLOCK][@PIXELS].  [default: each alone, merge/1, mixtures]")
 @click.option("--method", "baselines", type=NAMES, default=",".join(BASELINES), show_default=True, help="Methods that exist in PyTorch only.")
 @click.option("--unseen", type=NAMES, default=(), help="Names of sets that are also measured with predictors trained on the others.")
 @click.option("--speed/--no-speed", "timed", default=True, show_default=True, help="Also time everything.")

@@ -75,7 +75,7 @@ class Evaluations:
                 if method == EVALUATED[RANK]:
                     self._add_unseen(reducer, [(points[place], found[place]) for place in places], unseen)
         whole = _finished(unpruned, UNPRUNED)
-        return whole, [_finished(row, point.method, point, whole["gmacs"]) for row, point in zip(found, points, strict=True)]
+        return whole, [_finished(row, point.label, point, whole["gmacs"]) for row, point in zip(found, points, strict=True)]
 
     def _add_unseen(self, reducer: Reducer, rows: Sequence[tuple[Point, Figures]], unseen: Sequence[str]) -> None:
         for name in unseen:

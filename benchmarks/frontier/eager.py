@@ -18,7 +18,7 @@ from prtool.trainer.evaluation.baselines.registry import METHODS, Ingredients
 from prtool.trainer.models.tower import VisionTower
 
 LIBRARY = "torch"
-_FROM_THE_FIRST_BLOCK = ("tome", "avit")
+_FROM_THE_FIRST_BLOCK = ("avit",)
 
 
 def eager_entrants(workshop: Workshop, points: Sequence[Point], images: Sequence[bytes]) -> list[Entrant]:

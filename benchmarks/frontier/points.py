@@ -8,7 +8,9 @@ from prtool.spec import MERGE, NONE, RANK
 
 EVALUATED = {RANK: "patch-ranking", MERGE: "merge", NONE: "smaller-image"}
 """The method of `prtool eval` that a run of each kind is evaluated with."""
-BASELINES = ("tome", "evit", "avit", "cls-attention", "random")
+TOME = "tome"
+"""What `prtool eval` calls merging from block 1 on at the native size."""
+BASELINES = ("evit", "avit", "cls-attention", "random")
 """Methods that exist in PyTorch only; they take the budget of Patch Ranking, without its predictor."""
 
 
@@ -34,9 +36,22 @@ class Point:
         return self.method == EVALUATED[self.reducer.method]
 
     @property
+    def label(self) -> str:
+        """The method in results; it names the block where that is not the default one."""
+        return labelled(self.reducer) if self.exports else self.method
+
+    @property
     def name(self) -> str:
         """In logs and keys."""
         return f"{self.method} {self.reducer} k={self.k}"
+
+
+def labelled(reducer: Reducer) -> str:
+    """What results call a reducer, without its image size; merging from block 1 on is ToMe, as published."""
+    if not reducer.location:
+        return EVALUATED[reducer.method]
+    is_tome = (reducer.method, reducer.location) == (MERGE, 1)
+    return TOME if is_tome else f"{EVALUATED[reducer.method]} from block {reducer.location}"
 
 
 def points_of(keeps: Mapping[Reducer, Mapping[float, int]], baselines: Sequence[str]) -> list[Point]:

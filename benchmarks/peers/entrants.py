@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from benchmarks.frontier.points import EVALUATED
+from benchmarks.frontier.points import labelled
 from benchmarks.peers.accuracy import TOME as EVALUATED_TOME
 from benchmarks.peers.accuracy import UNPRUNED, Accuracies
 from benchmarks.peers.baselines import DTYPES, TOME, Baseline, Baselines, agreement
@@ -165,7 +165,7 @@ def _group(
         encoder = stack.enter_context(Encoder.load(bundle, engine=engine, mode="fused", precision=precision, options=options, verify=False))
         for share, k in keeps.items():
             own = 1.0 / manifest.theoretical_speedup(k)
-            facts = {"name": str(reducer), "method": EVALUATED[reducer.method], "image_size": manifest.preprocess.size[0], "k": k, "target": share}
+            facts = {"name": str(reducer), "method": labelled(reducer), "image_size": manifest.preprocess.size[0], "k": k, "target": share}
             cost = {"gmacs": own * manifest.cost.full_gmacs(manifest.prune), "share": own, "cosine": None}
             group.append(Contestant({**facts, **how, **cost}, Entrant.of(encoder, manifest, "fused", k)))
     return group

@@ -46,7 +46,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "-o",
         str(root / "out.json"),
         "--reducer",
-        "rank,merge@56,none@48",
+        "rank,merge/1,merge@56,none@48",
     )
     timing = ("--share", ",".join(map(str, SHARES)), "--engine", "ort,torch", "--threads", "1", "--seconds", "0", "--batch", "2", "--steps", "2")
     result = run(*options, *timing)
@@ -58,11 +58,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_kind_of_row_is_there(measured: dict[str, Any]) -> None:
     methods = {row["method"] for row in measured["rows"]}
     assert methods == {"unpruned", "patch-ranking", "merge", "smaller-image", "tome", "evit", "avit", "cls-attention", "random"}
-    assert {row["reducer"] for row in measured["rows"]} > {"", "rank", "merge@56"}
+    assert {row["reducer"] for row in measured["rows"]} > {"", "rank", "merge/1", "merge@56"}
     for row in measured["rows"]:
         assert row["images"] == 9 and set(row["sets"]) == {"data"} and row["accuracy"] == row["sets"]["data"]["accuracy"]
         assert row["theoretical_speedup"] == pytest.approx(1.0 / row["share"])
-        exported = row["method"] in ("unpruned", "patch-ranking", "merge", "smaller-image")
+        exported = row["method"] in ("unpruned", "patch-ranking", "merge", "tome", "smaller-image")
         assert set(row["speed"]) == ({"ort", "torch"} if exported else {"torch"})
         for engine in row["speed"].values():
             assert engine["encoder"]["images_per_s"] > engine["end-to-end"]["images_per_s"] > 0.0
@@ -130,8 +130,15 @@ def test_smaller_images_are_found_by_cost() -> None:
     tower = load_seeded("ViT-B-16", "", 0).tower
     found = chosen((Reducer("none"), Reducer("merge", 192)), tower, (0.735, 0.51, 0.41))
     assert list(map(str, found)) == ["none@192", "none@160", "none@144", "merge@192"]
-    with pytest.raises(ValueError, match="prune@3"):
-        Reducer.parse("prune@3")
+
+
+def test_a_reducer_is_read_as_it_is_written() -> None:
+    assert Reducer.parse("merge/2@168") == Reducer("merge", image_size=168, location=2)
+    for text in ("rank", "merge/1", "none@140", "rank@168", "merge/12@96"):
+        assert str(Reducer.parse(text)) == text
+    for text in ("prune@3", "none/2", "merge/0", "merge/", "merge@", "merge@168/1", "rank@0", "merge/1@"):
+        with pytest.raises(ValueError, match=text):
+            Reducer.parse(text)
 
 
 def test_figures_between_rows_lie_on_a_line() -> None:

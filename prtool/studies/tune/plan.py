@@ -109,6 +109,9 @@ def _locations(
     asked = config.locations or (own.locations or TrainConfig.from_json(checkpoint.config).prune.locations,)
     firsts = tuple(dict.fromkeys(places[:1] for places in asked))
     sets = {RANK: asked, MERGE: firsts} if config.locations or own.method == RANK else {RANK: firsts, MERGE: asked if own.locations else firsts}
+    if not config.locations:
+        # The earlier merging begins, the fewer tokens merge in each block: better at low costs, no better at high ones.
+        sets[MERGE] = tuple(dict.fromkeys((*sets[MERGE], (1,))))
     found: dict[str, tuple[tuple[int, ...], ...]] = {}
     for method, check in ((RANK, _check_ranking), (MERGE, _check_merging)):
         if method not in (config.methods or METHODS):
