@@ -86,13 +86,16 @@ def compare(
     Raises:
         ParityError: a comparison failed; the message names it.
     """
-    parts = [_compare(source, bundle, probe, precision, progress or SilentProgress()) for precision in bundle.manifest.graphs]
+    shown = progress or SilentProgress()
+    parts = [_compare(source, bundle, probe, precision, shown) for precision in bundle.manifest.graphs]
     if held_out is not None and len(parts) > 1:
         unpruned_model = Unpruned.of(source, held_out, labels)
         for place, part in enumerate(parts):
             if part.precision != "fp32":
                 ask = VerifyRequest(ENGINES[part.precision], part.precision)
-                rows = verify_with_model(bundle, source, held_out, probe.counts, ask, labels)
+                with stage(shown, f"comparing {part.precision} with PyTorch on {len(held_out)} held-out images", 1):
+                    rows = verify_with_model(bundle, source, held_out, probe.counts, ask, labels)
+                    shown.advance()
                 judged = unpruned_model.judged(gate_of(part.precision))
                 check_agreement(rows, ask, judged)
                 parts[place] = dataclasses.replace(part, agreement=rows, judged=judged)
