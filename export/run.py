@@ -14,7 +14,7 @@ from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, che
 from prtool.export.validation.decisions import Decisions, Unpruned
 from prtool.export.validation.probe import keep_counts
 from prtool.export.write import ExportOptions, write_bundle
-from prtool.manifest import Manifest
+from prtool.manifest import Manifest, RecoveryInfo
 from prtool.progress import Progress
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import gate_of
@@ -23,6 +23,7 @@ from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation.report import figures
 from prtool.trainer.models.predictor import scorer_macs
 from prtool.trainer.runs.checkpoint import Checkpoint
+from prtool.trainer.runs.record import RecoveryRecord
 
 _PARITY_IMAGES = 16
 # NNCF's scales settle within some dozens of images.
@@ -80,10 +81,18 @@ def source_of(run: Path) -> ExportSource:
         scorer_name=checkpoint.scorer_config.arch if checkpoint.prune.method == RANK else "",
         scorer_trained=checkpoint.scorer_trained,
         scorer_macs=scorer_macs(checkpoint.scorers()),
+        recovery=_recovery(checkpoint.recovery),
         classnames=checkpoint.classnames,
         templates=checkpoint.templates if checkpoint.classnames else (),
         class_embeddings=checkpoint.class_embeddings(model) if checkpoint.classnames and checkpoint.context() is not None else None,
     )
+
+
+def _recovery(record: RecoveryRecord) -> RecoveryInfo | None:
+    if not record.rank:
+        return None
+    learned = (record.rank, record.first, record.scale, record.images, record.copies)
+    return RecoveryInfo(*learned, record.keeps, record.before, record.after)
 
 
 def export_run(run: Path, out: Path, options: ExportOptions, data: str | Path | None = None, progress: Progress | None = None) -> Manifest:
@@ -119,7 +128,7 @@ def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data:
         data: data folder.
 
     Raises:
-        ConfigError: the bundle was made from another model than the run's, or the engine or bundle lacks the precision.
+        ConfigError: the bundle was made from another model or recovery than the run's, or the engine or bundle lacks the precision.
         ParityError: the mean cosine or the top-1 agreement is below the precision's gate; the message names the worst images.
     """
     opened, source = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), source_of(run)
@@ -130,6 +139,8 @@ def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data:
         raise ConfigError(f"{opened.path} reads images of {own} px, but {run} was made for {wanted} px; export the run again")
     if opened.manifest.prune != source.spec:
         raise ConfigError(f"{opened.path} prunes as {opened.manifest.prune}, but {run} as {source.spec}; export the run again")
+    if opened.manifest.recovery != source.recovery:
+        raise ConfigError(f"{opened.path} has another recovery in its weights than {run}; export the run again")
     counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune)
     pixels, names, labels = _images(data, "test", ask.images, source)
     judged = Unpruned.of(source, pixels, labels).judged(gate_of(ask.precision))

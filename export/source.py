@@ -9,6 +9,7 @@ from torch import Tensor
 from prtool.errors import ConfigError, ShapeError
 from prtool.export.graphs.last_block import kv_token_macs, num_query_tokens
 from prtool.graphs.signature import EncoderShape, GraphSpec, graph_signatures
+from prtool.manifest import RecoveryInfo
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.reduced import ReducedEncoder
@@ -56,6 +57,7 @@ class ExportSource:
         scorer_name: architecture of the patch scorer, for the manifest; "" where no patches are ranked.
         scorer_trained: False for a freshly initialised scorer.
         scorer_macs: multiply-accumulates of the scorers of all locations on one image.
+        recovery: of the corrections in the weights of `pruned`; None where it has none.
         classnames: in label order; empty for a bundle without classes.
         templates: prompt templates with one `{}` each.
         class_embeddings: (classes, E) float32, L2-normalised, of a tuned context; None takes the model's of the templates.
@@ -66,6 +68,7 @@ class ExportSource:
     scorer_name: str
     scorer_trained: bool
     scorer_macs: int
+    recovery: RecoveryInfo | None = None
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     class_embeddings: Tensor | None = None

@@ -155,5 +155,6 @@ def _manifest(source: ExportSource, default_keep: int, options: ExportOptions) -
         keep_range=(source.spec.least_keep, source.spec.patches),
         graphs={precision: source.signatures(precision) for precision in precisions},
         parity={},
+        recovery=source.recovery,
         versions={name: version(name) for name in (*_LIBRARIES, *(("nncf",) if "int8" in precisions else ()))},
     )

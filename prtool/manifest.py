@@ -75,6 +75,29 @@ class ClassInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryInfo:
+    """Corrections in the weights of the shortened encoder; FULL and the text side have none.
+
+    Attributes:
+        rank: of each matrix's correction.
+        first: 1-based block from which on they are.
+        scale: of all of them.
+        images, copies: that they were learned from: images, and cropped copies of each besides itself.
+        keeps: patches kept at which validation images judged.
+        before, after: their mean cosines to the unpruned embedding without and with corrections, one a keep.
+    """
+
+    rank: int
+    first: int
+    scale: float
+    images: int
+    copies: int
+    keeps: tuple[int, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything a reader needs to run the bundle; docs/bundle-format.md is normative.
 
@@ -86,6 +109,7 @@ class Manifest:
         graphs: precision -> role -> graph; roles are those of `prtool.graphs.signature.graph_signatures`.
         parity: the worst figures of the comparison with PyTorch at export; parity.json has them all.
         versions: libraries that made the bundle.
+        recovery: corrections in the weights, where there are some.
         metadata: annotations of others, which readers keep and otherwise ignore.
         files: every other file of the bundle.
     """
@@ -103,6 +127,7 @@ class Manifest:
     versions: dict[str, str]
     text: TextInfo | None = None
     classes: ClassInfo | None = None
+    recovery: RecoveryInfo | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileDigest] = field(default_factory=dict)
 
@@ -197,6 +222,8 @@ def _check(manifest: Manifest) -> None:
         check_value("text.vocab_size", manifest.text.vocab_size, minimum=1, maximum=2**31 - 1)
     if manifest.classes is not None:
         check_value("the number of class names", len(manifest.classes.names), minimum=1, maximum=MAX_CLASSES)
+    if manifest.recovery is not None:
+        _check_recovery(manifest.recovery)
     for name, macs in dataclasses.asdict(manifest.cost).items():
         check_value(f"cost.{name}", macs, minimum=0)
     check_value("cost.attention_token_macs", manifest.cost.attention_token_macs, maximum=manifest.cost.token_macs)
@@ -210,6 +237,15 @@ def _check(manifest: Manifest) -> None:
     if not (native >= least if full != own else native == 0):
         wanted = f"at least {least} for images larger than {list(own)}" if full != own else f"0 where all images are of {list(own)}"
         raise ConfigError(f"cost.native_tokens = {native} with native_size = {list(full)}, but it must be {wanted}")
+
+
+def _check_recovery(recovery: RecoveryInfo) -> None:
+    for name, least in (("rank", 1), ("first", 1), ("images", 1), ("copies", 0)):
+        check_value(f"recovery.{name}", getattr(recovery, name), minimum=least, maximum=JSON_INTEGER)
+    check_value("recovery.keeps", recovery.keeps, minimum=1, maximum=JSON_INTEGER)
+    if not len(recovery.keeps) == len(recovery.before) == len(recovery.after) > 0:
+        counts = f"{len(recovery.keeps)} keeps, {len(recovery.before)} cosines before and {len(recovery.after)} after"
+        raise ConfigError(f"recovery has {counts}, but it must have one of each for every keep")
 
 
 def _check_metadata(metadata: Mapping[str, str]) -> None:

@@ -185,6 +185,35 @@ def test_damage_of_other_methods_is_named(method: str, path: list[str | int], ne
         Manifest.from_json(damaged(path, new, other_method(method, METHODS[method])))
 
 
+RECOVERY = {"rank": 4, "first": 2, "scale": 0.5, "images": 40, "copies": 2, "keeps": [3, 5], "before": [0.9, 0.99], "after": [0.95, 0.99]}
+
+
+def test_a_recovery_is_read_back() -> None:
+    value = as_json() | {"recovery": RECOVERY}
+    found = Manifest.from_json(value)
+    assert found.recovery is not None and (found.recovery.keeps, found.recovery.after) == ((3, 5), (0.95, 0.99))
+    assert json.loads(json.dumps(found.to_json()))["recovery"] == RECOVERY
+    assert Manifest.from_json(as_json()).recovery is None
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "named"),
+    [
+        ("rank", 0, "recovery.rank = 0"),
+        ("first", "2", "recovery.first"),
+        ("scale", None, "recovery.scale"),
+        ("copies", -1, "recovery.copies = -1"),
+        ("keeps", [], "recovery has 0 keeps"),
+        ("keeps", [3], "recovery has 1 keeps, 2 cosines before"),
+        ("after", KeyError, "recovery lacks after"),
+        ("more", 1, "more"),
+    ],
+)
+def test_damage_of_a_recovery_is_named(name: str, new: object, named: str) -> None:
+    with pytest.raises(BundleError, match=named):
+        Manifest.from_json(damaged(["recovery", name], new, as_json() | {"recovery": RECOVERY}))
+
+
 def test_roles_of_stages_belong_to_ranking_alone() -> None:
     value = json.loads(json.dumps(other_method("merge", (4,))))
     value["graphs"]["fp32"]["pre"] = value["graphs"]["fp32"]["full"]

@@ -13,9 +13,9 @@ from prtool.records import check_settings, from_plain, meanings, setting, to_pla
 from prtool.spec import MERGE, NONE, RANK
 from prtool.strict import TOML_BYTES, parse_toml, read_regular
 from prtool.text_safety import printable
-from prtool.trainer.settings import DistillConfig, FitConfig, GoldenConfig, PruneConfig, ScorerConfig, TokensConfig
+from prtool.trainer.settings import DistillConfig, FitConfig, GoldenConfig, PruneConfig, RecoverConfig, ScorerConfig, TokensConfig
 
-PHASES = ("rank", "predictor", "tokens", "none")
+PHASES = ("rank", "predictor", "recover", "tokens", "none")
 DEVICES = ("auto", "cpu", "cuda")
 DISTILL, RANKING = "distill", "ranking"
 OBJECTIVES = (DISTILL, RANKING)
@@ -58,8 +58,9 @@ class TrainConfig:
     device: str = setting("auto", "auto (CUDA where there is one), cpu or cuda", choices=DEVICES)
     phases: tuple[str, ...] = setting(
         (),
-        "phases to run: rank (golden ranking), predictor (train the scorer), tokens (train learnable tokens), none (an untrained scorer); [] = "
-        "what prune.method needs: predictor for rank, none for the others, which train nothing",
+        "phases to run: rank (golden ranking), predictor (train the scorer), recover (correct the blocks that see fewer "
+        "tokens), tokens (train learnable tokens), none (an untrained scorer); [] = "
+        "what prune.method needs: predictor for rank, none for the others",
         choices=PHASES,
     )
     objective: str = setting(
@@ -70,6 +71,7 @@ class TrainConfig:
     scorer: ScorerConfig = field(default_factory=ScorerConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    recover: RecoverConfig = field(default_factory=RecoverConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
 
     def __post_init__(self) -> None:
@@ -77,12 +79,12 @@ class TrainConfig:
         ranks = self.prune.method == RANK
         if not self.phases:
             object.__setattr__(self, "phases", ("predictor",) if ranks else ("none",))
-        if not ranks and self.phases != ("none",):
-            raise ConfigError(f"phases = {list(self.phases)}, but prune.method = {self.prune.method} trains nothing; leave phases out, or give none")
+        if not ranks and self.phases not in (("none",), ("recover",)):
+            raise ConfigError(f"phases = {list(self.phases)}, but prune.method = {self.prune.method} has no predictor; give none, or recover")
         if self.prune.method == NONE and not self.image_size:
             raise ConfigError("prune.method = none at the native image size changes nothing; give image_size, such as --image-size 168")
         if "none" in self.phases and len(self.phases) > 1:
-            raise ConfigError(f"phases = {list(self.phases)}, but give some of rank, predictor and tokens, or none alone")
+            raise ConfigError(f"phases = {list(self.phases)}, but give some of rank, predictor, recover and tokens, or none alone")
         for template in self.templates:
             if template.count("{}") != 1:
                 raise ConfigError(f"templates: {printable(repr(template))} must hold {{}} exactly once, where the class name goes")

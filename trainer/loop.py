@@ -17,7 +17,7 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.store import digest
 from prtool.trainer.features import Features
 from prtool.trainer.models.predictor import PatchScorer
-from prtool.trainer.settings import FitConfig, TokensConfig
+from prtool.trainer.settings import FitConfig, RecoverConfig, TokensConfig
 from prtool.trainer.store import TensorStore, tensors_digest
 
 SCHEMA = 1
@@ -179,7 +179,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     loss: Callable[[Tensor, torch.Generator], Tensor],
     images: int,
-    config: FitConfig | TokensConfig,
+    config: FitConfig | TokensConfig | RecoverConfig,
     epoch: int,
     rates: Iterable[float],
 ) -> float:

@@ -12,7 +12,7 @@ SCORES = ("feature", "label", "confidence")
 LABELLED_SCORES = ("label", "confidence")
 """Scores that need class embeddings."""
 PRECISIONS = ("fp32", "bf16", "auto")
-"""Of the golden search's arithmetic."""
+"""Of the golden search's and the recovery's arithmetic."""
 ARCHITECTURES = ("mix-mlp", "mlp", "transformer")
 REDUCTIONS = ("linear", "average")
 AUXILIARY = ("position", "norm", "cls")
@@ -20,8 +20,10 @@ AUXILIARY = ("position", "norm", "cls")
 LOSS_NAMES = ("kl", "margin", "listmle", "regression")
 PATCH_RANKING_TOKENS = "patch-ranking-tokens"
 """Patch Ranking with the run's learnable tokens; a run without has none."""
+RECOVERED = "recovered"
+"""The run's own encoder with its corrections; a run without has none."""
 MERGE_METHOD, SMALLER_IMAGE, TOME = "merge", "smaller-image", "tome"
-METHOD_NAMES = ("patch-ranking", PATCH_RANKING_TOKENS, MERGE_METHOD, SMALLER_IMAGE, TOME, "evit", "avit", "cls-attention", "random")
+METHOD_NAMES = ("patch-ranking", PATCH_RANKING_TOKENS, RECOVERED, MERGE_METHOD, SMALLER_IMAGE, TOME, "evit", "avit", "cls-attention", "random")
 """Names of the methods that `eval` compares, but for the oracle."""
 GOLDEN = "golden"
 """The oracle: it needs a ranking of the very images, which the evaluation computes for it."""
@@ -198,6 +200,37 @@ class TokensConfig:
             raise ConfigError("tokens.distill = 0 and tokens.label = 0, but nothing is learned without either; raise one of them")
         if self.text and not self.label:
             raise ConfigError(f"tokens.text = {self.text} and tokens.label = 0, but only the class prompts teach a text context; raise tokens.label")
+
+    def lr_at(self, progress: float) -> float:
+        """The learning rate after a share of all steps, 0 to 1: a half cosine from `lr` to 0."""
+        return self.lr * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverConfig:
+    """`[recover]`: how the blocks behind the first location learn the unpruned embeddings from shortened sequences, without labels."""
+
+    rank: int = setting(16, "rank of the correction of each matrix; gains and biases are corrected in full", minimum=1)
+    keep_low: float = setting(0.25, "each step keeps a share of the patches drawn from here to 1", above=0, below=1)
+    copies: int = setting(2, "randomly cropped and mirrored copies of each training image, besides itself", minimum=0)
+    crop: float = setting(0.35, "least share of an image's area that such a copy shows", above=0, maximum=1)
+    hidden: float = setting(
+        0.5, "weight of the hidden states of class token and kept patches, relative to the embedding; only where patches are ranked", minimum=0
+    )
+    steps: int = setting(600, "training steps, rounded up to whole passes over the images", minimum=1)
+    batch: int = setting(24, "images a step", minimum=1)
+    lr: float = setting(6e-4, "AdamW's learning rate at the start of the half cosine to 0", above=0)
+    weight_decay: float = setting(0.0, "AdamW's weight decay", minimum=0)
+    judged: int = setting(128, "validation images, at equal distances, that choose the best pass", minimum=1)
+    precision: str = setting("auto", "auto (bf16 where the machine computes it natively), fp32 or bf16", choices=PRECISIONS)
+    seed: int = setting(0, "of the first corrections, the crops, the keeps and the order of the images", minimum=0)
+
+    def __post_init__(self) -> None:
+        check_settings(self, "recover")
+
+    def passes(self, images: int) -> int:
+        """Passes over a number of training images."""
+        return math.ceil(self.steps / math.ceil(images / self.batch))
 
     def lr_at(self, progress: float) -> float:
         """The learning rate after a share of all steps, 0 to 1: a half cosine from `lr` to 0."""

@@ -1,4 +1,4 @@
-"""The train verb: golden ranking, predictor, learnable tokens; each phase continues where it was stopped."""
+"""The train verb: golden ranking, predictor, recovery, learnable tokens; each phase continues where it was stopped."""
 
 import importlib.metadata
 import logging
@@ -32,9 +32,10 @@ from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import GoldenRanking, rank_images
 from prtool.trainer.objectives.matching import constant_ranking, default_count, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.objectives.ranking import RankingObjective
-from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, scorer_tensors, token_tensors
+from prtool.trainer.recovery.train import Recovered, RecoverTask, recover
+from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, recovery_tensors, scorer_tensors, token_tensors, without_tokens
 from prtool.trainer.runs.folder import check_training, only_trainer
-from prtool.trainer.runs.record import SCHEMA, DataInfo, MatchRow, Metrics, TokensRecord
+from prtool.trainer.runs.record import SCHEMA, DataInfo, MatchRow, Metrics, RecoveryRecord, TokensRecord
 from prtool.trainer.runs.resume import earlier, finished
 from prtool.trainer.settings import LABELLED_SCORES
 from prtool.trainer.tokens.train import TokensTask, TrainedTokens, spec_with_tokens, train_tokens
@@ -82,8 +83,8 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None, *, o
 
     Args:
         config: settings. Phase "rank" ranks, and leaves an untrained scorer or adds matching rates to a trained one; "predictor"
-            needs that ranking where the objective is "ranking", and "tokens" the predictor of phase "predictor", of this or an
-            earlier call; "none" leaves an untrained scorer, and needs no data.
+            needs that ranking where the objective is "ranking"; "recover" and "tokens" need the predictor of phase "predictor", of
+            this or an earlier call, where patches are ranked; "none" leaves an untrained scorer, and needs no data.
         run: the run's folder. A trained run of other settings is left as it is, and so is anything that is not a run.
         progress: started for each phase.
         overwrite: replace a trained run of other settings.
@@ -104,12 +105,14 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None, *, o
     with only_trainer(run):
         before = earlier(run, blank, overwrite=overwrite)
         if images is None or config.phases == ("none",):
-            if before is not None and before.scorer_trained and not overwrite:
-                raise finished(run, "a trained predictor, and phase none would leave an untrained one")
-            return before if before is not None and not before.scorer_trained else blank.save(run)
+            if before is not None and before.trained and not overwrite:
+                raise finished(run, "a trained predictor or recovery, and phase none would leave neither")
+            return before if before is not None and not before.trained else blank.save(run)
         current = _Run(config, run, model, images, progress or SilentProgress())
-        scored = _with_scorers(current, blank, before)
-        return scored if "tokens" not in config.phases else _with_tokens(current, scored, overwrite)
+        found = _with_scorers(current, blank, before)
+        if "recover" in config.phases:
+            found = _with_recovery(current, found, overwrite)
+        return found if "tokens" not in config.phases else _with_tokens(current, found, overwrite)
 
 
 def _with_scorers(run: _Run, blank: Checkpoint, before: Checkpoint | None) -> Checkpoint:
@@ -259,6 +262,35 @@ def _with_matching(run: _Run, found: Checkpoint, rankings: Sequence[_Rankings]) 
     return replace(found, metrics=replace(found.metrics, matching=rows))
 
 
+def _with_recovery(run: _Run, found: Checkpoint, overwrite: bool) -> Checkpoint:
+    """The checkpoint with the corrections of these settings; those of others, and tokens trained without them, are replaced only when asked."""
+    config, ranks = run.config.recover, found.prune.method == RANK
+    if ranks and not found.scorer_trained:
+        raise ConfigError(f"phase recover finds no trained predictor for these settings in {run.folder}; give --phase predictor,recover")
+    if found.recovery != RecoveryRecord() and found.config.get("recover") == to_plain(config):
+        return found
+    if (found.recovery.rank or found.tokens != TokensRecord()) and not overwrite:
+        raise finished(run.folder, "a recovery of other settings, or learnable tokens that were trained without it")
+    plain = replace(found, recovery=RecoveryRecord(), prune=without_tokens(found.prune), tokens=TokensRecord())
+    scorers = {name: tensor for name, tensor in found.tensors.items() if name.split(".")[0].isdigit()}
+    encoder = plain.ranking_encoder(run.model, with_tokens=False) if ranks else plain.pruned_encoder(run.model)
+    task = RecoverTask(run.model, encoder, run.images.train, run.images.val, run.folder / "recovery")
+    made = recover(task, config, run.folder / "recovery.safetensors", run.progress)
+    return replace(
+        plain,
+        recovery=_recovery_record(made, len(run.images.train), config.copies),
+        config={**found.config, "recover": to_plain(config)},
+        tensors=scorers | recovery_tensors(made.recovery),
+        seen=found.seen or Seen.of(run.images.train, run.images.val).to_bytes(),
+    ).save(run.folder)
+
+
+def _recovery_record(made: Recovered, images: int, copies: int) -> RecoveryRecord:
+    kept, judged = made.recovery, (made.keeps, made.before, made.after)
+    found = RecoveryRecord(0, 0, 0.0, images, copies, *judged, made.losses, made.best_pass)
+    return found if kept is None else replace(found, rank=kept.rank, first=kept.first, scale=kept.scale)
+
+
 def _with_tokens(run: _Run, scored: Checkpoint, overwrite: bool) -> Checkpoint:
     """The checkpoint with the learnable tokens of these settings; those of others are replaced only when asked for."""
     config = run.config.tokens
@@ -276,14 +308,14 @@ def _with_tokens(run: _Run, scored: Checkpoint, overwrite: bool) -> Checkpoint:
     plain = scored.ranking_encoder(run.model, with_tokens=False)
     task = TokensTask(run.model, plain, images, run.images.val, scored.templates, run.folder / "tokens")
     found = train_tokens(task, config, run.folder / "tokens.safetensors", run.progress)
-    scorers = {name: tensor for name, tensor in scored.tensors.items() if name.split(".")[0].isdigit()}
+    learned = {name: tensor for name, tensor in scored.tensors.items() if not name.startswith(("visual.", "context."))}
     seen = Seen.from_bytes(scored.seen).joined(Seen.of(few_shot(images, config.shots, config.seed), run.images.val)).to_bytes()
     return replace(
         scored,
         prune=plain.spec if found.visual is None else spec_with_tokens(plain.spec, config),
         tokens=_tokens_record(found, config.keep),
         config={**scored.config, "tokens": to_plain(config)},
-        tensors=scorers | token_tensors(found.visual, found.context),
+        tensors=learned | token_tensors(found.visual, found.context),
         seen=seen,
     ).save(run.folder)
 

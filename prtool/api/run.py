@@ -66,7 +66,7 @@ def train(
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md).
         image_size: side in pixels of the images that the encoder reads, a multiple of its patch; default: the native one.
         location: 1-based blocks on entry to which patches drop, or the first in which they merge; default: 4.
-        phase: some of "rank", "predictor" and "tokens", or "none"; default: what the method needs, "predictor" where patches are ranked.
+        phase: some of "rank", "predictor", "recover" and "tokens", or "none"; default: what the method needs, "predictor" where patches are ranked.
         preset: settings by name, "default", "merge" (merge patches in place of dropping them), "smaller-image" (shorten nothing else),
             "leave-one-out" or "paper"; others that are given win over them.
         overwrite: replace a trained run of other settings.
@@ -116,7 +116,7 @@ def evaluate(
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md); default: the run's.
         split: part of the data: "train", "val" or "test".
         keep: patches that stay: a ratio (0.6) or a count (118); default: 1.0, 0.8, 0.7, 0.6 and 0.5, as far as the run reaches.
-        method: of "patch-ranking", "patch-ranking-tokens", "merge", "smaller-image", "tome", "evit", "avit", "cls-attention", "random",
+        method: of "patch-ranking", "patch-ranking-tokens", "recovered", "merge", "smaller-image", "tome", "evit", "avit", "cls-attention", "random",
             "golden" (slow), all at equal cost; default: patch-ranking, merge, smaller-image, random, or what suits the run's prune.method.
         images: at most this many; 0 takes all.
         output: picture of accuracy and cosine against cost, a .png file; default: RUN/eval-SPLIT.png.

@@ -17,7 +17,7 @@ from prtool.cli.parameters import FileName, Values, json_option, verb_options, w
 @click.option("--show-config", is_flag=True, help="Print every setting with its unit, and stop.")
 @json_option
 def train(show_config: bool, as_json: bool, overwrite: bool, output: Path | None, **given: Any) -> None:  # noqa: ANN401 - as click hands them over
-    """Rank patches, train the predictor, train learnable tokens; the run resumes where it stopped."""
+    """Train the predictor, recovery and learnable tokens; the run resumes where it stopped."""
     config = api.train_config(**given)
     if show_config:
         from prtool.trainer.config import show_config as config_text

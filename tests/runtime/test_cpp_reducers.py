@@ -1,5 +1,6 @@
 """Bundles that merge patches, or whose image is smaller and nothing else, in C++ and Python: the same numbers, the same errors."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 from cpp_programs import built_file, engines, noise_photographs, run
 from export_sources import make_source, merging_source
+from hostile.sealing import read_manifest, reseal
 from models import TinyModel, tiny_bundle
 from torch.nn import functional
 
 from prtool.bundle import Bundle
-from prtool.errors import ConfigError
+from prtool.errors import BundleError, ConfigError
 from prtool.export.source import ExportSource
 from prtool.export.write import ExportOptions, write_bundle
 from prtool.runtime.encoder import Encoder
@@ -62,6 +64,38 @@ def test_embeddings_are_pythons(bundle: Bundle, photographs: list[Path], tmp_pat
             found = run(built_file("programs/prtool-run"), "embed", bundle.path, *photographs, "-o", tmp_path / "out.npy", *options)
             assert found.returncode == 0, found.stderr
             np.testing.assert_allclose(np.load(tmp_path / "out.npy"), encoder.encode_images(photographs, keep), atol=1e-6)
+
+
+RECOVERY = {"rank": 4, "first": 2, "scale": 0.5, "images": 40, "copies": 2, "keeps": [3, 5], "before": [0.9, 0.99], "after": [0.95, 0.99]}
+WRONG_RECOVERIES: list[dict[str, object]] = [
+    {"rank": 0},
+    {"first": "2"},
+    {"images": -1},
+    {"scale": "1"},
+    {"keeps": []},
+    {"keeps": [3]},
+    {"keeps": [0, 5]},
+    {"before": [0.9]},
+    {"after": [0.9, "1"]},
+    {"more": 1},
+]
+
+
+def test_a_recovery_is_read_alike(bundle: Bundle, photographs: list[Path], tmp_path: Path) -> None:
+    """What the field says changes nothing; what is no such field is rejected in both languages."""
+    root = Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    program = (built_file("programs/prtool-run"), "embed", root, photographs[0], "-o", tmp_path / "out.npy")
+    for change in ({}, *WRONG_RECOVERIES):
+        reseal(root, {**read_manifest(bundle.path), "recovery": {**RECOVERY, **change}})
+        found = run(*program)
+        if change:
+            with pytest.raises(BundleError):
+                Bundle.open(root)
+            assert (found.returncode, found.stderr.count("\n")) == (1, 1) and "recovery" in found.stderr, (change, found.stderr)
+        else:
+            recovery = Bundle.open(root).manifest.recovery
+            assert recovery is not None and recovery.after == (0.95, 0.99)
+            assert found.returncode == 0, found.stderr
 
 
 def test_there_is_no_split_mode(bundle: Bundle, photographs: list[Path]) -> None:

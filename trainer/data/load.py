@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prtool.errors import DataError, ImageError
+from prtool.runtime.images.decode import open_image
 from prtool.runtime.images.preprocess import Pixels, prepare
 from prtool.spec import Preprocess
 from prtool.text_safety import printable
 from prtool.trainer.data.address import Address, parse_data
+from prtool.trainer.data.copies import Copies
 from prtool.trainer.data.formats.detect import known_set, read_listing, templates_of
 from prtool.trainer.data.formats.known import DEFAULT_TEMPLATES
 from prtool.trainer.data.images import NO_LABEL, SPLITS, ImageSet
@@ -104,9 +106,9 @@ def merge(sets: Sequence[ImageSet]) -> ImageSet:
 
 
 def pixel_batches(
-    images: ImageSet, preprocess: Preprocess, indices: Sequence[int], batch: int, workers: int = 2
+    images: ImageSet, preprocess: Preprocess, indices: Sequence[int], batch: int, workers: int = 2, copies: Copies | None = None
 ) -> Iterator[tuple[list[int], "Tensor"]]:
-    """Decodes and prepares images ahead of the consumer, in the order of `indices`.
+    """Decodes and prepares images ahead of the consumer, in the order of `indices`, which are items of `copies` where those are given.
 
     Yields:
         The indices of one batch, and its pixels (batch, 3, height, width) float32.
@@ -119,7 +121,7 @@ def pixel_batches(
     chunks = [list(indices[i : i + batch]) for i in range(0, len(indices), batch)]
 
     def load(index: int) -> "Tensor":
-        return torch.from_numpy(_prepared(images, index, preprocess))
+        return torch.from_numpy(_prepared(images, index, preprocess, copies))
 
     with ThreadPoolExecutor(workers) as pool:
         waiting = [(chunk, [pool.submit(load, i) for i in chunk]) for chunk in chunks[:2]]
@@ -130,10 +132,11 @@ def pixel_batches(
             waiting += [(later, [pool.submit(load, i) for i in later]) for later in islice(upcoming, 1)]
 
 
-def _prepared(images: ImageSet, index: int, preprocess: Preprocess) -> Pixels:
+def _prepared(images: ImageSet, item: int, preprocess: Preprocess, copies: Copies | None) -> Pixels:
+    index = item if copies is None else copies.image(item)
     source = images.source(index)
     try:
-        return prepare(source, preprocess)
+        return prepare(source if copies is None else copies.view(open_image(source), item), preprocess)
     except ImageError as cause:
         if isinstance(source, Path):
             raise

@@ -7,12 +7,12 @@ from prtool.errors import ConfigError
 from prtool.records import check_value
 from prtool.spec import MERGE, NONE, RANK, Keep, PruneSpec
 from prtool.trainer.data.images import SPLITS
-from prtool.trainer.settings import GOLDEN, MERGE_METHOD, METHOD_NAMES, SMALLER_IMAGE, TOME
+from prtool.trainer.settings import GOLDEN, MERGE_METHOD, METHOD_NAMES, RECOVERED, SMALLER_IMAGE, TOME
 
 KEEPS = tuple(Keep.ratio(value) for value in (1.0, 0.8, 0.7, 0.6, 0.5))
 """What is compared unless others are asked for, as far as a run can reach them."""
 _DEFAULT = {RANK: ("patch-ranking", MERGE_METHOD, SMALLER_IMAGE, "random"), MERGE: (MERGE_METHOD, SMALLER_IMAGE, TOME), NONE: (SMALLER_IMAGE,)}
-_SUITED = {**_DEFAULT, RANK: (*METHOD_NAMES, GOLDEN)}
+_SUITED = {**{method: (RECOVERED, *names) for method, names in _DEFAULT.items()}, RANK: (*METHOD_NAMES, GOLDEN)}
 """prune.method of a run -> methods that can be compared with it: those that drop patches need a location where it drops some."""
 
 
@@ -25,7 +25,8 @@ class EvalConfig:
         keeps: keep ratios or counts; None takes those of `KEEPS` that the run's prune.method can reach.
         methods: of `METHOD_NAMES`, and "golden" (the oracle; it ranks every evaluated image first, seconds each); None takes those that
             suit the run's prune.method: patch-ranking, merge, smaller-image and random where patches are ranked, merge, smaller-image and
-            tome where they merge, else smaller-image. Of these, a method that the encoder cannot do is left out, with a note.
+            tome where they merge, else smaller-image; and recovered where the run has a recovery. Of these, a method that the encoder
+            cannot do is left out, with a note.
         images: at most this many, drawn by the subset's seed; 0 takes all.
         batch: images encoded at once; results do not depend on it, and a CPU is fastest with small ones (16 by 20 % over 32).
         seed: of random choices.
@@ -75,8 +76,8 @@ class EvalConfig:
         """The keeps that are compared in a run with this spec."""
         return self.keeps or tuple(keep for keep in KEEPS if keep.resolve(spec.patches) >= spec.least_keep)
 
-    def methods_of(self, spec: PruneSpec) -> tuple[str, ...]:
-        """The methods that are compared in a run with this spec.
+    def methods_of(self, spec: PruneSpec, *, recovered: bool = False) -> tuple[str, ...]:
+        """The methods that are compared in a run with this spec, which has a recovery or none.
 
         Raises:
             ConfigError: one that was asked for does not suit the run's prune.method.
@@ -87,4 +88,4 @@ class EvalConfig:
                 raise ConfigError(
                     f"method {name!r} cannot be compared here: {why}; possible with its prune.method: {', '.join(_SUITED[spec.method])}"
                 )
-        return self.methods or _DEFAULT[spec.method]
+        return self.methods or (*((RECOVERED,) if recovered else ()), *_DEFAULT[spec.method])

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prtool.errors import ShapeError
 from prtool.progress import Progress, SilentProgress, stage
@@ -59,7 +59,7 @@ def evaluate_run(run: Path, data: str | Path | None, config: EvalConfig, progres
     model = checkpoint.load_model(str(device))
     own = checkpoint.templates if data is None or tuple(images.classnames) == checkpoint.classnames else templates_for(data)
     classes = None if NO_LABEL in images.labels else model.class_embeddings(images.classnames, config.templates or own)
-    pruner = Pruner.of_run(checkpoint, run, config.split, device)
+    pruner = Pruner.of_run(checkpoint, run, config.split, device).with_recovery(checkpoint, model)
     if PATCH_RANKING_TOKENS in config.methods_of(pruner.spec):
         pruner = pruner.with_tokens(checkpoint, model, () if classes is None else images.classnames)
     config = replace(config, store=config.store or run / "eval" / config.split)
@@ -150,9 +150,10 @@ def _prepare(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tens
         if classes.shape != wanted:
             raise ShapeError(f"class embeddings have shape {tuple(classes.shape)}, but {wanted} is needed: one row for each class name")
         images.require_labels("accuracy")
-    keeps, names = config.keeps_of(pruner.spec), config.methods_of(pruner.spec)
+    keeps, names = config.keeps_of(pruner.spec), config.methods_of(pruner.spec, recovered=pruner.recovered is not None)
     counts = pruner.spec.distinct_counts(keeps)
-    ingredients = Ingredients(model.tower, model.native, pruner.spec, pruner.scorers, config.seed, pruner.tuned, pruner.tuned_classes)
+    learned = (pruner.recovered, pruner.tuned, pruner.tuned_classes)
+    ingredients = Ingredients(model.tower, model.native, pruner.spec, pruner.scorers, config.seed, *learned)
     # Every other method is made before the images are ranked: what cannot run should say so at once.
     methods, left_out = make_methods(ingredients, [name for name in names if name != GOLDEN], counts, leave_out=config.methods is None)
     chosen = images.take(config.images, config.drawn_by)
@@ -166,7 +167,8 @@ def _prepare(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tens
 
 def _identity(task: _Task, pruner: Pruner, config: EvalConfig) -> dict[str, object]:
     """Everything that a value of the ledger depends on."""
-    made_of = {"classes": task.classes, "golden": task.golden, "tuned classes": pruner.tuned_classes, "tuned": pruner.tuned}
+    tensors = {"classes": task.classes, "golden": task.golden, "tuned classes": pruner.tuned_classes}
+    made_of: dict[str, Tensor | nn.Module | None] = {**tensors, "tuned": pruner.tuned, "recovered": pruner.recovered}
     return {
         **_frozen_identity(task),
         "run's images": asdict(task.model.preprocess),

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prtool.spec import PruneSpec
+from prtool.spec import RANK, PruneSpec
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.pruned import PrunedEncoder
+from prtool.trainer.models.reduced import ReducedEncoder
 from prtool.trainer.runs.checkpoint import Checkpoint, without_tokens
 from prtool.trainer.settings import GoldenConfig
 
@@ -25,6 +26,7 @@ class Pruner:
         trained: False for a freshly initialised predictor, whose choice of patches means nothing.
         golden: how the oracle searches, at the spec's first location.
         cache: folder of golden rankings, or None to keep none.
+        recovered: the run's encoder with its corrections, without learnable tokens, or None.
         tuned: the encoder with learnable tokens, or None.
         tuned_classes: (classes, E) float32, L2-normalised class embeddings with the learned context, or None.
     """
@@ -34,6 +36,7 @@ class Pruner:
     trained: bool = True
     golden: GoldenConfig = field(default_factory=GoldenConfig)
     cache: Path | None = None
+    recovered: ReducedEncoder | None = None
     tuned: PrunedEncoder | None = None
     tuned_classes: Tensor | None = None
 
@@ -43,6 +46,14 @@ class Pruner:
         settings = TrainConfig.from_json(checkpoint.config).golden
         scorers = tuple(scorer.to(device).eval() for scorer in checkpoint.scorers())
         return cls(without_tokens(checkpoint.prune), scorers, checkpoint.scorer_trained, settings, run / "golden" / split)
+
+    def with_recovery(self, checkpoint: Checkpoint, model: DualEncoder) -> "Pruner":
+        """The same with the run's corrections, where it has some."""
+        if not checkpoint.recovery.rank:
+            return self
+        ranks = checkpoint.prune.method == RANK
+        encoder = checkpoint.ranking_encoder(model, with_tokens=False) if ranks else checkpoint.pruned_encoder(model)
+        return replace(self, recovered=encoder)
 
     def with_tokens(self, checkpoint: Checkpoint, model: DualEncoder, classnames: Sequence[str]) -> "Pruner":
         """The same with the run's learnable tokens, where it has some, and their embeddings of the classes, where there are classes."""

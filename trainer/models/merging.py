@@ -62,11 +62,11 @@ class MergedEncoder(nn.Module):
         Raises:
             KeepError: there is not one count for each location, they rise, or a block has fewer pairs than merge in it.
         """
-        return self.encode_embedded(self.tower.embed(pixels), counts)
+        return self.encode_from(self.tower.embed(pixels), 1, counts)
 
-    def encode_embedded(self, embedded: Tensor, counts: Sequence[int]) -> Tensor:
-        """`encode` from the tokens (batch, prefix + N, D) that enter block 1."""
-        return self.finish(*self.run_pre_from(embedded), counts)
+    def encode_from(self, tokens: Tensor, block: int, counts: Sequence[int]) -> Tensor:
+        """`encode` from the tokens (batch, prefix + N, D) that enter a block, the first in which patches merge or an earlier one."""
+        return self.finish(*self.run_pre_from(tokens, block), counts)
 
     def finish(self, tokens: Tensor, metric: Tensor, counts: Sequence[int]) -> Tensor:
         """Everything behind `run_pre`, which several `counts` can share: embedding (batch, E), L2-normalised."""
@@ -86,10 +86,10 @@ class MergedEncoder(nn.Module):
         """Tokens (batch, prefix + N, D) behind the attention of the first location, and their metric (batch, prefix + N, head width)."""
         return self.run_pre_from(self.tower.embed(pixels))
 
-    def run_pre_from(self, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """`run_pre` from the tokens (batch, prefix + N, D) that enter block 1."""
+    def run_pre_from(self, tokens: Tensor, block: int = 1) -> tuple[Tensor, Tensor]:
+        """`run_pre` from the tokens (batch, prefix + N, D) that enter a block, the first in which patches merge or an earlier one."""
         first = self.spec.locations[0]
-        return self._attend(first, self.tower.run_blocks(embedded, 1, first - 1), None)
+        return self._attend(first, self.tower.run_blocks(tokens, block, first - 1), None)
 
     def run_mid(self, place: int, tokens: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """From the merging at location number `place` (1 for the first) to the next: tokens behind its attention, and their metric.
@@ -178,8 +178,10 @@ def match(metric: Tensor, r: int) -> Matched:
         The r even tokens that are most like an odd one merge with it. Ties: of equal odd ones the first is the partner, of equal
         even ones the first stays.
     """
-    unit = functional.normalize(metric, dim=-1)
-    alike = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
+    # In no less than float32, also where the encoder is trained in bfloat16: it decides.
+    with torch.autocast(metric.device.type, enabled=False):
+        unit = functional.normalize(metric.to(torch.promote_types(metric.dtype, torch.float32)), dim=-1)
+        alike = unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)
     best, partner = alike.max(dim=-1)
     best = torch.cat((torch.full_like(best[:, :1], -torch.inf), best[:, 1:]), dim=1)
     order = best.sort(dim=-1, stable=True).indices

@@ -98,6 +98,10 @@ class PrunedEncoder(nn.Module):
         tokens = self.tower.run_blocks(self.advance(tokens, self.spec.locations[-1], depth), depth, depth)
         return functional.normalize(self.tower.head(self._without_appended(tokens)), dim=-1)
 
+    def encode_from(self, tokens: Tensor, block: int, counts: Sequence[int]) -> Tensor:
+        """`encode` from the tower's tokens (batch, prefix + N, D) that enter a block, as `run_pre_from` takes them."""
+        return self.finish(*self.run_pre_from(tokens, block), counts)
+
     def finish(self, tokens: Tensor, scores: Tensor, counts: Sequence[int]) -> Tensor:
         """Everything behind `run_pre`, with `counts` patches kept at each location: embedding (batch, E), L2-normalised."""
         return self.finish_selected(self.drop(tokens, scores, counts[0]), counts)
@@ -155,3 +159,7 @@ class PlainEncoder(nn.Module):
     def encode(self, pixels: Tensor, counts: Sequence[int] = ()) -> Tensor:  # noqa: ARG002 - there is no location
         """Embedding (batch, E), L2-normalised, of (batch, 3, height, width)."""
         return functional.normalize(self.tower(pixels), dim=-1)
+
+    def encode_from(self, tokens: Tensor, block: int, counts: Sequence[int] = ()) -> Tensor:  # noqa: ARG002 - there is no location
+        """`encode` from the tokens (batch, prefix + N, D) that enter a block."""
+        return functional.normalize(self.tower.run_post(tokens, block), dim=-1)

@@ -4,4 +4,5 @@ from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.pruned import PlainEncoder, PrunedEncoder
 
 ReducedEncoder = PrunedEncoder | MergedEncoder | PlainEncoder
-"""Each has `tower`, `spec` and `encode(pixels, counts) -> (batch, E)`, L2-normalised: the reference of every graph."""
+"""Each has `tower`, `spec`, and `encode(pixels, counts)` and `encode_from(tokens, block, counts) -> (batch, E)`, L2-normalised: the
+reference of every graph."""

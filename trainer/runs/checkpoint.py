@@ -14,17 +14,19 @@ from prtool.errors import CheckpointError
 from prtool.exchange import alone
 from prtool.files import FileDigest, storage_errors, write_bytes
 from prtool.records import to_plain
-from prtool.spec import MERGE, NONE, RANK, PruneSpec
+from prtool.spec import MERGE, RANK, PruneSpec
 from prtool.store import write_sealed
 from prtool.trainer.models.dual_encoder import DualEncoder, load_model
 from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.predictor import CheckerboardScorer, PatchScorer, later_config, make_scorer
 from prtool.trainer.models.prompts import TextContext, VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PlainEncoder, PrunedEncoder
+from prtool.trainer.models.recovery import Recovery
 from prtool.trainer.models.reduced import ReducedEncoder
+from prtool.trainer.models.tower import VisionTower
 from prtool.trainer.runs.record import RECORD_NAME, SEEN, TENSORS, Record, read_file, read_record, remove_others
 
-_VISUAL, _CONTEXT = "visual.values", "context.values"
+_VISUAL, _CONTEXT, _RECOVERY = "visual.values", "context.values", "recovery."
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Checkpoint(Record):
     """A run's outcome.
 
     Attributes:
-        tensors: the scorers' (names begin with the number of the location, from 0), and the learnable tokens.
+        tensors: the scorers' (names begin with the number of the location, from 0), the corrections, and the learnable tokens.
         seen: which images it has seen, as `Seen.to_bytes` gives it; empty where it was not trained.
     """
 
@@ -145,6 +147,20 @@ class Checkpoint(Record):
         values = self._tensor(_CONTEXT, (self.tokens.text, -1))
         return TextContext(values, self.tokens.words).requires_grad_(False)
 
+    def recovered(self, tower: VisionTower) -> VisionTower:
+        """A tower of `load_model` with the run's corrections in its weights; itself where the run has none.
+
+        Raises:
+            CheckpointError: the tensors are not those of the record.
+        """
+        record = self.recovery
+        if not record.rank:
+            return tower
+        recovery = Recovery(tower, record.first, record.rank)
+        recovery.load({name.removeprefix(_RECOVERY): tensor for name, tensor in self.tensors.items() if name.startswith(_RECOVERY)})
+        recovery.scale = record.scale
+        return recovery.folded(tower)
+
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A tensor of this shape, -1 for any size."""
         found = self.tensors.get(name)
@@ -169,20 +185,24 @@ class Checkpoint(Record):
         return model
 
     def pruned_encoder(self, model: DualEncoder) -> ReducedEncoder:
-        """The encoder of this checkpoint, on the device of `load_model`'s model, in evaluation mode, with the learnable tokens of the run.
+        """The encoder of this checkpoint, on the device of `load_model`'s model, in evaluation mode, with the run's corrections and
+        learnable tokens.
 
         Raises:
             ModelError: the tower cannot merge.
         """
-        if self.prune.method == MERGE:
-            return MergedEncoder(model.tower, self.prune).eval()
-        return PlainEncoder(model.tower, self.prune).eval() if self.prune.method == NONE else self.ranking_encoder(model)
+        if self.prune.method == RANK:
+            return self.ranking_encoder(model)
+        tower = self.recovered(model.tower)
+        return (MergedEncoder if self.prune.method == MERGE else PlainEncoder)(tower, self.prune).eval()
 
     def ranking_encoder(self, model: DualEncoder, *, with_tokens: bool = True) -> PrunedEncoder:
-        """The encoder of a checkpoint whose method ranks, on `load_model`'s device, in evaluation mode, with the learnable tokens of the run."""
+        """The encoder of a checkpoint whose method ranks, on `load_model`'s device, in evaluation mode, with the run's corrections and
+        learnable tokens.
+        """
         visual = self.visual() if with_tokens else None
         spec = self.prune if with_tokens else without_tokens(self.prune)
-        return PrunedEncoder(model.tower, self.scorers(), spec, visual).to(model.tower.device).eval()
+        return PrunedEncoder(self.recovered(model.tower), self.scorers(), spec, visual).to(model.tower.device).eval()
 
     def class_embeddings(self, model: DualEncoder, classnames: Sequence[str] = (), *, with_tokens: bool = True) -> Tensor:
         """Class embeddings (classes, E) float32, L2-normalised, in label order; those of the run's classes where no names are given.
@@ -199,6 +219,11 @@ class Checkpoint(Record):
 def scorer_tensors(scorers: Sequence[PatchScorer]) -> dict[str, Tensor]:
     """The tensors of one scorer a location, as a Checkpoint names them."""
     return {f"{index}.{name}": tensor for index, scorer in enumerate(scorers) for name, tensor in scorer.state_dict().items()}
+
+
+def recovery_tensors(recovery: Recovery | None) -> dict[str, Tensor]:
+    """The corrections, as a Checkpoint names them."""
+    return {} if recovery is None else {_RECOVERY + name: tensor for name, tensor in recovery.tensors().items()}
 
 
 def token_tensors(visual: VisualTokens | None, context: TextContext | None) -> dict[str, Tensor]:

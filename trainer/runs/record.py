@@ -86,6 +86,33 @@ class TokensRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class RecoveryRecord:
+    """The corrections of the blocks behind the first location; none by default.
+
+    Attributes:
+        rank: of each matrix's correction; 0 where there are none, because none were trained or the encoder is better without.
+        first: 1-based block from which on they are.
+        scale: of all corrections, above 0 to 1.
+        images, copies: training images, and cropped copies of each besides itself.
+        keeps: patches kept at which the validation images judged.
+        before, after: their mean cosines to the unpruned embedding without and with corrections.
+        losses: mean loss of each pass, relative to that without corrections.
+        best_pass: from 1; 0 where there are none.
+    """
+
+    rank: int = 0
+    first: int = 0
+    scale: float = 0.0
+    images: int = 0
+    copies: int = 0
+    keeps: tuple[int, ...] = ()
+    before: tuple[float, ...] = ()
+    after: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    best_pass: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """What training measured; empty for an untrained scorer.
 
@@ -125,6 +152,7 @@ class Record:
         templates: prompts with one {} each.
         config: the run's TrainConfig as plain JSON.
         data, metrics: what was used and measured.
+        recovery: the corrections of the blocks behind the first location.
         tokens: the learnable tokens.
         versions: libraries that made the run.
         files: every other file of the checkpoint.
@@ -146,9 +174,15 @@ class Record:
     image_size: int = 0
     data: DataInfo = field(default_factory=DataInfo)
     metrics: Metrics = field(default_factory=Metrics)
+    recovery: RecoveryRecord = field(default_factory=RecoveryRecord)
     tokens: TokensRecord = field(default_factory=TokensRecord)
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileDigest] = field(default_factory=dict)
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything in it was trained."""
+        return self.scorer_trained or self.recovery != RecoveryRecord()
 
 
 def read_record(home: Path) -> Record:

@@ -14,7 +14,7 @@ _MAX_SHOWN, _VALUE_CHARACTERS = 3, 60
 
 
 def earlier(run: Path, blank: Checkpoint, *, overwrite: bool) -> Checkpoint | None:
-    """The checkpoint that stands in `run`, where it is of the settings (phases and tokens apart), model and data of `blank`.
+    """The checkpoint that stands in `run`, where it is of the settings (phases, recovery and tokens apart), model and data of `blank`.
 
     `blank` is what would be written without training. With `overwrite`, a trained run of other settings counts as none.
 
@@ -31,7 +31,7 @@ def earlier(run: Path, blank: Checkpoint, *, overwrite: bool) -> Checkpoint | No
             return None
         raise ConfigError(f"{run} holds a run that cannot be used ({cause}); {_choices()}") from cause
     different = _differences(found, blank)
-    if different and found.scorer_trained and not overwrite:
+    if different and found.trained and not overwrite:
         raise finished(run, f"a finished run of other settings: {'; '.join(different[:_MAX_SHOWN])}")
     return None if different else found
 
@@ -46,7 +46,7 @@ def _choices() -> str:
 
 
 def _differences(found: Checkpoint, blank: Checkpoint) -> list[str]:
-    """What the scorers depend on and is not the same, as "name = there, not here"; the learnable tokens come after them."""
+    """What the scorers depend on and is not the same, as "name = there, not here"; recovery and learnable tokens come after them."""
     old, new = _identity(found), _identity(blank)
     return [
         f"{name} = {printable(old.get(name), _VALUE_CHARACTERS)} there, {printable(new.get(name), _VALUE_CHARACTERS)} here"
@@ -56,14 +56,14 @@ def _differences(found: Checkpoint, blank: Checkpoint) -> list[str]:
 
 
 def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
-    outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config", "tokens", "prune", "data", "scorer_config", "seen"}
+    outcome = {"scorer_trained", "metrics", "versions", "files", "tensors", "config", "recovery", "tokens", "prune", "data", "scorer_config", "seen"}
     plain = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint) if item.name not in outcome}
     return _settings(checkpoint.config) | _flat({"data": dataclasses.asdict(checkpoint.data)}) | plain | {"prune": without_tokens(checkpoint.prune)}
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run that its record does not name in another form: model and data are absolute there."""
-    named = ("phases", "tokens", "model", "pretrained", "data")
+    named = ("phases", "recover", "tokens", "model", "pretrained", "data")
     return _flat({name: value for name, value in config.items() if name not in named})
 
 

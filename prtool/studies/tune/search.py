@@ -85,7 +85,8 @@ class Search:
         return Candidate(UNPRUNED_FAMILY, 1.0, patches, best, best, self._task.config.batch, speed)
 
     def _trains(self, family: Family) -> bool:
-        return family.method == RANK and family != self._plan.own
+        learns = family.method == RANK or bool(self._task.checkpoint.recovery.rank)
+        return learns and family != self._plan.own
 
     def _screen(self, family: Family, shares: Sequence[float] = ()) -> None:
         """Evaluates a family on a few images; with `shares` only keeps from the lowest to the highest of them."""

@@ -26,7 +26,7 @@ from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.evaluation.evaluate import EvalConfig, EvalRow, evaluate_run
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import read_record
-from prtool.trainer.settings import MERGE_METHOD, PATCH_RANKING_TOKENS, SMALLER_IMAGE, PruneConfig
+from prtool.trainer.settings import MERGE_METHOD, PATCH_RANKING_TOKENS, RECOVERED, SMALLER_IMAGE, PruneConfig
 from prtool.trainer.train import train
 
 SCHEMA = 3
@@ -187,10 +187,15 @@ class FamilyRun:
         return Candidate(self.family, row.keep, k, row, unpruned, self._task.config.batch, speed)
 
     def _method(self) -> str:
+        # Each run's own: training a sibling's tokens or recovery may end without any, where none improve on the plain encoder.
+        made = Checkpoint.load(self.run)
+        if _has_tokens(made):
+            return PATCH_RANKING_TOKENS
+        if made.recovery.rank:
+            return RECOVERED
         if self.family.method != RANK:
             return MERGE_METHOD if self.family.method == MERGE else SMALLER_IMAGE
-        # Each run's own: training a sibling's tokens may end without any, where none improve on the plain encoder.
-        return PATCH_RANKING_TOKENS if _has_tokens(Checkpoint.load(self.run)) else "patch-ranking"
+        return "patch-ranking"
 
 
 class _Prefixed:
@@ -215,10 +220,11 @@ class _Prefixed:
 def _sibling_config(checkpoint: Checkpoint, family: Family) -> TrainConfig:
     """The run's settings with another family: equal numbers drop at each location, and all that the run has is made, by whichever call it was."""
     config, ranks = TrainConfig.from_json(checkpoint.config), family.method == RANK
-    phases: tuple[str, ...] = ()
+    recovers = bool(checkpoint.recovery.rank)
+    phases: tuple[str, ...] = ("recover",) if recovers else ()
     if ranks and checkpoint.prune.method == RANK:
         trained = checkpoint.scorer_trained
-        made = {"rank": trained and config.objective == RANKING, "predictor": trained, "tokens": _has_tokens(checkpoint)}
+        made = {"rank": trained and config.objective == RANKING, "predictor": trained, "recover": recovers, "tokens": _has_tokens(checkpoint)}
         phases = tuple(phase for phase, wanted in made.items() if wanted) or ("none",)
     rescore = ranks and config.prune.rescore and len(family.locations) > 1
     return replace(

@@ -207,10 +207,24 @@ void check_cost(const JsonReader& json, const Manifest& manifest) {
     }
 }
 
+void check_recovery(const JsonReader& json) {
+    json.fields({"rank", "first", "scale", "images", "copies", "keeps", "before", "after"});
+    for (const char* name : {"rank", "first", "images"}) json.at(name).whole(1, kMostWhole);
+    json.at("copies").whole(0, kMostWhole);
+    json.at("scale").number();
+    const std::vector<JsonReader> keeps = json.at("keeps").items();
+    if (keeps.empty()) json.at("keeps").reject("at least one keep");
+    for (const JsonReader& keep : keeps) keep.whole(1, kMostWhole);
+    for (const char* name : {"before", "after"}) {
+        for (const JsonReader& cosine : json.at(name).items(keeps.size())) cosine.number();
+    }
+}
+
 // What this library does not use is checked all the same: a manifest of another form is another schema.
 void check_unused(const JsonReader& json) {
     for (const auto& [name, value] : json.at("parity").entries()) value.number();
     for (const auto& [name, value] : json.at("versions").entries()) value.text();
+    if (const auto recovery = json.maybe("recovery")) check_recovery(*recovery);
     const std::optional<JsonReader> metadata = json.maybe("metadata");
     if (!metadata) return;
     metadata->at_most(kMostMetadata);
@@ -244,7 +258,7 @@ void read_keeps(const JsonReader& json, Manifest& manifest) {
 
 Manifest read(const JsonReader& json) {
     json.fields({"schema", "model", "prune", "cost", "preprocess", "native_size", "default_keep", "keep_range", "graphs", "parity", "versions", "seal"},
-                {"text", "classes", "metadata", "files"});
+                {"text", "classes", "recovery", "metadata", "files"});
     Manifest manifest;
     manifest.model = read_model(json.at("model"));
     manifest.prune = read_prune(json.at("prune"));

@@ -52,7 +52,7 @@ class Entered:
     def of(cls, tower: VisionTower, pixels: Tensor, indices: Sequence[int], spec: PruneSpec) -> "Entered":
         """Runs the tower on (batch, 3, height, width) up to the first location."""
         embedded = tower.embed(pixels)
-        return cls(embedded, tower.run_blocks(embedded, 1, _first(spec) - 1), tuple(indices), tower, spec)
+        return cls(embedded, tower.run_blocks(embedded, 1, first_block(spec) - 1), tuple(indices), tower, spec)
 
     @property
     def unpruned(self) -> Tensor:
@@ -68,7 +68,7 @@ class Entered:
         return self.unpruned if self.native is None else self.once(_WHOLE, self._all_tokens)
 
     def _all_tokens(self) -> Tensor:
-        return functional.normalize(self.tower.run_post(self.tokens, _first(self.spec)), dim=-1)
+        return functional.normalize(self.tower.run_post(self.tokens, first_block(self.spec)), dim=-1)
 
     def know_unpruned(self, embedding: Tensor) -> None:
         """Takes the unpruned embedding (batch, E) from an earlier evaluation, so that it is not computed again."""
@@ -203,7 +203,7 @@ class RankingMethod(Method):
         return encoder_gmacs(cost, spec, counts) + self.scoring_macs(spec, counts) / 1e9
 
 
-def _first(spec: PruneSpec) -> int:
+def first_block(spec: PruneSpec) -> int:
     """The block that `Entered.tokens` enter."""
     return spec.locations[0] if spec.method == RANK else 1
 

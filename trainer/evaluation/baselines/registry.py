@@ -14,10 +14,12 @@ from prtool.trainer.evaluation.baselines.evit import EVit
 from prtool.trainer.evaluation.baselines.merge import Merge
 from prtool.trainer.evaluation.baselines.patch_ranking import PatchRanking, TunedPatchRanking
 from prtool.trainer.evaluation.baselines.random_ import Random
+from prtool.trainer.evaluation.baselines.recovered import Recovered
 from prtool.trainer.evaluation.baselines.smaller_image import SmallerImage
 from prtool.trainer.models.pruned import PrunedEncoder
+from prtool.trainer.models.reduced import ReducedEncoder
 from prtool.trainer.models.tower import VisionTower
-from prtool.trainer.settings import MERGE_METHOD, PATCH_RANKING_TOKENS, SMALLER_IMAGE, TOME
+from prtool.trainer.settings import MERGE_METHOD, PATCH_RANKING_TOKENS, RECOVERED, SMALLER_IMAGE, TOME
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +32,7 @@ class Ingredients:
         spec: where tokens drop or merge in the run, without learnable tokens.
         scorers: the predictors, one for each location; () where there are none.
         seed: of every random choice.
+        recovered: the run's encoder with its corrections, without learnable tokens, or None where the run has none.
         tuned: the encoder with learnable tokens, or None where the run has none.
         tuned_classes: (classes, E) float32, L2-normalised, with the learned context; None where the run has none.
     """
@@ -39,6 +42,7 @@ class Ingredients:
     spec: PruneSpec
     scorers: tuple[nn.Module, ...]
     seed: int
+    recovered: ReducedEncoder | None = None
     tuned: PrunedEncoder | None = None
     tuned_classes: Tensor | None = None
 
@@ -55,9 +59,16 @@ def _tuned(given: Ingredients) -> Method:
     return TunedPatchRanking(given.tuned, given.tuned_classes)
 
 
+def _recovered(given: Ingredients) -> Method:
+    if given.recovered is None:
+        raise ConfigError(f"method {RECOVERED!r} needs a recovery, which the run has not; run 'prtool train --phase recover'")
+    return Recovered(given.recovered)
+
+
 METHODS: Mapping[str, Callable[[Ingredients], Method]] = {
     "patch-ranking": _patch_ranking,
     PATCH_RANKING_TOKENS: _tuned,
+    RECOVERED: _recovered,
     MERGE_METHOD: lambda given: Merge.of_run(given.tower, given.spec),
     SMALLER_IMAGE: lambda given: SmallerImage(given.native, given.tower.cost()),
     TOME: lambda given: Merge.tome(given.tower),

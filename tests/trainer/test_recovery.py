@@ -1,0 +1,309 @@
+"""Recovery: what is corrected, against plain arithmetic; what is learned, kept and resumed; the runs, exports and evaluations with it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from local_model import write_images, write_model
+from PIL import Image
+from tiny_encoder import tiny_encoder
+from torch.nn import functional
+
+from prtool.bundle import Bundle
+from prtool.errors import CheckpointError, ConfigError, DataError, ModelError
+from prtool.export.run import export_run
+from prtool.export.write import ExportOptions
+from prtool.progress import SilentProgress
+from prtool.runtime.encoder import Encoder
+from prtool.spec import Keep
+from prtool.trainer.config import TrainConfig
+from prtool.trainer.data.copies import Copies
+from prtool.trainer.data.load import load_split, pixel_batches
+from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
+from prtool.trainer.models.recovery import Recovery, corrected
+from prtool.trainer.recovery.shortened import Shortened, shortened, taps_of
+from prtool.trainer.recovery.train import hidden_error
+from prtool.trainer.runs.checkpoint import Checkpoint
+from prtool.trainer.runs.record import RecoveryRecord
+from prtool.trainer.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SETTINGS: dict[str, Any] = {"prune.locations": [2], "device": "cpu", "distill.steps": 2, "scorer.channels": 8, "scorer.heads": 2}
+SETTINGS |= {
+    "recover.steps": 60,
+    "recover.batch": 12,
+    "recover.lr": 0.004,
+    "recover.judged": 12,
+    "recover.rank": 4,
+    "recover.precision": "fp32",
+    "recover.keep_low": 0.3,
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "rank": {"phases": ["predictor", "recover"]},
+    "progressive": {"phases": ["predictor", "recover"], "prune.locations": [2, 3]},
+    "merge": {"prune.method": "merge", "prune.locations": [1], "phases": ["recover"], "recover.lr": 3e-4},
+    "none": {"prune.method": "none", "image_size": 24, "phases": ["recover"]},
+    "rank on smaller images": {"phases": ["predictor", "recover"], "image_size": 24},
+}
+
+
+class Stop(SilentProgress):
+    """Raises in the given pass of recovery, as Ctrl-C would."""
+
+    def __init__(self, after: int) -> None:
+        self.left, self.counting = after, False
+
+    def start(self, what: str, _total: int) -> None:
+        self.counting = "recovery (passes)" in what
+
+    def advance(self, count: int = 1) -> None:
+        self.left -= count * self.counting
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recovery")
+
+
+@pytest.fixture(scope="module")
+def base(root: Path) -> dict[str, Any]:
+    """Model, whose blocks are large enough to matter, and data."""
+    from safetensors.torch import load_file, save_file
+
+    name = write_model(root / "model", layers=4)
+    file = root / "model" / "open_clip_model.safetensors"
+    tensors = load_file(file)
+    save_file({key: tensor * 3 if "visual.transformer" in key and tensor.dim() == 2 else tensor for key, tensor in tensors.items()}, file)
+    return {"model": name, "data": str(write_images(root / "data", {"train": 12, "val": 4, "test": 4})), **SETTINGS}
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def run(request: pytest.FixtureRequest, root: Path, base: dict[str, Any]) -> Path:
+    folder = root / str(request.param)
+    train(TrainConfig.load(None, base | METHODS[request.param]), folder)
+    return folder
+
+
+def random_recovery(first: int = 2) -> tuple[Any, Recovery]:
+    tower = tiny_encoder("cls").tower
+    recovery = Recovery(tower, first, 3, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for number, parameter in enumerate(recovery.parameters()):
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    recovery.scale = 0.5
+    return tower, recovery
+
+
+def test_untrained_corrections_change_nothing() -> None:
+    tower = tiny_encoder("cls").tower
+    folded = Recovery(tower, 2, 3).folded(tower)
+    for (name, own), (other, new) in zip(tower.named_parameters(), folded.named_parameters(), strict=True):
+        assert name == other and torch.equal(own, new)
+
+
+@pytest.mark.parametrize("kind", ["cls", "siglip", "dinov2 registers"])
+def test_a_corrected_weight_is_what_the_formula_says(kind: str) -> None:
+    """Each matrix against W + s B A, queries, keys and values apart; each vector against b + s d; nothing before the first block changes."""
+    tower = tiny_encoder(kind).tower
+    recovery = Recovery(tower, 2, 3, torch.Generator().manual_seed(1))
+    tensors = {
+        name: 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
+        for number, (name, tensor) in enumerate(recovery.tensors().items())
+    }
+    recovery.load(tensors)
+    recovery.scale = 0.5
+    before = {name: value.clone() for name, value in tower.named_parameters()}
+    folded = dict(recovery.folded(tower).named_parameters())
+    keys = {name: key for key, name, _ in corrected(tower, 2)}
+    assert keys and len(keys) < len(before)
+    for name, old in before.items():
+        assert torch.equal(dict(tower.named_parameters())[name], old), "the tower itself stays"
+        if name not in keys:
+            assert torch.equal(folded[name], old)
+        elif old.dim() == 1:
+            assert torch.allclose(folded[name], old + 0.5 * tensors[f"shift.{keys[name]}"])
+        else:
+            down, up = tensors[f"down.{keys[name]}"], tensors[f"up.{keys[name]}"]
+            parts = 3 if "qkv" in name or "in_proj" in name else 1
+            assert len(down) == parts
+            wanted = np.concatenate([up[part].double().numpy() @ down[part].double().numpy() for part in range(parts)])
+            assert np.allclose(folded[name].numpy(), old.numpy() + 0.5 * wanted, atol=1e-6)
+
+
+def test_the_corrected_tower_runs_as_the_folded_one() -> None:
+    tower, recovery = random_recovery()
+    pixels = torch.randn(2, 3, *tower.image_size, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        plain, folded = tower(pixels), recovery.folded(tower)(pixels)
+        assert torch.allclose(recovery.running(tower, lambda: tower(pixels)), folded, atol=1e-6)
+        assert not torch.allclose(plain, folded, atol=1e-3) and torch.equal(tower(pixels), plain)
+    recovery.running(tower, lambda: tower(pixels)).sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in recovery.parameters())
+    assert all(parameter.grad is None for parameter in tower.parameters())
+
+
+def test_tensors_of_another_encoder_are_an_error() -> None:
+    tower, recovery = random_recovery()
+    with pytest.raises(CheckpointError, match="rank 2"):
+        Recovery(tower, 2, 2).load(recovery.tensors())
+    with pytest.raises(CheckpointError, match="block 3"):
+        Recovery(tower, 3, 3).load(recovery.tensors())
+
+
+def test_copies_are_crops_of_their_image() -> None:
+    pixels = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3)
+    image, seen = Image.fromarray((pixels % 251).astype(np.uint8)), set()
+    copies = Copies(3, 4, 0.35, 0)
+    assert len(copies) == 15 and [copies.image(item) for item in (0, 4, 14)] == [0, 1, 2]
+    assert copies.view(image, 2) is image
+    whole = np.asarray(image)
+    for item in range(3, 15):
+        view = np.asarray(copies.view(image, item))
+        assert np.array_equal(view, np.asarray(copies.view(image, item)))
+        height, width = view.shape[:2]
+        assert 0.3 <= height * width / (40 * 60) <= 1.0
+        places = [(y, x, flip) for y in range(41 - height) for x in range(61 - width) for flip in (1, -1)]
+        assert any(np.array_equal(whole[y : y + height, x : x + width][:, ::flip], view) for y, x, flip in places)
+        seen.add((height, width))
+    assert len(seen) > 6
+
+
+def test_hidden_states_are_compared_patch_by_patch() -> None:
+    """Against a loop over images, kept patches and taps."""
+    draw = torch.Generator().manual_seed(0)
+    whole = [torch.randn(2, 1 + 6, 8, generator=draw) for _ in range(2)]
+    places = torch.tensor([[4, 0, 5], [1, 2, 3]])
+    states = [torch.randn(2, 1 + 3, 8, generator=draw) for _ in range(2)]
+    found = hidden_error(Shortened(torch.zeros(2, 4), states, places), whole, 1)
+    for image in range(2):
+        errors = []
+        for state, full in zip(states, whole, strict=True):
+            for row, token in enumerate([0, *(1 + place for place in places[image].tolist())]):
+                pair = [value.double().numpy() for value in (state[image, row], full[image, token])]
+                ours, theirs = ((value - value.mean()) / np.sqrt(value.var() + 1e-5) for value in pair)
+                errors.append(np.mean((ours - theirs) ** 2))
+        assert float(found[image]) == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_a_shortened_encoder_gives_its_states(root: Path, base: dict[str, Any]) -> None:
+    """At two locations: the embedding is the encoder's, and kept patches are where their states come from."""
+    checkpoint = train(TrainConfig.load(None, base | {"prune.locations": [2, 3], "phases": ["predictor"]}), root / "states")
+    encoder = checkpoint.ranking_encoder(checkpoint.load_model())
+    taps = taps_of(encoder.spec, hidden=True)
+    assert taps.first == 2 and taps.blocks == (3,)
+    tokens = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        found = shortened(encoder, tokens, (10, 6), taps)
+        assert torch.allclose(found.embedding, encoder.encode_from(tokens, 2, (10, 6)), atol=1e-6)
+        everything = shortened(encoder, tokens, (16, 16), taps)
+        unpruned = encoder.tower.run_blocks(tokens, 2, 3)
+    assert found.places is not None and everything.places is not None
+    assert found.states[0].shape == (2, 7, 32) and all(len(set(row)) == 6 for row in found.places.tolist())
+    for image in range(2):
+        for row, place in enumerate(everything.places[image].tolist()):
+            assert torch.allclose(everything.states[0][image, 1 + row], unpruned[image, 1 + place], atol=1e-5)
+
+
+def test_recovery_brings_embeddings_nearer_and_none_farther(run: Path) -> None:
+    record = Checkpoint.load(run).recovery
+    assert record.rank == 4 and 0.0 < record.scale <= 1.0 and record.images == 36 and record.best_pass >= 1
+    negligible = 0.01 * max(1.0 - cosine for cosine in record.before)
+    assert all(after >= before - negligible for before, after in zip(record.before, record.after, strict=True))
+    assert sum(record.after) > sum(record.before) + 1e-4
+    assert len(record.losses) == 20 and min(record.losses) < 1.5
+
+
+def test_the_recorded_cosines_are_the_encoder_s(run: Path) -> None:
+    """The folded encoder on the validation images, decoded again, against the unpruned one."""
+    checkpoint = Checkpoint.load(run)
+    model, images = checkpoint.load_model(), load_split(str(checkpoint.data.root), "val")
+    encoder, spec = checkpoint.pruned_encoder(model), checkpoint.prune
+    sides = [next(iter(pixel_batches(images, each, range(len(images)), 64)))[1] for each in (model.preprocess, model.native_preprocess)]
+    with torch.inference_mode():
+        wanted = functional.normalize(model.native(sides[1]), dim=-1)
+        for k, after in zip(checkpoint.recovery.keeps, checkpoint.recovery.after, strict=True):
+            counts = () if spec.method == "none" else spec.counts(Keep.count(k))
+            assert float((encoder.encode(sides[0], counts) * wanted).sum(dim=1).mean()) == pytest.approx(after, abs=2e-3)
+
+
+def test_a_second_call_trains_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prtool.trainer.train.recover", None)
+    before = Checkpoint.load(run)
+    assert train(TrainConfig.from_json(before.config), run).files == before.files
+
+
+def test_a_stopped_run_ends_with_the_same_bytes(root: Path, base: dict[str, Any]) -> None:
+    config = TrainConfig.load(None, base | METHODS["rank"])
+    whole, stopped = root / "rank", root / "stopped"
+    train(config, whole)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(config, stopped, Stop(1))
+    assert train(config, stopped).files == Checkpoint.load(whole).files
+
+
+def test_eval_compares_the_recovered_encoder(run: Path) -> None:
+    """Its rows are those of the run's own encoder, next to the same methods without corrections."""
+    checkpoint = Checkpoint.load(run)
+    own = "recovered"
+    keep = Keep.ratio(1.0 if checkpoint.prune.method == "none" else 0.75)
+    report = evaluate_run(run, None, EvalConfig(keeps=(keep,)))
+    row = report.of(own)[0]
+    assert len(report.rows) > 2 and row.accuracy is not None
+    model, images = checkpoint.load_model(), load_split(str(checkpoint.data.root), "test")
+    encoder, spec = checkpoint.pruned_encoder(model), checkpoint.prune
+    sides = [next(iter(pixel_batches(images, each, range(len(images)), 64)))[1] for each in (model.preprocess, model.native_preprocess)]
+    with torch.inference_mode():
+        wanted = functional.normalize(model.native(sides[1]), dim=-1)
+        found = encoder.encode(sides[0], () if spec.method == "none" else spec.counts(keep))
+    assert row.cosine == pytest.approx(float((found * wanted).sum(dim=1).mean()), abs=1e-4)
+    others = [other for other in report.rows[1:] if other.method in ("patch-ranking", "merge") and other.method.startswith(spec.method[:4])]
+    assert all(other.gmacs == pytest.approx(row.gmacs) for other in others)
+
+
+def test_the_bundle_has_the_corrections_and_full_has_not(run: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.load(run)
+    manifest = export_run(run, tmp_path / "bundle", ExportOptions(Keep.ratio(1.0 if checkpoint.prune.method == "none" else 0.75)))
+    said, record = manifest.recovery, checkpoint.recovery
+    assert said is not None and (said.rank, said.keeps, said.after) == (record.rank, record.keeps, record.after)
+    assert Bundle.open(tmp_path / "bundle").manifest.recovery == said
+    model, spec = checkpoint.load_model(), checkpoint.prune
+    own = torch.randn(2, 3, *model.tower.image_size, generator=torch.Generator().manual_seed(5))
+    native = torch.randn(2, 3, *model.native.image_size, generator=torch.Generator().manual_seed(6))
+    counts = () if spec.method == "none" else spec.counts(manifest.resolve(None))
+    with torch.inference_mode():
+        wanted, full = checkpoint.pruned_encoder(model).encode(own, counts), functional.normalize(model.native(native), dim=-1)
+        plain = replace(checkpoint, recovery=RecoveryRecord()).pruned_encoder(model).encode(own, counts)
+    with Encoder.load(Bundle.open(tmp_path / "bundle")) as encoder:
+        found = torch.from_numpy(encoder.encode_pixels(own.numpy()))
+    with Encoder.load(Bundle.open(tmp_path / "bundle"), mode="full") as encoder:
+        assert functional.cosine_similarity(torch.from_numpy(encoder.encode_pixels(native.numpy())), full).min() > 0.99999
+    assert functional.cosine_similarity(found, wanted).min() > 0.99999
+    assert functional.cosine_similarity(found, plain).min() < 0.9999
+
+
+def test_tokens_are_trained_on_top(root: Path, base: dict[str, Any]) -> None:
+    """The encoder with tokens has the corrections too; a recovery that comes later would replace both, and must be asked for."""
+    settings = base | {"phases": ["predictor", "recover", "tokens"], "tokens.visual": 2, "tokens.shots": 2, "tokens.epochs": 1}
+    made = train(TrainConfig.load(None, settings), root / "tokens")
+    assert made.recovery.rank == 4 and made.recovered(made.load_model().tower) is not None
+    other = settings | {"recover.rank": 2}
+    with pytest.raises(ConfigError, match="--overwrite"):
+        train(TrainConfig.load(None, other), root / "tokens")
+    assert train(TrainConfig.load(None, other | {"phases": ["recover"]}), root / "tokens", overwrite=True).recovery.rank == 2
+
+
+def test_what_cannot_be_recovered_says_why(root: Path, base: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="predictor,recover"):
+        train(TrainConfig.load(None, base | {"phases": ["recover"]}), tmp_path / "no predictor")
+    with pytest.raises(DataError, match="has 20 training images, but needs at least 32"):
+        train(TrainConfig.load(None, base | METHODS["merge"] | {"train_images": 20}), tmp_path / "few")
+    with pytest.raises(ModelError, match=r"loss of recovery is nan in pass \d+; lower recover.lr, which is 1e\+20"):
+        train(TrainConfig.load(None, base | METHODS["merge"] | {"recover.lr": 1e20}), tmp_path / "nan")
+    with pytest.raises(ConfigError, match="has no predictor"):
+        TrainConfig.load(None, base | {"prune.method": "merge", "phases": ["predictor", "recover"]})

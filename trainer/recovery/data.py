@@ -1,0 +1,108 @@
+"""What recovery learns from, computed once by the frozen encoder: tokens that enter the first corrected block, and what they become."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prtool.errors import ConfigError
+from prtool.progress import Progress, stage
+from prtool.store import digest
+from prtool.trainer.data.copies import Copies
+from prtool.trainer.data.images import ImageSet
+from prtool.trainer.data.load import pixel_batches
+from prtool.trainer.features import SHARD_IMAGES, Features
+from prtool.trainer.models.dual_encoder import DualEncoder
+from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.store import TensorStore
+
+SCHEMA = 1
+_BATCH = 16
+_TOKENS, _UNPRUNED, _STATE = "tokens", "unpruned", "state_"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Taught:
+    """Images, or items of `Copies`, with what the frozen encoder makes of them.
+
+    Attributes:
+        tokens: (prefix + N, D) each, that enter the first corrected block of the encoder that is recovered.
+        embeddings: (items, E) float32, L2-normalised, of the unpruned encoder.
+        states: for each tapped block the tokens (prefix + N, D) that leave it in the unpruned encoder.
+        copies: which image an item shows.
+    """
+
+    tokens: Features
+    embeddings: Tensor
+    states: tuple[Features, ...]
+    copies: Copies
+
+
+@dataclass(frozen=True, slots=True)
+class Taps:
+    """Where the frozen encoder is read: before the 1-based block `first`, and behind each of `blocks`."""
+
+    first: int
+    blocks: tuple[int, ...] = ()
+
+
+def teach(model: DualEncoder, images: ImageSet, taps: Taps, copies: Copies, folder: Path, progress: Progress) -> Taught:
+    """Computes, or finds, what the frozen encoder makes of images and their copies; a call that was stopped goes on where it stood.
+
+    The tokens are stored in float16, as `cache_tokens` does, and mapped from their files: memory does not grow with the images.
+
+    Raises:
+        ConfigError: blocks are tapped, but the unpruned encoder has another grid of patches.
+        ImageError: an image cannot be decoded.
+        StorageError: a shard cannot be written.
+    """
+    tower, native = model.tower, model.native
+    if taps.blocks and native is not tower:
+        raise ConfigError(f"hidden states of an image of {tower.image_size[0]} px have no counterparts at the native size; give recover.hidden = 0")
+
+    def compute(wanted: range) -> Mapping[str, Tensor]:
+        parts = [_taught(tower, native, own, full, taps) for own, full in _pixels(model, images, copies, wanted)]
+        progress.advance(len(wanted))
+        return {name: _half(torch.cat([part[name] for part in parts]), name) for name in parts[0]}
+
+    preprocess = [str(model.preprocess), str(model.native_preprocess)]
+    key = digest(SCHEMA, model.name, model.weights_sha256, preprocess, images.digest(), astuple(taps), astuple(copies), SHARD_IMAGES)
+    with stage(progress, "computing what recovery learns from (images)", len(copies)):
+        shards = TensorStore(folder / key[:16], key).shards(len(copies), SHARD_IMAGES, compute, progress)
+
+    def features(name: str) -> Features:
+        return Features(tuple(shard[name] for shard in shards), f"{key} {name}")
+
+    states = tuple(features(f"{_STATE}{block}") for block in taps.blocks)
+    return Taught(features(_TOKENS), torch.cat([shard[_UNPRUNED] for shard in shards]), states, copies)
+
+
+def _pixels(model: DualEncoder, images: ImageSet, copies: Copies, items: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels for the recovered encoder and for the unpruned one."""
+    full = pixel_batches(images, model.native_preprocess, items, _BATCH, copies=copies)
+    if model.native is model.tower:
+        yield from ((pixels, pixels) for _, pixels in full)
+        return
+    own = pixel_batches(images, model.preprocess, items, _BATCH, copies=copies)
+    yield from ((smaller, pixels) for (_, smaller), (_, pixels) in zip(own, full, strict=True))
+
+
+@torch.no_grad()
+def _taught(tower: VisionTower, native: VisionTower, own: Tensor, full: Tensor, taps: Taps) -> dict[str, Tensor]:
+    tokens = native.run_pre(full.to(native.device), taps.first)
+    found = {_TOKENS: tokens if native is tower else tower.run_pre(own.to(tower.device), taps.first)}
+    begin = taps.first
+    for block in taps.blocks:
+        tokens, begin = native.run_blocks(tokens, begin, block), block + 1
+        found[f"{_STATE}{block}"] = tokens
+    embedding = native.head(native.run_blocks(tokens, begin, native.depth))
+    return {name: value.cpu() for name, value in {**found, _UNPRUNED: functional.normalize(embedding, dim=-1).float()}.items()}
+
+
+def _half(values: Tensor, name: str) -> Tensor:
+    """Tokens in float16 where that holds them."""
+    half = values.half()
+    return values if name == _UNPRUNED or not bool(half.isfinite().all()) else half
