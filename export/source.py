@@ -57,10 +57,10 @@ class ExportSource:
         scorer_name: architecture of the patch scorer, for the manifest; "" where no patches are ranked.
         scorer_trained: False for a freshly initialised scorer.
         scorer_macs: multiply-accumulates of the scorers of all locations on one image.
-        recovery: of the corrections in the weights of `pruned`; None where it has none.
         classnames: in label order; empty for a bundle without classes.
         templates: prompt templates with one `{}` each.
         class_embeddings: (classes, E) float32, L2-normalised, of a tuned context; None takes the model's of the templates.
+        recovery: of the corrections in the weights of `pruned`; None where it has none.
     """
 
     model: DualEncoder
@@ -68,10 +68,10 @@ class ExportSource:
     scorer_name: str
     scorer_trained: bool
     scorer_macs: int
-    recovery: RecoveryInfo | None = None
     classnames: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     class_embeddings: Tensor | None = None
+    recovery: RecoveryInfo | None = None
 
     def __post_init__(self) -> None:
         if bool(self.classnames) != bool(self.templates):

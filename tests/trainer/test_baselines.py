@@ -260,14 +260,16 @@ def test_equal_macs(locations: tuple[int, ...], keep: float) -> None:
 def test_the_registry_makes_methods_under_their_names() -> None:
     tower = tower_of(open_clip_visual("cls"))
     encoder = PrunedEncoder(tower, [scorer_of(tower)], tower.prune_spec((LOCATION,)))
-    given = Ingredients(tower, tower, tower.prune_spec((LOCATION,)), (scorer_of(tower),), 0, encoder)
+    given = Ingredients(tower, tower, tower.prune_spec((LOCATION,)), (scorer_of(tower),), 0, encoder, recovered=encoder)
     assert {name: make(given).name for name, make in METHODS.items()} == {name: name for name in METHODS}
     others = ["merge", "smaller-image", "tome", "evit", "avit", "cls-attention", "random"]
-    assert list(METHODS) == ["patch-ranking", "patch-ranking-tokens", *others]
+    assert list(METHODS) == ["patch-ranking", "patch-ranking-tokens", "recovered", *others]
     with pytest.raises(ConfigError, match="predictor"):
         METHODS["patch-ranking"](replace(given, scorers=()))
     with pytest.raises(ConfigError, match="learnable"):
         METHODS["patch-ranking-tokens"](replace(given, tuned=None))
+    with pytest.raises(ConfigError, match="recovery"):
+        METHODS["recovered"](replace(given, recovered=None))
 
 
 def test_a_spec_with_learnable_tokens_is_refused() -> None:

@@ -152,7 +152,7 @@ def _prepare(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tens
         images.require_labels("accuracy")
     keeps, names = config.keeps_of(pruner.spec), config.methods_of(pruner.spec, recovered=pruner.recovered is not None)
     counts = pruner.spec.distinct_counts(keeps)
-    learned = (pruner.recovered, pruner.tuned, pruner.tuned_classes)
+    learned = (pruner.tuned, pruner.tuned_classes, pruner.recovered)
     ingredients = Ingredients(model.tower, model.native, pruner.spec, pruner.scorers, config.seed, *learned)
     # Every other method is made before the images are ranked: what cannot run should say so at once.
     methods, left_out = make_methods(ingredients, [name for name in names if name != GOLDEN], counts, leave_out=config.methods is None)

@@ -26,9 +26,9 @@ class Pruner:
         trained: False for a freshly initialised predictor, whose choice of patches means nothing.
         golden: how the oracle searches, at the spec's first location.
         cache: folder of golden rankings, or None to keep none.
-        recovered: the run's encoder with its corrections, without learnable tokens, or None.
         tuned: the encoder with learnable tokens, or None.
         tuned_classes: (classes, E) float32, L2-normalised class embeddings with the learned context, or None.
+        recovered: the run's encoder with its corrections, without learnable tokens, or None.
     """
 
     spec: PruneSpec
@@ -36,9 +36,9 @@ class Pruner:
     trained: bool = True
     golden: GoldenConfig = field(default_factory=GoldenConfig)
     cache: Path | None = None
-    recovered: ReducedEncoder | None = None
     tuned: PrunedEncoder | None = None
     tuned_classes: Tensor | None = None
+    recovered: ReducedEncoder | None = None
 
     @classmethod
     def of_run(cls, checkpoint: Checkpoint, run: Path, split: str, device: torch.device) -> "Pruner":

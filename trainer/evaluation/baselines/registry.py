@@ -32,9 +32,9 @@ class Ingredients:
         spec: where tokens drop or merge in the run, without learnable tokens.
         scorers: the predictors, one for each location; () where there are none.
         seed: of every random choice.
-        recovered: the run's encoder with its corrections, without learnable tokens, or None where the run has none.
         tuned: the encoder with learnable tokens, or None where the run has none.
         tuned_classes: (classes, E) float32, L2-normalised, with the learned context; None where the run has none.
+        recovered: the run's encoder with its corrections, without learnable tokens, or None where the run has none.
     """
 
     tower: VisionTower
@@ -42,9 +42,9 @@ class Ingredients:
     spec: PruneSpec
     scorers: tuple[nn.Module, ...]
     seed: int
-    recovered: ReducedEncoder | None = None
     tuned: PrunedEncoder | None = None
     tuned_classes: Tensor | None = None
+    recovered: ReducedEncoder | None = None
 
 
 def _patch_ranking(given: Ingredients) -> Method:
