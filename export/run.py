@@ -14,7 +14,7 @@ from prtool.export.validation.agreement import KeepAgreement, VerifyRequest, che
 from prtool.export.validation.decisions import Decisions, Unpruned
 from prtool.export.validation.probe import keep_counts
 from prtool.export.write import ExportOptions, write_bundle
-from prtool.manifest import Manifest, RecoveryInfo
+from prtool.manifest import Manifest
 from prtool.progress import Progress
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import gate_of
@@ -23,7 +23,6 @@ from prtool.trainer.data.load import load_split
 from prtool.trainer.evaluation.report import figures
 from prtool.trainer.models.predictor import scorer_macs
 from prtool.trainer.runs.checkpoint import Checkpoint
-from prtool.trainer.runs.record import RecoveryRecord
 
 _PARITY_IMAGES = 16
 # NNCF's scales settle within some dozens of images.
@@ -81,18 +80,11 @@ def source_of(run: Path) -> ExportSource:
         scorer_name=checkpoint.scorer_config.arch if checkpoint.prune.method == RANK else "",
         scorer_trained=checkpoint.scorer_trained,
         scorer_macs=scorer_macs(checkpoint.scorers()),
-        recovery=_recovery(checkpoint.recovery),
+        recovery=checkpoint.recovery.kept,
         classnames=checkpoint.classnames,
         templates=checkpoint.templates if checkpoint.classnames else (),
         class_embeddings=checkpoint.class_embeddings(model) if checkpoint.classnames and checkpoint.context() is not None else None,
     )
-
-
-def _recovery(record: RecoveryRecord) -> RecoveryInfo | None:
-    if not record.rank:
-        return None
-    learned = (record.rank, record.first, record.scale, record.images, record.copies)
-    return RecoveryInfo(*learned, record.keeps, record.before, record.after)
 
 
 def export_run(run: Path, out: Path, options: ExportOptions, data: str | Path | None = None, progress: Progress | None = None) -> Manifest:

@@ -29,6 +29,11 @@ GOLDEN = "golden"
 """The oracle: it needs a ranking of the very images, which the evaluation computes for it."""
 
 
+def half_cosine(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` as `progress` goes from 0 to 1."""
+    return end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
+
+
 @dataclass(frozen=True, slots=True)
 class PruneConfig:
     """`[prune]`: what shortens the token sequence, and where."""
@@ -139,7 +144,7 @@ class FitConfig:
 
     def lr_at(self, epoch: int) -> float:
         """The learning rate of an epoch, counted from 0: a half cosine from `lr` to `final_lr`."""
-        return self.final_lr + (self.lr - self.final_lr) * (1.0 + math.cos(math.pi * epoch / self.epochs)) / 2.0
+        return half_cosine(self.lr, self.final_lr, epoch / self.epochs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +208,7 @@ class TokensConfig:
 
     def lr_at(self, progress: float) -> float:
         """The learning rate after a share of all steps, 0 to 1: a half cosine from `lr` to 0."""
-        return self.lr * (1.0 + math.cos(math.pi * progress)) / 2.0
+        return half_cosine(self.lr, 0.0, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,4 +239,4 @@ class RecoverConfig:
 
     def lr_at(self, progress: float) -> float:
         """The learning rate after a share of all steps, 0 to 1: a half cosine from `lr` to 0."""
-        return self.lr * (1.0 + math.cos(math.pi * progress)) / 2.0
+        return half_cosine(self.lr, 0.0, progress)

@@ -32,7 +32,7 @@ from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import GoldenRanking, rank_images
 from prtool.trainer.objectives.matching import constant_ranking, default_count, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.objectives.ranking import RankingObjective
-from prtool.trainer.recovery.train import Recovered, RecoverTask, recover
+from prtool.trainer.recovery.train import RecoverTask, recover
 from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, recovery_tensors, scorer_tensors, token_tensors, without_tokens
 from prtool.trainer.runs.folder import check_training, only_trainer
 from prtool.trainer.runs.record import SCHEMA, DataInfo, MatchRow, Metrics, RecoveryRecord, TokensRecord
@@ -264,31 +264,24 @@ def _with_matching(run: _Run, found: Checkpoint, rankings: Sequence[_Rankings]) 
 
 def _with_recovery(run: _Run, found: Checkpoint, overwrite: bool) -> Checkpoint:
     """The checkpoint with the corrections of these settings; those of others, and tokens trained without them, are replaced only when asked."""
-    config, ranks = run.config.recover, found.prune.method == RANK
-    if ranks and not found.scorer_trained:
+    config = run.config.recover
+    if found.prune.method == RANK and not found.scorer_trained:
         raise ConfigError(f"phase recover finds no trained predictor for these settings in {run.folder}; give --phase predictor,recover")
     if found.recovery != RecoveryRecord() and found.config.get("recover") == to_plain(config):
         return found
-    if (found.recovery.rank or found.tokens != TokensRecord()) and not overwrite:
+    if (found.recovery.kept or found.tokens != TokensRecord()) and not overwrite:
         raise finished(run.folder, "a recovery of other settings, or learnable tokens that were trained without it")
     plain = replace(found, recovery=RecoveryRecord(), prune=without_tokens(found.prune), tokens=TokensRecord())
     scorers = {name: tensor for name, tensor in found.tensors.items() if name.split(".")[0].isdigit()}
-    encoder = plain.ranking_encoder(run.model, with_tokens=False) if ranks else plain.pruned_encoder(run.model)
-    task = RecoverTask(run.model, encoder, run.images.train, run.images.val, run.folder / "recovery")
+    task = RecoverTask(run.model, plain.pruned_encoder(run.model), run.images.train, run.images.val, run.folder / "recovery")
     made = recover(task, config, run.folder / "recovery.safetensors", run.progress)
     return replace(
         plain,
-        recovery=_recovery_record(made, len(run.images.train), config.copies),
+        recovery=RecoveryRecord(made.kept, made.losses, made.best_pass),
         config={**found.config, "recover": to_plain(config)},
         tensors=scorers | recovery_tensors(made.recovery),
         seen=found.seen or Seen.of(run.images.train, run.images.val).to_bytes(),
     ).save(run.folder)
-
-
-def _recovery_record(made: Recovered, images: int, copies: int) -> RecoveryRecord:
-    kept, judged = made.recovery, (made.keeps, made.before, made.after)
-    found = RecoveryRecord(0, 0, 0.0, images, copies, *judged, made.losses, made.best_pass)
-    return found if kept is None else replace(found, rank=kept.rank, first=kept.first, scale=kept.scale)
 
 
 def _with_tokens(run: _Run, scored: Checkpoint, overwrite: bool) -> Checkpoint:

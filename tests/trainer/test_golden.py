@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError, DataError, ModelError, ShapeError
 from prtool.trainer.models.dual_encoder import DualEncoder
-from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch, Tail, resolve_precision
+from prtool.trainer.models.tower import resolve_precision
+from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch, Tail
 
 KINDS = ["cls", "average", "siglip", "dinov2 registers"]
 

@@ -211,10 +211,11 @@ def test_a_shortened_encoder_gives_its_states(root: Path, base: dict[str, Any]) 
 
 def test_recovery_brings_embeddings_nearer_and_none_farther(run: Path) -> None:
     record = Checkpoint.load(run).recovery
-    assert record.rank == 4 and 0.0 < record.scale <= 1.0 and record.images == 36 and record.best_pass >= 1
-    negligible = 0.01 * max(1.0 - cosine for cosine in record.before)
-    assert all(after >= before - negligible for before, after in zip(record.before, record.after, strict=True))
-    assert sum(record.after) > sum(record.before) + 1e-4
+    kept = record.kept
+    assert kept is not None and kept.rank == 4 and 0.0 < kept.scale <= 1.0 and kept.images == 36 and record.best_pass >= 1
+    negligible = 0.01 * max(1.0 - cosine for cosine in kept.before)
+    assert all(after >= before - negligible for before, after in zip(kept.before, kept.after, strict=True))
+    assert sum(kept.after) > sum(kept.before) + 1e-4
     assert len(record.losses) == 20 and min(record.losses) < 1.5
 
 
@@ -222,11 +223,12 @@ def test_the_recorded_cosines_are_the_encoder_s(run: Path) -> None:
     """The folded encoder on the validation images, decoded again, against the unpruned one."""
     checkpoint = Checkpoint.load(run)
     model, images = checkpoint.load_model(), load_split(str(checkpoint.data.root), "val")
-    encoder, spec = checkpoint.pruned_encoder(model), checkpoint.prune
+    encoder, spec, kept = checkpoint.pruned_encoder(model), checkpoint.prune, checkpoint.recovery.kept
     sides = [next(iter(pixel_batches(images, each, range(len(images)), 64)))[1] for each in (model.preprocess, model.native_preprocess)]
+    assert kept is not None
     with torch.inference_mode():
         wanted = functional.normalize(model.native(sides[1]), dim=-1)
-        for k, after in zip(checkpoint.recovery.keeps, checkpoint.recovery.after, strict=True):
+        for k, after in zip(kept.keeps, kept.after, strict=True):
             counts = () if spec.method == "none" else spec.counts(Keep.count(k))
             assert float((encoder.encode(sides[0], counts) * wanted).sum(dim=1).mean()) == pytest.approx(after, abs=2e-3)
 
@@ -269,8 +271,8 @@ def test_eval_compares_the_recovered_encoder(run: Path) -> None:
 def test_the_bundle_has_the_corrections_and_full_has_not(run: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint.load(run)
     manifest = export_run(run, tmp_path / "bundle", ExportOptions(Keep.ratio(1.0 if checkpoint.prune.method == "none" else 0.75)))
-    said, record = manifest.recovery, checkpoint.recovery
-    assert said is not None and (said.rank, said.keeps, said.after) == (record.rank, record.keeps, record.after)
+    said = manifest.recovery
+    assert said is not None and said == checkpoint.recovery.kept
     assert Bundle.open(tmp_path / "bundle").manifest.recovery == said
     model, spec = checkpoint.load_model(), checkpoint.prune
     own = torch.randn(2, 3, *model.tower.image_size, generator=torch.Generator().manual_seed(5))
@@ -291,11 +293,13 @@ def test_tokens_are_trained_on_top(root: Path, base: dict[str, Any]) -> None:
     """The encoder with tokens has the corrections too; a recovery that comes later would replace both, and must be asked for."""
     settings = base | {"phases": ["predictor", "recover", "tokens"], "tokens.visual": 2, "tokens.shots": 2, "tokens.epochs": 1}
     made = train(TrainConfig.load(None, settings), root / "tokens")
-    assert made.recovery.rank == 4 and made.recovered(made.load_model().tower) is not None
+    tower = made.load_model().tower
+    assert made.recovery.kept is not None and made.recovery.kept.rank == 4 and made.recovered(tower) is not tower
     other = settings | {"recover.rank": 2}
     with pytest.raises(ConfigError, match="--overwrite"):
         train(TrainConfig.load(None, other), root / "tokens")
-    assert train(TrainConfig.load(None, other | {"phases": ["recover"]}), root / "tokens", overwrite=True).recovery.rank == 2
+    again = train(TrainConfig.load(None, other | {"phases": ["recover"]}), root / "tokens", overwrite=True)
+    assert again.recovery.kept is not None and again.recovery.kept.rank == 2 and not again.tokens.visual
 
 
 def test_what_cannot_be_recovered_says_why(root: Path, base: dict[str, Any], tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from torch.nn import functional
 from prtool.errors import DataError, ShapeError
 from prtool.runtime.images.preprocess import prepare
 from prtool.spec import Keep
-from prtool.trainer.data.images import NO_LABEL, ImageSet
+from prtool.trainer.data.images import NO_LABEL, ImageSet, equally_spaced
 from prtool.trainer.evaluation import retrieval
 from prtool.trainer.evaluation.evaluate import EvalConfig, Pruner, evaluate
-from prtool.trainer.evaluation.retrieval import Neighbours, Texts, equally_spaced
+from prtool.trainer.evaluation.retrieval import Neighbours, Texts
 from prtool.trainer.models.dual_encoder import DualEncoder, TextTower
 
 

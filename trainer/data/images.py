@@ -96,6 +96,12 @@ class ImageSet:
             )
 
 
+def equally_spaced(images: int, most: int) -> list[int]:
+    """The indices of at most `most` of the images, 0 for all, at equal distances: a set may be sorted by class."""
+    count = min(images, most or images)
+    return [place * images // count for place in range(count)]
+
+
 def split_named(name: str) -> str | None:
     """The split that a folder or a value of a column names, in any case; None if it names none."""
     return _SPLIT_NAMES.get(name.lower())

@@ -12,7 +12,7 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import Keep, PruneSpec
 from prtool.text_safety import printable
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.data.images import NO_LABEL, ImageSet
+from prtool.trainer.data.images import NO_LABEL, ImageSet, equally_spaced
 from prtool.trainer.data.load import load_split, pixel_batches, templates_for
 from prtool.trainer.data.seen import Seen
 from prtool.trainer.evaluation.baselines.base import CALIBRATION_IMAGES, AdaptiveMethod, Counts, Entered, Method, RankingMethod
@@ -23,7 +23,7 @@ from prtool.trainer.evaluation.ledger import Ledger
 from prtool.trainer.evaluation.notes import notes, run_notes, seen_note
 from prtool.trainer.evaluation.pruner import Pruner
 from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow
-from prtool.trainer.evaluation.retrieval import Neighbours, Texts, equally_spaced
+from prtool.trainer.evaluation.retrieval import Neighbours, Texts
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
 from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import rank_images

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prtool.spec import RANK, PruneSpec
+from prtool.spec import PruneSpec
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.pruned import PrunedEncoder
@@ -49,11 +49,9 @@ class Pruner:
 
     def with_recovery(self, checkpoint: Checkpoint, model: DualEncoder) -> "Pruner":
         """The same with the run's corrections, where it has some."""
-        if not checkpoint.recovery.rank:
+        if checkpoint.recovery.kept is None:
             return self
-        ranks = checkpoint.prune.method == RANK
-        encoder = checkpoint.ranking_encoder(model, with_tokens=False) if ranks else checkpoint.pruned_encoder(model)
-        return replace(self, recovered=encoder)
+        return replace(self, recovered=checkpoint.pruned_encoder(model, with_tokens=False))
 
     def with_tokens(self, checkpoint: Checkpoint, model: DualEncoder, classnames: Sequence[str]) -> "Pruner":
         """The same with the run's learnable tokens, where it has some, and their embeddings of the classes, where there are classes."""

@@ -153,12 +153,6 @@ class Texts:
         return _recall(embeddings, self.embeddings.to(embeddings), self.image_subjects, self.subjects)
 
 
-def equally_spaced(images: int, most: int) -> list[int]:
-    """The indices of at most `most` of the images, 0 for all, at equal distances: a set may be sorted by class."""
-    count = min(images, most or images)
-    return [place * images // count for place in range(count)]
-
-
 def _unit(embeddings: Tensor) -> Tensor:
     return functional.normalize(embeddings.float(), dim=-1)
 

@@ -212,6 +212,17 @@ def split_heads(projected: Tensor, heads: int) -> Tensor:
     return torch.unflatten(projected, -1, (heads, -1)).transpose(1, 2)
 
 
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """What "auto" means on a device: "bf16" where it computes bfloat16 natively, else "fp32"; the others are themselves."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native else "fp32"
+
+
 def attention_with_gradients(device: torch.device) -> AbstractContextManager[object]:
     """PyTorch's attention in a form whose mask may be all that needs gradients; on a CPU every form is one.
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from prtool.errors import ConfigError, DataError, ModelError, ShapeError
 from prtool.trainer.models.dual_encoder import DualEncoder
-from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.models.tower import VisionTower, resolve_precision
 from prtool.trainer.settings import GoldenConfig
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -18,17 +18,6 @@ Score = Callable[[Tensor, Tensor], Tensor]
 # faster a sequence than 32 and 60 % faster than 64, where the activations of a block have left the caches.
 _CPU_BATCH_TOKENS = 3200
 _HEAD_WIDTH = 64
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device: "bf16" where it computes bfloat16 natively, else "fp32"; the others are themselves."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16" if native else "fp32"
 
 
 class Tail:

@@ -13,17 +13,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from prtool.errors import DataError, ModelError
+from prtool.manifest import RecoveryInfo
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.spec import NONE, Keep, PruneSpec
 from prtool.store import digest
 from prtool.trainer.data.copies import Copies
-from prtool.trainer.data.images import ImageSet
-from prtool.trainer.evaluation.retrieval import equally_spaced
+from prtool.trainer.data.images import ImageSet, equally_spaced
 from prtool.trainer.loop import TrainingState, train_epoch
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
 from prtool.trainer.models.recovery import Recovery
 from prtool.trainer.models.reduced import ReducedEncoder
-from prtool.trainer.objectives.golden import resolve_precision
+from prtool.trainer.models.tower import resolve_precision
 from prtool.trainer.recovery.data import Taught, teach
 from prtool.trainer.recovery.shortened import Shortened, shortened, taps_of
 from prtool.trainer.settings import RecoverConfig
@@ -32,8 +32,8 @@ from prtool.trainer.store import TensorStore, tensors_digest
 SCHEMA = 1
 LEAST_IMAGES = 32
 """Training images that recovery needs at least."""
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Of which the corrections get the best; 0 leaves the encoder as it was."""
+SCALES = (0.25, 0.5, 0.75, 1.0)
+"""Of which the corrections get the best, if the encoder is better with them."""
 _JUDGED_KEEPS, _HIGHEST = 4, 0.85
 _ANCHOR = 0.1
 """Share of the steps that keep every patch."""
@@ -77,18 +77,15 @@ class Recovered:
 
     Attributes:
         recovery: with its scale; None where the encoder is better without.
+        kept: what it is, likewise.
         losses: mean loss of each pass, relative to that without corrections.
         best_pass: from 1; 0 where the encoder is better without.
-        keeps: patches kept at which the validation images judged.
-        before, after: their mean cosines without and with corrections.
     """
 
     recovery: Recovery | None
+    kept: RecoveryInfo | None
     losses: tuple[float, ...]
     best_pass: int
-    keeps: tuple[int, ...]
-    before: tuple[float, ...]
-    after: tuple[float, ...]
 
 
 def recover(task: RecoverTask, config: RecoverConfig, state: Path | None = None, progress: Progress | None = None) -> Recovered:
@@ -177,19 +174,22 @@ class _Training:
         return sum(relative) / len(relative)
 
     def outcome(self, losses: tuple[float, ...], best_pass: int) -> Recovered:
-        """Chooses the scale, 0 where no other makes the mean better and no keep worse."""
+        """Chooses the scale; there is no recovery where none makes the mean better and no keep worse."""
         after, best, chosen = self._before, 1.0, 0.0
-        for scale in SCALES[1:]:
+        for scale in SCALES:
             self.recovery.scale = scale
             found = [self._errors(share) for share in self._shares]
             relative = self._relative(found)
             if max(relative) <= 1.0 and (mean := sum(relative) / len(relative)) < best:
                 best, chosen, after = mean, scale, found
+        if not chosen:
+            return Recovered(None, None, losses, 0)
         self.recovery.scale = chosen
         self.recovery.requires_grad_(False)
         keeps = tuple(Keep.ratio(share).resolve(self._encoder.spec.patches) for share in self._shares)
         cosines = (tuple(1.0 - error.embedding for error in errors) for errors in (self._before, after))
-        return Recovered(self.recovery if chosen else None, losses, best_pass if chosen else 0, keeps, *cosines)
+        kept = RecoveryInfo(self._config.rank, self.recovery.first, chosen, self._images, self._config.copies, keeps, *cosines)
+        return Recovered(self.recovery, kept, losses, best_pass)
 
     def _relative(self, errors: Sequence[Distances]) -> list[float]:
         """The error of the embedding at each judged keep, relative to that without corrections."""

@@ -153,12 +153,12 @@ class Checkpoint(Record):
         Raises:
             CheckpointError: the tensors are not those of the record.
         """
-        record = self.recovery
-        if not record.rank:
+        kept = self.recovery.kept
+        if kept is None:
             return tower
-        recovery = Recovery(tower, record.first, record.rank)
+        recovery = Recovery(tower, kept.first, kept.rank)
         recovery.load({name.removeprefix(_RECOVERY): tensor for name, tensor in self.tensors.items() if name.startswith(_RECOVERY)})
-        recovery.scale = record.scale
+        recovery.scale = kept.scale
         return recovery.folded(tower)
 
     def _tensor(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -184,15 +184,15 @@ class Checkpoint(Record):
             )
         return model
 
-    def pruned_encoder(self, model: DualEncoder) -> ReducedEncoder:
-        """The encoder of this checkpoint, on the device of `load_model`'s model, in evaluation mode, with the run's corrections and
-        learnable tokens.
+    def pruned_encoder(self, model: DualEncoder, *, with_tokens: bool = True) -> ReducedEncoder:
+        """The encoder of this checkpoint, on the device of `load_model`'s model, in evaluation mode, with the run's corrections and,
+        where `with_tokens` says so, its learnable tokens.
 
         Raises:
             ModelError: the tower cannot merge.
         """
         if self.prune.method == RANK:
-            return self.ranking_encoder(model)
+            return self.ranking_encoder(model, with_tokens=with_tokens)
         tower = self.recovered(model.tower)
         return (MergedEncoder if self.prune.method == MERGE else PlainEncoder)(tower, self.prune).eval()
 

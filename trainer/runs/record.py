@@ -9,6 +9,7 @@ from typing import Any
 from prtool.errors import CheckpointError
 from prtool.exchange import sweep
 from prtool.files import FileDigest, storage_errors
+from prtool.manifest import RecoveryInfo
 from prtool.records import from_plain
 from prtool.spec import PruneSpec
 from prtool.store import read_sealed
@@ -87,27 +88,15 @@ class TokensRecord:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryRecord:
-    """The corrections of the blocks behind the first location; none by default.
+    """The training of the corrections of the blocks behind the first location; none by default.
 
     Attributes:
-        rank: of each matrix's correction; 0 where there are none, because none were trained or the encoder is better without.
-        first: 1-based block from which on they are.
-        scale: of all corrections, above 0 to 1.
-        images, copies: training images, and cropped copies of each besides itself.
-        keeps: patches kept at which the validation images judged.
-        before, after: their mean cosines to the unpruned embedding without and with corrections.
+        kept: the corrections; None where none were trained, or the encoder is better without.
         losses: mean loss of each pass, relative to that without corrections.
         best_pass: from 1; 0 where there are none.
     """
 
-    rank: int = 0
-    first: int = 0
-    scale: float = 0.0
-    images: int = 0
-    copies: int = 0
-    keeps: tuple[int, ...] = ()
-    before: tuple[float, ...] = ()
-    after: tuple[float, ...] = ()
+    kept: RecoveryInfo | None = None
     losses: tuple[float, ...] = ()
     best_pass: int = 0
 

@@ -19,7 +19,7 @@ def notes(task: Task, search: Search, candidates: Sequence[Candidate], choice: C
     found += [] if config.limits.given() else [f"no limit was given, so the default applies: {limits}"]
     trained = [str(run.family) for run in runs if run.is_sibling and run.family.method == "rank"]
     found += [f"predictors were trained in sibling runs for: {'; '.join(trained)}"] if trained else []
-    recovered = [str(run.family) for run in runs if run.is_sibling and task.checkpoint.recovery.rank]
+    recovered = [str(run.family) for run in runs if run.is_sibling and task.checkpoint.recovery.kept]
     found += [f"sibling runs were recovered for: {'; '.join(recovered)}"] if recovered else []
     found += _of_families(search)
     found += [note for note in (_uncertain_drop(candidates, choice, limits), _uncertain_speed(choice, limits)) if note]

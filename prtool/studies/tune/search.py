@@ -85,7 +85,7 @@ class Search:
         return Candidate(UNPRUNED_FAMILY, 1.0, patches, best, best, self._task.config.batch, speed)
 
     def _trains(self, family: Family) -> bool:
-        learns = family.method == RANK or bool(self._task.checkpoint.recovery.rank)
+        learns = family.method == RANK or self._task.checkpoint.recovery.kept is not None
         return learns and family != self._plan.own
 
     def _screen(self, family: Family, shares: Sequence[float] = ()) -> None:

@@ -191,7 +191,7 @@ class FamilyRun:
         made = Checkpoint.load(self.run)
         if _has_tokens(made):
             return PATCH_RANKING_TOKENS
-        if made.recovery.rank:
+        if made.recovery.kept:
             return RECOVERED
         if self.family.method != RANK:
             return MERGE_METHOD if self.family.method == MERGE else SMALLER_IMAGE
@@ -220,7 +220,7 @@ class _Prefixed:
 def _sibling_config(checkpoint: Checkpoint, family: Family) -> TrainConfig:
     """The run's settings with another family: equal numbers drop at each location, and all that the run has is made, by whichever call it was."""
     config, ranks = TrainConfig.from_json(checkpoint.config), family.method == RANK
-    recovers = bool(checkpoint.recovery.rank)
+    recovers = checkpoint.recovery.kept is not None
     phases: tuple[str, ...] = ("recover",) if recovers else ()
     if ranks and checkpoint.prune.method == RANK:
         trained = checkpoint.scorer_trained
