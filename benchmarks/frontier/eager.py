@@ -18,7 +18,6 @@ from prtool.trainer.evaluation.baselines.registry import METHODS, Ingredients
 from prtool.trainer.models.tower import VisionTower
 
 LIBRARY = "torch"
-_FROM_THE_FIRST_BLOCK = ("avit",)
 
 
 def eager_entrants(workshop: Workshop, points: Sequence[Point], images: Sequence[bytes]) -> list[Entrant]:
@@ -54,8 +53,9 @@ def _method(name: str, source: ExportSource, keeps: Sequence[int], images: Seque
 
 
 def _fresh(method: Method, source: ExportSource, k: int) -> Callable[[Tensor], Tensor]:
-    counts = source.spec.counts(k)
-    return lambda pixels: method.encode(_entered(source, pixels, start=method.name in _FROM_THE_FIRST_BLOCK), counts)
+    # An adaptive method begins in the first block.
+    counts, start = source.spec.counts(k), isinstance(method, AdaptiveMethod)
+    return lambda pixels: method.encode(_entered(source, pixels, start=start), counts)
 
 
 def _entered(source: ExportSource, pixels: Tensor, *, start: bool) -> Entered:

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 from benchmarks.reducers import Reducer
 from prtool.spec import MERGE, NONE, RANK
+from prtool.trainer.settings import MERGE_METHOD, SMALLER_IMAGE, TOME
 
-EVALUATED = {RANK: "patch-ranking", MERGE: "merge", NONE: "smaller-image"}
+EVALUATED = {RANK: "patch-ranking", MERGE: MERGE_METHOD, NONE: SMALLER_IMAGE}
 """The method of `prtool eval` that a run of each kind is evaluated with."""
-TOME = "tome"
-"""What `prtool eval` calls merging from block 1 on at the native size."""
 BASELINES = ("evit", "avit", "cls-attention", "random")
 """Methods that exist in PyTorch only; they take the budget of Patch Ranking, without its predictor."""
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from prtool.errors import DataError
 
-UNPRUNED, RANKED, MERGED, SMALLER, TOME = "unpruned", "patch-ranking", "merge", "smaller-image", "tome"
-METHODS = (UNPRUNED, RANKED, MERGED, SMALLER, TOME)
+UNPRUNED = "unpruned"
 _NEAR = 0.03
 """Largest difference of two costs, as shares of the unpruned MACs, that count as the same."""
 

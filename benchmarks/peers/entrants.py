@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from benchmarks.frontier.points import labelled
-from benchmarks.peers.accuracy import TOME as EVALUATED_TOME
 from benchmarks.peers.accuracy import UNPRUNED, Accuracies
 from benchmarks.peers.baselines import DTYPES, TOME, Baseline, Baselines, agreement
 from benchmarks.race import Entrant, Pixels, check_memory
@@ -21,6 +20,7 @@ from prtool.files import new_directory
 from prtool.runtime.bench.inputs import sample_photos
 from prtool.runtime.bench.timing import Plan
 from prtool.runtime.encoder import Encoder
+from prtool.trainer.settings import TOME as EVALUATED_TOME
 
 _TORCH, FULL = "torch", "full"
 _FOR_SCALES = 64
