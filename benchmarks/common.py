@@ -14,7 +14,7 @@ from prtool.spec import Keep
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Table = tuple[list[str], list[list[str]]]
-NAMES, COUNTS, KEEPS = Values("name", str), Values("number", whole), Values("keep", Keep.parse)
+NAMES, FILES, COUNTS, KEEPS = Values("name", str), Values("file", Path), Values("number", whole), Values("keep", Keep.parse)
 output_option = click.option("-o", "--output", type=click.Path(path_type=Path), help="Result file; named after what was measured if absent.")
 
 

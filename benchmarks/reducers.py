@@ -1,6 +1,7 @@
-"""What shortens an encoder ("rank", "merge/1@168", "none@140"): its run, its bundle, and the keeps that cost a wanted share of the unpruned MACs."""
+"""What shortens an encoder ("rank", "merge/1@168+", "none@140"): its run, its bundle, and the keeps that cost a wanted share of the unpruned MACs."""
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,12 +10,12 @@ from benchmarks.common import slug
 from prtool.bundle import Bundle
 from prtool.cli.parameters import Values
 from prtool.errors import BundleError, ConfigError
-from prtool.export.run import export_run
+from prtool.export.run import export_run, source_of
 from prtool.export.write import ExportOptions
-from prtool.manifest import Manifest
+from prtool.files import new_directory
 from prtool.pictures import short_name
 from prtool.progress import Progress
-from prtool.spec import MERGE, METHODS, NONE, RANK, Keep
+from prtool.spec import MERGE, METHODS, NONE, RANK, Cost, Keep, PruneSpec
 from prtool.store import digest
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.models.tower import VisionTower
@@ -23,7 +24,7 @@ from prtool.trainer.train import train
 
 WITHIN = 0.03
 """A keep whose cost is further than this from the wanted share is left out."""
-_WRITTEN = re.compile(r"(?P<method>[a-z]+)(/(?P<block>[1-9][0-9]*))?(@(?P<side>[1-9][0-9]*))?", re.ASCII)
+_WRITTEN = re.compile(r"(?P<method>[a-z]+)(/(?P<block>[1-9][0-9]*))?(@(?P<side>[1-9][0-9]*))?(?P<recovered>\+)?", re.ASCII)
 _MOST = 0.95
 """What leaves more of the patches than this shortens next to nothing."""
 _SMALLER = (2, 3)
@@ -38,22 +39,34 @@ class Reducer:
         method: rank, merge or none.
         image_size: side in pixels, 0 for the native one.
         location: the block at which patches drop, or begin to merge; 0 for the default.
+        recovered: with corrections of the blocks that see fewer patches.
     """
 
     method: str
     image_size: int = 0
     location: int = 0
+    recovered: bool = False
 
     @classmethod
     def parse(cls, text: str) -> "Reducer":
-        """Reads METHOD[/BLOCK][@PIXELS]; "none" alone stands for the smaller images that `chosen` finds."""
+        """Reads METHOD[/BLOCK][@PIXELS]; "none" and "none+" stand for the smaller images that `chosen` finds."""
         found = _WRITTEN.fullmatch(text)
         if found is None or found["method"] not in METHODS or (found["block"] and found["method"] == NONE):
-            raise ValueError(f"{text!r} is not METHOD, METHOD/BLOCK, METHOD@PIXELS or METHOD/BLOCK@PIXELS with a method of {', '.join(METHODS)}")
-        return cls(found["method"], int(found["side"] or 0), int(found["block"] or 0))
+            raise ValueError(f"{text!r} is not METHOD[/BLOCK][@PIXELS][+] with a method of {', '.join(METHODS)}, and a block only where it shortens")
+        return cls(found["method"], int(found["side"] or 0), int(found["block"] or 0), bool(found["recovered"]))
 
     def __str__(self) -> str:
-        return self.method + (f"/{self.location}" if self.location else "") + (f"@{self.image_size}" if self.image_size else "")
+        return (
+            self.method
+            + (f"/{self.location}" if self.location else "")
+            + (f"@{self.image_size}" if self.image_size else "")
+            + ("+" if self.recovered else "")
+        )
+
+    @property
+    def learns(self) -> bool:
+        """Whether its run learns from images."""
+        return self.method == RANK or self.recovered
 
 
 def share_of(text: str) -> float:
@@ -79,19 +92,19 @@ def chosen(reducers: Sequence[Reducer], tower: VisionTower, shares: Sequence[flo
     """The reducers, "none" replaced by the smaller images whose cost is nearest to each share."""
     found: list[Reducer] = []
     for reducer in reducers:
-        plain = reducer == Reducer(NONE)
-        found += [Reducer(NONE, side) for side in _sides(tower, shares)] if plain else [reducer]
+        plain = (reducer.method, reducer.image_size) == (NONE, 0)
+        found += [replace(reducer, image_size=side) for side in _sides(tower, shares)] if plain else [reducer]
     return tuple(dict.fromkeys(found))
 
 
-def keeps_at(manifest: Manifest, shares: Sequence[float]) -> dict[float, int]:
+def keeps_at(spec: PruneSpec, cost: Cost, shares: Sequence[float]) -> dict[float, int]:
     """Share -> number of patches whose cost is nearest to that share of the unpruned MACs.
 
     The cost is PyTorch's, which computes all queries of the last block. A share is left out where no keep costs nearly that, and where
     next to nothing but the image would be smaller although the method shortens.
     """
-    spec, (low, high), cost = manifest.prune, manifest.keep_range, replace(manifest.cost, last_block_queries=0)
-    shortened = [k for k in range(low, high + 1) if spec.method == NONE or k <= _MOST * spec.patches]
+    cost = replace(cost, last_block_queries=0)
+    shortened = [k for k in range(spec.least_keep, spec.patches + 1) if spec.method == NONE or k <= _MOST * spec.patches]
     costs = {k: 1.0 / cost.theoretical_speedup(spec, spec.counts(k)) for k in shortened}
     found = {share: min(costs, key=lambda k: abs(costs[k] - share)) for share in shares} if costs else {}
     kept = {share: k for share, k in found.items() if abs(costs[k] - share) <= WITHIN}
@@ -136,6 +149,10 @@ class Workshop:
         """The run of a reducer, made if it is not there; `data` in place of the workshop's."""
         settings = self._settings(reducer, data)
         folder = self._place("runs", reducer, settings)
+        if reducer.recovered and reducer.method == RANK and not folder.exists():
+            # Its predictor is that of the run without recovery.
+            with new_directory(folder) as temporary:
+                shutil.copytree(self.run(replace(reducer, recovered=False), data), temporary, dirs_exist_ok=True, ignore=_unneeded)
         # The folder is named after the settings: what is there is trained again only where the data have changed.
         train(TrainConfig.load(None, settings), folder, self.progress, overwrite=True)
         return folder
@@ -148,15 +165,30 @@ class Workshop:
             export_run(self.run(reducer), folder, ExportOptions(keep, tuple(precisions)), images, self.progress)
         return Bundle.open(folder)
 
+    def keeps(self, reducer: Reducer, shares: Sequence[float]) -> dict[float, int]:
+        """What `keeps_at` finds for a reducer; recovery changes none of it."""
+        source = source_of(self.run(replace(reducer, recovered=False)))
+        return keeps_at(source.spec, source.cost(), shares)
+
     def _settings(self, reducer: Reducer, data: str | None) -> dict[str, object]:
         data = self.data if data is None else data
         found = {"model": self.model, "pretrained": self.pretrained, "data": data, "seed": self.seed}
         found |= {"image_size": reducer.image_size, "prune.method": reducer.method}
         found |= {"prune.locations": (reducer.location,)} if reducer.location else {}
-        return found | (dict(self.settings) if data and reducer.method == RANK else {"phases": ("none",)})
+        if not data or not reducer.learns:
+            return found | {"phases": ("none",)}
+        parts = {"recover": reducer.recovered, "distill": reducer.method == RANK, "fit": reducer.method == RANK}
+        learned = {f"{part}.seed": self.seed for part in ("fit", "recover") if self.seed} | dict(self.settings)
+        found |= {name: value for name, value in learned.items() if parts.get(name.split(".")[0], True)}
+        return found | ({"phases": (*(("predictor",) if reducer.method == RANK else ()), "recover")} if reducer.recovered else {})
 
     def _place(self, kind: str, reducer: Reducer, settings: Mapping[str, object]) -> Path:
         return self.folder / kind / f"{slug(short_name(self.model), reducer)}-{digest(settings)[:10]}"
+
+
+def _unneeded(_folder: str, names: list[str]) -> set[str]:
+    """What a recovery does not read of the run that its predictor comes from."""
+    return {"tokens", ".lock"} & set(names)
 
 
 def _has(folder: Path, precisions: Sequence[str]) -> bool:

@@ -83,7 +83,7 @@ class GoldenConfig:
     step: int = setting(0, "groups dropped in each greedy step, after which the rest are scored again; 0 = score once", minimum=0)
     floor: int = setting(0, "greedy search ends when at most this many patches remain", minimum=0)
     memory_mb: int = setting(1024, "upper limit of the memory for one batch of candidates, in MiB", minimum=1)
-    precision: str = setting("auto", "auto (bf16 where the machine computes it natively), fp32 or bf16", choices=PRECISIONS)
+    precision: str = setting("auto", "auto (bf16 on GPUs that compute it and on CPUs with AMX), fp32 or bf16", choices=PRECISIONS)
 
     def __post_init__(self) -> None:
         check_settings(self, "golden")
@@ -216,18 +216,18 @@ class RecoverConfig:
     """`[recover]`: how the blocks behind the first location learn the unpruned embeddings from shortened sequences, without labels."""
 
     rank: int = setting(16, "rank of the correction of each matrix; gains and biases are corrected in full", minimum=1)
-    keep_low: float = setting(0.25, "each step keeps a share of the patches drawn from here to 1", above=0, below=1)
-    copies: int = setting(2, "randomly cropped and mirrored copies of each training image, besides itself", minimum=0)
+    keep_low: float = setting(0.35, "each step keeps a share of the patches drawn from here to 1", above=0, below=1)
+    copies: int = setting(1, "randomly cropped and mirrored copies of each training image, besides itself", minimum=0)
     crop: float = setting(0.35, "least share of an image's area that such a copy shows", above=0, maximum=1)
     hidden: float = setting(
         0.5, "weight of the hidden states of class token and kept patches, relative to the embedding; only where patches are ranked", minimum=0
     )
-    steps: int = setting(600, "training steps, rounded up to whole passes over the images", minimum=1)
+    steps: int = setting(340, "training steps, rounded up to whole passes over the images", minimum=1)
     batch: int = setting(24, "images a step", minimum=1)
-    lr: float = setting(6e-4, "AdamW's learning rate at the start of the half cosine to 0", above=0)
+    lr: float = setting(2e-4, "AdamW's learning rate at the start of the half cosine to 0", above=0)
     weight_decay: float = setting(0.0, "AdamW's weight decay", minimum=0)
     judged: int = setting(128, "validation images, at equal distances, that choose the best pass", minimum=1)
-    precision: str = setting("auto", "auto (bf16 where the machine computes it natively), fp32 or bf16", choices=PRECISIONS)
+    precision: str = setting("auto", "auto (bf16 on GPUs that compute it and on CPUs with AMX), fp32 or bf16", choices=PRECISIONS)
     seed: int = setting(0, "of the first corrections, the crops, the keeps and the order of the images", minimum=0)
 
     def __post_init__(self) -> None:

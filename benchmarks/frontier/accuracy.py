@@ -6,18 +6,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import slug
 from benchmarks.frontier.points import EVALUATED, Point
+from benchmarks.frontier.recovered import evaluate_recovered
 from benchmarks.reducers import Reducer, Workshop
 from prtool.errors import ConfigError
 from prtool.files import sha256_file
 from prtool.progress import stage
 from prtool.records import from_plain, to_plain
-from prtool.spec import RANK, Keep
+from prtool.spec import Keep
 from prtool.store import Store, digest
 from prtool.trainer.data.address import parse_data
 from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow
+from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import RECORD_NAME
+from prtool.trainer.settings import RECOVERED
 
 Figures = dict[str, Any]
 _FIGURES = ("accuracy", "gmacs", "images", "lost", "won", "cosine", "overlap_own", "overlap_cross", "text_to_image", "image_to_text")
@@ -55,7 +59,7 @@ class Evaluations:
     sets: Sets
 
     def rows(self, points: Sequence[Point], unseen: Sequence[str]) -> tuple[Figures, list[Figures]]:
-        """The unpruned row, and one of each point; `unseen` sets are also measured with predictors that learned from the others."""
+        """The unpruned row, and one of each point; `unseen` sets are also measured with what was learned from the others."""
         found: list[Figures] = [{"sets": {}, "unseen": {}} for _ in points]
         unpruned: Figures = {"sets": {}, "unseen": {}}
         runs = {reducer: self.workshop.run(reducer) for reducer in dict.fromkeys(point.reducer for point in points)}
@@ -72,42 +76,51 @@ class Evaluations:
                         found[place]["sets"][name] = _plain(row)
                         found[place]["image_size"] = row.image_size[0]
                     self.workshop.progress.advance()
-                if method == EVALUATED[RANK]:
+                if points[places[0]].learns:
                     self._add_unseen(reducer, [(points[place], found[place]) for place in places], unseen)
         whole = _finished(unpruned, UNPRUNED)
         return whole, [_finished(row, point.label, point, whole["gmacs"]) for row, point in zip(found, points, strict=True)]
 
     def _add_unseen(self, reducer: Reducer, rows: Sequence[tuple[Point, Figures]], unseen: Sequence[str]) -> None:
         for name in unseen:
-            run = self.workshop.run(reducer, self.sets.without(name))
-            report = self._report(run, name, [point for point, _ in rows])
+            data = self.sets.without(name)
+            report = self._report(self.workshop.run(reducer, data), name, [point for point, _ in rows], data)
             for point, figures in rows:
                 figures["unseen"][name] = _plain(row_of(report, point))
 
-    def _report(self, run: Path, name: str, points: Sequence[Point]) -> EvalReport:
-        """The evaluation of one method of a run on one set; taken from the store where it is there."""
-        folder, address = self.workshop.folder, self.sets.addresses[name]
+    def _report(self, run: Path, name: str, points: Sequence[Point], data: str | None = None) -> EvalReport:
+        """The evaluation of one method of a run on one set; taken from the store where it is there. `data` are the run's."""
+        folder, address, method = self.workshop.folder, self.sets.addresses[name], points[0].method
+        if method == RECOVERED and Checkpoint.load(run).recovery.kept is None:
+            # The encoder is better without: that is what recovery gives then.
+            method = EVALUATED[points[0].reducer.method]
         asked = EvalConfig(
             keeps=tuple(Keep.count(point.k) for point in points),
-            methods=(points[0].method,),
+            methods=(method.removesuffix("+"),),
             images=self.sets.images,
             seed=self.workshop.seed,
             unpruned=folder / "unpruned",
             store=folder / "evaluations",
         )
-        key = digest(sha256_file(run / RECORD_NAME), address, to_plain(replace(asked, store=None, unpruned=None)))
-        store, file = Store(folder / "evaluations", key), f"{run.name}-{points[0].method}-{name}-{key[:10]}.json"
+        recovers = method.endswith("+")
+        made_of = [dict(self.workshop.settings)] if recovers else []
+        key = digest(sha256_file(run / RECORD_NAME), address, to_plain(replace(asked, store=None, unpruned=None)), *made_of)
+        store, file = Store(folder / "evaluations", key), f"{slug(run.name, method)}-{name}-{key[:10]}.json"
         kept = store.read(file)
         if kept is None:
-            kept = to_plain(evaluate_run(run, address, asked, self.workshop.progress))
+            if recovers:
+                made = evaluate_recovered(self.workshop, method.removesuffix("+"), data, address, asked)
+            else:
+                made = evaluate_run(run, address, asked, self.workshop.progress)
+            kept = to_plain(made)
             store.write(file, kept)
         report: EvalReport = from_plain(EvalReport, kept)
         return report
 
 
 def row_of(report: EvalReport, point: Point) -> EvalRow:
-    """The row of a method at a count."""
-    return next(row for row in report.of(point.method) if round(row.keep * report.patches) == point.k)
+    """The row at a count, of a report with one method."""
+    return next(row for row in report.rows if row.method != UNPRUNED and round(row.keep * report.patches) == point.k)
 
 
 def _plain(row: EvalRow) -> Figures:
@@ -125,8 +138,7 @@ def _finished(row: Figures, method: str, point: Point | None = None, full_gmacs:
         "theoretical_speedup": (full_gmacs or gmacs) / gmacs,
     }
     if point is not None:
-        learns = point.exports and point.reducer.method == RANK
-        facts |= {"image_size": row["image_size"], "k": point.k, "target": point.target, "learns": learns}
+        facts |= {"image_size": row["image_size"], "k": point.k, "target": point.target, "learns": point.learns}
     return facts | {"reducer": "" if point is None else str(point.reducer)} | mean_over(row["sets"]) | {"sets": row["sets"], "unseen": row["unseen"]}
 
 

@@ -1,5 +1,6 @@
 """The frontier's JSON as Markdown: all rows by falling cost, each set by itself, and the deviations from an earlier measurement."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,8 +9,25 @@ from benchmarks.race import SCOPES
 Row = Mapping[str, Any]
 _COMPARED = {"accuracy": 1, "changed": 1, "cosine": 3, "overlap_own": 3, "overlap_cross": 3}
 """Figure -> digits."""
+_AVERAGED = ("accuracy", "lost", "won", "cosine", "overlap_own", "overlap_cross")
+"""Figures of several seeds of which the mean is shown, with half the distance between the least and the greatest."""
 _REACH = 0.03
 """How far the cost of a row may lie from an earlier one's where no two rows enclose it."""
+
+
+def joined(values: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Several results of one model as one: rows with the mean of each figure over those that have the row, and its `spread`."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for value in values:
+        for row in value["rows"]:
+            groups.setdefault((row["reducer"], row["method"], row["image_size"], row["k"]), []).append(row)
+    return {**values[0], "rows": [_mean_row(rows) for rows in groups.values()]}
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    figures = {name: [row[name] for row in rows] for name in _AVERAGED if all(row[name] is not None for row in rows)}
+    spread = {name: (max(found) - min(found)) / 2.0 for name, found in figures.items()} if len(rows) > 1 else {}
+    return {**rows[0], **{name: statistics.fmean(found) for name, found in figures.items()}, "spread": spread}
 
 
 def markdown(value: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> str:
@@ -17,7 +35,7 @@ def markdown(value: Mapping[str, Any], earlier: Mapping[str, Any] | None = None)
     rows = sorted(value["rows"], key=lambda row: -row["share"])
     parts = [_table(*main_table(rows)), _legend(value), "Accuracy (%) of each set:", _table(*set_table(rows, "sets"))]
     if any(row["unseen"] for row in rows):
-        parts += ["Accuracy (%), and cosine, on sets that the predictor did not learn from:", _table(*set_table(rows, "unseen"))]
+        parts += ["Accuracy (%), and cosine, on sets that nothing was learned from:", _table(*set_table(rows, "unseen"))]
     if earlier is not None:
         parts += [f"Next to an earlier measurement ({earlier['what']}), ours minus theirs in brackets:", _table(*deviations(rows, earlier["rows"]))]
     return "\n\n".join(parts)
@@ -31,10 +49,10 @@ def main_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "method": name_of,
         "px": lambda row: str(row["image_size"]),
         "patches": lambda row: str(row["k"]),
-        "accuracy %": lambda row: _number(row["accuracy"], 1),
-        "lost / won": lambda row: "-" if row["lost"] is None or row["method"] == "unpruned" else f"{row['lost']} / {row['won']}",
-        "cosine": lambda row: f"{row['cosine']:.3f}",
-        "overlap own / cross": lambda row: f"{_number(row['overlap_own'], 3)} / {_number(row['overlap_cross'], 3)}",
+        "accuracy %": lambda row: _figure(row, "accuracy", 1),
+        "lost / won": lambda row: "-" if row["method"] == "unpruned" else f"{_figure(row, 'lost', 0)} / {_figure(row, 'won', 0)}",
+        "cosine": lambda row: _figure(row, "cosine", 3),
+        "overlap own / cross": lambda row: f"{_figure(row, 'overlap_own', 3)} / {_figure(row, 'overlap_cross', 3)}",
         "text to image @1 / 5 / 10": lambda row: _recall(row["text_to_image"]),
         "image to text @1 / 5 / 10": lambda row: _recall(row["image_to_text"]),
         "theoretical": lambda row: f"{row['theoretical_speedup']:.2f}x",
@@ -62,7 +80,11 @@ def set_table(rows: Sequence[Row], which: str) -> tuple[list[str], list[list[str
 
 def name_of(row: Row) -> str:
     """The method, and its image where that is not the native one and not the method itself."""
-    return f"{row['method']} at {row['image_size']} px" if "@" in row["reducer"] and row["method"] != "smaller-image" else str(row["method"])
+    return (
+        f"{row['method']} at {row['image_size']} px"
+        if "@" in row["reducer"] and not row["method"].startswith("smaller-image")
+        else str(row["method"])
+    )
 
 
 def deviations(rows: Sequence[Row], earlier: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -98,6 +120,12 @@ def _speed(row: Row, engine: str) -> str:
     return "-" if found is None else ", ".join(f"{found[scope]['images_per_s']:.1f} ({found[scope]['speedup']:.2f}x)" for scope in SCOPES)
 
 
+def _figure(row: Row, name: str, digits: int) -> str:
+    """A figure, and how far seeds lie from it where there are several."""
+    spread = row.get("spread", {}).get(name)
+    return _number(row[name], digits) + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -110,7 +138,7 @@ def _legend(value: Mapping[str, Any]) -> str:
     sets = ", ".join(f"{name} ({count})" for name, count in value["data"].items())
     text = (
         f"{value['model']} in PyTorch fp32, test images of {sets}; mean of the sets, lost and won are images of all. Overlap: share of the ten "
-        "nearest neighbours within a set that stay, own index and index of the unpruned embeddings. Nothing is recovered by training."
+        "nearest neighbours within a set that stay, own index and index of the unpruned embeddings."
     )
     speed = value["speed"]
     if speed is None:

@@ -83,7 +83,11 @@ def make_bundles(workshop: Workshop, config: PeersConfig) -> Raced:
             needed.add(graph_precision(engine, precision))
     images = config.images or (_photo_folder(workshop.folder / "photos", workshop.seed) if "int8" in needed else None)
     made = {reducer: workshop.bundle(reducer, sorted(needed), images) for reducer in reducers}
-    found = {reducer: (bundle, keeps) for reducer, bundle in made.items() if (keeps := keeps_at(bundle.manifest, config.shares))}
+    found = {
+        reducer: (bundle, keeps)
+        for reducer, bundle in made.items()
+        if (keeps := keeps_at(bundle.manifest.prune, bundle.manifest.cost, config.shares))
+    }
     check_some(list(found), reducers, config.shares)
     return found
 

@@ -1,6 +1,7 @@
 """The frontier: one real run on a tiny model, its rows against the encoder itself, and its arithmetic against plain loops."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from PIL import Image
 
 from benchmarks.frontier.__main__ import main
 from benchmarks.frontier.accuracy import mean_over
-from benchmarks.frontier.table import at_share, deviations, markdown
+from benchmarks.frontier.table import at_share, deviations, joined, markdown
 from benchmarks.reducers import Reducer, chosen, keeps_at
 from prtool.bundle import Bundle
 from prtool.trainer.runs.checkpoint import load_seeded
@@ -34,7 +35,7 @@ def run(*arguments: str) -> Result:
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The JSON of a run over every kind of row, and where it lies."""
     root = tmp_path_factory.mktemp("frontier")
-    data = write_images(root / "data", {"train": 3, "val": 1, "test": 3})
+    data = write_images(root / "data", {"train": 12, "val": 1, "test": 3})
     model = write_model(root / "model", layers=8, image_size=64, width=64)
     options = (
         "--model",
@@ -46,9 +47,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "-o",
         str(root / "out.json"),
         "--reducer",
-        "rank,merge/1,merge@56,none@48",
+        "rank,rank+,merge/1,merge@56,none@48",
+        "--method",
+        "evit,avit,cls-attention,random,evit+,random+",
     )
-    timing = ("--share", ",".join(map(str, SHARES)), "--engine", "ort,torch", "--threads", "1", "--seconds", "0", "--batch", "2", "--steps", "2")
+    timing = ("--share", ",".join(map(str, SHARES)), "--engine", "ort,torch", "--threads", "1", "--seconds", "0", "--batch", "2")
+    timing += ("--set", "distill.steps=2", "--set", "recover.steps=2", "--set", "recover.lr=1e-5")
     result = run(*options, *timing)
     assert result.exit_code == 0, result.output
     return {"root": root, "arguments": (*options, *timing), "stdout": result.stdout, **json.loads((root / "out.json").read_text())}
@@ -57,12 +61,25 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.slow
 def test_every_kind_of_row_is_there(measured: dict[str, Any]) -> None:
     methods = {row["method"] for row in measured["rows"]}
-    assert methods == {"unpruned", "patch-ranking", "merge", "smaller-image", "tome", "evit", "avit", "cls-attention", "random"}
+    assert methods == {
+        "unpruned",
+        "patch-ranking",
+        "patch-ranking, recovered",
+        "evit, recovered",
+        "random, recovered",
+        "merge",
+        "smaller-image",
+        "tome",
+        "evit",
+        "avit",
+        "cls-attention",
+        "random",
+    }
     assert {row["reducer"] for row in measured["rows"]} > {"", "rank", "merge/1", "merge@56"}
     for row in measured["rows"]:
         assert row["images"] == 9 and set(row["sets"]) == {"data"} and row["accuracy"] == row["sets"]["data"]["accuracy"]
         assert row["theoretical_speedup"] == pytest.approx(1.0 / row["share"])
-        exported = row["method"] in ("unpruned", "patch-ranking", "merge", "tome", "smaller-image")
+        exported = row["method"].split(",")[0] in ("unpruned", "patch-ranking", "merge", "tome", "smaller-image")
         assert set(row["speed"]) == ({"ort", "torch"} if exported else {"torch"})
         for engine in row["speed"].values():
             assert engine["encoder"]["images_per_s"] > engine["end-to-end"]["images_per_s"] > 0.0
@@ -119,9 +136,9 @@ def test_keeps_cost_what_was_asked(measured: dict[str, Any]) -> None:
             for k in range(manifest.keep_range[0], spec.patches)
             if k <= 0.95 * spec.patches
         }
-        for share, k in keeps_at(manifest, SHARES).items():
+        for share, k in keeps_at(manifest.prune, manifest.cost, SHARES).items():
             assert abs(shares[k] - share) == min(abs(other - share) for other in shares.values()) <= 0.03
-    assert keeps_at(manifests["rank"], (0.01,)) == {}
+    assert keeps_at(manifests["rank"].prune, manifests["rank"].cost, (0.01,)) == {}
     for row in measured["rows"]:
         assert row["method"] == "unpruned" or abs(row["share"] - row["target"]) <= 0.06
 
@@ -134,10 +151,11 @@ def test_smaller_images_are_found_by_cost() -> None:
 
 def test_a_reducer_is_read_as_it_is_written() -> None:
     assert Reducer.parse("merge/2@168") == Reducer("merge", image_size=168, location=2)
-    for text in ("rank", "merge/1", "none@140", "rank@168", "merge/12@96"):
+    assert Reducer.parse("merge/2@168+") == Reducer("merge", image_size=168, location=2, recovered=True)
+    for text in ("rank", "merge/1", "none@140", "rank@168", "merge/12@96", "rank+", "none@140+"):
         assert str(Reducer.parse(text)) == text
-    for text in ("prune@3", "none/2", "merge/0", "merge/", "merge@", "merge@168/1", "rank@0", "merge/1@"):
-        with pytest.raises(ValueError, match=text):
+    for text in ("prune@3", "none/2", "merge/0", "merge/", "merge@", "merge@168/1", "rank@0", "merge/1@", "rank+@168"):
+        with pytest.raises(ValueError, match=re.escape(text)):
             Reducer.parse(text)
 
 
@@ -151,6 +169,26 @@ def test_figures_between_rows_lie_on_a_line() -> None:
     assert deviations([{**row, "overlap_own": None, "overlap_cross": None} for row in ours], earlier)[1] == [
         ["0.50", "tome", "196", "", "4.0 (+1.0)", "0.930 (-0.010)", "", ""]
     ]
+
+
+def test_seeds_are_averaged() -> None:
+    """Rows of the same encoder and keep: means and half the range; a row that one seed has alone stays as it is."""
+    row = {
+        "reducer": "rank+",
+        "method": "patch-ranking, recovered",
+        "image_size": 32,
+        "k": 8,
+        "share": 0.5,
+        "overlap_own": None,
+        "overlap_cross": None,
+    }
+    first = {**row, "accuracy": 80.0, "lost": 4, "won": 1, "cosine": 0.9}
+    second = {**row, "accuracy": 83.0, "lost": 2, "won": 1, "cosine": 0.92}
+    alone = {**first, "reducer": "none@24"}
+    rows = joined([{"model": "m", "rows": [first, alone]}, {"model": "m", "rows": [second]}])["rows"]
+    assert rows[0]["accuracy"] == 81.5 and rows[0]["cosine"] == pytest.approx(0.91) and rows[0]["lost"] == 3
+    assert rows[0]["spread"] == {"accuracy": 1.5, "lost": 1.0, "won": 0.0, "cosine": pytest.approx(0.01)}
+    assert rows[1] == {**alone, "spread": {}}
 
 
 def test_sets_count_alike() -> None:

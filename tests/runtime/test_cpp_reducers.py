@@ -17,10 +17,12 @@ from prtool.bundle import Bundle
 from prtool.errors import BundleError, ConfigError
 from prtool.export.source import ExportSource
 from prtool.export.write import ExportOptions, write_bundle
+from prtool.manifest import RecoveryInfo
 from prtool.runtime.encoder import Encoder
 from prtool.runtime.images.preprocess import prepare_batch
 from prtool.spec import MERGE, NONE, Keep
-from prtool.trainer.models.pruned import PlainEncoder
+from prtool.trainer.models.pruned import PlainEncoder, PrunedEncoder
+from prtool.trainer.models.recovery import Recovery
 
 MODELS = {
     "merging": TinyModel((1,), method=MERGE),
@@ -130,7 +132,28 @@ def _smaller_source() -> ExportSource:
     return replace(source, model=model, pruned=PlainEncoder(tower, tower.prune_spec((), method=NONE)), scorer_name="", scorer_macs=0)
 
 
-SOURCES = {"merging": lambda: merging_source("cls"), "smaller images": _smaller_source}
+def _recovered(source: ExportSource) -> ExportSource:
+    """The same with random corrections in its blocks; the native encoder stays."""
+    tower, pruned = source.pruned.tower, source.pruned
+    recovery = Recovery(tower, 1, 3, torch.Generator().manual_seed(1))
+    recovery.load({name: 0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(2)) for name, value in recovery.tensors().items()})
+    folded = recovery.folded(tower)
+    encoder = PrunedEncoder(folded, list(pruned.scorers), pruned.spec) if isinstance(pruned, PrunedEncoder) else type(pruned)(folded, pruned.spec)
+    pixels = torch.randn(2, 3, *tower.image_size, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        counts = source.spec.counts(source.spec.patches)
+        assert functional.cosine_similarity(encoder.encode(pixels, counts), pruned.encode(pixels, counts)).max() < 0.999
+    facts = RecoveryInfo(3, 1, 1.0, 40, 1, (source.spec.patches,), (0.9,), (0.95,))
+    return replace(source, pruned=encoder.eval().requires_grad_(False), recovery=facts)
+
+
+SOURCES = {
+    "merging": lambda: merging_source("cls"),
+    "smaller images": _smaller_source,
+    "recovered ranking": lambda: _recovered(make_source("cls")),
+    "recovered merging": lambda: _recovered(merging_source("cls")),
+    "recovered smaller images": lambda: _recovered(_smaller_source()),
+}
 
 
 @pytest.mark.slow
@@ -138,7 +161,7 @@ SOURCES = {"merging": lambda: merging_source("cls"), "smaller images": _smaller_
 def test_exported_encoders_are_eager_ones(kind: str, tmp_path: Path, photographs: list[Path]) -> None:
     """What is exported, in C++ on each engine of CPUs, next to PyTorch eager and to Python."""
     source = SOURCES[kind]()
-    keep = Keep.ratio(0.7 if kind == "merging" else 1.0)
+    keep = Keep.ratio(1.0 if source.spec.method == NONE else 0.7)
     write_bundle(source, tmp_path / "bundle", ExportOptions(keep))
     bundle = Bundle.open(tmp_path / "bundle")
     with torch.no_grad():

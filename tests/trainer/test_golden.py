@@ -179,10 +179,11 @@ def test_bf16_is_the_arithmetic_of_autocast() -> None:
     torch.testing.assert_close(Tail(model.tower, 2, "bf16").embed(tokens), expected, atol=5e-3, rtol=0)
 
 
-def test_auto_becomes_a_precision() -> None:
-    device = torch.device("cpu")
-    assert resolve_precision("auto", device) in ("fp32", "bf16")
-    assert resolve_precision("fp32", device) == "fp32"
+@pytest.mark.parametrize(("tiles", "found"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bf16_where_a_cpu_has_amx(tiles: bool, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: tiles)
+    assert resolve_precision("auto", torch.device("cpu")) == found
+    assert [resolve_precision(name, torch.device("cpu")) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
 
 
 @pytest.mark.parametrize(

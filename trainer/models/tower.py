@@ -213,13 +213,13 @@ def split_heads(projected: Tensor, heads: int) -> Tensor:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" means on a device: "bf16" where it computes bfloat16 natively, else "fp32"; the others are themselves."""
+    """What "auto" means on a device: "bf16" where that is faster, on GPUs that compute it and CPUs with AMX, else "fp32".
+
+    AVX512-BF16 alone is slower than float32: a training step of ViT-S/14 takes 1.7 times as long in PyTorch 2.15.
+    """
     if precision != "auto":
         return precision
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
     return "bf16" if native else "fp32"
 
 

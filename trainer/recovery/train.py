@@ -1,9 +1,10 @@
 """Train recovery: corrections of the blocks that see shortened sequences, taught by the unpruned embeddings, without labels."""
 
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from prtool.spec import NONE, Keep, PruneSpec
 from prtool.store import digest
 from prtool.trainer.data.copies import Copies
 from prtool.trainer.data.images import ImageSet, equally_spaced
+from prtool.trainer.data.seen import fingerprints
 from prtool.trainer.loop import TrainingState, train_epoch
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
 from prtool.trainer.models.recovery import Recovery
@@ -29,20 +31,25 @@ from prtool.trainer.recovery.shortened import Shortened, shortened, taps_of
 from prtool.trainer.settings import RecoverConfig
 from prtool.trainer.store import TensorStore, tensors_digest
 
-SCHEMA = 1
+SCHEMA = 2
 LEAST_IMAGES = 32
 """Training images that recovery needs at least."""
 SCALES = (0.25, 0.5, 0.75, 1.0)
 """Of which the corrections get the best, if the encoder is better with them."""
+ONE_KIND = 20.0
+"""Images whose embeddings vary in fewer directions are of one kind: pets, textures or satellite images alone have 8 to 18, a mixture 27 to 37."""
 _JUDGED_KEEPS, _HIGHEST = 4, 0.85
+_JUDGEMENTS = 8
+"""Of few images there are many passes; judging each would take longer than they do."""
 _ANCHOR = 0.1
 """Share of the steps that keep every patch."""
 _BATCH = 16
 _TINY = 1e-9
-_FLOOR = 0.1
+_FLOOR = 0.05
 """Errors of a step are relative to at least this share of the largest error without corrections."""
 _NEGLIGIBLE = 0.01
 """An error below this share of the largest one counts as none where keeps are judged."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,35 +99,43 @@ def recover(task: RecoverTask, config: RecoverConfig, state: Path | None = None,
     """Trains corrections of the blocks behind the first location, and leaves the model as it was.
 
     A step draws a number of patches, and its loss is relative to that of the encoder without corrections at this number, so that each
-    counts alike. The best pass is that of the lowest mean relative error on the validation images, and of the scales for all
-    corrections the one with the lowest among those that make no keep worse. Training is saved to the file `state` after each pass
-    and goes on from it, with the same result as if it had not been stopped; one of another task or other settings is replaced.
+    counts alike. The best of the passes, of which eight at most are judged, is that of the lowest mean relative error on the validation
+    images, and of the scales for all corrections the one with the lowest among those that make no keep worse. Training is saved to the
+    file `state` after each pass and goes on from it, with the same result as if it had not been stopped; one of another task or other
+    settings is replaced.
+
+    Validation images that are training images too do not judge, and images of one kind are warned of.
 
     Raises:
-        DataError: there are fewer than `LEAST_IMAGES` training images.
-        ModelError: the loss is NaN or infinite; the state of the pass before stays.
-        ImageError: an image cannot be decoded.
+        DataError: there are fewer than `LEAST_IMAGES` training images, or every validation image is one of them; ImageError: one cannot
+            be decoded.
+        ModelError: the loss is NaN or infinite, in the step that it names; the state of the pass before stays.
         StorageError: the state or the cache cannot be written.
     """
     if len(task.train) < LEAST_IMAGES:
         raise DataError(f"recovery has {len(task.train)} training images, but needs at least {LEAST_IMAGES}; give more, labelled or not")
     progress = progress or SilentProgress()
-    training = _Training(task, config, progress)
+    training = _Training(replace(task, val=_unlearned(task)), config, progress)
     values = dict(training.recovery.named_parameters())
     adam = torch.optim.AdamW(list(values.values()), config.lr, weight_decay=config.weight_decay)
     current = TrainingState(values, adam)
     store, name = TensorStore(state.parent if state else None, training.key()), state.name if state else ""
     current.resume(store, name)
     passes, steps = config.passes(len(task.train)), math.ceil(len(task.train) / config.batch)
+    every = math.ceil(passes / _JUDGEMENTS)
     with stage(progress, "training recovery (passes)", passes):
         progress.advance(len(current.history))
         for number in range(len(current.history), passes):
+            training.steps = number * steps
             rates = (config.lr_at((number + step / steps) / passes) for step in range(steps))
             loss = train_epoch(adam, training.loss, len(task.train), config, number, rates)
             if not math.isfinite(loss):
-                raise ModelError(f"the loss of recovery is {loss} in pass {number + 1}; lower recover.lr, which is {config.lr}, and run it again")
-            score = -training.judge()
-            if all(score > earlier for _, earlier in current.history):
+                step = training.steps - number * steps
+                raise ModelError(
+                    f"the loss of recovery is {loss} in step {step} of pass {number + 1}; lower recover.lr, which is {config.lr}, and run it again"
+                )
+            score = -training.judge() if (number + 1) % every == 0 or number + 1 == passes else None
+            if score is not None and all(earlier is None or score > earlier for _, earlier in current.history):
                 current.keep_best(number + 1)
             current.history.append((loss, score))
             current.save(store, name)
@@ -130,7 +145,9 @@ def recover(task: RecoverTask, config: RecoverConfig, state: Path | None = None,
 
 
 class _Training:
-    """The corrections, what they learn from, and how good the encoder is with them."""
+    """The corrections, what they learn from, and how good the encoder is with them; `steps` were taken."""
+
+    steps = 0
 
     def __init__(self, task: RecoverTask, config: RecoverConfig, progress: Progress) -> None:
         self._encoder, self._config, self._images = task.encoder.requires_grad_(False).eval(), config, len(task.train)
@@ -139,6 +156,7 @@ class _Training:
         copies = Copies(len(task.train), config.copies, config.crop, config.seed)
         self._train = teach(task.model, task.train, self._taps, copies, task.cache, progress)
         self._val = teach(task.model, judged, self._taps, Copies(len(judged), 0, 1.0, 0), task.cache, progress)
+        _warn_of_one_kind(self._train.embeddings[: len(task.train)], self._val.embeddings)
         self._weights = task.model.weights_sha256
         self._autocast = resolve_precision(config.precision, task.model.tower.device) == "bf16"
         generator = torch.Generator().manual_seed(config.seed)
@@ -158,6 +176,7 @@ class _Training:
     def loss(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss of a step over the images `chosen` (batch,) int64, relative to that without corrections."""
         config, spec = self._config, self._encoder.spec
+        self.steps += 1
         items = chosen + self._images * torch.randint(0, config.copies + 1, chosen.shape, generator=generator)
         drawn, anchor = torch.rand(2, generator=generator).tolist()
         low = least_share(spec, config.keep_low)
@@ -227,6 +246,33 @@ class _Training:
         embedding = 1.0 - (functional.normalize(found.embedding.float(), dim=-1) * wanted).sum(dim=-1)
         states = [state.batch(chosen).to(tokens.device) for state in data.states]
         return embedding, hidden_error(found, states, encoder.spec.prefix_tokens)
+
+
+def _unlearned(task: RecoverTask) -> ImageSet:
+    """The validation images that are no training images."""
+    others = np.flatnonzero(~np.isin(fingerprints(task.val), fingerprints(task.train))).tolist()
+    if not others:
+        raise DataError(f"all {len(task.val)} validation images are training images too, so none can judge what is learned; give others")
+    if len(others) < len(task.val):
+        _log.warning("%d of %d validation images are training images too; the others judge", len(task.val) - len(others), len(task.val))
+    return task.val.subset(others)
+
+
+def _warn_of_one_kind(train: Tensor, val: Tensor) -> None:
+    """Logs a warning where images vary little; all (images, E)."""
+    for what, embeddings in (("training", train), ("validation", val)):
+        if len(embeddings) >= LEAST_IMAGES and (found := directions(embeddings)) < ONE_KIND:
+            _log.warning(
+                "the %s images are of one kind: their embeddings vary in about %.0f directions, where a mixture of photographs has 27 and more; "
+                "recovery and what validation says of it hold for such images, so add others if the encoder is to see others",
+                *(what, found),
+            )
+
+
+def directions(embeddings: Tensor) -> float:
+    """In how many directions embeddings (images, E) vary: the participation ratio of the eigenvalues of their covariance, 1 to E."""
+    values = torch.linalg.svdvals((embeddings - embeddings.mean(dim=0)).double()).square()
+    return float(values.sum().square() / values.square().sum().clamp_min(_TINY))
 
 
 def hidden_error(found: Shortened, wanted: Sequence[Tensor], prefix: int) -> Tensor:
