@@ -213,7 +213,7 @@ class TokensConfig:
 
 @dataclass(frozen=True, slots=True)
 class RecoverConfig:
-    """`[recover]`: how the blocks behind the first location learn the unpruned embeddings from shortened sequences, without labels."""
+    """`[recover]`: how the blocks that see fewer tokens learn the unpruned embeddings, without labels."""
 
     rank: int = setting(16, "rank of the correction of each matrix; gains and biases are corrected in full", minimum=1)
     keep_low: float = setting(0.35, "each step keeps a share of the patches drawn from here to 1", above=0, below=1)

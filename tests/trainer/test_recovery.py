@@ -195,7 +195,7 @@ def test_a_shortened_encoder_gives_its_states(root: Path, base: dict[str, Any]) 
     """At two locations: the embedding is the encoder's, and kept patches are where their states come from."""
     checkpoint = train(TrainConfig.load(None, base | {"prune.locations": [2, 3], "phases": ["predictor"]}), root / "states")
     encoder = checkpoint.ranking_encoder(checkpoint.load_model())
-    taps = taps_of(encoder.spec, hidden=True)
+    taps = taps_of(encoder.spec, hidden=True, smaller=False)
     assert taps.first == 2 and taps.blocks == (3,)
     tokens = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -218,6 +218,8 @@ def test_recovery_brings_embeddings_nearer_and_none_farther(run: Path) -> None:
     assert all(after >= before - negligible for before, after in zip(kept.before, kept.after, strict=True))
     assert sum(kept.after) > sum(kept.before) + 1e-4
     assert len(record.losses) == 20 and min(record.losses) < 1.5
+    checkpoint = Checkpoint.load(run)
+    assert kept.first == (1 if checkpoint.image_size else checkpoint.prune.locations[0]), "every block sees fewer tokens of a smaller image"
 
 
 def test_the_recorded_cosines_are_the_encoder_s(run: Path) -> None:

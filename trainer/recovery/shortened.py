@@ -27,14 +27,14 @@ class Shortened(NamedTuple):
     places: Tensor | None
 
 
-def taps_of(spec: PruneSpec, *, hidden: bool) -> Taps:
-    """Where recovery reads the encoders: it begins at the first block that sees fewer tokens, with a smaller image at block 1.
+def taps_of(spec: PruneSpec, *, hidden: bool, smaller: bool) -> Taps:
+    """Where recovery reads the encoders: it begins at the first block that sees fewer tokens, which with a `smaller` image is block 1.
 
-    Hidden states are those in the middle of the blocks behind the last location, and of the last block but one, behind which patches
-    matter no more where the head reads the class token.
+    Hidden states (of images of the native size only) are those in the middle of the blocks behind the last location, and of the last
+    block but one, behind which patches matter no more where the head reads the class token.
     """
-    first = spec.locations[0] if spec.locations else 1
-    if not hidden or spec.method != RANK:
+    first = 1 if smaller or not spec.locations else spec.locations[0]
+    if not hidden or smaller or spec.method != RANK:
         return Taps(first)
     last = spec.locations[-1]
     return Taps(first, tuple(sorted({block for block in ((last + spec.depth) // 2, spec.depth - 1) if last <= block < spec.depth})))

@@ -96,7 +96,7 @@ class Recovered:
 
 
 def recover(task: RecoverTask, config: RecoverConfig, state: Path | None = None, progress: Progress | None = None) -> Recovered:
-    """Trains corrections of the blocks behind the first location, and leaves the model as it was.
+    """Trains corrections of the blocks that see fewer tokens, and leaves the model as it was.
 
     A step draws a number of patches, and its loss is relative to that of the encoder without corrections at this number, so that each
     counts alike. The best of the passes, of which eight at most are judged, is that of the lowest mean relative error on the validation
@@ -151,7 +151,7 @@ class _Training:
 
     def __init__(self, task: RecoverTask, config: RecoverConfig, progress: Progress) -> None:
         self._encoder, self._config, self._images = task.encoder.requires_grad_(False).eval(), config, len(task.train)
-        self._taps = taps_of(task.encoder.spec, hidden=config.hidden > 0.0 and task.model.native is task.model.tower)
+        self._taps = taps_of(task.encoder.spec, hidden=config.hidden > 0.0, smaller=task.model.native is not task.model.tower)
         judged = task.val.subset(equally_spaced(len(task.val), config.judged))
         copies = Copies(len(task.train), config.copies, config.crop, config.seed)
         self._train = teach(task.model, task.train, self._taps, copies, task.cache, progress)

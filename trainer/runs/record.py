@@ -88,7 +88,7 @@ class TokensRecord:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryRecord:
-    """The training of the corrections of the blocks behind the first location; none by default.
+    """The training of the corrections of the blocks that see fewer tokens; none by default.
 
     Attributes:
         kept: the corrections; None where none were trained, or the encoder is better without.
@@ -141,7 +141,7 @@ class Record:
         templates: prompts with one {} each.
         config: the run's TrainConfig as plain JSON.
         data, metrics: what was used and measured.
-        recovery: the corrections of the blocks behind the first location.
+        recovery: the corrections of the blocks that see fewer tokens.
         tokens: the learnable tokens.
         versions: libraries that made the run.
         files: every other file of the checkpoint.

@@ -14,7 +14,7 @@ from prtool.trainer.settings import RECOVERED
 
 
 class Recovered(Method):
-    """An encoder whose blocks behind the first location are corrected; with every patch kept it is not the unpruned one.
+    """An encoder whose blocks are corrected where they see fewer tokens; with every patch kept it is not the unpruned one.
 
     Args:
         encoder: on the tower's device, in evaluation mode, without learnable tokens.
@@ -30,6 +30,9 @@ class Recovered(Method):
         if self._encoder.spec != entered.spec:
             raise ConfigError(f"the recovered encoder shortens as {self._encoder.spec}, but the evaluation as {entered.spec}; compare in its own run")
         entered.keeps_all(counts)
+        if entered.native is not None:
+            # Every block sees fewer tokens of a smaller image, and so every one is corrected.
+            return self._encoder.encode_from(entered.embedded, 1, counts)
         return self._encoder.encode_from(entered.tokens, first_block(entered.spec), counts)
 
     def gmacs(self, cost: Cost, spec: PruneSpec, counts: Counts) -> float:  # noqa: D102 - as declared
