@@ -97,14 +97,14 @@ def chosen(reducers: Sequence[Reducer], tower: VisionTower, shares: Sequence[flo
     return tuple(dict.fromkeys(found))
 
 
-def keeps_at(spec: PruneSpec, cost: Cost, shares: Sequence[float]) -> dict[float, int]:
-    """Share -> number of patches whose cost is nearest to that share of the unpruned MACs.
+def keeps_at(spec: PruneSpec, cost: Cost, shares: Sequence[float], keep_range: tuple[int, int] | None = None) -> dict[float, int]:
+    """Share -> number of patches, of those that a bundle or the spec allows, whose cost is nearest to that share of the unpruned MACs.
 
     The cost is PyTorch's, which computes all queries of the last block. A share is left out where no keep costs nearly that, and where
     next to nothing but the image would be smaller although the method shortens.
     """
-    cost = replace(cost, last_block_queries=0)
-    shortened = [k for k in range(spec.least_keep, spec.patches + 1) if spec.method == NONE or k <= _MOST * spec.patches]
+    cost, (low, high) = replace(cost, last_block_queries=0), keep_range or (spec.least_keep, spec.patches)
+    shortened = [k for k in range(low, high + 1) if spec.method == NONE or k <= _MOST * spec.patches]
     costs = {k: 1.0 / cost.theoretical_speedup(spec, spec.counts(k)) for k in shortened}
     found = {share: min(costs, key=lambda k: abs(costs[k] - share)) for share in shares} if costs else {}
     kept = {share: k for share, k in found.items() if abs(costs[k] - share) <= WITHIN}

@@ -64,7 +64,7 @@ def cases_of(manifest: Manifest) -> list[GpuCase]:
 
     ranked = manifest.prune.method == RANK
     kept = [GpuCase(mode, manifest.resolve(Keep.ratio(keep)), keep) for mode in ("split", "fused") for keep in KEEPS if ranked]
-    return [GpuCase("full"), *kept, *(GpuCase("fused", k) for k in keeps_at(manifest.prune, manifest.cost, SHARES).values())]
+    return [GpuCase("full"), *kept, *(GpuCase("fused", k) for k in keeps_at(manifest.prune, manifest.cost, SHARES, manifest.keep_range).values())]
 
 
 def measure_engine(bundle: Path, engine: str, precision: str, batch: int, clock: Clock) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def make_bundles(workshop: Workshop, config: PeersConfig) -> Raced:
     found = {
         reducer: (bundle, keeps)
         for reducer, bundle in made.items()
-        if (keeps := keeps_at(bundle.manifest.prune, bundle.manifest.cost, config.shares))
+        if (keeps := keeps_at(bundle.manifest.prune, bundle.manifest.cost, config.shares, bundle.manifest.keep_range))
     }
     check_some(list(found), reducers, config.shares)
     return found
