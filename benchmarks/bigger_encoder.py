@@ -16,7 +16,7 @@ import click
 
 from benchmarks.common import NAMES, Script, Table, named, publish_json, show
 from benchmarks.race import SCOPES, Entrant, check_memory, figures, of_scope, race
-from benchmarks.reducers import REDUCERS, Reducer, Workshop, check_some, keeps_at
+from benchmarks.reducers import REDUCERS, Reducer, Workshop, check_some, keeps_of
 from prtool.bundle import Bundle
 from prtool.cli.console import BarProgress
 from prtool.engines.base import EngineOptions
@@ -83,10 +83,7 @@ def rows_of(small: Workshop, bigger: Workshop, reducers: Sequence[Reducer], prec
     share = first.gmacs / whole.gmacs
     if share >= 1.0:
         raise ConfigError(f"{bigger.model} costs {whole.gmacs:.1f} GMAC and {small.model} {first.gmacs:.1f}; give a bigger encoder")
-    found = {
-        reducer: keeps_at(bundle.manifest.prune, bundle.manifest.cost, (share,), bundle.manifest.keep_range).get(share)
-        for reducer, bundle in bundles.items()
-    }
+    found = {reducer: keeps_of(bundle.manifest, (share,)).get(share) for reducer, bundle in bundles.items()}
     reached = [Row(whole.model, reducer, bundles[reducer], k) for reducer, k in found.items() if k is not None]
     check_some(reached, tuple(found), (share,))
     return [first, whole, *reached]

@@ -13,6 +13,7 @@ from prtool.errors import BundleError, ConfigError
 from prtool.export.run import export_run, source_of
 from prtool.export.write import ExportOptions
 from prtool.files import new_directory
+from prtool.manifest import Manifest
 from prtool.pictures import short_name
 from prtool.progress import Progress
 from prtool.spec import MERGE, METHODS, NONE, RANK, Cost, Keep, PruneSpec
@@ -112,6 +113,11 @@ def keeps_at(spec: PruneSpec, cost: Cost, shares: Sequence[float], keep_range: t
     return {share: k for share, k in kept.items() if share == min((other for other in kept if kept[other] == k), key=lambda s: abs(costs[k] - s))}
 
 
+def keeps_of(manifest: Manifest, shares: Sequence[float]) -> dict[float, int]:
+    """What `keeps_at` finds in the range of a bundle."""
+    return keeps_at(manifest.prune, manifest.cost, shares, manifest.keep_range)
+
+
 def _sides(tower: VisionTower, shares: Sequence[float]) -> Iterator[int]:
     costs = {side: tower.gmacs_at(side) / tower.gmacs_at(tower.image_size[0]) for side in tower.smaller_sizes}
     for share in shares:
@@ -152,7 +158,10 @@ class Workshop:
         if reducer.recovered and reducer.method == RANK and not folder.exists():
             # Its predictor is that of the run without recovery.
             with new_directory(folder) as temporary:
-                shutil.copytree(self.run(replace(reducer, recovered=False), data), temporary, dirs_exist_ok=True, ignore=_unneeded)
+                for file in self.run(replace(reducer, recovered=False), data).glob("[!.]*"):
+                    # Folders hold what can be computed again.
+                    if file.is_file():
+                        shutil.copy2(file, temporary)
         # The folder is named after the settings: what is there is trained again only where the data have changed.
         train(TrainConfig.load(None, settings), folder, self.progress, overwrite=True)
         return folder
@@ -175,6 +184,8 @@ class Workshop:
         found = {"model": self.model, "pretrained": self.pretrained, "data": data, "seed": self.seed}
         found |= {"image_size": reducer.image_size, "prune.method": reducer.method}
         found |= {"prune.locations": (reducer.location,)} if reducer.location else {}
+        if reducer.recovered and not data:
+            raise ConfigError(f"{reducer} is to be recovered, but there are no images to learn from; give data, or the reducer without its +")
         if not data or not reducer.learns:
             return found | {"phases": ("none",)}
         parts = {"recover": reducer.recovered, "distill": reducer.method == RANK, "fit": reducer.method == RANK}
@@ -184,11 +195,6 @@ class Workshop:
 
     def _place(self, kind: str, reducer: Reducer, settings: Mapping[str, object]) -> Path:
         return self.folder / kind / f"{slug(short_name(self.model), reducer)}-{digest(settings)[:10]}"
-
-
-def _unneeded(_folder: str, names: list[str]) -> set[str]:
-    """What a recovery does not read of the run that its predictor comes from."""
-    return {"tokens", ".lock"} & set(names)
 
 
 def _has(folder: Path, precisions: Sequence[str]) -> bool:

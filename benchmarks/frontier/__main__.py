@@ -2,7 +2,7 @@
 
     python -m benchmarks.frontier --model local-dir:MODEL --data caltech101:C,oxford_pets:P,eurosat:E,dtd10
     python -m benchmarks.frontier --table benchmarks/results/frontier-dual-s14.json --earlier benchmarks/results/frontier-dual-s14-earlier.json
-    python -m benchmarks.frontier --model MODEL --data DATA --reducer rank,rank+,none@140+ --method '' --seed 1 --no-speed -o recovered-1
+    python -m benchmarks.frontier --model MODEL --data DATA --reducer rank+,none@140+ --seed 1 --no-speed -o recovered-1
 
 One predictor is trained on all sets, and with a + behind a reducer its encoder is recovered. Rows: Patch Ranking, merging and smaller
 images with their bundles on CPU engines, mixtures of them (METHOD@PIXELS), merging from block 1 on (merge/1, which is ToMe), and the

@@ -11,6 +11,7 @@ _COMPARED = {"accuracy": 1, "changed": 1, "cosine": 3, "overlap_own": 3, "overla
 """Figure -> digits."""
 _AVERAGED = ("accuracy", "lost", "won", "cosine", "overlap_own", "overlap_cross")
 """Figures of several seeds of which the mean is shown, with half the distance between the least and the greatest."""
+_RECALLS = ("text_to_image", "image_to_text")
 _REACH = 0.03
 """How far the cost of a row may lie from an earlier one's where no two rows enclose it."""
 
@@ -25,9 +26,21 @@ def joined(values: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _mean_row(rows: Sequence[Row]) -> Row:
-    figures = {name: [row[name] for row in rows] for name in _AVERAGED if all(row[name] is not None for row in rows)}
-    spread = {name: (max(found) - min(found)) / 2.0 for name, found in figures.items()} if len(rows) > 1 else {}
-    return {**rows[0], **{name: statistics.fmean(found) for name, found in figures.items()}, "spread": spread}
+    several = {name: [row[name] for row in rows] for name in _AVERAGED if len(rows) > 1 and rows[0][name] is not None}
+    sets = {which: {name: _means([row[which][name] for row in rows]) for name in rows[0][which]} for which in ("sets", "unseen")}
+    return {**_means(rows), **sets, "spread": {name: (max(found) - min(found)) / 2.0 for name, found in several.items()}}
+
+
+def _means(rows: Sequence[Row]) -> dict[str, Any]:
+    """The first row with the mean of each figure."""
+    found = dict(rows[0])
+    for name in (*_AVERAGED, *_RECALLS):
+        values = [row[name] for row in rows]
+        if isinstance(values[0], Sequence):
+            found[name] = [statistics.fmean(column) for column in zip(*values, strict=True)]
+        elif values[0] is not None:
+            found[name] = statistics.fmean(values)
+    return found
 
 
 def markdown(value: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> str:

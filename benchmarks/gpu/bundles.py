@@ -60,11 +60,11 @@ def measure_bundle(record: Record, bundle: Path, engines: Sequence[str], batches
 
 def cases_of(manifest: Manifest) -> list[GpuCase]:
     """The unpruned graph; where patches are ranked both modes at `KEEPS`; and the one graph at the keeps that cost `SHARES`."""
-    from benchmarks.reducers import keeps_at
+    from benchmarks.reducers import keeps_of
 
     ranked = manifest.prune.method == RANK
     kept = [GpuCase(mode, manifest.resolve(Keep.ratio(keep)), keep) for mode in ("split", "fused") for keep in KEEPS if ranked]
-    return [GpuCase("full"), *kept, *(GpuCase("fused", k) for k in keeps_at(manifest.prune, manifest.cost, SHARES, manifest.keep_range).values())]
+    return [GpuCase("full"), *kept, *(GpuCase("fused", k) for k in keeps_of(manifest, SHARES).values())]
 
 
 def measure_engine(bundle: Path, engine: str, precision: str, batch: int, clock: Clock) -> dict[str, Any]:

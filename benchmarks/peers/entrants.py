@@ -11,7 +11,7 @@ from benchmarks.frontier.points import labelled
 from benchmarks.peers.accuracy import UNPRUNED, Accuracies
 from benchmarks.peers.baselines import DTYPES, TOME, Baseline, Baselines, agreement
 from benchmarks.race import Entrant, Pixels, check_memory
-from benchmarks.reducers import Reducer, Workshop, check_some, chosen, default_reducers, keeps_at
+from benchmarks.reducers import Reducer, Workshop, check_some, chosen, default_reducers, keeps_of
 from prtool.bundle import Bundle
 from prtool.engines.base import EngineInfo, EngineOptions
 from prtool.engines.registry import ENGINES, graph_precision
@@ -83,11 +83,7 @@ def make_bundles(workshop: Workshop, config: PeersConfig) -> Raced:
             needed.add(graph_precision(engine, precision))
     images = config.images or (_photo_folder(workshop.folder / "photos", workshop.seed) if "int8" in needed else None)
     made = {reducer: workshop.bundle(reducer, sorted(needed), images) for reducer in reducers}
-    found = {
-        reducer: (bundle, keeps)
-        for reducer, bundle in made.items()
-        if (keeps := keeps_at(bundle.manifest.prune, bundle.manifest.cost, config.shares, bundle.manifest.keep_range))
-    }
+    found = {reducer: (bundle, keeps) for reducer, bundle in made.items() if (keeps := keeps_of(bundle.manifest, config.shares))}
     check_some(list(found), reducers, config.shares)
     return found
 

@@ -17,8 +17,10 @@ from PIL import Image
 from benchmarks.frontier.__main__ import main
 from benchmarks.frontier.accuracy import mean_over
 from benchmarks.frontier.table import at_share, deviations, joined, markdown
-from benchmarks.reducers import Reducer, chosen, keeps_at
+from benchmarks.reducers import Reducer, Workshop, chosen, keeps_of
 from prtool.bundle import Bundle
+from prtool.errors import ConfigError
+from prtool.progress import SilentProgress
 from prtool.trainer.runs.checkpoint import load_seeded
 
 SHARES = (0.75, 0.54)
@@ -136,9 +138,9 @@ def test_keeps_cost_what_was_asked(measured: dict[str, Any]) -> None:
             for k in range(manifest.keep_range[0], spec.patches)
             if k <= 0.95 * spec.patches
         }
-        for share, k in keeps_at(manifest.prune, manifest.cost, SHARES).items():
+        for share, k in keeps_of(manifest, SHARES).items():
             assert abs(shares[k] - share) == min(abs(other - share) for other in shares.values()) <= 0.03
-    assert keeps_at(manifests["rank"].prune, manifests["rank"].cost, (0.01,)) == {}
+    assert keeps_of(manifests["rank"], (0.01,)) == {}
     for row in measured["rows"]:
         # Methods without a predictor keep as many patches as Patch Ranking, whose predictor costs much next to so small an encoder.
         assert row["method"] in ("unpruned", "evit", "avit", "cls-attention", "random", "evit, recovered", "random, recovered") or (
@@ -162,6 +164,11 @@ def test_a_reducer_is_read_as_it_is_written() -> None:
             Reducer.parse(text)
 
 
+def test_nothing_is_recovered_without_images(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none@48\+ is to be recovered, but there are no images"):
+        Workshop(tmp_path, "ViT-B-32", "", "", 0, {}, SilentProgress()).run(Reducer.parse("none@48+"))
+
+
 def test_figures_between_rows_lie_on_a_line() -> None:
     rows = [{"share": share, "cosine": cosine} for share, cosine in ((0.4, 0.9), (0.6, 0.96), (0.8, 0.99))]
     for share in (0.4, 0.45, 0.6, 0.71):
@@ -176,20 +183,16 @@ def test_figures_between_rows_lie_on_a_line() -> None:
 
 def test_seeds_are_averaged() -> None:
     """Rows of the same encoder and keep: means and half the range; a row that one seed has alone stays as it is."""
-    row = {
-        "reducer": "rank+",
-        "method": "patch-ranking, recovered",
-        "image_size": 32,
-        "k": 8,
-        "share": 0.5,
-        "overlap_own": None,
-        "overlap_cross": None,
-    }
-    first = {**row, "accuracy": 80.0, "lost": 4, "won": 1, "cosine": 0.9}
-    second = {**row, "accuracy": 83.0, "lost": 2, "won": 1, "cosine": 0.92}
+    row = {"reducer": "rank+", "method": "patch-ranking, recovered", "image_size": 32, "k": 8}
+    rest = {"overlap_own": None, "overlap_cross": None, "image_to_text": None}
+    first = {**row, **rest, "accuracy": 80.0, "lost": 4, "won": 1, "cosine": 0.9, "text_to_image": [10.0, 50.0]}
+    second = {**row, **rest, "accuracy": 83.0, "lost": 2, "won": 1, "cosine": 0.92, "text_to_image": [30.0, 60.0]}
+    first, second = ({**figures, "sets": {"a": figures}, "unseen": {}} for figures in (first, second))
     alone = {**first, "reducer": "none@24"}
     rows = joined([{"model": "m", "rows": [first, alone]}, {"model": "m", "rows": [second]}])["rows"]
-    assert rows[0]["accuracy"] == 81.5 and rows[0]["cosine"] == pytest.approx(0.91) and rows[0]["lost"] == 3
+    for found in (rows[0], rows[0]["sets"]["a"]):
+        assert (found["accuracy"], found["lost"], found["text_to_image"]) == (81.5, 3, [20.0, 55.0])
+        assert found["cosine"] == pytest.approx(0.91) and found["overlap_own"] is None
     assert rows[0]["spread"] == {"accuracy": 1.5, "lost": 1.0, "won": 0.0, "cosine": pytest.approx(0.01)}
     assert rows[1] == {**alone, "spread": {}}
 

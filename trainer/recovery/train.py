@@ -126,14 +126,12 @@ def recover(task: RecoverTask, config: RecoverConfig, state: Path | None = None,
     with stage(progress, "training recovery (passes)", passes):
         progress.advance(len(current.history))
         for number in range(len(current.history), passes):
-            training.steps = number * steps
+            training.steps = 0
             rates = (config.lr_at((number + step / steps) / passes) for step in range(steps))
             loss = train_epoch(adam, training.loss, len(task.train), config, number, rates)
             if not math.isfinite(loss):
-                step = training.steps - number * steps
-                raise ModelError(
-                    f"the loss of recovery is {loss} in step {step} of pass {number + 1}; lower recover.lr, which is {config.lr}, and run it again"
-                )
+                where = f"step {training.steps} of pass {number + 1}"
+                raise ModelError(f"the loss of recovery is {loss} in {where}; lower recover.lr, which is {config.lr}, and run it again")
             score = -training.judge() if (number + 1) % every == 0 or number + 1 == passes else None
             if score is not None and all(earlier is None or score > earlier for _, earlier in current.history):
                 current.keep_best(number + 1)
@@ -145,7 +143,7 @@ def recover(task: RecoverTask, config: RecoverConfig, state: Path | None = None,
 
 
 class _Training:
-    """The corrections, what they learn from, and how good the encoder is with them; `steps` were taken."""
+    """The corrections, what they learn from, and how good the encoder is with them; `steps` of a pass were taken."""
 
     steps = 0
 
