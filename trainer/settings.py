@@ -222,13 +222,13 @@ class RecoverConfig:
     hidden: float = setting(
         0.5, "weight of the hidden states of class token and kept patches, relative to the embedding; only where patches are ranked", minimum=0
     )
-    steps: int = setting(340, "training steps, rounded up to whole passes over the images", minimum=1)
+    steps: int = setting(200, "training steps, rounded up to whole passes over the images", minimum=1)
     batch: int = setting(24, "images a step", minimum=1)
     lr: float = setting(2e-4, "AdamW's learning rate at the start of the half cosine to 0", above=0)
     weight_decay: float = setting(0.0, "AdamW's weight decay", minimum=0)
     judged: int = setting(128, "validation images, at equal distances, that choose the best pass", minimum=1)
     precision: str = setting("auto", "auto (bf16 on GPUs that compute it and on CPUs with AMX), fp32 or bf16", choices=PRECISIONS)
-    seed: int = setting(0, "of the first corrections, the crops, the keeps and the order of the images", minimum=0)
+    seed: int = setting(0, "of the first corrections, the keeps and the order of the images", minimum=0)
 
     def __post_init__(self) -> None:
         check_settings(self, "recover")

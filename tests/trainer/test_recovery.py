@@ -159,7 +159,7 @@ def test_tensors_of_another_encoder_are_an_error() -> None:
 def test_copies_are_crops_of_their_image() -> None:
     pixels = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3)
     image, seen = Image.fromarray((pixels % 251).astype(np.uint8)), set()
-    copies = Copies(3, 4, 0.35, 0)
+    copies = Copies(3, 4, 0.35)
     assert len(copies) == 15 and [copies.image(item) for item in (0, 4, 14)] == [0, 1, 2]
     assert copies.view(image, 2) is image
     whole = np.asarray(image)

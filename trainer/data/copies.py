@@ -1,4 +1,4 @@
-"""Randomly cropped and mirrored copies of training images, the same ones in every call."""
+"""Randomly cropped and mirrored copies of training images, the same ones whatever the seed: what the frozen encoder makes of them is computed once."""
 
 import math
 from dataclasses import dataclass
@@ -18,13 +18,11 @@ class Copies:
         images: how many there are.
         copies: cropped and mirrored ones of each, besides itself.
         least_area: share of an image that a crop shows at least.
-        seed: of the crops.
     """
 
     images: int
     copies: int
     least_area: float
-    seed: int
 
     def __len__(self) -> int:
         return self.images * (1 + self.copies)
@@ -37,7 +35,7 @@ class Copies:
         """The image as an item shows it: a crop of random area, aspect ratio and place, mirrored every second time."""
         if item < self.images:
             return image
-        draw = np.random.default_rng((self.seed, item))
+        draw = np.random.default_rng(item)
         area = draw.uniform(self.least_area, 1.0) * image.width * image.height
         aspect = math.exp(draw.uniform(-_ASPECT, _ASPECT))
         width = min(image.width, max(1, round(math.sqrt(area * aspect))))

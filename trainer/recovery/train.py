@@ -151,9 +151,9 @@ class _Training:
         self._encoder, self._config, self._images = task.encoder.requires_grad_(False).eval(), config, len(task.train)
         self._taps = taps_of(task.encoder.spec, hidden=config.hidden > 0.0, smaller=task.model.native is not task.model.tower)
         judged = task.val.subset(equally_spaced(len(task.val), config.judged))
-        copies = Copies(len(task.train), config.copies, config.crop, config.seed)
+        copies = Copies(len(task.train), config.copies, config.crop)
         self._train = teach(task.model, task.train, self._taps, copies, task.cache, progress)
-        self._val = teach(task.model, judged, self._taps, Copies(len(judged), 0, 1.0, 0), task.cache, progress)
+        self._val = teach(task.model, judged, self._taps, Copies(len(judged), 0, 1.0), task.cache, progress)
         _warn_of_one_kind(self._train.embeddings[: len(task.train)], self._val.embeddings)
         self._weights = task.model.weights_sha256
         self._autocast = resolve_precision(config.precision, task.model.tower.device) == "bf16"
