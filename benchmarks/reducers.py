@@ -10,13 +10,14 @@ from benchmarks.common import slug
 from prtool.bundle import Bundle
 from prtool.cli.parameters import Values
 from prtool.errors import BundleError, ConfigError
+from prtool.export.checks import usual_keep
 from prtool.export.run import export_run, source_of
 from prtool.export.write import ExportOptions
 from prtool.files import new_directory
 from prtool.manifest import Manifest
 from prtool.pictures import short_name
 from prtool.progress import Progress
-from prtool.spec import MERGE, METHODS, NONE, RANK, Cost, Keep, PruneSpec
+from prtool.spec import MERGE, METHODS, NONE, RANK, Cost, PruneSpec
 from prtool.store import digest
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.models.tower import VisionTower
@@ -98,13 +99,13 @@ def chosen(reducers: Sequence[Reducer], tower: VisionTower, shares: Sequence[flo
     return tuple(dict.fromkeys(found))
 
 
-def keeps_at(spec: PruneSpec, cost: Cost, shares: Sequence[float], keep_range: tuple[int, int] | None = None) -> dict[float, int]:
-    """Share -> number of patches, of those that a bundle or the spec allows, whose cost is nearest to that share of the unpruned MACs.
+def keeps_at(spec: PruneSpec, cost: Cost, shares: Sequence[float], keep_range: tuple[int, int]) -> dict[float, int]:
+    """Share -> number of patches, of those of a range, whose cost is nearest to that share of the unpruned MACs.
 
     The cost is PyTorch's, which computes all queries of the last block. A share is left out where no keep costs nearly that, and where
     next to nothing but the image would be smaller although the method shortens.
     """
-    cost, (low, high) = replace(cost, last_block_queries=0), keep_range or (spec.least_keep, spec.patches)
+    cost, (low, high) = replace(cost, last_block_queries=0), keep_range
     shortened = [k for k in range(low, high + 1) if spec.method == NONE or k <= _MOST * spec.patches]
     costs = {k: 1.0 / cost.theoretical_speedup(spec, spec.counts(k)) for k in shortened}
     found = {share: min(costs, key=lambda k: abs(costs[k] - share)) for share in shares} if costs else {}
@@ -170,14 +171,14 @@ class Workshop:
         """The bundle of a reducer with at least these precisions, made if it is not there; `images` are for int8's scales."""
         folder = self._place("bundles", reducer, self._settings(reducer, None))
         if not _has(folder, precisions):
-            keep = Keep.ratio(1.0 if reducer.method == NONE else 0.6)
-            export_run(self.run(reducer), folder, ExportOptions(keep, tuple(precisions)), images, self.progress)
+            run = self.run(reducer)
+            export_run(run, folder, ExportOptions(usual_keep(run), tuple(precisions)), images, self.progress)
         return Bundle.open(folder)
 
     def keeps(self, reducer: Reducer, shares: Sequence[float]) -> dict[float, int]:
-        """What `keeps_at` finds for a reducer; recovery changes none of it."""
-        source = source_of(self.run(replace(reducer, recovered=False)))
-        return keeps_at(source.spec, source.cost(), shares)
+        """What `keeps_at` finds for a reducer, within the range of its recovery where it has one."""
+        source = source_of(self.run(reducer))
+        return keeps_at(source.spec, source.cost(), shares, source.keep_range)
 
     def _settings(self, reducer: Reducer, data: str | None) -> dict[str, object]:
         data = self.data if data is None else data

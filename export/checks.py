@@ -21,12 +21,18 @@ MIN_IMAGES = 16
 
 
 def usual_keep(run: Path) -> Keep:
-    """What an export of a run keeps where nothing is asked for: 60 %, or every patch where no location drops any.
+    """What an export of a run keeps where nothing is asked for: 60 %, or the nearest that its recovery was trained for; every patch where no
+    location drops any.
 
     Raises:
         CheckpointError: there is no finished run.
     """
-    return Keep.ratio(0.6 if read_record(run).prune.locations else 1.0)
+    record = read_record(run)
+    if not record.prune.locations:
+        return Keep.ratio(1.0)
+    low, high = record.keep_range
+    usual = Keep.ratio(0.6).resolve(record.prune.patches)
+    return Keep.ratio(0.6) if low <= usual <= high else Keep.count(min(max(usual, low), high))
 
 
 def check_export(run: Path, out: Path, keep: Keep, precisions: Sequence[str], data: str | Path | None = None) -> str | None:

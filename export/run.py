@@ -133,7 +133,7 @@ def verify_run(bundle: str | Path | Bundle, ask: VerifyRequest, run: Path, data:
         raise ConfigError(f"{opened.path} prunes as {opened.manifest.prune}, but {run} as {source.spec}; export the run again")
     if opened.manifest.recovery != source.recovery:
         raise ConfigError(f"{opened.path} has another recovery in its weights than {run}; export the run again")
-    counts = keep_counts(opened.manifest.default_keep, opened.manifest.prune)
+    counts = keep_counts(opened.manifest.default_keep, opened.manifest.keep_range)
     pixels, names, labels = _images(data, "test", ask.images, source)
     judged = Unpruned.of(source, pixels, labels).judged(gate_of(ask.precision))
     rows = verify_with_model(opened, source, pixels, counts, ask, labels)

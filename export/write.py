@@ -84,8 +84,7 @@ def write_bundle(source: ExportSource, out: Path, options: ExportOptions, progre
         StorageError: the disk is full or read-only.
     """
     shown = progress or SilentProgress()
-    source.spec.counts(options.keep)
-    default = options.keep.resolve(source.spec.patches)
+    default = source.check_keep(options.keep)
     options.check_images()
     probe = Probe.choose(source, options.pixels, default)
     with new_directory(out, BUNDLE) as root:
@@ -110,7 +109,7 @@ def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, defa
     with stage(progress, "exporting graphs", len(bundle_roles(source.spec)) * len(precisions) + 1):
         plain, samples = stages(source), None
         if options.calibration is not None and "int8" in precisions:
-            samples = calibration_samples(source, options.calibration, keep_counts(default_keep, source.spec)[:2])
+            samples = calibration_samples(source, options.calibration, keep_counts(default_keep, source.keep_range)[:2])
         for precision in precisions:
             specs = source.signatures(precision)
             graphs = joined(source, at_precision(source, plain, precision, samples), precision)
@@ -152,7 +151,7 @@ def _manifest(source: ExportSource, default_keep: int, options: ExportOptions) -
         preprocess=model.preprocess,
         native_size=model.native.image_size,
         default_keep=default_keep,
-        keep_range=(source.spec.least_keep, source.spec.patches),
+        keep_range=source.keep_range,
         graphs={precision: source.signatures(precision) for precision in precisions},
         parity={},
         recovery=source.recovery,

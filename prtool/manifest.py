@@ -97,6 +97,11 @@ class RecoveryInfo:
     after: tuple[float, ...]
 
 
+def allowed_keeps(spec: PruneSpec, recovery: RecoveryInfo | None) -> tuple[int, int]:
+    """Least and most patches that a call may keep: those that the recovery was trained for, or else all that the method can leave."""
+    return (recovery.keeps[0], recovery.keeps[-1]) if recovery else (spec.least_keep, spec.patches)
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything a reader needs to run the bundle; docs/bundle-format.md is normative.

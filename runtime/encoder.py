@@ -369,8 +369,9 @@ def mode_counts(manifest: Manifest, mode: str, keep: KeepLike) -> tuple[int, ...
     chosen = _chosen(keep)
     if mode_of(mode, manifest.prune).prunes:
         return manifest.counts(chosen)
+    # Whatever range the shortened encoder has.
     everything = manifest.prune.counts(manifest.prune.patches)
-    if chosen is not None and manifest.counts(chosen) != everything:
+    if chosen is not None and (manifest.prune.counts(chosen) if isinstance(chosen, Keep) else chosen) != everything:
         others = " or ".join(repr(name) for name in modes_of(manifest.prune) if name != mode)
         raise KeepError(f"keep = {printable(keep)}, but mode {mode!r} drops nothing; keep 1.0, or take mode {others}")
     return everything

@@ -216,12 +216,12 @@ class RecoverConfig:
     """`[recover]`: how the blocks that see fewer tokens learn the unpruned embeddings, without labels."""
 
     rank: int = setting(16, "rank of the correction of each matrix; gains and biases are corrected in full", minimum=1)
-    keep_low: float = setting(0.35, "each step keeps a share of the patches drawn from here to 1", above=0, below=1)
+    macs_low: float = setting(
+        0.5, "each step, and later the bundle, keeps patches that cost at least this share of the MACs of all", above=0, below=1
+    )
+    macs_high: float = setting(0.8, "likewise at most; each keep gains less in a wider range", above=0, maximum=1)
     copies: int = setting(1, "randomly cropped and mirrored copies of each training image, besides itself", minimum=0)
     crop: float = setting(0.35, "least share of an image's area that such a copy shows", above=0, maximum=1)
-    hidden: float = setting(
-        0.5, "weight of the hidden states of class token and kept patches, relative to the embedding; only where patches are ranked", minimum=0
-    )
     steps: int = setting(200, "training steps, rounded up to whole passes over the images", minimum=1)
     batch: int = setting(24, "images a step", minimum=1)
     lr: float = setting(2e-4, "AdamW's learning rate at the start of the half cosine to 0", above=0)
@@ -232,6 +232,8 @@ class RecoverConfig:
 
     def __post_init__(self) -> None:
         check_settings(self, "recover")
+        if self.macs_low > self.macs_high:
+            raise ConfigError(f"recover.macs_low = {self.macs_low}, but it must be at most recover.macs_high = {self.macs_high}")
 
     def passes(self, images: int) -> int:
         """Passes over a number of training images."""

@@ -64,9 +64,10 @@ def labelled(reducer: Reducer) -> str:
 
 
 def points_of(keeps: Mapping[Reducer, Mapping[float, int]], baselines: Sequence[str]) -> list[Point]:
-    """Every row, in the order of the reducers; the baselines stand with Patch Ranking at the native size."""
+    """Every row, in the order of the reducers; the baselines stand with Patch Ranking at the native size, recovered ones with recovered."""
     found = []
     for reducer, chosen in keeps.items():
-        methods = (evaluated_as(reducer), *(baselines if reducer == Reducer(RANK) else ()))
+        ranks = reducer == Reducer(RANK, recovered=reducer.recovered)
+        methods = (evaluated_as(reducer), *(name for name in baselines if ranks and name.endswith("+") == reducer.recovered))
         found += [Point(reducer, method, k, share) for method in methods for share, k in chosen.items()]
     return found

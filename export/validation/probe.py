@@ -10,7 +10,7 @@ from torch.nn import functional
 from prtool.errors import ShapeError
 from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.reference import unpruned
-from prtool.spec import Keep, PruneSpec
+from prtool.spec import Keep
 from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
 from prtool.trainer.models.reduced import ReducedEncoder
@@ -55,7 +55,7 @@ class Probe:
             size = (3, *tower.image_size)
             if given.dtype != torch.float32 or tuple(given.shape[1:]) != size or len(given) == 0:
                 raise ShapeError(f"pixels have shape {tuple(given.shape)} and dtype {given.dtype}, but the model takes (images, *{size}) of float32")
-        counts = keep_counts(default_keep, source.spec)
+        counts = keep_counts(default_keep, source.keep_range)
         clearest = _clearness(source.pruned, candidates.own, counts).argsort(descending=True, stable=True)[:PROBE_IMAGES]
         return cls(candidates[clearest], counts, NOISE if pixels is None else GIVEN)
 
@@ -70,23 +70,23 @@ class Probe:
         return {name: tensor.contiguous() for name, tensor in (tensors | larger | reduced).items()}
 
 
-def keep_counts(default: int, spec: PruneSpec) -> tuple[int, ...]:
-    """Three different keep counts: every patch, the default, and about a quarter, or the least that merging leaves.
+def keep_counts(default: int, keep_range: tuple[int, int]) -> tuple[int, ...]:
+    """Three different keep counts: the greatest of a range, the default, and about a quarter of that, or the least.
 
-    Every patch alone where nothing is dropped.
+    The greatest alone where the range has no other.
 
     Raises:
         ShapeError: there are fewer than three counts to choose from.
     """
-    patches, least = spec.patches, spec.least_keep
-    if not spec.locations:
-        return (patches,)
-    others = (max(least, patches // 4), max(least, patches // 2), least, least + 1)
-    chosen = tuple(dict.fromkeys((patches, default, *others)))[:3]
-    if patches - least < 2 or len(chosen) < 3:
+    least, most = keep_range
+    if least == most:
+        return (most,)
+    others = (max(least, most // 4), max(least, most // 2), least, least + 1)
+    chosen = tuple(dict.fromkeys((most, default, *others)))[:3]
+    if most - least < 2 or len(chosen) < 3:
         raise ShapeError(
-            f"the encoder has {patches} patches and can keep {least} of them at least, but pruning needs three different counts; "
-            "use a larger image or smaller patches"
+            f"the encoder can keep {least} to {most} patches, but pruning needs three different counts; "
+            "use a larger image or smaller patches, or a recovery for a wider range"
         )
     return chosen
 

@@ -8,7 +8,7 @@ from prtool.errors import ShapeError
 from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.probe import Probe, keep_counts
 from prtool.export.validation.reference import Reference, accepts, overlap
-from prtool.spec import Keep, PruneSpec
+from prtool.spec import Keep
 from prtool.trainer.models.pruned import gather, select
 
 SCORES = torch.tensor([[0.9, 0.5, 0.5 - 1e-7, 0.1], [0.9, 0.5, 0.4, 0.1]])
@@ -79,22 +79,19 @@ def test_overlap() -> None:
     ("default", "patches", "expected"), [(118, 196, (196, 118, 49)), (196, 196, (196, 49, 98)), (4, 16, (16, 4, 8)), (1, 3, (3, 1, 2))]
 )
 def test_keep_counts_are_three_different_ones(default: int, patches: int, expected: tuple[int, int, int]) -> None:
-    assert keep_counts(default, PruneSpec((1, patches), 4, (2,))) == expected
+    assert keep_counts(default, (1, patches)) == expected
 
 
-def test_keep_counts_are_in_reach_of_merging_and_one_where_nothing_drops() -> None:
-    """16 patches in two blocks: 4 can be left at least, with the same number of merges in each 6."""
-    merging = PruneSpec((4, 4), 4, (2, 3), method="merge")
-    assert merging.least_keep == 6
-    assert keep_counts(10, merging) == (16, 10, 6) and keep_counts(16, merging) == (16, 6, 8)
-    assert keep_counts(16, PruneSpec((4, 4), 4, (), method="none")) == (16,)
+def test_keep_counts_are_within_the_range_and_one_where_there_is_no_other() -> None:
+    assert keep_counts(10, (6, 16)) == (16, 10, 6) and keep_counts(16, (6, 16)) == (16, 6, 8)
+    assert keep_counts(118, (69, 147)) == (147, 118, 69) and keep_counts(69, (69, 147)) == (147, 69, 73)
+    assert keep_counts(16, (16, 16)) == (16,)
 
 
-def test_too_few_patches_to_compare() -> None:
-    with pytest.raises(ShapeError, match="2 patches"):
-        keep_counts(1, PruneSpec((1, 2), 4, (2,)))
-    with pytest.raises(ShapeError, match="3 patches"):
-        keep_counts(2, PruneSpec((1, 3), 4, (2,), method="merge"))
+@pytest.mark.parametrize("least", [1, 2])
+def test_too_few_patches_to_compare(least: int) -> None:
+    with pytest.raises(ShapeError, match=f"keep {least} to {least + 1} patches"):
+        keep_counts(least, (least, least + 1))
 
 
 def test_the_probe_takes_the_clearest_images() -> None:

@@ -14,7 +14,7 @@ from models import TinyModel, tiny_bundle
 from torch.nn import functional
 
 from prtool.bundle import Bundle
-from prtool.errors import BundleError, ConfigError
+from prtool.errors import BundleError, ConfigError, KeepError
 from prtool.export.source import ExportSource
 from prtool.export.write import ExportOptions, write_bundle
 from prtool.manifest import RecoveryInfo
@@ -143,7 +143,9 @@ def _recovered(source: ExportSource) -> ExportSource:
     with torch.no_grad():
         counts = source.spec.counts(source.spec.patches)
         assert functional.cosine_similarity(encoder.encode(pixels, counts), pruned.encode(pixels, counts)).max() < 0.999
-    facts = RecoveryInfo(3, 1, 1.0, 40, 1, (source.spec.patches,), (0.9,), (0.95,))
+    patches = source.spec.patches
+    keeps = (patches // 2, patches - 1) if source.spec.locations else (patches,)
+    facts = RecoveryInfo(3, 1, 1.0, 40, 1, keeps, (0.9,) * len(keeps), (0.95,) * len(keeps))
     return replace(source, pruned=encoder.eval().requires_grad_(False), recovery=facts)
 
 
@@ -171,9 +173,19 @@ def test_exported_encoders_are_eager_ones(kind: str, tmp_path: Path, photographs
     for engine in set(engines()) & {"ort", "openvino"}:
         for mode, rows in wanted.items():
             options = ["--engine", engine, "--mode", mode, "-o", tmp_path / "out.npy"]
+            # The range of a recovery is that of the shortened encoder alone.
+            options += ["--keep", "1.0"] if mode == "full" else []
             found = run(built_file("programs/prtool-run"), "embed", bundle.path, *photographs, *options)
             assert found.returncode == 0, found.stderr
             cosines = (np.load(tmp_path / "out.npy") * rows.numpy()).sum(axis=1)
             assert cosines.min() > 0.99999, (engine, mode)
             with Encoder.load(bundle, mode=mode, engine=engine) as encoder:
-                np.testing.assert_allclose(np.load(tmp_path / "out.npy"), encoder.encode_images(photographs), atol=2e-6)
+                every = 1.0 if mode == "full" else None
+                np.testing.assert_allclose(np.load(tmp_path / "out.npy"), encoder.encode_images(photographs, keep=every), atol=2e-6)
+    low, high = bundle.manifest.keep_range
+    assert (high < source.spec.patches) == (kind.startswith("recovered") and bool(source.spec.locations))
+    if high < source.spec.patches:
+        found = run(built_file("programs/prtool-run"), "embed", bundle.path, photographs[0], "--keep", "1.0")
+        assert found.returncode == 1 and f"this bundle allows {low} to {high}" in found.stderr
+        with Encoder.load(bundle) as encoder, pytest.raises(KeepError, match=f"this bundle allows {low} to {high}"):
+            encoder.counts(1.0)

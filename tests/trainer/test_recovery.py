@@ -14,7 +14,8 @@ from tiny_encoder import tiny_encoder
 from torch.nn import functional
 
 from prtool.bundle import Bundle
-from prtool.errors import CheckpointError, ConfigError, DataError, ModelError
+from prtool.errors import CheckpointError, ConfigError, DataError, KeepError, ModelError
+from prtool.export.checks import usual_keep
 from prtool.export.run import export_run
 from prtool.export.write import ExportOptions
 from prtool.progress import SilentProgress
@@ -25,8 +26,7 @@ from prtool.trainer.data.copies import Copies
 from prtool.trainer.data.load import load_split, pixel_batches
 from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.models.recovery import Recovery, corrected
-from prtool.trainer.recovery.shortened import Shortened, shortened, taps_of
-from prtool.trainer.recovery.train import directions, hidden_error
+from prtool.trainer.recovery.train import directions, keep_range
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import RecoveryRecord
 from prtool.trainer.train import train
@@ -40,7 +40,8 @@ SETTINGS |= {
     "recover.judged": 12,
     "recover.rank": 4,
     "recover.precision": "fp32",
-    "recover.keep_low": 0.3,
+    "recover.macs_low": 0.4,
+    "recover.macs_high": 0.9,
 }
 METHODS: dict[str, dict[str, Any]] = {
     "rank": {"phases": ["predictor", "recover"]},
@@ -174,40 +175,19 @@ def test_copies_are_crops_of_their_image() -> None:
     assert len(seen) > 6
 
 
-def test_hidden_states_are_compared_patch_by_patch() -> None:
-    """Against a loop over images, kept patches and taps."""
-    draw = torch.Generator().manual_seed(0)
-    whole = [torch.randn(2, 1 + 6, 8, generator=draw) for _ in range(2)]
-    places = torch.tensor([[4, 0, 5], [1, 2, 3]])
-    states = [torch.randn(2, 1 + 3, 8, generator=draw) for _ in range(2)]
-    found = hidden_error(Shortened(torch.zeros(2, 4), states, places), whole, 1)
-    for image in range(2):
-        errors = []
-        for state, full in zip(states, whole, strict=True):
-            for row, token in enumerate([0, *(1 + place for place in places[image].tolist())]):
-                pair = [value.double().numpy() for value in (state[image, row], full[image, token])]
-                ours, theirs = ((value - value.mean()) / np.sqrt(value.var() + 1e-5) for value in pair)
-                errors.append(np.mean((ours - theirs) ** 2))
-        assert float(found[image]) == pytest.approx(np.mean(errors), rel=1e-5)
-
-
-def test_a_shortened_encoder_gives_its_states(root: Path, base: dict[str, Any]) -> None:
-    """At two locations: the embedding is the encoder's, and kept patches are where their states come from."""
-    checkpoint = train(TrainConfig.load(None, base | {"prune.locations": [2, 3], "phases": ["predictor"]}), root / "states")
-    encoder = checkpoint.ranking_encoder(checkpoint.load_model())
-    taps = taps_of(encoder.spec, hidden=True, smaller=False)
-    assert taps.first == 2 and taps.blocks == (3,)
-    tokens = torch.randn(2, 17, 32, generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        found = shortened(encoder, tokens, (10, 6), taps)
-        assert torch.allclose(found.embedding, encoder.encode_from(tokens, 2, (10, 6)), atol=1e-6)
-        everything = shortened(encoder, tokens, (16, 16), taps)
-        unpruned = encoder.tower.run_blocks(tokens, 2, 3)
-    assert found.places is not None and everything.places is not None
-    assert found.states[0].shape == (2, 7, 32) and all(len(set(row)) == 6 for row in found.places.tolist())
-    for image in range(2):
-        for row, place in enumerate(everything.places[image].tolist()):
-            assert torch.allclose(everything.states[0][image, 1 + row], unpruned[image, 1 + place], atol=1e-5)
+@pytest.mark.parametrize(("method", "locations"), [("rank", (2,)), ("rank", (2, 3)), ("merge", (1, 2, 3))])
+def test_the_range_of_keeps_is_one_of_cost(method: str, locations: tuple[int, ...]) -> None:
+    """Against every number of patches, one by one."""
+    tower = tiny_encoder("cls").tower
+    spec, cost = tower.prune_spec(locations, method=method), tower.cost()
+    everything = cost.pruned_gmacs(spec, spec.counts(spec.patches))
+    shares = {k: cost.pruned_gmacs(spec, spec.counts(k)) / everything for k in range(spec.least_keep, spec.patches + 1)}
+    for low, high in ((0.5, 0.8), (0.7, 0.95), (0.01, 1.0)):
+        inside = [k for k, share in shares.items() if low <= share <= high]
+        assert keep_range(spec, cost, low, high) == (min(inside), max(inside))
+    nearest = keep_range(spec, cost, 0.01, 0.02)
+    assert nearest == (spec.least_keep, spec.least_keep)
+    assert keep_range(tower.prune_spec((), method="none"), cost, 0.5, 0.8) == (spec.patches, spec.patches)
 
 
 def test_recovery_brings_embeddings_nearer_and_none_farther(run: Path) -> None:
@@ -273,9 +253,14 @@ def test_eval_compares_the_recovered_encoder(run: Path) -> None:
 
 def test_the_bundle_has_the_corrections_and_full_has_not(run: Path, tmp_path: Path) -> None:
     checkpoint = Checkpoint.load(run)
-    manifest = export_run(run, tmp_path / "bundle", ExportOptions(Keep.ratio(1.0 if checkpoint.prune.method == "none" else 0.75)))
+    keep = usual_keep(run)
+    manifest = export_run(run, tmp_path / "bundle", ExportOptions(keep))
     said = manifest.recovery
     assert said is not None and said == checkpoint.recovery.kept
+    assert manifest.keep_range == checkpoint.keep_range == (said.keeps[0], said.keeps[-1])
+    if checkpoint.prune.locations:
+        with pytest.raises(KeepError, match=r"but the recovery was trained for \d+ to \d+; .*recover.macs_high"):
+            export_run(run, tmp_path / "other", ExportOptions(Keep.ratio(1.0)))
     assert Bundle.open(tmp_path / "bundle").manifest.recovery == said
     model, spec = checkpoint.load_model(), checkpoint.prune
     own = torch.randn(2, 3, *model.tower.image_size, generator=torch.Generator().manual_seed(5))

@@ -1,4 +1,4 @@
-"""Randomly cropped and mirrored copies of training images, the same ones whatever the seed: what the frozen encoder makes of them is computed once."""
+"""Randomly cropped and mirrored copies of training images, the same ones for every seed: what a teacher makes of them is computed once."""
 
 import math
 from dataclasses import dataclass

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.errors import ConfigError
 from prtool.progress import Progress, stage
 from prtool.store import digest
 from prtool.trainer.data.copies import Copies
@@ -19,9 +18,9 @@ from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.tower import VisionTower
 from prtool.trainer.store import TensorStore
 
-SCHEMA = 1
+SCHEMA = 2
 _BATCH = 16
-_TOKENS, _UNPRUNED, _STATE = "tokens", "unpruned", "state_"
+_TOKENS, _UNPRUNED = "tokens", "unpruned"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,53 +30,39 @@ class Taught:
     Attributes:
         tokens: (prefix + N, D) each, that enter the first corrected block of the encoder that is recovered.
         embeddings: (items, E) float32, L2-normalised, of the unpruned encoder.
-        states: for each tapped block the tokens (prefix + N, D) that leave it in the unpruned encoder.
         copies: which image an item shows.
     """
 
     tokens: Features
     embeddings: Tensor
-    states: tuple[Features, ...]
     copies: Copies
 
 
-@dataclass(frozen=True, slots=True)
-class Taps:
-    """Where the frozen encoder is read: before the 1-based block `first`, and behind each of `blocks`."""
-
-    first: int
-    blocks: tuple[int, ...] = ()
-
-
-def teach(model: DualEncoder, images: ImageSet, taps: Taps, copies: Copies, folder: Path, progress: Progress) -> Taught:
+def teach(model: DualEncoder, images: ImageSet, first: int, copies: Copies, folder: Path, progress: Progress) -> Taught:
     """Computes, or finds, what the frozen encoder makes of images and their copies; a call that was stopped goes on where it stood.
+
+    `first` is the 1-based block from which on the encoder is corrected.
 
     The tokens are stored in float16, as `cache_tokens` does, and mapped from their files: memory does not grow with the images.
 
     Raises:
-        ConfigError: blocks are tapped, but the unpruned encoder has another grid of patches.
         ImageError: an image cannot be decoded.
         StorageError: a shard cannot be written.
     """
     tower, native = model.tower, model.native
-    if taps.blocks and native is not tower:
-        raise ConfigError(f"hidden states of an image of {tower.image_size[0]} px have no counterparts at the native size; give recover.hidden = 0")
 
     def compute(wanted: range) -> Mapping[str, Tensor]:
-        parts = [_taught(tower, native, own, full, taps) for own, full in _pixels(model, images, copies, wanted)]
+        parts = [_taught(tower, native, own, full, first) for own, full in _pixels(model, images, copies, wanted)]
         progress.advance(len(wanted))
         return {name: _half(torch.cat([part[name] for part in parts]), name) for name in parts[0]}
 
     preprocess = [str(model.preprocess), str(model.native_preprocess)]
-    key = digest(SCHEMA, model.name, model.weights_sha256, preprocess, images.digest(), astuple(taps), astuple(copies), SHARD_IMAGES)
+    key = digest(SCHEMA, model.name, model.weights_sha256, preprocess, images.digest(), first, astuple(copies), SHARD_IMAGES)
     with stage(progress, "computing what recovery learns from (images)", len(copies)):
         shards = TensorStore(folder / key[:16], key).shards(len(copies), SHARD_IMAGES, compute, progress)
 
-    def features(name: str) -> Features:
-        return Features(tuple(shard[name] for shard in shards), f"{key} {name}")
-
-    states = tuple(features(f"{_STATE}{block}") for block in taps.blocks)
-    return Taught(features(_TOKENS), torch.cat([shard[_UNPRUNED] for shard in shards]), states, copies)
+    tokens = Features(tuple(shard[_TOKENS] for shard in shards), key)
+    return Taught(tokens, torch.cat([shard[_UNPRUNED] for shard in shards]), copies)
 
 
 def _pixels(model: DualEncoder, images: ImageSet, copies: Copies, items: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -91,15 +76,11 @@ def _pixels(model: DualEncoder, images: ImageSet, copies: Copies, items: Sequenc
 
 
 @torch.no_grad()
-def _taught(tower: VisionTower, native: VisionTower, own: Tensor, full: Tensor, taps: Taps) -> dict[str, Tensor]:
-    tokens = native.run_pre(full.to(native.device), taps.first)
-    found = {_TOKENS: tokens if native is tower else tower.run_pre(own.to(tower.device), taps.first)}
-    begin = taps.first
-    for block in taps.blocks:
-        tokens, begin = native.run_blocks(tokens, begin, block), block + 1
-        found[f"{_STATE}{block}"] = tokens
-    embedding = native.head(native.run_blocks(tokens, begin, native.depth))
-    return {name: value.cpu() for name, value in {**found, _UNPRUNED: functional.normalize(embedding, dim=-1).float()}.items()}
+def _taught(tower: VisionTower, native: VisionTower, own: Tensor, full: Tensor, first: int) -> dict[str, Tensor]:
+    whole = native.run_pre(full.to(native.device), first)
+    tokens = whole if native is tower else tower.run_pre(own.to(tower.device), first)
+    embedding = functional.normalize(native.run_post(whole, first), dim=-1)
+    return {_TOKENS: tokens.cpu(), _UNPRUNED: embedding.float().cpu()}
 
 
 def _half(values: Tensor, name: str) -> Tensor:

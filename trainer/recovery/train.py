@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,35 +15,35 @@ from torch.nn import functional
 from prtool.errors import DataError, ModelError
 from prtool.manifest import RecoveryInfo
 from prtool.progress import Progress, SilentProgress, stage
-from prtool.spec import NONE, Keep, PruneSpec
+from prtool.spec import Cost, PruneSpec
 from prtool.store import digest
 from prtool.trainer.data.copies import Copies
 from prtool.trainer.data.images import ImageSet, equally_spaced
 from prtool.trainer.data.seen import fingerprints
 from prtool.trainer.loop import TrainingState, train_epoch
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
+from prtool.trainer.models.pruned import PrunedEncoder
 from prtool.trainer.models.recovery import Recovery
 from prtool.trainer.models.reduced import ReducedEncoder
 from prtool.trainer.models.tower import resolve_precision
 from prtool.trainer.recovery.data import Taught, teach
-from prtool.trainer.recovery.shortened import Shortened, shortened, taps_of
 from prtool.trainer.settings import RecoverConfig
 from prtool.trainer.store import TensorStore, tensors_digest
 
-SCHEMA = 2
+SCHEMA = 3
 LEAST_IMAGES = 32
 """Training images that recovery needs at least."""
 SCALES = (0.25, 0.5, 0.75, 1.0)
 """Of which the corrections get the best, if the encoder is better with them."""
 ONE_KIND = 20.0
 """Images whose embeddings vary in fewer directions are of one kind: pets, textures or satellite images alone have 8 to 18, a mixture 27 to 37."""
-_JUDGED_KEEPS, _HIGHEST = 4, 0.85
+_JUDGED_KEEPS = 4
 _JUDGEMENTS = 8
 """Of few images there are many passes; judging each would take longer than they do."""
-_ANCHOR = 0.1
-"""Share of the steps that keep every patch."""
 _BATCH = 16
 _TINY = 1e-9
+_RESOLVED = 1e-5
+"""An error below this teaches nothing: the tokens are stored in float16, and the root has no slope at 0."""
 _FLOOR = 0.05
 """Errors of a step are relative to at least this share of the largest error without corrections."""
 _NEGLIGIBLE = 0.01
@@ -71,13 +70,6 @@ class RecoverTask:
     cache: Path
 
 
-class Distances(NamedTuple):
-    """Mean errors at one budget: 1 - cosine to the unpruned embedding, and that of the hidden states (0 without taps)."""
-
-    embedding: float
-    hidden: float
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Recovered:
     """The outcome.
@@ -98,11 +90,12 @@ class Recovered:
 def recover(task: RecoverTask, config: RecoverConfig, state: Path | None = None, progress: Progress | None = None) -> Recovered:
     """Trains corrections of the blocks that see fewer tokens, and leaves the model as it was.
 
-    A step draws a number of patches, and its loss is relative to that of the encoder without corrections at this number, so that each
-    counts alike. The best of the passes, of which eight at most are judged, is that of the lowest mean relative error on the validation
-    images, and of the scales for all corrections the one with the lowest among those that make no keep worse. Training is saved to the
-    file `state` after each pass and goes on from it, with the same result as if it had not been stopped; one of another task or other
-    settings is replaced.
+    A step draws a number of patches within `keep_range`. Its loss is the mean over images of the root of the error, which is the distance
+    of the embeddings, so that a few hard images do not decide; relative to the error without corrections at this number, so that each
+    number counts alike. The best of the passes, of which eight at most are judged, is that of the lowest mean relative error on the
+    validation images, and of the scales for all corrections the one with the lowest among those that make no keep worse. Training is saved
+    to the file `state` after each pass and goes on from it, with the same result as if it had not been stopped; one of another task or
+    other settings is replaced.
 
     Validation images that are training images too do not judge, and images of one kind are warned of.
 
@@ -149,45 +142,44 @@ class _Training:
 
     def __init__(self, task: RecoverTask, config: RecoverConfig, progress: Progress) -> None:
         self._encoder, self._config, self._images = task.encoder.requires_grad_(False).eval(), config, len(task.train)
-        self._taps = taps_of(task.encoder.spec, hidden=config.hidden > 0.0, smaller=task.model.native is not task.model.tower)
+        spec, smaller = task.encoder.spec, task.model.native is not task.model.tower
+        # The first block that sees fewer tokens, which with a smaller image is block 1.
+        self._first = 1 if smaller or not spec.locations else spec.locations[0]
         judged = task.val.subset(equally_spaced(len(task.val), config.judged))
         copies = Copies(len(task.train), config.copies, config.crop)
-        self._train = teach(task.model, task.train, self._taps, copies, task.cache, progress)
-        self._val = teach(task.model, judged, self._taps, Copies(len(judged), 0, 1.0), task.cache, progress)
+        self._train = teach(task.model, task.train, self._first, copies, task.cache, progress)
+        self._val = teach(task.model, judged, self._first, Copies(len(judged), 0, 1.0), task.cache, progress)
         _warn_of_one_kind(self._train.embeddings[: len(task.train)], self._val.embeddings)
         self._weights = task.model.weights_sha256
         self._autocast = resolve_precision(config.precision, task.model.tower.device) == "bf16"
         generator = torch.Generator().manual_seed(config.seed)
-        self.recovery = Recovery(task.encoder.tower, self._taps.first, config.rank, generator)
-        self._shares = judged_shares(task.encoder.spec, config.keep_low)
-        with stage(progress, "measuring without recovery (keeps)", len(self._shares)):
+        self.recovery = Recovery(task.encoder.tower, self._first, config.rank, generator)
+        self._range = keep_range(spec, task.encoder.tower.cost(), config.macs_low, config.macs_high)
+        self._keeps = tuple(dict.fromkeys(np.linspace(*self._range, _JUDGED_KEEPS).round().astype(int).tolist()))
+        with stage(progress, "measuring without recovery (keeps)", len(self._keeps)):
             # The first corrections are none.
-            self._before = [self._errors(share, progress) for share in self._shares]
+            self._before = [self._error(k, progress) for k in self._keeps]
 
     def key(self) -> str:
         """Of all that the result depends on."""
         scorers = content_digest(getattr(self._encoder, "scorers", None))
-        parts = [part.digest for data in (self._train, self._val) for part in (data.tokens, *data.states)]
+        parts = [data.tokens.digest for data in (self._train, self._val)]
         first = tensors_digest(self.recovery.tensors())
         return digest(SCHEMA, asdict(self._config), asdict(self._encoder.spec), self._weights, scorers, parts, first, self._autocast)
 
     def loss(self, chosen: Tensor, generator: torch.Generator) -> Tensor:
         """The mean loss of a step over the images `chosen` (batch,) int64, relative to that without corrections."""
-        config, spec = self._config, self._encoder.spec
+        config, (low, high) = self._config, self._range
         self.steps += 1
         items = chosen + self._images * torch.randint(0, config.copies + 1, chosen.shape, generator=generator)
-        drawn, anchor = torch.rand(2, generator=generator).tolist()
-        low = least_share(spec, config.keep_low)
-        share = 1.0 if anchor < _ANCHOR else low + (1.0 - low) * drawn
+        k = int(torch.randint(low, high + 1, (), generator=generator))
         with torch.autocast(self._encoder.tower.device.type, torch.bfloat16) if self._autocast else nullcontext():
-            embedding, hidden = self._compared(self._train, items, share)
-        before = self._reference(share)
-        value = embedding.mean() / before.embedding
-        return value + config.hidden * hidden.mean() / before.hidden if self._taps.blocks else value
+            errors = self._errors(self._train, items, k)
+        return (errors.clamp_min(_RESOLVED) / self._reference(k)).sqrt().mean()
 
     def judge(self) -> float:
         """Mean error of the validation images over the judged keeps, relative to that without corrections."""
-        relative = self._relative([self._errors(share) for share in self._shares])
+        relative = self._relative([self._error(k) for k in self._keeps])
         return sum(relative) / len(relative)
 
     def outcome(self, losses: tuple[float, ...], best_pass: int) -> Recovered:
@@ -195,7 +187,7 @@ class _Training:
         after, best, chosen = self._before, 1.0, 0.0
         for scale in SCALES:
             self.recovery.scale = scale
-            found = [self._errors(share) for share in self._shares]
+            found = [self._error(k) for k in self._keeps]
             relative = self._relative(found)
             if max(relative) <= 1.0 and (mean := sum(relative) / len(relative)) < best:
                 best, chosen, after = mean, scale, found
@@ -203,47 +195,44 @@ class _Training:
             return Recovered(None, None, losses, 0)
         self.recovery.scale = chosen
         self.recovery.requires_grad_(False)
-        keeps = tuple(Keep.ratio(share).resolve(self._encoder.spec.patches) for share in self._shares)
-        cosines = (tuple(1.0 - error.embedding for error in errors) for errors in (self._before, after))
-        kept = RecoveryInfo(self._config.rank, self.recovery.first, chosen, self._images, self._config.copies, keeps, *cosines)
+        cosines = (tuple(1.0 - error for error in errors) for errors in (self._before, after))
+        kept = RecoveryInfo(self._config.rank, self._first, chosen, self._images, self._config.copies, self._keeps, *cosines)
         return Recovered(self.recovery, kept, losses, best_pass)
 
-    def _relative(self, errors: Sequence[Distances]) -> list[float]:
-        """The error of the embedding at each judged keep, relative to that without corrections."""
-        before = [error.embedding for error in self._before]
-        least = max(_TINY, _NEGLIGIBLE * max(before))
-        return [max(error.embedding, least) / max(old, least) for error, old in zip(errors, before, strict=True)]
+    def _relative(self, errors: Sequence[float]) -> list[float]:
+        """The error at each judged keep, relative to that without corrections."""
+        least = max(_TINY, _NEGLIGIBLE * max(self._before))
+        return [max(error, least) / max(old, least) for error, old in zip(errors, self._before, strict=True)]
 
-    def _reference(self, share: float) -> Distances:
-        """What the errors at a share are relative to: those without corrections, on the line between the judged ones in the logarithm."""
-        found = []
-        for column in zip(*self._before, strict=True):
-            # Where nearly every patch is kept the error is next to nothing, and relative to that such steps would decide alone.
-            known = np.maximum(column, max(_TINY, _FLOOR * max(column)))
-            found.append(math.exp(np.interp(share, self._shares, np.log(known))))
-        return Distances(*found)
+    def _reference(self, k: int) -> float:
+        """What errors at k patches are relative to: those without corrections, on the line between the judged ones in the logarithm."""
+        # Where nearly every patch is kept the error is next to nothing, and relative to that such steps would decide alone.
+        known = np.maximum(self._before, max(_TINY, _FLOOR * max(self._before)))
+        return math.exp(np.interp(k, self._keeps, np.log(known)))
 
-    def _errors(self, share: float, progress: Progress | None = None) -> Distances:
-        """Mean errors of the validation images, in float32."""
-        sums, count = [0.0, 0.0], len(self._val.embeddings)
+    def _error(self, k: int, progress: Progress | None = None) -> float:
+        """Mean error of the validation images, in float32."""
+        count = len(self._val.embeddings)
         with torch.no_grad():
-            for items in torch.split(torch.arange(count), _BATCH):
-                for place, part in enumerate(self._compared(self._val, items, share)):
-                    sums[place] += float(part.sum())
+            total = sum(float(self._errors(self._val, items, k).sum()) for items in torch.split(torch.arange(count), _BATCH))
         if progress is not None:
             progress.advance()
-        return Distances(sums[0] / count, sums[1] / count)
+        return total / count
 
-    def _compared(self, data: Taught, items: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """Errors of some items at a share of the patches, (batch,) each: of the embedding, and of the hidden states."""
-        encoder, chosen = self._encoder, items.tolist()
-        counts = encoder.spec.counts(Keep.ratio(share)) if encoder.spec.method != NONE else ()
-        tokens = data.tokens.batch(chosen).to(encoder.tower.device)
-        found = self.recovery.running(encoder.tower, lambda: shortened(encoder, tokens, counts, self._taps))
-        wanted = data.embeddings[items].to(tokens.device)
-        embedding = 1.0 - (functional.normalize(found.embedding.float(), dim=-1) * wanted).sum(dim=-1)
-        states = [state.batch(chosen).to(tokens.device) for state in data.states]
-        return embedding, hidden_error(found, states, encoder.spec.prefix_tokens)
+    def _errors(self, data: Taught, items: Tensor, k: int) -> Tensor:
+        """1 - cosine to the unpruned embeddings of some items with k patches kept: (batch,)."""
+        encoder, tower = self._encoder, self._encoder.tower
+        tokens, counts = data.tokens.batch(items.tolist()).to(tower.device), encoder.spec.counts(k)
+        found = self.recovery.running(tower, lambda: self._shortened(tokens, counts))
+        return 1.0 - (functional.normalize(found.float(), dim=-1) * data.embeddings[items].to(tokens.device)).sum(dim=-1)
+
+    def _shortened(self, tokens: Tensor, counts: Sequence[int]) -> Tensor:
+        if not isinstance(self._encoder, PrunedEncoder):
+            return self._encoder.encode_from(tokens, self._first, counts)
+        with torch.autocast(tokens.device.type, enabled=False):
+            # In float32, as deployed: in bfloat16 the ranking is another one.
+            entered = self._encoder.run_pre_from(tokens, self._first)
+        return self._encoder.finish(*entered, counts)
 
 
 def _unlearned(task: RecoverTask) -> ImageSet:
@@ -273,32 +262,12 @@ def directions(embeddings: Tensor) -> float:
     return float(values.sum().square() / values.square().sum().clamp_min(_TINY))
 
 
-def hidden_error(found: Shortened, wanted: Sequence[Tensor], prefix: int) -> Tensor:
-    """Mean squared difference of standardised tokens over class token, registers, kept patches and taps: (batch,).
-
-    `wanted` are the unpruned tokens (batch, prefix + N, D) behind each tapped block. Standardised as a LayerNorm does, for some channels
-    are a hundred times larger than the rest.
-    """
-    if found.places is None or not found.states:
-        return found.embedding.new_zeros(len(found.embedding))
-    places = functional.pad(found.places + prefix, (prefix, 0))
-    places[:, :prefix] = torch.arange(prefix, device=places.device)
-    errors = []
-    for state, whole in zip(found.states, wanted, strict=True):
-        target = whole.gather(1, places.unsqueeze(-1).expand(-1, -1, whole.shape[2]))
-        ours, theirs = (functional.layer_norm(part.float(), part.shape[-1:]) for part in (state, target))
-        errors.append((ours - theirs).square().mean(dim=(1, 2)))
-    return torch.stack(errors).mean(dim=0)
-
-
-def least_share(spec: PruneSpec, keep_low: float) -> float:
-    """The lowest share of patches of a range that the reducer can reach."""
-    return max(keep_low, spec.least_keep / spec.patches)
-
-
-def judged_shares(spec: PruneSpec, keep_low: float) -> tuple[float, ...]:
-    """The shares of patches at which validation images judge: four from the lowest on; one where no patch drops."""
-    if spec.method == NONE:
-        return (1.0,)
-    low = least_share(spec, keep_low)
-    return tuple(np.linspace(low, max(low, _HIGHEST), _JUDGED_KEEPS).tolist())
+def keep_range(spec: PruneSpec, cost: Cost, low: float, high: float) -> tuple[int, int]:
+    """The least and the greatest number of patches whose cost lies between two shares of that of all patches at this image size; the
+    nearest ones where none does."""
+    if not spec.locations:
+        return spec.patches, spec.patches
+    keeps = range(spec.least_keep, spec.patches + 1)
+    shares = np.array([cost.pruned_gmacs(spec, spec.counts(k)) for k in keeps]) / cost.pruned_gmacs(spec, spec.counts(spec.patches))
+    least = min(int(np.searchsorted(shares, low)), len(keeps) - 1)
+    return keeps[least], keeps[max(least, int(np.searchsorted(shares, high, side="right")) - 1)]

@@ -9,7 +9,7 @@ from typing import Any
 from prtool.errors import CheckpointError
 from prtool.exchange import sweep
 from prtool.files import FileDigest, storage_errors
-from prtool.manifest import RecoveryInfo
+from prtool.manifest import RecoveryInfo, allowed_keeps
 from prtool.records import from_plain
 from prtool.spec import PruneSpec
 from prtool.store import read_sealed
@@ -172,6 +172,11 @@ class Record:
     def trained(self) -> bool:
         """Whether anything in it was trained."""
         return self.scorer_trained or self.recovery != RecoveryRecord()
+
+    @property
+    def keep_range(self) -> tuple[int, int]:
+        """Least and most patches that the encoder may keep."""
+        return allowed_keeps(self.prune, self.recovery.kept)
 
 
 def read_record(home: Path) -> Record:

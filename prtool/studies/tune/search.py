@@ -97,10 +97,10 @@ class Search:
         run = FamilyRun(self._task, family)
         with self._clock.step(kind):
             run.train()
-            patches = run.spec.patches
+            patches, (low, high) = run.spec.patches, run.keep_range
             counts = [k for k in run.keeps if not shares or min(shares) - 0.05 <= k / patches <= max(shares) + 0.05]
             if not counts:
-                self.untried[str(family)] = f"no keep is within its reach, {run.spec.least_keep} to {patches} patches"
+                self.untried[str(family)] = f"no keep is within its reach, {low} to {high} patches"
                 return
             run.evaluate(self._screen_images, counts)
         self.runs[family] = run

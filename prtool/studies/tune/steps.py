@@ -93,14 +93,19 @@ class FamilyRun:
         return read_record(self.run).prune
 
     @property
+    def keep_range(self) -> tuple[int, int]:
+        """Least and most patches that the run's encoder is good for."""
+        return read_record(self.run).keep_range
+
+    @property
     def keeps(self) -> dict[int, Keep]:
         """Number of kept patches -> the setting's first keep of that number; those out of reach are left out, and where nothing drops all stay."""
-        spec, found = self.spec, dict[int, Keep]()
+        spec, found, (low, high) = self.spec, dict[int, Keep](), self.keep_range
         for keep in (_ALL,) if self.family.method == NONE else self._task.config.keeps:
             if keep.is_count and keep.value > spec.patches:
                 continue
             k = keep.resolve(spec.patches)
-            if k >= spec.least_keep and (k < spec.patches or self.family.method != MERGE):
+            if low <= k <= high and (k < spec.patches or self.family.method != MERGE):
                 found.setdefault(k, keep)
         return found
 

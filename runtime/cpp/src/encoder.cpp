@@ -68,11 +68,10 @@ const ClassTable& Encoder::classes() const {
 std::vector<std::int64_t> Encoder::counts_of(const Keep& keep) const {
     const Manifest& manifest = bundle_.manifest();
     if (mode_ != "full") return manifest.counts(keep);
-    const std::vector<std::int64_t> everything = manifest.prune.counts(manifest.prune.patches());
-    if (!std::holds_alternative<Keep::Default>(keep.value) && manifest.counts(keep) != everything) {
+    if (!std::holds_alternative<Keep::Default>(keep.value) && !manifest.keeps_all(keep)) {
         throw Error(Status::keep, "mode 'full' drops nothing, but fewer patches were requested; give the default or 1.0, or open another mode");
     }
-    return everything;
+    return manifest.prune.counts(manifest.prune.patches());
 }
 
 }  // namespace prtool

@@ -296,6 +296,13 @@ std::int64_t of_ratio(double ratio, std::int64_t patches) {
     return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::floor(ratio * static_cast<double>(patches) + 0.5)));
 }
 
+// The number of patches of a keep that is no list.
+std::int64_t number(const Manifest& manifest, const Keep& keep) {
+    if (const auto* ratio = std::get_if<double>(&keep.value)) return of_ratio(*ratio, manifest.prune.patches());
+    if (const auto* count = std::get_if<std::int64_t>(&keep.value)) return *count;
+    return manifest.default_keep;
+}
+
 // The last member is the digest of all bytes before it, so that a change is noticed before anything is believed.
 constexpr std::string_view kSealBefore = ",\n \"seal\": \"";
 constexpr std::string_view kSealBehind = "\"\n}\n";
@@ -321,10 +328,12 @@ std::vector<std::int64_t> Manifest::counts(const Keep& keep) const {
         if (!given->empty()) in_range(*this, given->back());
         return *given;
     }
-    std::int64_t k = default_keep;
-    if (const auto* ratio = std::get_if<double>(&keep.value)) k = of_ratio(*ratio, prune.patches());
-    if (const auto* count = std::get_if<std::int64_t>(&keep.value)) k = *count;
-    return prune.counts(in_range(*this, k));
+    return prune.counts(in_range(*this, number(*this, keep)));
+}
+
+bool Manifest::keeps_all(const Keep& keep) const {
+    if (const auto* given = std::get_if<std::vector<std::int64_t>>(&keep.value)) return *given == prune.counts(prune.patches());
+    return number(*this, keep) == prune.patches();
 }
 
 Manifest read_manifest(const std::string& json, const std::string& where) {

@@ -77,6 +77,8 @@ struct Manifest {
 
     // Patches kept at each location. Throws Error(Status::keep): outside the bundle's range, and what PruneSpec's functions throw.
     std::vector<std::int64_t> counts(const Keep& keep) const;
+    // Whether no patch drops, whatever the bundle's range. Throws Error(Status::keep): the ratio is none.
+    bool keeps_all(const Keep& keep) const;
 };
 
 // Throws Error(Status::bundle): not sealed, changed, no JSON, an unknown schema, or a field missing, unknown, of the wrong kind
