@@ -178,7 +178,7 @@ class Manifest:
         low, high = self.keep_range
         if not low <= k <= high:
             self.prune.counts(k)  # where the method allows no such number either, that is the reason
-            raise KeepError(f"k = {k} patches, but this bundle allows {low} to {high}; export it again for other counts")
+            raise KeepError(f"k = {k} patches, but this bundle allows {low} to {high}; give such a number, or export a run that allows others")
         return k
 
     def theoretical_speedup(self, k: int) -> float:

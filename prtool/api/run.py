@@ -224,7 +224,7 @@ def export_bundle(
         run: folder of a trained run.
         output: bundle folder; only an earlier bundle is replaced.
         keep: patches that stay: a ratio (0.6) or a count (118); default: what `tune` chose for the run,
-            else 0.6; all of them where a run only has a smaller image.
+            else 0.6, or the nearest that its recovery was trained for; all of them where a run only has a smaller image.
         precision: arithmetic, of fp32, fp16, bf16 and int8; fp32 is always written.
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md);
             for the comparison and int8's scales; default: the run's.

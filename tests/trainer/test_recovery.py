@@ -322,5 +322,7 @@ def test_what_cannot_be_recovered_says_why(root: Path, base: dict[str, Any], tmp
         train(TrainConfig.load(None, base | METHODS["merge"] | {"train_images": 20}), tmp_path / "few")
     with pytest.raises(ModelError, match=r"loss of recovery is nan in step [1-9] of pass \d+; lower recover.lr, which is 1e\+20"):
         train(TrainConfig.load(None, base | METHODS["merge"] | {"recover.lr": 1e20}), tmp_path / "nan")
+    with pytest.raises(ConfigError, match=r"recover.macs_low = 0.9, but it must be at most recover.macs_high = 0.8"):
+        TrainConfig.load(None, base | METHODS["merge"] | {"recover.macs_low": 0.9, "recover.macs_high": 0.8})
     with pytest.raises(ConfigError, match="has no predictor"):
         TrainConfig.load(None, base | {"prune.method": "merge", "phases": ["predictor", "recover"]})

@@ -30,12 +30,10 @@ class Taught:
     Attributes:
         tokens: (prefix + N, D) each, that enter the first corrected block of the encoder that is recovered.
         embeddings: (items, E) float32, L2-normalised, of the unpruned encoder.
-        copies: which image an item shows.
     """
 
     tokens: Features
     embeddings: Tensor
-    copies: Copies
 
 
 def teach(model: DualEncoder, images: ImageSet, first: int, copies: Copies, folder: Path, progress: Progress) -> Taught:
@@ -54,15 +52,14 @@ def teach(model: DualEncoder, images: ImageSet, first: int, copies: Copies, fold
     def compute(wanted: range) -> Mapping[str, Tensor]:
         parts = [_taught(tower, native, own, full, first) for own, full in _pixels(model, images, copies, wanted)]
         progress.advance(len(wanted))
-        return {name: _half(torch.cat([part[name] for part in parts]), name) for name in parts[0]}
+        tokens, embeddings = (torch.cat(column) for column in zip(*parts, strict=True))
+        return {_TOKENS: _half(tokens), _UNPRUNED: embeddings}
 
     preprocess = [str(model.preprocess), str(model.native_preprocess)]
     key = digest(SCHEMA, model.name, model.weights_sha256, preprocess, images.digest(), first, astuple(copies), SHARD_IMAGES)
     with stage(progress, "computing what recovery learns from (images)", len(copies)):
         shards = TensorStore(folder / key[:16], key).shards(len(copies), SHARD_IMAGES, compute, progress)
-
-    tokens = Features(tuple(shard[_TOKENS] for shard in shards), key)
-    return Taught(tokens, torch.cat([shard[_UNPRUNED] for shard in shards]), copies)
+    return Taught(Features(tuple(shard[_TOKENS] for shard in shards), key), torch.cat([shard[_UNPRUNED] for shard in shards]))
 
 
 def _pixels(model: DualEncoder, images: ImageSet, copies: Copies, items: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -76,14 +73,14 @@ def _pixels(model: DualEncoder, images: ImageSet, copies: Copies, items: Sequenc
 
 
 @torch.no_grad()
-def _taught(tower: VisionTower, native: VisionTower, own: Tensor, full: Tensor, first: int) -> dict[str, Tensor]:
+def _taught(tower: VisionTower, native: VisionTower, own: Tensor, full: Tensor, first: int) -> tuple[Tensor, Tensor]:
     whole = native.run_pre(full.to(native.device), first)
     tokens = whole if native is tower else tower.run_pre(own.to(tower.device), first)
     embedding = functional.normalize(native.run_post(whole, first), dim=-1)
-    return {_TOKENS: tokens.cpu(), _UNPRUNED: embedding.float().cpu()}
+    return tokens.cpu(), embedding.float().cpu()
 
 
-def _half(values: Tensor, name: str) -> Tensor:
+def _half(tokens: Tensor) -> Tensor:
     """Tokens in float16 where that holds them."""
-    half = values.half()
-    return values if name == _UNPRUNED or not bool(half.isfinite().all()) else half
+    half = tokens.half()
+    return half if bool(half.isfinite().all()) else tokens

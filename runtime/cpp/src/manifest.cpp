@@ -283,7 +283,7 @@ std::int64_t in_range(const Manifest& manifest, std::int64_t k) {
     if (k < manifest.min_keep || k > manifest.max_keep) {
         if (manifest.prune.method != Method::rank) manifest.prune.counts(k);  // where the method allows no such number either, that is the reason
         throw Error(Status::keep, "k = " + std::to_string(k) + " patches, but this bundle allows " + std::to_string(manifest.min_keep) + " to " +
-                                      std::to_string(manifest.max_keep) + "; export it again for other counts");
+                                      std::to_string(manifest.max_keep) + "; give such a number, or export a run that allows others");
     }
     return k;
 }
@@ -296,8 +296,8 @@ std::int64_t of_ratio(double ratio, std::int64_t patches) {
     return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::floor(ratio * static_cast<double>(patches) + 0.5)));
 }
 
-// The number of patches of a keep that is no list.
-std::int64_t number(const Manifest& manifest, const Keep& keep) {
+// Patches that a keep which is no list leaves.
+std::int64_t patches_of(const Manifest& manifest, const Keep& keep) {
     if (const auto* ratio = std::get_if<double>(&keep.value)) return of_ratio(*ratio, manifest.prune.patches());
     if (const auto* count = std::get_if<std::int64_t>(&keep.value)) return *count;
     return manifest.default_keep;
@@ -328,12 +328,12 @@ std::vector<std::int64_t> Manifest::counts(const Keep& keep) const {
         if (!given->empty()) in_range(*this, given->back());
         return *given;
     }
-    return prune.counts(in_range(*this, number(*this, keep)));
+    return prune.counts(in_range(*this, patches_of(*this, keep)));
 }
 
 bool Manifest::keeps_all(const Keep& keep) const {
     if (const auto* given = std::get_if<std::vector<std::int64_t>>(&keep.value)) return *given == prune.counts(prune.patches());
-    return number(*this, keep) == prune.patches();
+    return patches_of(*this, keep) == prune.patches();
 }
 
 Manifest read_manifest(const std::string& json, const std::string& where) {
