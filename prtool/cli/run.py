@@ -26,8 +26,7 @@ def train(show_config: bool, as_json: bool, overwrite: bool, output: Path | None
         return
     report = api.train(config, overwrite=overwrite, output=output, progress=BarProgress())
     print_report(report, as_json, "on the validation images")
-    keep = " --keep 0.6" if report.checkpoint.prune.locations else ""
-    message(f"wrote {report.run}; next: prtool eval, prtool export{keep}")
+    message(f"wrote {report.run}; next: prtool eval, prtool export")
 
 
 @click.command(name="eval")

@@ -25,10 +25,12 @@ from prtool.trainer.config import TrainConfig
 from prtool.trainer.data.copies import Copies
 from prtool.trainer.data.load import load_split, pixel_batches
 from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
+from prtool.trainer.evaluation.plots import STYLES, plot_evaluation
 from prtool.trainer.models.recovery import Recovery, corrected
 from prtool.trainer.recovery.train import directions, keep_range
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import RecoveryRecord
+from prtool.trainer.settings import GOLDEN, METHOD_NAMES
 from prtool.trainer.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -232,12 +234,13 @@ def test_a_stopped_run_ends_with_the_same_bytes(root: Path, base: dict[str, Any]
     assert train(config, stopped).files == Checkpoint.load(whole).files
 
 
-def test_eval_compares_the_recovered_encoder(run: Path) -> None:
+def test_eval_compares_the_recovered_encoder(run: Path, tmp_path: Path) -> None:
     """Its rows are those of the run's own encoder, next to the same methods without corrections."""
     checkpoint = Checkpoint.load(run)
     own = "recovered"
     keep = Keep.ratio(1.0 if checkpoint.prune.method == "none" else 0.75)
     report = evaluate_run(run, None, EvalConfig(keeps=(keep,)))
+    plot_evaluation(report, tmp_path / "eval.png")
     row = report.of(own)[0]
     assert len(report.rows) > 2 and row.accuracy is not None
     model, images = checkpoint.load_model(), load_split(str(checkpoint.data.root), "test")
@@ -249,6 +252,10 @@ def test_eval_compares_the_recovered_encoder(run: Path) -> None:
     assert row.cosine == pytest.approx(float((found * wanted).sum(dim=1).mean()), abs=1e-4)
     others = [other for other in report.rows[1:] if other.method in ("patch-ranking", "merge") and other.method.startswith(spec.method[:4])]
     assert all(other.gmacs == pytest.approx(row.gmacs) for other in others)
+
+
+def test_every_method_has_a_line_of_its_own() -> None:
+    assert set(STYLES) == {*METHOD_NAMES, GOLDEN} and len(set(STYLES.values())) == len(STYLES)
 
 
 def test_the_bundle_has_the_corrections_and_full_has_not(run: Path, tmp_path: Path) -> None:

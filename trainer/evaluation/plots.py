@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # The Okabe-Ito colours, which stay apart for colour-blind readers, and a marker each for print without colour.
-_STYLES = {
+STYLES = {
     "patch-ranking": ("#D55E00", "o"),
     "patch-ranking-tokens": ("#CC79A7", "P"),
+    "recovered": ("#F0E442", "h"),
     "golden": ("#E69F00", "*"),
     "cls-attention": ("#0072B2", "s"),
     "evit": ("#56B4E9", "D"),
@@ -48,7 +49,7 @@ def plot_evaluation(report: EvalReport, path: Path) -> None:
 def _draw_lines(axes: "Axes", report: EvalReport, title: str, value: Callable[[EvalRow], float]) -> None:
     axes.axhline(value(report.unpruned), color="black", linestyle="--", linewidth=1.2, label="unpruned", zorder=1)
     for method in report.methods:
-        colour, marker = _STYLES[method]
+        colour, marker = STYLES[method]
         rows = sorted(report.of(method), key=lambda row: row.gmacs)
         size = 11 if marker == "*" else 6
         label = method + _REMARKS.get((method, report.predictor_trained), _REMARKS.get((method, None), ""))
