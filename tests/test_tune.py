@@ -26,12 +26,13 @@ from prtool.studies.tune.limits import Limits
 from prtool.studies.tune.plan import make_plan, smaller_sizes
 from prtool.studies.tune.report import TuneReport
 from prtool.studies.tune.result import RESULT_NAME, read_result, record_digest
+from prtool.studies.tune.run import tune
 from prtool.studies.tune.steps import FamilyRun, Task
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.evaluation.evaluate import EvalConfig, evaluate_run
 from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, drop_error
 from prtool.trainer.runs.checkpoint import Checkpoint
-from prtool.trainer.runs.record import TokensRecord
+from prtool.trainer.runs.record import TokensRecord, read_record
 from prtool.trainer.train import train
 
 SMALLER = (56, 48, 40, 32)
@@ -437,3 +438,30 @@ def test_for_real_on_a_tiny_run(run: Path) -> None:
     assert (found.method, list(found.image_size), list(found.locations)) == (chosen["method"], chosen["image_size"], chosen["locations"])
     manifest = Bundle.open(run / "tune" / Family(found.method, found.image_size[0] % SIDE, found.locations).folder / "bundle").manifest
     assert (manifest.prune.method, manifest.preprocess.size, manifest.native_size) == (found.method, found.image_size, (SIDE, SIDE))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_is_left_of_a_recovered_run_is_recovered_too(tmp_path: Path) -> None:
+    """Every family is looked at without recovery, which costs nothing; those that are evaluated on all images have one of their own."""
+    data = write_images(tmp_path / "data", {"train": 12, "val": 6})
+    model = write_model(tmp_path / "model", image_size=SIDE, patch_size=PATCH, layers=DEPTH)
+    settings = {"model": model, "data": str(data), "prune.locations": [LOCATION], "device": "cpu", "phases": ("predictor", "recover")}
+    train(TrainConfig.load(None, {**settings, "distill.steps": 2, "recover.steps": 8, "recover.copies": 0, "recover.lr": 1e-4}), tmp_path / "run")
+    made = read_record(tmp_path / "run")
+    assert made.recovery.kept is not None
+    settings = config(Limits(max_drop=100.0), keeps=(Keep.ratio(0.6), Keep.ratio(0.5)), image_sizes=(0, 48), screen_images=12, minutes=0, batch=2)
+    report = tune(tmp_path / "run", settings)
+    low, high = made.keep_range
+    own = [row.k for row in report.candidates if row.family == Family(RANK, 0, (LOCATION,))]
+    assert own and all(low <= k <= high for k in own)
+    siblings = [row.family for row in report.candidates if row.row.images == 18 and row.family.image_size]
+    assert siblings
+    for family in siblings:
+        place = tmp_path / "run" / "tune" / family.folder
+        assert read_record(place / "run").recovery.kept is None
+        recovery = read_record(place / "recovered").recovery
+        method = {RANK: "patch-ranking", MERGE: "merge", NONE: "smaller-image"}[family.method] if recovery.kept is None else "recovered"
+        assert {row.row.method for row in report.candidates if row.family == family} == {method}
+    found = read_result(tmp_path / "run")
+    assert found is not None and found.run in ("", ".", *(f"tune/{family.folder}/recovered" for family in siblings))

@@ -252,6 +252,12 @@ def test_eval_compares_the_recovered_encoder(run: Path, tmp_path: Path) -> None:
     assert row.cosine == pytest.approx(float((found * wanted).sum(dim=1).mean()), abs=1e-4)
     others = [other for other in report.rows[1:] if other.method in ("patch-ranking", "merge") and other.method.startswith(spec.method[:4])]
     assert all(other.gmacs == pytest.approx(row.gmacs) for other in others)
+    assert not any("the recovery learned" in note for note in report.notes)
+    if spec.locations:
+        _, high = checkpoint.keep_range
+        asked = EvalConfig(keeps=(Keep.count(high), Keep.count(spec.patches)), methods=(own,))
+        (note,) = [each for each in evaluate_run(run, None, asked).notes if "the recovery learned" in each]
+        assert high < spec.patches and note.startswith(f"{spec.patches} patches are outside of")
 
 
 def test_every_method_has_a_line_of_its_own() -> None:

@@ -66,7 +66,7 @@ def evaluate_run(run: Path, data: str | Path | None, config: EvalConfig, progres
     report = evaluate(model, pruner, images, classes, config, progress)
     trained, validated = Seen.from_bytes(checkpoint.seen).find(chosen := images.take(config.images, config.drawn_by))
     paths = tuple(printable(chosen.paths[index], 300) for index in [*trained, *validated][:_SEEN_PATHS])
-    notes = [*report.notes, *run_notes(checkpoint, images), *seen_note(len(trained), len(validated), len(chosen), paths)]
+    notes = [*report.notes, *run_notes(checkpoint, images, report.rows), *seen_note(len(trained), len(validated), len(chosen), paths)]
     return replace(report, notes=tuple(notes), seen_images=len(trained) + len(validated), seen_paths=paths)
 
 

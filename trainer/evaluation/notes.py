@@ -10,7 +10,7 @@ from prtool.trainer.evaluation.report import EvalRow
 from prtool.trainer.evaluation.retrieval import Texts
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.runs.checkpoint import Checkpoint
-from prtool.trainer.settings import GOLDEN, PATCH_RANKING_TOKENS
+from prtool.trainer.settings import GOLDEN, PATCH_RANKING_TOKENS, RECOVERED
 
 _ONE_POINT = 1.0
 _SEEN_SHOWN = 3
@@ -58,12 +58,20 @@ def _retrieval_notes(images: int, drawn: int, texts: Texts | None) -> list[str]:
     return notes
 
 
-def run_notes(checkpoint: Checkpoint, images: ImageSet) -> list[str]:
-    """Of the data: the reader's own note, and whether the run was trained on others."""
+def run_notes(checkpoint: Checkpoint, images: ImageSet, rows: Sequence[EvalRow]) -> list[str]:
+    """Of the data: the reader's own note, and whether the run was trained on others; and of keeps that its recovery did not learn."""
     notes = [images.note] if images.note else []
     root = images.origin or str(images.root.resolve())
     if root != checkpoint.data.root and checkpoint.scorer_trained:
         notes.append(f"the predictor was trained on {checkpoint.data.root}, not on this data")
+    low, high = checkpoint.keep_range
+    corrected = (RECOVERED, *((PATCH_RANKING_TOKENS,) if checkpoint.recovery.kept else ()))
+    counts = sorted({round(row.keep * checkpoint.prune.patches) for row in rows if row.method in corrected})
+    if outside := [k for k in counts if not low <= k <= high]:
+        notes.append(
+            f"{', '.join(map(str, outside))} patches are outside of {low} to {high}, the range that the recovery learned; "
+            "bundles do not allow them: train with another recover.macs_low or recover.macs_high"
+        )
     return notes
 
 

@@ -19,8 +19,10 @@ def notes(task: Task, search: Search, candidates: Sequence[Candidate], choice: C
     found += [] if config.limits.given() else [f"no limit was given, so the default applies: {limits}"]
     trained = [str(run.family) for run in runs if run.is_sibling and run.family.method == "rank"]
     found += [f"predictors were trained in sibling runs for: {'; '.join(trained)}"] if trained else []
-    recovered = [str(run.family) for run in runs if run.is_sibling and task.checkpoint.recovery.kept]
+    recovered = [str(run.family) for run in runs if run.is_sibling and run.is_recovered]
     found += [f"sibling runs were recovered for: {'; '.join(recovered)}"] if recovered else []
+    plain = [str(run.family) for run in runs if task.recovers and not run.is_recovered]
+    found += [f"not recovered, since others are better without it already: {'; '.join(plain)}"] if plain else []
     found += _of_families(search)
     found += [note for note in (_uncertain_drop(candidates, choice, limits), _uncertain_speed(choice, limits)) if note]
     if config.precision != "fp32":

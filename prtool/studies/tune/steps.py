@@ -10,7 +10,7 @@ from prtool.bundle import MANIFEST_NAME, Bundle
 from prtool.engines.registry import graph_precision, probe
 from prtool.errors import BundleError, ConfigError
 from prtool.export.checks import usual_keep
-from prtool.export.run import export_run
+from prtool.export.run import export_run, source_of
 from prtool.export.write import ExportOptions
 from prtool.files import new_directory, sha256_file
 from prtool.progress import Progress
@@ -24,6 +24,7 @@ from prtool.studies.tune.config import TUNE_FOLDER, TuneConfig
 from prtool.studies.tune.result import record_digest
 from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.evaluation.evaluate import EvalConfig, EvalRow, evaluate_run
+from prtool.trainer.recovery.train import keep_range
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.runs.record import read_record
 from prtool.trainer.settings import MERGE_METHOD, PATCH_RANKING_TOKENS, RECOVERED, SMALLER_IMAGE, PruneConfig
@@ -60,21 +61,29 @@ class Task:
         """Where everything that is measured lies."""
         return self.origin / TUNE_FOLDER
 
+    @property
+    def recovers(self) -> bool:
+        """Whether the tuned run has a recovery: whatever is chosen then has one of its own."""
+        return self.checkpoint.recovery.kept is not None
+
 
 class FamilyRun:
     """One family, and what is measured of it; what was measured before is reused while all that it depends on is the same.
+
+    Until `recover` was called, the figures are those without recovery.
 
     Attributes:
         family: reducer, image size and locations.
         folder: where everything measured of it lies, such as RUN/tune/merge-4-168px.
         run: the tuned run for its own family, else a sibling in `folder`.
+        is_recovered: whether `recover` was called, and had to do something.
         rows: number of kept patches -> evaluation, and that of the unpruned model on the same images.
         timing: plain values: "unpruned_ms" (median of one call), "speeds" ({k: [speed-up, low, high]}), "device", "versions"; {} untimed.
         notes: of the evaluation and the benchmark.
     """
 
     def __init__(self, task: Task, family: Family) -> None:
-        self.family, self._task = family, task
+        self.family, self._task, self.is_recovered = family, task, False
         self.folder = task.folder / family.folder
         self.run = task.origin if family == task.own else self.folder / "run"
         self.rows: dict[int, tuple[EvalRow, EvalRow]] = {}
@@ -85,7 +94,7 @@ class FamilyRun:
     @property
     def is_sibling(self) -> bool:
         """Whether it is not the tuned run itself."""
-        return self.run != self._task.origin
+        return self.family != self._task.own
 
     @property
     def spec(self) -> PruneSpec:
@@ -94,8 +103,11 @@ class FamilyRun:
 
     @property
     def keep_range(self) -> tuple[int, int]:
-        """Least and most patches that the run's encoder is good for."""
-        return read_record(self.run).keep_range
+        """Least and most patches that the encoder is, or will be, good for."""
+        if self.is_recovered or not self._task.recovers or not self.is_sibling:
+            return read_record(self.run).keep_range
+        source, config = source_of(self.run), TrainConfig.from_json(self._task.checkpoint.config).recover
+        return keep_range(source.spec, source.cost(), config.macs_low, config.macs_high)
 
     @property
     def keeps(self) -> dict[int, Keep]:
@@ -110,7 +122,7 @@ class FamilyRun:
         return found
 
     def train(self) -> None:
-        """Trains the sibling run, which takes seconds where nothing is learned; one that is finished is kept.
+        """Trains the sibling run without recovery, which takes seconds where nothing is learned; one that is finished is kept.
 
         Raises:
             Everything that `prtool.trainer.train.train` raises.
@@ -124,7 +136,26 @@ class FamilyRun:
             with new_directory(self.run / "golden") as root:
                 shutil.copytree(ranked, root, dirs_exist_ok=True)
         # A sibling is made by this command, and made again where the run that it follows has changed.
-        train(_sibling_config(checkpoint, self.family), self.run, self._progress, overwrite=True)
+        train(_sibling_config(self._task, self.family), self.run, self._progress, overwrite=True)
+
+    def recover(self) -> None:
+        """Corrects the encoder where the tuned run has a recovery, and forgets the figures without; does nothing elsewhere.
+
+        Raises:
+            Everything that `prtool.trainer.train.train` raises.
+        """
+        if not self._task.recovers or self.is_recovered:
+            return
+        if self.is_sibling:
+            plain, self.run = self.run, self.folder / "recovered"
+            if self.family.method == RANK and not self.run.exists():
+                with new_directory(self.run) as root:
+                    for file in plain.glob("[!.]*"):
+                        # Its predictor; folders hold what can be computed again.
+                        if file.is_file():
+                            shutil.copy2(file, root)
+            train(_sibling_config(self._task, self.family, recovered=True), self.run, self._progress, overwrite=True)
+        self.is_recovered, self.rows = True, {}
 
     def evaluate(self, images: int, counts: Sequence[int]) -> None:
         """Sets `rows` of some numbers of kept patches, on at most so many images (0 for all); only what was not evaluated before is.
@@ -133,7 +164,7 @@ class FamilyRun:
             Everything that `evaluate_run` raises.
         """
         task, keeps = self._task, self.keeps
-        name = f"evaluation-{task.config.split}-{images}.json"
+        name = f"evaluation-{task.config.split}-{images}{'-recovered' if self.is_recovered else ''}.json"
         store = Store(self.folder, digest(SCHEMA, record_digest(self.run), task.data_sha256, library_versions()))
         found = store.read(name) or {"rows": {}, "notes": []}
         missing = [k for k in counts if str(k) not in found["rows"]]
@@ -194,10 +225,11 @@ class FamilyRun:
     def _method(self) -> str:
         # Each run's own: training a sibling's tokens or recovery may end without any, where none improve on the plain encoder.
         made = Checkpoint.load(self.run)
-        if _has_tokens(made):
-            return PATCH_RANKING_TOKENS
-        if made.recovery.kept:
-            return RECOVERED
+        if self.is_recovered or not self._task.recovers:
+            if _has_tokens(made):
+                return PATCH_RANKING_TOKENS
+            if made.recovery.kept:
+                return RECOVERED
         if self.family.method != RANK:
             return MERGE_METHOD if self.family.method == MERGE else SMALLER_IMAGE
         return "patch-ranking"
@@ -222,15 +254,17 @@ class _Prefixed:
         self._progress.finish()
 
 
-def _sibling_config(checkpoint: Checkpoint, family: Family) -> TrainConfig:
+def _sibling_config(task: Task, family: Family, *, recovered: bool = False) -> TrainConfig:
     """The run's settings with another family: equal numbers drop at each location, and all that the run has is made, by whichever call it was."""
+    checkpoint = task.checkpoint
     config, ranks = TrainConfig.from_json(checkpoint.config), family.method == RANK
-    recovers = checkpoint.recovery.kept is not None
-    phases: tuple[str, ...] = ("recover",) if recovers else ()
+    made = {"recover": recovered}
     if ranks and checkpoint.prune.method == RANK:
         trained = checkpoint.scorer_trained
-        made = {"rank": trained and config.objective == RANKING, "predictor": trained, "recover": recovers, "tokens": _has_tokens(checkpoint)}
-        phases = tuple(phase for phase, wanted in made.items() if wanted) or ("none",)
+        # Tokens are learned with the corrected encoder, where there is one.
+        tokens = _has_tokens(checkpoint) and recovered == task.recovers
+        made = {"rank": trained and config.objective == RANKING, "predictor": trained, **made, "tokens": tokens}
+    phases = tuple(phase for phase, wanted in made.items() if wanted) or ("none",)
     rescore = ranks and config.prune.rescore and len(family.locations) > 1
     return replace(
         config,
