@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,7 +33,8 @@ class PeersConfig:
     """What takes part.
 
     Attributes:
-        reducers: () takes the default ones.
+        reducers: () takes the default ones. Recovered ones run without their corrections, which change no shape and so no speed; their
+            accuracies are those of recovered encoders.
         shares: of the unpruned MACs; each bundle runs at the keep that is nearest to each, where one is near.
         engines, precisions: of the bundles; PyTorch takes those of the precisions that it has, and fp32.
         batch, threads, plan: of the timing.
@@ -74,7 +75,7 @@ class Field:
 
 
 def make_bundles(workshop: Workshop, config: PeersConfig) -> Raced:
-    """Each reducer's bundle, made where it is missing, and its keep for each share; those that reach none are left out."""
+    """Each reducer's bundle, made where it is missing and without recovery, and its keep for each share; those that reach none are left out."""
     tower = workshop.tower()
     reducers = chosen(config.reducers or default_reducers(tower), tower, config.shares)
     needed = {"fp32"}
@@ -82,7 +83,7 @@ def make_bundles(workshop: Workshop, config: PeersConfig) -> Raced:
         if engine not in ENGINES or precision in ENGINES[engine].precisions:
             needed.add(graph_precision(engine, precision))
     images = config.images or (_photo_folder(workshop.folder / "photos", workshop.seed) if "int8" in needed else None)
-    made = {reducer: workshop.bundle(reducer, sorted(needed), images) for reducer in reducers}
+    made = {reducer: workshop.bundle(replace(reducer, recovered=False), sorted(needed), images) for reducer in reducers}
     found = {reducer: (bundle, keeps) for reducer, bundle in made.items() if (keeps := keeps_of(bundle.manifest, config.shares))}
     check_some(list(found), reducers, config.shares)
     return found

@@ -51,7 +51,7 @@ def compare(workshop: Workshop, config: PeersConfig) -> PeersReport:
         rounds=len(samples[0][0].total_ns),
         seed=workshop.seed,
         date=started.isoformat(timespec="seconds"),
-        left_out=(*found.left_out, *made.left_out, *_disagreements(rows)),
+        left_out=(*found.left_out, *made.left_out, *_disagreements(rows), *_unrecovered(rows)),
         **_circumstances(found, config, machine),
     )
 
@@ -112,6 +112,11 @@ def _accuracy(facts: Mapping[str, Any], relative_size: float, accuracies: Accura
     if known is None or accuracies is None:
         return {"accuracy": None, "drop": None, "fidelity": None}
     return {"accuracy": known["accuracy"], "drop": accuracies.unpruned - known["accuracy"], "fidelity": known["cosine"]}
+
+
+def _unrecovered(rows: Sequence[PeersRow]) -> list[str]:
+    named = dict.fromkeys(row.name for row in rows if row.name.endswith("+"))
+    return [f"{', '.join(named)} ran without recovery, which changes no speed; their accuracies are those of recovered encoders."] if named else []
 
 
 def _disagreements(rows: Sequence[PeersRow]) -> list[str]:

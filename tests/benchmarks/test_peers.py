@@ -44,6 +44,7 @@ def frontier(path: Path, **changes: Any) -> Path:
         {"method": "patch-ranking", "image_size": 64, "share": 0.55, "accuracy": 84.5, "cosine": 0.98},
         {"method": "smaller-image", "image_size": 48, "share": 0.54, "accuracy": 82.0, "cosine": 0.97},
         {"method": "merge", "image_size": 48, "share": 0.7, "accuracy": 81.0, "cosine": 0.96},
+        {"method": "smaller-image, recovered", "image_size": 48, "share": 0.54, "accuracy": 83.0, "cosine": 0.975},
     ]
     path.write_text(json.dumps({"schema": 1, "model": "imaginary", "data": {"a": 10, "b": 20}, "rows": rows, **changes}))
     return path
@@ -54,7 +55,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The JSON of a race on a tiny model; with `folder` and `stdout`."""
     root = tmp_path_factory.mktemp("peers")
     model = write_model(root / "model", **TINY)
-    options = ("--model", model, "--work", str(root / "work"), "--reducer", "rank,none@48", "--share", ",".join(map(str, SHARES)))
+    options = ("--model", model, "--work", str(root / "work"), "--reducer", "rank,none@48,none@48+", "--share", ",".join(map(str, SHARES)))
     timing = ("--engine", "ort", "--precision", "fp32,bf16", "--threads", "1", "--batch", "2", "--seconds", "0")
     result = run(*options, *timing, "--accuracy", str(frontier(root / "frontier.json")), "-o", str(root / "out"))
     assert result.exit_code == 0, result.output
@@ -65,7 +66,7 @@ def test_everyone_takes_part_in_one_run(compared: dict[str, Any]) -> None:
     found = {(row["name"], row["engine"], row["precision"]) for row in compared["rows"]}
     assert found == {
         *((name, "torch", precision) for name in ("open_clip eager", "ToMe") for precision in ("fp32", "bf16")),
-        *((name, "ort", "fp32") for name in ("full", "rank", "none@48")),
+        *((name, "ort", "fp32") for name in ("full", "rank", "none@48", "none@48+")),
     }
     assert {row["scope"] for row in compared["rows"]} == {"end-to-end", "encoder"}
     assert any("ort/bf16" in note for note in compared["left_out"])
@@ -197,6 +198,13 @@ def test_compiled_baselines_compute_the_same(tmp_path: Path) -> None:
         pytest.skip(f"torch.compile does not work here: {done.stdout.splitlines()[-1]}")
     names = ("open_clip eager", "torch.compile", "torch.compile, frozen")
     assert done.stdout.splitlines() == [*(f"{name} True" for name in names), "[]"]
+
+
+def test_what_is_named_as_recovered_has_that_accuracy_and_the_same_graph(compared: dict[str, Any]) -> None:
+    plain, recovered = (next(row for row in compared["rows"] if row["name"] == name) for name in ("none@48", "none@48+"))
+    assert (plain["accuracy"], recovered["accuracy"], recovered["method"]) == (82.0, 83.0, "smaller-image, recovered")
+    assert plain["gmacs"] == recovered["gmacs"]
+    assert any(note.startswith("none@48+ ran without recovery, which changes no speed") for note in compared["left_out"])
 
 
 def test_accuracies_are_those_of_the_same_method_size_and_cost(tmp_path: Path) -> None:
