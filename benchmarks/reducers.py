@@ -192,7 +192,8 @@ class Workshop:
         parts = {"recover": reducer.recovered, "distill": reducer.method == RANK, "fit": reducer.method == RANK}
         learned = {f"{part}.seed": self.seed for part in ("fit", "recover") if self.seed} | dict(self.settings)
         found |= {name: value for name, value in learned.items() if parts.get(name.split(".")[0], True)}
-        return found | ({"phases": (*(("predictor",) if reducer.method == RANK else ()), "recover")} if reducer.recovered else {})
+        phases = (*(("predictor",) if reducer.method == RANK else ()), *(("recover",) if reducer.recovered else ()))
+        return found | {"phases": phases}
 
     def _place(self, kind: str, reducer: Reducer, settings: Mapping[str, object]) -> Path:
         return self.folder / kind / f"{slug(short_name(self.model), reducer)}-{digest(settings)[:10]}"

@@ -12,13 +12,13 @@ from prtool import Encoder
 
 
 def main(bundle: str, photos: list[str]) -> None:
-    """Encodes every photograph twice at once, whole and at the bundle's default keep, and prints how near the two embeddings are."""
+    """Encodes every photograph with the most patches that the bundle allows and with its default, and prints how near the two are."""
     with Encoder.load(bundle) as encoder, ThreadPoolExecutor(4) as pool:
-        whole = list(pool.map(lambda photo: encoder.encode_images([photo], keep=1.0)[0], photos))
-        pruned = list(pool.map(lambda photo: encoder.encode_images([photo], keep=None)[0], photos))
-        default = encoder.manifest.default_keep
-    for photo, a, b in zip(photos, whole, pruned, strict=True):
-        print(f"{photo}: cosine between every patch and {default} patches is {float(np.dot(a, b)):.4f}")
+        most, default = encoder.manifest.keep_range[1], encoder.manifest.default_keep
+        careful = list(pool.map(lambda photo: encoder.encode_images([photo], keep=most)[0], photos))
+        usual = list(pool.map(lambda photo: encoder.encode_images([photo], keep=None)[0], photos))
+    for photo, a, b in zip(photos, careful, usual, strict=True):
+        print(f"{photo}: cosine between {most} and {default} patches is {float(np.dot(a, b)):.4f}")
 
 
 if __name__ == "__main__":

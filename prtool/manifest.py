@@ -164,6 +164,12 @@ class Manifest:
             self._in_range(counts[-1])
         return counts
 
+    def usual_keeps(self, ratios: Sequence[float]) -> tuple[Keep, ...]:
+        """Those of some ratios that this bundle allows, or its default where it allows none."""
+        (low, high), patches = self.keep_range, self.prune.patches
+        allowed = tuple(keep for keep in map(Keep.ratio, ratios) if low <= keep.resolve(patches) <= high)
+        return allowed or (Keep.count(self.default_keep),)
+
     def preprocess_for(self, mode: str) -> Preprocess:
         """How an image becomes the pixels of a mode: "full", the unpruned encoder, may read larger ones."""
         return replace(self.preprocess, size=self.native_size) if mode == "full" else self.preprocess

@@ -22,8 +22,8 @@ OBJECTIVES = (DISTILL, RANKING)
 _DEEP = 0
 PRESETS: dict[str, dict[str, object]] = {
     "default": {},
-    "merge": {"prune.method": MERGE, "phases": ["none"]},
-    "smaller-image": {"prune.method": NONE, "phases": ["none"]},
+    "merge": {"prune.method": MERGE},
+    "smaller-image": {"prune.method": NONE},
     "leave-one-out": {"objective": RANKING, "phases": ["rank", "predictor"], "scorer.checkerboard": 2.0},
     "paper": {
         "objective": RANKING,
@@ -60,7 +60,7 @@ class TrainConfig:
         (),
         "phases to run: rank (golden ranking), predictor (train the scorer), recover (correct the blocks that see fewer "
         "tokens), tokens (train learnable tokens), none (an untrained scorer); [] = "
-        "what prune.method needs: predictor for rank, none for the others",
+        "all that makes prune.method better: predictor and recover for rank, recover for the others; there none without data",
         choices=PHASES,
     )
     objective: str = setting(
@@ -78,7 +78,8 @@ class TrainConfig:
         check_settings(self)
         ranks = self.prune.method == RANK
         if not self.phases:
-            object.__setattr__(self, "phases", ("predictor",) if ranks else ("none",))
+            others = ("recover",) if self.data else ("none",)
+            object.__setattr__(self, "phases", ("predictor", "recover") if ranks else others)
         if not ranks and self.phases not in (("none",), ("recover",)):
             raise ConfigError(f"phases = {list(self.phases)}, but prune.method = {self.prune.method} has no predictor; give none, or recover")
         if self.prune.method == NONE and not self.image_size:

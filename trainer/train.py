@@ -32,7 +32,7 @@ from prtool.trainer.objectives.golden import GoldenSearch
 from prtool.trainer.objectives.golden_store import GoldenRanking, rank_images
 from prtool.trainer.objectives.matching import constant_ranking, default_count, matching_rate, order_of, random_rate, usual_counts
 from prtool.trainer.objectives.ranking import RankingObjective
-from prtool.trainer.recovery.train import RecoverTask, recover
+from prtool.trainer.recovery.train import RecoverTask, check_enough, recover
 from prtool.trainer.runs.checkpoint import Checkpoint, load_seeded, recovery_tensors, scorer_tensors, token_tensors, without_tokens
 from prtool.trainer.runs.folder import check_training, only_trainer
 from prtool.trainer.runs.record import SCHEMA, DataInfo, MatchRow, Metrics, RecoveryRecord, TokensRecord
@@ -99,6 +99,8 @@ def train(config: TrainConfig, run: Path, progress: Progress | None = None, *, o
     check_training(config, run)
     config = replace(config, image_size=check_image_size(config.model, config.image_size))
     images = run_images(config)
+    if images is not None and "recover" in config.phases:
+        check_enough(images.train)
     name = canonical_name(config.model)
     model = load_seeded(name, canonical_pretrained(name, config.pretrained), config.seed, _device(config.device), config.image_size)
     blank = _blank(config, model, images)

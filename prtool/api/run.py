@@ -66,7 +66,8 @@ def train(
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md).
         image_size: side in pixels of the images that the encoder reads, a multiple of its patch; default: the native one.
         location: 1-based blocks on entry to which patches drop, or the first in which they merge; default: 4.
-        phase: some of "rank", "predictor", "recover" and "tokens", or "none"; default: what the method needs, "predictor" where patches are ranked.
+        phase: some of "rank", "predictor", "recover" and "tokens", or "none"; default: "predictor" and "recover" where patches are ranked,
+            "recover" with another method, and "none" there without data.
         preset: settings by name, "default", "merge" (merge patches in place of dropping them), "smaller-image" (shorten nothing else),
             "leave-one-out" or "paper"; others that are given win over them.
         overwrite: replace a trained run of other settings.

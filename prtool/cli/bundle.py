@@ -26,6 +26,7 @@ from prtool.cli.parameters import (
 from prtool.spec import Keep
 
 Loading = Callable[[], dict[str, Any]]
+_SHOWN = (1.0, 0.8, 0.6, 0.4)
 
 
 @click.command()
@@ -141,9 +142,8 @@ def classify(*, images: tuple[Path, ...], loading: Loading, mode: str, jpeg_scal
 @click.option(
     *("--keep", "keeps"),
     type=Values("keep", Keep.parse),
-    default="1.0,0.8,0.6,0.4",
-    show_default=True,
-    help="Patches that stay: a ratio (0.6) or a count (118); several with commas.",
+    default=(),
+    help="Patches that stay: a ratio (0.6) or a count (118); several with commas.  [default: those of 1.0, 0.8, 0.6 and 0.4 that it allows]",
 )
 @click.option("-o", "--output", type=FileName(".png"), default=Path("patches.png"), show_default=True, help="PNG file.")
 @json_option
@@ -157,6 +157,7 @@ def show(images: tuple[Path, ...], loading: Loading, keeps: tuple[Keep, ...], ou
     loaded = loading()
     manifest = loaded["bundle"].manifest
     mode_of("split", manifest.prune)
+    keeps = keeps or manifest.usual_keeps(_SHOWN)
     counts = [manifest.resolve(keep) for keep in keeps]
     with Encoder.load(**loaded) as encoder:
         draw(encoder, images, list(keeps), output)

@@ -65,12 +65,8 @@ class BenchConfig(Plan):
             check_value("reference", self.reference, choices=(SLOWEST, *references))
 
     def chosen_keeps(self, manifest: Manifest) -> tuple[Keep, ...]:
-        """The keeps that are measured of a bundle; of the default ones those that it allows, or its own default where it allows none."""
-        if self.keeps:
-            return tuple(map(Keep.of, self.keeps))
-        (low, high), patches = manifest.keep_range, manifest.prune.patches
-        allowed = tuple(keep for keep in map(Keep.ratio, DEFAULT_KEEPS) if low <= keep.resolve(patches) <= high)
-        return allowed or (Keep.count(manifest.default_keep),)
+        """The keeps that are measured of a bundle."""
+        return tuple(map(Keep.of, self.keeps)) if self.keeps else manifest.usual_keeps(DEFAULT_KEEPS)
 
     def engine_options(self) -> EngineOptions:
         """The part that the engines need."""

@@ -24,7 +24,7 @@ from prtool.trainer.settings import GoldenConfig, PruneConfig
 from prtool.trainer.train import run_images, train
 
 SIDE, NATIVE = 24, 32
-SETTINGS = {"image_size": SIDE, "prune.locations": [2], "device": "cpu", "distill.steps": 6, "distill.batch": 4}
+SETTINGS = {"image_size": SIDE, "prune.locations": [2], "device": "cpu", "distill.steps": 6, "distill.batch": 4, "phases": ["predictor"]}
 SETTINGS |= {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2, "golden.precision": "fp32"}
 TOKENS = {"tokens.shots": 2, "tokens.epochs": 1, "tokens.batch": 3, "tokens.visual": 2, "tokens.label": 0.0, "tokens.distill": 1.0}
 
@@ -161,7 +161,7 @@ def test_a_tower_that_cannot_be_resized_says_so(config: TrainConfig, tmp_path: P
 
 
 def test_a_smaller_image_alone_trains_nothing(config: TrainConfig, model: DualEncoder, tmp_path: Path) -> None:
-    smaller = replace(config, phases=(), prune=PruneConfig(method="none"))
+    smaller = replace(config, phases=("none",), prune=PruneConfig(method="none"))
     found = train(smaller, tmp_path / "run")
     assert (found.scorers(), found.scorer_trained, found.prune.locations, found.image_size) == ([], False, (), SIDE)
     assert found.classnames == ("blue", "green", "red")

@@ -105,8 +105,7 @@ def recover(task: RecoverTask, config: RecoverConfig, state: Path | None = None,
         ModelError: the loss is NaN or infinite, in the step that it names; the state of the pass before stays.
         StorageError: the state or the cache cannot be written.
     """
-    if len(task.train) < LEAST_IMAGES:
-        raise DataError(f"recovery has {len(task.train)} training images, but needs at least {LEAST_IMAGES}; give more, labelled or not")
+    check_enough(task.train)
     progress = progress or SilentProgress()
     training = _Training(replace(task, val=_unlearned(task)), config, progress)
     values = dict(training.recovery.named_parameters())
@@ -133,6 +132,15 @@ def recover(task: RecoverTask, config: RecoverConfig, state: Path | None = None,
             progress.advance()
     current.set_values(current.best)
     return training.outcome(tuple(loss for loss, _ in current.history), current.best_epoch)
+
+
+def check_enough(train: ImageSet) -> None:
+    """Raises DataError where there are fewer than `LEAST_IMAGES` training images."""
+    if len(train) < LEAST_IMAGES:
+        raise DataError(
+            f"recovery has {len(train)} training images, but needs at least {LEAST_IMAGES}; give more, labelled or not, or leave it out: "
+            "--phase predictor, or none where there is no predictor"
+        )
 
 
 class _Training:

@@ -75,7 +75,9 @@ def _prepare(root: Path) -> TrainConfig:
         write_dataset(data, SceneCounts(train=12, val=3, test=4), seed=0)
     if not model.exists():
         write_model(model)
-    return TrainConfig.load(None, {"model": f"local-dir:{model.resolve()}", "data": str(data.resolve()), "prune.locations": (3,)})
+    # Without recovery, which would limit the keeps to those it learned: here every keep is shown.
+    settings = {"phases": ("predictor",), "prune.locations": (3,)}
+    return TrainConfig.load(None, {"model": f"local-dir:{model.resolve()}", "data": str(data.resolve()), **settings})
 
 
 def _world_table(accuracy: EvalReport, speed: BenchReport) -> Table:
