@@ -29,7 +29,7 @@ from prtool.trainer.train import train
 
 SIDE, NATIVE = 24, 32
 KEEPS = {RANK: Keep.ratio(0.6), NONE: Keep.ratio(1.0)}
-SETTINGS = {"image_size": SIDE, "prune.locations": [2], "device": "cpu", "distill.steps": 6, "distill.batch": 4}
+SETTINGS = {"image_size": SIDE, "prune.locations": [2], "device": "cpu", "distill.steps": 6, "distill.batch": 4, "phases": ["predictor"]}
 SETTINGS |= {"scorer.channels": 8, "scorer.token_hidden": 4, "scorer.channel_hidden": 16, "scorer.heads": 2}
 
 
@@ -52,7 +52,7 @@ def config(root: Path) -> TrainConfig:
 def run(request: pytest.FixtureRequest, config: TrainConfig, root: Path) -> Path:
     """A run that ranks patches of smaller images, and one of smaller images alone, each exported next to it."""
     method, folder = request.param, root / request.param
-    train(config if method == RANK else replace(config, phases=(), prune=PruneConfig(method=NONE)), folder)
+    train(config if method == RANK else replace(config, phases=("none",), prune=PruneConfig(method=NONE)), folder)
     export_run(folder, root / f"{method}-bundle", ExportOptions(KEEPS[method]))
     return folder
 
