@@ -133,3 +133,17 @@ def test_a_missing_file_says_how_to_make_one(tmp_path):
 def test_an_override_cannot_enter_a_plain_value():
     with pytest.raises(ConfigError, match="section"):
         TrainConfig.load(None, {"model": "x", "model.size": 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "phases"),
+    [
+        ({}, ("predictor", "recover")),
+        ({"prune.method": "merge", "data": "photos"}, ("recover",)),
+        ({"prune.method": "merge"}, ("none",)),
+        ({"prune.method": "none", "image_size": 168, "data": "photos"}, ("recover",)),
+        ({"phases": ["predictor"], "data": "photos"}, ("predictor",)),
+    ],
+)
+def test_recovery_is_part_of_training_wherever_there_are_images(given: dict[str, object], phases: tuple[str, ...]) -> None:
+    assert TrainConfig.load(None, given).phases == phases
