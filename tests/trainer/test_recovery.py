@@ -224,9 +224,11 @@ def test_a_second_call_trains_nothing(run: Path, monkeypatch: pytest.MonkeyPatch
     assert train(TrainConfig.from_json(before.config), run).files == before.files
 
 
-def test_a_stopped_run_ends_with_the_same_bytes(root: Path, base: dict[str, Any]) -> None:
-    config = TrainConfig.load(None, base | METHODS["rank"])
-    whole, stopped = root / "rank", root / "stopped"
+@pytest.mark.parametrize("method", ["rank", "merge"])
+def test_a_stopped_run_ends_with_the_same_bytes(method: str, root: Path, base: dict[str, Any]) -> None:
+    """With merging nothing but recovery's own files are there when it stops."""
+    config = TrainConfig.load(None, base | METHODS[method])
+    whole, stopped = root / method, root / f"stopped-{method}"
     train(config, whole)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):

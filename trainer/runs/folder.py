@@ -17,7 +17,7 @@ from prtool.trainer.evaluation.config import EvalConfig
 from prtool.trainer.models.loading.source import canonical_name, check_pretrained
 from prtool.trainer.runs.record import RECORD_BYTES, RECORD_NAME, Record, read_record
 
-_OURS = re.compile(r"(tensors|seen)[\w.-]*|golden(\.json)?|tokens(\.safetensors)?|fit(-\d+)?\.safetensors|tune(\.json)?|eval(-[\w.-]+)?|\..+")
+_OURS = re.compile(r"(tensors|seen)[\w.-]*|golden(\.json)?|(recovery|tokens)(\.safetensors)?|fit(-\d+)?\.safetensors|tune(\.json)?|eval(-[\w.-]+)?|\..+")
 _MAX_NAME = 100
 _FOLDER_PREFIX = "local-dir:"
 
