@@ -1,7 +1,6 @@
 """What shortens an encoder ("rank", "merge/1@168+", "none@140"): its run, its bundle, and the keeps that cost a wanted share of the unpruned MACs."""
 
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from prtool.errors import BundleError, ConfigError
 from prtool.export.checks import usual_keep
 from prtool.export.run import export_run, source_of
 from prtool.export.write import ExportOptions
-from prtool.files import new_directory
 from prtool.manifest import Manifest
 from prtool.pictures import short_name
 from prtool.progress import Progress
@@ -22,6 +20,7 @@ from prtool.store import digest
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.models.tower import VisionTower
 from prtool.trainer.runs.checkpoint import load_seeded
+from prtool.trainer.runs.folder import copy_run
 from prtool.trainer.train import train
 
 WITHIN = 0.03
@@ -158,11 +157,7 @@ class Workshop:
         folder = self._place("runs", reducer, settings)
         if reducer.recovered and reducer.method == RANK and not folder.exists():
             # Its predictor is that of the run without recovery.
-            with new_directory(folder) as temporary:
-                for file in self.run(replace(reducer, recovered=False), data).glob("[!.]*"):
-                    # Folders hold what can be computed again.
-                    if file.is_file():
-                        shutil.copy2(file, temporary)
+            copy_run(self.run(replace(reducer, recovered=False), data), folder)
         # The folder is named after the settings: what is there is trained again only where the data have changed.
         train(TrainConfig.load(None, settings), folder, self.progress, overwrite=True)
         return folder

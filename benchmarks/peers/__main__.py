@@ -43,7 +43,12 @@ _SMOKE = Path("runs/peers-smoke")
 @click.option("--model", default="ViT-B-16", show_default=True, help="open_clip name, or local-dir:PATH.")
 @click.option("--pretrained", default="", help="Tag or checkpoint file.  [default: random weights]")
 @click.option("--data", default="", help="Images for int8's scales.  [default: generated photographs]")
-@click.option("--reducer", "reducers", type=REDUCERS, default=(), help="METHOD[/BLOCK][@PIXELS][+], + as if recovered.  [default: none such]")
+@click.option(
+    *("--reducer", "reducers"),
+    type=REDUCERS,
+    default=(),
+    help="METHOD[/BLOCK][@PIXELS][+], + with the accuracy of recovered ones.  [default: each alone, merge/1, mixtures]",
+)
 @click.option("--share", "shares", type=SHARES, default=".735,.51,.41", show_default=True, help="MACs relative to unpruned.")
 @click.option("--engine", "engines", type=NAMES, default=_CPU_ENGINES, show_default=True, help="Engines of the bundles.")
 @click.option("--precision", "precisions", type=NAMES, default="fp32,bf16,int8", show_default=True, help="As engines and PyTorch have them.")

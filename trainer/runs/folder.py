@@ -3,11 +3,12 @@
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from prtool.errors import ConfigError, DataError
-from prtool.files import OutputKind, check_output, locked
+from prtool.files import OutputKind, check_output, locked, new_directory
 from prtool.store import digest
 from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
@@ -17,7 +18,9 @@ from prtool.trainer.evaluation.config import EvalConfig
 from prtool.trainer.models.loading.source import canonical_name, check_pretrained
 from prtool.trainer.runs.record import RECORD_BYTES, RECORD_NAME, Record, read_record
 
-_OURS = re.compile(r"(tensors|seen)[\w.-]*|golden(\.json)?|(recovery|tokens)(\.safetensors)?|fit(-\d+)?\.safetensors|tune(\.json)?|eval(-[\w.-]+)?|\..+")
+_OURS = re.compile(
+    r"(tensors|seen)[\w.-]*|golden(\.json)?|(recovery|tokens)(\.safetensors)?|fit(-\d+)?\.safetensors|tune(\.json)?|eval(-[\w.-]+)?|\..+"
+)
 _MAX_NAME = 100
 _FOLDER_PREFIX = "local-dir:"
 
@@ -35,6 +38,18 @@ def _is_run(folder: Path) -> bool:
 
 
 RUN = OutputKind("a run", _is_run, is_folder=True, is_filled=True)
+
+
+def copy_run(source: Path, folder: Path) -> None:
+    """A run to go on from, such as one whose predictor another recovers; without its sub-folders, which hold what can be computed again.
+
+    Raises:
+        StorageError: it cannot be written; then `folder` is not there.
+    """
+    with new_directory(folder) as temporary:
+        for file in source.glob("[!.]*"):
+            if file.is_file():
+                shutil.copy2(file, temporary)
 
 
 def run_name(config: TrainConfig) -> str:

@@ -26,6 +26,7 @@ from prtool.trainer.config import RANKING, TrainConfig
 from prtool.trainer.evaluation.evaluate import EvalConfig, EvalRow, evaluate_run
 from prtool.trainer.recovery.train import keep_range
 from prtool.trainer.runs.checkpoint import Checkpoint
+from prtool.trainer.runs.folder import copy_run
 from prtool.trainer.runs.record import read_record
 from prtool.trainer.settings import MERGE_METHOD, PATCH_RANKING_TOKENS, RECOVERED, SMALLER_IMAGE, PruneConfig
 from prtool.trainer.train import train
@@ -149,11 +150,7 @@ class FamilyRun:
         if self.is_sibling:
             plain, self.run = self.run, self.folder / "recovered"
             if self.family.method == RANK and not self.run.exists():
-                with new_directory(self.run) as root:
-                    for file in plain.glob("[!.]*"):
-                        # Its predictor; folders hold what can be computed again.
-                        if file.is_file():
-                            shutil.copy2(file, root)
+                copy_run(plain, self.run)
             train(_sibling_config(self._task, self.family, recovered=True), self.run, self._progress, overwrite=True)
         self.is_recovered, self.rows = True, {}
 
