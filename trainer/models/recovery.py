@@ -61,8 +61,10 @@ class Recovery(nn.Module):
 
     def running(self, tower: VisionTower, run: Callable[[], Found]) -> Found:
         """What `run` returns while the tower has its corrected weights; gradients reach the corrections."""
-        held = _Held(tower)
-        return cast(Found, functional_call(held, {f"tower.{name}": value for name, value in self.weights(tower).items()}, (run,)))
+        values = {f"tower.{name}": value for name, value in self.weights(tower).items()}
+        # Blocks share no parameter, and with tie_weights PyTorch would swap those of timm's towers, which have two names, twice, and
+        # leave the corrected ones behind.
+        return cast(Found, functional_call(_Held(tower), values, (run,), tie_weights=False))
 
     @torch.no_grad()
     def folded(self, tower: VisionTower) -> VisionTower:
