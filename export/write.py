@@ -24,6 +24,7 @@ from prtool.progress import Progress, SilentProgress, stage
 from prtool.records import check_value
 from prtool.runtime.verify import PROBE_NAME
 from prtool.spec import Keep
+from prtool.trainer.models.loading.source import FOLDER_PREFIXES
 
 PARITY_NAME = "parity.json"
 _LIBRARIES = ("prtool", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "open_clip_torch", "timm")
@@ -127,7 +128,7 @@ def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, defa
 
 def _without_folders(name: str) -> str:
     """A model's or weights' name without the path on this machine: a bundle travels, and `weights_sha256` identifies the model."""
-    prefix = "local-dir:" if name.startswith("local-dir:") else ""
+    prefix = next((prefix for prefix in FOLDER_PREFIXES if name.startswith(prefix)), "")
     path = Path(name.removeprefix(prefix))
     return prefix + path.name if path.is_absolute() else name
 

@@ -38,5 +38,5 @@ def light_grid(axes: "Axes") -> None:
 
 
 def short_name(name: str) -> str:
-    """The last part of a path or of a `local-dir:` or `hf-hub:` name."""
+    """The last part of a path or of a `local-dir:`, `hf:` or `hf-hub:` name."""
     return name.rstrip("/").split("/")[-1].split(":")[-1]

@@ -13,6 +13,7 @@ from prtool.text_safety import printable
 
 RESIZE_MODES = ("shortest", "longest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+CROP_ROUNDINGS = ("nearest", "floor")
 RANK, MERGE, NONE = METHODS = ("rank", "merge", "none")
 """What shortens the sequence: dropping the lowest ranked patches, merging similar ones, or nothing but a smaller image."""
 
@@ -334,6 +335,8 @@ class Preprocess:
         interpolation: PIL's filter, antialiased.
         resize_mode: "shortest" side to size, then crop; "longest" side, then pad with `fill`; "squash" both.
         fill: padding value 0 to 255, for "longest".
+        crop_rounding: of the crop's left and top edge where half a pixel is over: "nearest", to the even one (torchvision, open_clip), or
+            "floor" (transformers).
     """
 
     size: tuple[int, int]
@@ -342,10 +345,12 @@ class Preprocess:
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
     fill: int = 0
+    crop_rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         check_value("resize_mode", self.resize_mode, choices=RESIZE_MODES)
         check_value("interpolation", self.interpolation, choices=INTERPOLATIONS)
+        check_value("crop_rounding", self.crop_rounding, choices=CROP_ROUNDINGS)
         check_value("image size", self.size, minimum=1, maximum=MAX_IMAGE_SIDE)
         check_value("pixels of an image", math.prod(self.size), maximum=MAX_IMAGE_PIXELS)
         check_value("fill", self.fill, minimum=0, maximum=255)

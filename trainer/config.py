@@ -41,7 +41,9 @@ PRESETS: dict[str, dict[str, object]] = {
 class TrainConfig:
     """Everything that a run depends on."""
 
-    model: str = setting("ViT-B-16", 'an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO" or "local-dir:PATH"')
+    model: str = setting(
+        "ViT-B-16", 'an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO" or "local-dir:PATH"; "hf:ORG/REPO" or "hf:PATH" for transformers'
+    )
     image_size: int = setting(
         0, "side in pixels of the square images that the encoder reads, a multiple of its patch; 0 = native, as large as at most", minimum=0
     )

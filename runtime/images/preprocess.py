@@ -1,6 +1,7 @@
-"""From an image to the encoder's pixels, bit-identical to open_clip's inference transform, with PIL and numpy alone."""
+"""From an image to the encoder's pixels, bit-identical to what open_clip and transformers do, with PIL and numpy alone."""
 
 import functools
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
@@ -23,8 +24,8 @@ _LARGEST_RESIZE = 64_000_000
 def prepare(image: ImageSource, spec: Preprocess, *, jpeg_scaling: bool = False) -> Pixels:
     """One image as the encoder takes it.
 
-    Bit-identical to `open_clip.transform.image_transform(..., is_train=False)` for upright images; open_clip ignores the EXIF
-    orientation, and this does not.
+    Bit-identical to `open_clip.transform.image_transform(..., is_train=False)`, and with `crop_rounding` "floor" to the PIL backend of
+    transformers' image processors, for upright images; both ignore the EXIF orientation, and this does not.
 
     Args:
         image: as for `open_image`.
@@ -143,7 +144,8 @@ def _filter(spec: Preprocess) -> Image.Resampling:
 def _resize_and_crop(found: Upright, scaled: tuple[int, int], spec: Preprocess) -> Image.Image:
     """The centre of the resized image."""
     height, width = spec.size
-    left, top = round((scaled[0] - width) / 2.0), round((scaled[1] - height) / 2.0)
+    rounded = math.floor if spec.crop_rounding == "floor" else round
+    left, top = rounded((scaled[0] - width) / 2.0), rounded((scaled[1] - height) / 2.0)
     if scaled[0] * scaled[1] > _LARGEST_RESIZE:
         # A strip of more than about 1,200:1 would take gigabytes: only the centre is computed, within 1 of 255 of the exact way.
         first, above, last, below = found.box

@@ -32,6 +32,7 @@ SPECS = [
     Preprocess((56, 40), *CLIP, interpolation="bilinear", resize_mode="longest"),
     Preprocess((60, 60), *HALF, interpolation="nearest"),
     Preprocess((60, 90), *HALF, interpolation="nearest", resize_mode="squash"),
+    Preprocess((64, 64), *CLIP, crop_rounding="floor"),
 ]
 SMALL = SPECS[1]
 

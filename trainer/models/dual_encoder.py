@@ -1,4 +1,4 @@
-"""Loading a dual encoder by any name that open_clip takes."""
+"""Loading a dual encoder by any name that open_clip takes, or from a checkpoint of transformers."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from prtool.store import digest
 from prtool.text_safety import printable
 from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.loading.libraries import foreign, library_warnings
-from prtool.trainer.models.loading.source import ModelSource, canonical_name, model_config, resolve
+from prtool.trainer.models.loading.source import HUGGING_FACE, ModelSource, canonical_name, checkpoint_folder, model_config, read_checkpoint, resolve
 from prtool.trainer.models.loading.tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
 from prtool.trainer.models.loading.weights import BIG_VISION, fitted, is_openai, read_weights
 from prtool.trainer.models.tower import VisionTower
@@ -108,7 +108,8 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
     """Loads a model, frozen, in float32 and evaluation mode. What had to be assumed is logged as a warning of the logger "prtool".
 
     Args:
-        name: an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO", or "local-dir:PATH" or PATH of a model folder.
+        name: an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO", "local-dir:PATH", or "hf:ORG/REPO" or "hf:PATH" for a checkpoint of
+            transformers; PATH alone is understood.
         pretrained: a tag ("openai") or a checkpoint file for an architecture name; "" gives random weights,
             seeded by the caller through torch.manual_seed.
         device: where its tensors live.
@@ -163,15 +164,25 @@ def check_image_size(name: str, image_size: int) -> int:
     """
     if not image_size:
         return 0
-    from open_clip.model import _build_vision_tower
-
     name = canonical_name(name)
-    config, _ = model_config(name)
-    vision, quick = {**config["vision_cfg"], "timm_model_pretrained": False}, bool(config.get("quick_gelu"))
     with torch.device("meta"), library_warnings({}):
-        tower = tower_of(foreign(f"model {name!r} cannot be built", lambda: _build_vision_tower(config["embed_dim"], cast(Any, vision), quick)))
+        tower = tower_of(foreign(f"model {name!r} cannot be built", lambda: _outline(name)))
     tower.check_size(image_size)
     return image_size if tower.image_size != (image_size, image_size) else 0
+
+
+def _outline(name: str) -> nn.Module:
+    """The image tower of a canonical name with random weights."""
+    if name.startswith(HUGGING_FACE):
+        from prtool.trainer.models.loading.hugging_face import build_visual
+
+        family, config, _ = read_checkpoint(checkpoint_folder(name))
+        return build_visual(config, family)
+    from open_clip.model import _build_vision_tower
+
+    config, _ = model_config(name)
+    vision, quick = {**config["vision_cfg"], "timm_model_pretrained": False}, bool(config.get("quick_gelu"))
+    return cast(nn.Module, _build_vision_tower(config["embed_dim"], cast(Any, vision), quick))
 
 
 def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:
@@ -185,18 +196,27 @@ def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:
 
             foreign(f"{path} does not fit the model", lambda: load_big_vision_weights(cast(Any, model), str(path)))
         return model
+    if source.family:
+        from prtool.trainer.models.loading import hugging_face
+
+        return _filled(failed, lambda: hugging_face.build(config, source.family), lambda made: hugging_face.fitted(made, path, source.family))
     state = read_weights(path)
     if source.is_file and is_openai(state):
         config["quick_gelu"] = True
         notes.clear()
     if "logit_bias" in state and config.get("init_logit_bias") is None:
         config["init_logit_bias"] = 0.0
+    return _filled(failed, lambda: _construct(config), lambda made: fitted(made, state, path))
+
+
+def _filled(failed: str, construct: Callable[[], nn.Module], fitting: Callable[[nn.Module], dict[str, Tensor]]) -> nn.Module:
+    """A module with the tensors that fit it."""
     # Without memory first: a configuration can ask for any amount, and the weights must fit it exactly.
     with torch.device("meta"):
-        outline = foreign(failed, lambda: _construct(config))
-    fitting = fitted(outline, state, path)
-    model = foreign(failed, lambda: _construct(config))
-    foreign(failed, lambda: model.load_state_dict(fitting, strict=True))
+        outline = foreign(failed, construct)
+    state = fitting(outline)
+    model = foreign(failed, construct)
+    foreign(failed, lambda: model.load_state_dict(state, strict=True))
     return model
 
 
@@ -236,6 +256,7 @@ def _preprocess(config: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
         interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
         resize_mode=config.get("resize_mode") or "shortest",
         fill=int(config.get("fill_color") or 0),
+        crop_rounding=config.get("crop_rounding", "nearest"),
     )
 
 

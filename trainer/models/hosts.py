@@ -23,9 +23,11 @@ def tower_of(visual: nn.Module) -> VisionTower:
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
+    from prtool.trainer.models.loading.hugging_face import SiglipVision
+
     if isinstance(visual, VisionTransformer):
         return OpenClipTower(visual)
-    if isinstance(visual, TimmModel):
+    if isinstance(visual, (TimmModel, SiglipVision)):
         return TimmTower(visual)
     kind = type(visual).__name__
     raise ModelError(f"the image tower is a {kind}, but tokens can be pruned in vision transformers only (ViT-*, SigLIP, DINOv2, EVA)")
@@ -107,7 +109,7 @@ class OpenClipTower(VisionTower):
 
 
 class TimmTower(VisionTower):
-    """A timm trunk inside open_clip's TimmModel: SigLIP, DINOv2, EVA, MobileCLIP-B and plain ViT."""
+    """A timm trunk with a head, as in open_clip's TimmModel: SigLIP, DINOv2, EVA, MobileCLIP-B and plain ViT."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()

@@ -15,14 +15,13 @@ from prtool.text_safety import printable
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data.address import parse_data
 from prtool.trainer.evaluation.config import EvalConfig
-from prtool.trainer.models.loading.source import canonical_name, check_pretrained
+from prtool.trainer.models.loading.source import FOLDER_PREFIXES, canonical_name, check_pretrained
 from prtool.trainer.runs.record import RECORD_BYTES, RECORD_NAME, Record, read_record
 
 _OURS = re.compile(
     r"(tensors|seen)[\w.-]*|golden(\.json)?|(recovery|tokens)(\.safetensors)?|fit(-\d+)?\.safetensors|tune(\.json)?|eval(-[\w.-]+)?|\..+"
 )
 _MAX_NAME = 100
-_FOLDER_PREFIX = "local-dir:"
 
 
 def _is_run(folder: Path) -> bool:
@@ -79,8 +78,9 @@ def only_trainer(run: Path) -> Iterator[None]:
 
 def model_folder(model: str) -> Path | None:
     """The folder of a model that is named by one, absolute; None for names that are looked up elsewhere."""
-    folder = Path(model.removeprefix(_FOLDER_PREFIX)).expanduser()
-    return folder.resolve() if model.startswith(_FOLDER_PREFIX) or folder.is_dir() else None
+    prefix = next((prefix for prefix in FOLDER_PREFIXES if model.startswith(prefix)), "")
+    folder = Path(model.removeprefix(prefix)).expanduser()
+    return folder.resolve() if prefix == FOLDER_PREFIXES[0] or folder.is_dir() else None
 
 
 def input_paths(model: str, pretrained: str, data: str | Path | None) -> tuple[Path, ...]:

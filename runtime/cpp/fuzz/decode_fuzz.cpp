@@ -59,6 +59,7 @@ Preprocess spec_of(std::uint8_t choice) {
     spec.std = {1, 1, 1};
     spec.interpolation = static_cast<Interpolation>(choice / 5 % 3);
     spec.resize_mode = static_cast<ResizeMode>(choice / 15 % 3);
+    spec.crop_rounding = static_cast<CropRounding>(choice / 45 % 2);
     return spec;
 }
 

@@ -125,7 +125,7 @@ void read_size(const JsonReader& json, Preprocess& spec) {
 }
 
 Preprocess read_preprocess(const JsonReader& json) {
-    json.fields({"size", "mean", "std"}, {"interpolation", "resize_mode", "fill"});
+    json.fields({"size", "mean", "std"}, {"interpolation", "resize_mode", "fill", "crop_rounding"});
     Preprocess spec;
     read_size(json.at("size"), spec);
     spec.mean = read_three(json.at("mean"));
@@ -140,6 +140,9 @@ Preprocess read_preprocess(const JsonReader& json) {
             *found, {{"shortest", ResizeMode::shortest}, {"longest", ResizeMode::longest}, {"squash", ResizeMode::squash}});
     }
     if (const auto found = json.maybe("fill")) spec.fill = static_cast<int>(found->whole(0, 255));
+    if (const auto found = json.maybe("crop_rounding")) {
+        spec.crop_rounding = read_choice<CropRounding>(*found, {{"nearest", CropRounding::nearest}, {"floor", CropRounding::floor}});
+    }
     return spec;
 }
 

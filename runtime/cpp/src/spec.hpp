@@ -10,6 +10,7 @@ namespace prtool {
 
 enum class Interpolation { bicubic, bilinear, nearest };
 enum class ResizeMode { shortest, longest, squash };
+enum class CropRounding { nearest, floor };
 
 // How an image becomes pixels: resize, centre crop (or pad), RGB in [0, 1], normalise.
 struct Preprocess {
@@ -20,6 +21,7 @@ struct Preprocess {
     Interpolation interpolation = Interpolation::bicubic;  // PIL's filter, antialiased
     ResizeMode resize_mode = ResizeMode::shortest;
     int fill = 0;  // padding value 0 to 255, for ResizeMode::longest
+    CropRounding crop_rounding = CropRounding::nearest;  // of the crop's left and top edge; nearest takes the even one of two
 };
 
 // What shortens the sequence: patches are dropped by rank or merged in pairs, or nothing but a smaller image does.

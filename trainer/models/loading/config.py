@@ -12,6 +12,12 @@ from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
 
 CONFIG_NAME = "open_clip_config.json"
+CHECKPOINT_CONFIG = "config.json"
+CHECKPOINT_FILES = (
+    *(CHECKPOINT_CONFIG, "*processor_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
+    *("*.model", "model*.safetensors*"),
+)
+"""What is downloaded of a checkpoint of transformers."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """A repository on the Hugging Face Hub, "ORG/NAME" or "NAME"; no path."""
 _CONFIG_BYTES = 1 << 20

@@ -10,10 +10,20 @@ from typing import Any
 
 from prtool.errors import ModelError
 from prtool.text_safety import printable
-from prtool.trainer.models.loading.config import CONFIG_NAME, PLAIN_NAME, check_model, check_preprocess, read_config
+from prtool.trainer.models.loading.config import (
+    CHECKPOINT_CONFIG,
+    CHECKPOINT_FILES,
+    CONFIG_NAME,
+    PLAIN_NAME,
+    check_model,
+    check_preprocess,
+    read_config,
+)
 from prtool.trainer.models.loading.libraries import foreign
 
-_LOCAL, _HUB = "local-dir:", "hf-hub:"
+_LOCAL, _HUB, HUGGING_FACE = "local-dir:", "hf-hub:", "hf:"
+FOLDER_PREFIXES = (_LOCAL, HUGGING_FACE)
+"""Of names that may be followed by the path of a folder."""
 _QUICK = "-quickgelu"
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 _READ_FROM_TAGS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
@@ -33,10 +43,11 @@ class ModelSource:
         pretrained: the tag or file; "" where the name brings the weights, or there are none.
         config: a checked `model_cfg`.
         preprocess: a checked `preprocess_cfg`; what it leaves out is OpenAI's.
-        weights: the weights file; None gives random weights.
+        weights: the weights file; None gives random weights. With a family, the folder of the checkpoint.
         tokenizer: folder or repository of a Hugging Face tokenizer; "" takes CLIP's byte pairs.
         is_file: the weights are a file that the user named, next to an architecture.
         notes: assumptions about what the files do not say, by subject.
+        family: "" for models of open_clip; else what transformers calls the kind of model, such as "clip".
     """
 
     name: str
@@ -47,12 +58,13 @@ class ModelSource:
     tokenizer: str = ""
     is_file: bool = False
     notes: Mapping[str, str] = field(default_factory=dict)
+    family: str = ""
 
 
 def canonical_name(name: str) -> str:
-    """A model's name in one spelling: an architecture of open_clip, "hf-hub:ORG/REPO", or "local-dir:" and an absolute path.
+    """A model's name in one spelling: an architecture of open_clip, "hf-hub:ORG/REPO", "hf:ORG/REPO", or "local-dir:" or "hf:" and an absolute path.
 
-    "ViT-B/32", "~" in paths, and a model folder without "local-dir:" are understood.
+    "ViT-B/32", "~" in paths, and the folder of a model or checkpoint without its prefix are understood.
 
     Raises:
         ModelError: there is no such model.
@@ -61,16 +73,32 @@ def canonical_name(name: str) -> str:
         if not PLAIN_NAME.fullmatch(name.removeprefix(_HUB)):
             raise ModelError(f"{printable(name)!r} is no repository of the Hugging Face Hub; give 'hf-hub:ORG/REPO'")
         return name
+    if name.startswith(HUGGING_FACE):
+        return _checkpoint_name(name.removeprefix(HUGGING_FACE))
     known = architectures()
     if not name.startswith(_LOCAL) and name.replace("/", "-") in known:
         return name.replace("/", "-")
     folder = _user_path(name.removeprefix(_LOCAL))
     if _is_file(folder / CONFIG_NAME) and name != _LOCAL:
         return f"{_LOCAL}{folder.resolve()}"
+    is_checkpoint = _is_file(folder / CHECKPOINT_CONFIG)
     if name.startswith(_LOCAL):
-        raise ModelError(f"{printable(folder)} holds no {CONFIG_NAME}; give 'local-dir:' and a folder in open_clip's format")
+        other = f"; for the checkpoint of transformers that it is, give 'hf:{printable(folder)}'" if is_checkpoint else ""
+        raise ModelError(f"{printable(folder)} holds no {CONFIG_NAME}; give 'local-dir:' and a folder in open_clip's format{other}")
+    if is_checkpoint:
+        return f"{HUGGING_FACE}{folder.resolve()}"
     near = ", ".join(_near(name.replace("/", "-"), known, 0.4)) or "none"
-    raise ModelError(f"unknown model {printable(name)!r}; near names: {near}; or give 'hf-hub:ORG/REPO' or 'local-dir:PATH'")
+    raise ModelError(f"unknown model {printable(name)!r}; near names: {near}; or give 'hf:ORG/REPO', 'hf-hub:ORG/REPO' or 'local-dir:PATH'")
+
+
+def _checkpoint_name(place: str) -> str:
+    """The name of a checkpoint of transformers, a folder or a repository."""
+    folder = _user_path(place)
+    if place and _is_file(folder / CHECKPOINT_CONFIG):
+        return f"{HUGGING_FACE}{folder.resolve()}"
+    if PLAIN_NAME.fullmatch(place) and not folder.is_dir():
+        return f"{HUGGING_FACE}{place}"
+    raise ModelError(f"{printable(place)!r} is no folder with a {CHECKPOINT_CONFIG}; give 'hf:ORG/REPO', or 'hf:FOLDER' of transformers")
 
 
 def architectures() -> list[str]:
@@ -94,7 +122,7 @@ def check_pretrained(name: str, pretrained: str) -> None:
     Raises:
         ModelError: what looks like a file does not exist, or the name brings its own weights.
     """
-    if pretrained and name.startswith((_LOCAL, _HUB)):
+    if pretrained and name.startswith((_LOCAL, _HUB, HUGGING_FACE)):
         raise ModelError(f"pretrained = {printable(pretrained)!r}, but {name!r} brings its own weights; leave pretrained out")
     looks_like_file = Path(pretrained).suffix in _WEIGHT_SUFFIXES or "/" in pretrained
     if looks_like_file and not _is_file(_user_path(pretrained)):
@@ -133,6 +161,10 @@ def resolve(name: str, pretrained: str = "") -> ModelSource:
 
     name = canonical_name(name)
     weights = canonical_pretrained(name, pretrained)
+    if name.startswith(HUGGING_FACE):
+        folder = checkpoint_folder(name)
+        family, config, preprocess = read_checkpoint(folder)
+        return ModelSource(name, "", config, preprocess, folder, str(folder), family=family)
     config, preprocess = model_config(name)
     tokenizer = config["text_cfg"].get("hf_tokenizer_name") or ""
     if name.startswith(_LOCAL):
@@ -162,6 +194,31 @@ def model_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         failed, repository = f"model {name!r} cannot be downloaded", name.removeprefix(_HUB)
         return read_config(Path(foreign(failed, lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME))))
     return check_model(open_clip.get_model_config(name), f"open_clip's {name}"), _agreed_preprocess(name) or {}
+
+
+def checkpoint_folder(name: str) -> Path:
+    """The folder of a canonical "hf:" name, downloaded where it is a repository.
+
+    Raises:
+        ModelError: it cannot be downloaded.
+    """
+    place = name.removeprefix(HUGGING_FACE)
+    if Path(place).is_absolute():
+        return Path(place)
+    from huggingface_hub import snapshot_download
+
+    def download(*patterns: str) -> Path:
+        return Path(foreign(f"model {name!r} cannot be downloaded", lambda: snapshot_download(place, allow_patterns=list(patterns))))
+
+    folder = download(*CHECKPOINT_FILES)
+    return folder if any(folder.glob("*.safetensors")) else download(*CHECKPOINT_FILES, "pytorch_model*")
+
+
+def read_checkpoint(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """`hugging_face.read_folder`, whose module loads open_clip and timm."""
+    from prtool.trainer.models.loading.hugging_face import read_folder
+
+    return read_folder(folder)
 
 
 def weights_in(folder: Path) -> Path:

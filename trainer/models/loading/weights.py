@@ -65,7 +65,7 @@ def fitted(model: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, 
     for name in ("logit_scale", "logit_bias"):
         if name in renamed and name in own and renamed[name].numel() == 1:
             renamed[name] = renamed[name].reshape(own[name].shape)
-    _check_tensors(own, renamed, path)
+    check_tensors(own, renamed, path)
     return renamed
 
 
@@ -85,7 +85,8 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+def check_tensors(own: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
+    """Raises ModelError unless a file's tensors are those of a state dict, in names and sizes."""
     for name in _POSITIONS:
         if name in own and name in found and own[name].shape != found[name].shape:
             tokens, wanted = (int(tensor[name].shape[-2]) if tensor[name].dim() > 1 else 0 for tensor in (found, own))

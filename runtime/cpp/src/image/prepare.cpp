@@ -86,7 +86,10 @@ std::pair<float, float> part(double first, double all, std::int64_t target, std:
 
 // The centre of the resized image.
 Scaling to_centre(const Picture& picture, const Size& size, const Preprocess& spec) {
-    const auto margin = [](std::int64_t all, int kept) { return python_round(static_cast<double>(all - kept) / 2.0); };
+    const auto margin = [&spec](std::int64_t all, int kept) {
+        const double half = static_cast<double>(all - kept) / 2.0;
+        return spec.crop_rounding == CropRounding::floor ? static_cast<std::int64_t>(std::floor(half)) : python_round(half);
+    };
     const std::int64_t left = margin(size.width, spec.width), top = margin(size.height, spec.height);
     if (size.width * size.height <= kLargestResize) {
         return {size.width, size.height, filter_of(spec), whole(picture), {left, top, spec.width, spec.height}};

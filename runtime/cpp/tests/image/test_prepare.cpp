@@ -71,6 +71,17 @@ TEST_CASE("the three ways to the encoder's size") {
     CHECK(prepared(pixels, 3, 2, spec)[0] == doctest::Approx(100));
 }
 
+TEST_CASE("a margin of a pixel and a half is rounded to even, or down") {
+    Bytes pixels;  // five columns, of which two are kept
+    for (int y = 0; y < 2; ++y) {
+        for (const int value : {0, 50, 100, 150, 200}) pixels.insert(pixels.end(), 3, static_cast<std::uint8_t>(value));
+    }
+    Preprocess spec = plain(2, 2);
+    CHECK(prepared(pixels, 5, 2, spec)[0] == doctest::Approx(100));
+    spec.crop_rounding = CropRounding::floor;
+    CHECK(prepared(pixels, 5, 2, spec)[0] == doctest::Approx(50));
+}
+
 TEST_CASE("images of one pixel or one line") {
     for (const ResizeMode mode : {ResizeMode::shortest, ResizeMode::longest, ResizeMode::squash}) {
         for (const Interpolation filter : {Interpolation::bicubic, Interpolation::bilinear, Interpolation::nearest}) {
