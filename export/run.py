@@ -76,7 +76,7 @@ def source_of(run: Path) -> ExportSource:
     model = checkpoint.load_model()
     return ExportSource(
         model=model,
-        pruned=checkpoint.pruned_encoder(model),
+        pruned=checkpoint.pruned_encoder(model.tower),
         scorer_name=checkpoint.scorer_config.arch if checkpoint.prune.method == RANK else "",
         scorer_trained=checkpoint.scorer_trained,
         scorer_macs=scorer_macs(checkpoint.scorers()),

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from prtool.errors import ConfigError, KeepError, ShapeError
+from prtool.errors import ConfigError, ShapeError
 from prtool.export.graphs.last_block import kv_token_macs, num_query_tokens
 from prtool.graphs.signature import EncoderShape, GraphSpec, graph_signatures
-from prtool.manifest import RecoveryInfo, allowed_keeps
+from prtool.manifest import RecoveryInfo, allowed_keeps, check_keep
 from prtool.spec import Cost, Keep, PruneSpec
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.reduced import ReducedEncoder
@@ -79,19 +79,8 @@ class ExportSource:
         return allowed_keeps(self.spec, self.recovery)
 
     def check_keep(self, keep: Keep) -> int:
-        """The number of patches of a keep.
-
-        Raises:
-            KeepError: it is out of the method's reach, or the corrections were not learned for it.
-        """
-        k, (low, high), patches = keep.resolve(self.spec.patches), self.keep_range, self.spec.patches
-        self.spec.counts(k)
-        if not low <= k <= high:
-            raise KeepError(
-                f"keep = {k} of {patches} patches, but the recovery was trained for {low} to {high}; "
-                "give such a keep, or train it with other recover.macs_low and recover.macs_high"
-            )
-        return k
+        """As the function of that name."""
+        return check_keep(keep, self.spec, self.recovery)
 
     def __post_init__(self) -> None:
         if bool(self.classnames) != bool(self.templates):

@@ -35,7 +35,7 @@ from prtool.telemetry import switch_off
 from prtool.version import __version__
 
 if TYPE_CHECKING:
-    from prtool.api import ExportReport, TrainReport, VerifyResult, benchmark, build, evaluate, export_bundle, train, tune, verify
+    from prtool.api import ExportReport, TrainReport, VerifyResult, apply, benchmark, build, evaluate, export_bundle, train, tune, verify
     from prtool.bundle import Bundle
     from prtool.engines.base import BuildOptions, EngineInfo, EngineOptions
     from prtool.engines.registry import EngineStatus, list_engines
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from prtool.trainer.config import TrainConfig
     from prtool.trainer.evaluation.report import EvalReport
 
-__all__ = ["benchmark", "build", "evaluate", "export_bundle", "list_engines", "train", "tune", "verify"]
+__all__ = ["apply", "benchmark", "build", "evaluate", "export_bundle", "list_engines", "train", "tune", "verify"]
 __all__ += ["BuildOptions", "Bundle", "Encoder", "EngineInfo", "EngineOptions", "EngineStatus", "Keep", "Manifest", "Prediction"]
 __all__ += ["Progress", "TrainConfig"]
 __all__ += ["BenchReport", "BuildReport", "EvalReport", "ExportReport", "TrainReport", "TuneReport", "VerifyResult"]
@@ -58,7 +58,19 @@ __all__ += ["BundleError", "CheckpointError", "ConfigError", "DataError", "Image
 __all__ += ["EngineError", "EngineUnavailable", "InputWarning", "ParityError", "StorageError", "__version__"]
 
 _HOMES = {
-    "prtool.api": ("ExportReport", "TrainReport", "VerifyResult", "benchmark", "build", "evaluate", "export_bundle", "train", "tune", "verify"),
+    "prtool.api": (
+        "ExportReport",
+        "TrainReport",
+        "VerifyResult",
+        "apply",
+        "benchmark",
+        "build",
+        "evaluate",
+        "export_bundle",
+        "train",
+        "tune",
+        "verify",
+    ),
     "prtool.bundle": ("Bundle",),
     "prtool.engines.base": ("BuildOptions", "EngineInfo", "EngineOptions"),
     "prtool.engines.registry": ("EngineStatus", "list_engines"),

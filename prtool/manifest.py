@@ -102,6 +102,22 @@ def allowed_keeps(spec: PruneSpec, recovery: RecoveryInfo | None) -> tuple[int, 
     return (recovery.keeps[0], recovery.keeps[-1]) if recovery else (spec.least_keep, spec.patches)
 
 
+def check_keep(keep: Keep, spec: PruneSpec, recovery: RecoveryInfo | None) -> int:
+    """The number of patches of a keep.
+
+    Raises:
+        KeepError: it is out of the method's reach, or the corrections were not learned for it.
+    """
+    k, (low, high) = keep.resolve(spec.patches), allowed_keeps(spec, recovery)
+    spec.counts(k)
+    if not low <= k <= high:
+        raise KeepError(
+            f"keep = {k} of {spec.patches} patches, but the recovery was trained for {low} to {high}; "
+            "give such a keep, or train it with other recover.macs_low and recover.macs_high"
+        )
+    return k
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything a reader needs to run the bundle; docs/bundle-format.md is normative.

@@ -12,7 +12,7 @@ import prtool
 from prtool import api, errors
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
-FUNCTIONS = ("train", "evaluate", "tune", "export_bundle", "verify", "benchmark", "build", "list_engines")
+FUNCTIONS = ("train", "evaluate", "tune", "export_bundle", "apply", "verify", "benchmark", "build", "list_engines")
 CLASSES = {
     "Encoder": "load counts encode_images encode_pixels encode_device encode_text classify scores kept close",
     "Prediction": "",

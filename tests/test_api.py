@@ -32,7 +32,7 @@ from prtool.trainer.evaluation.config import EvalConfig
 from prtool.trainer.settings import GOLDEN, METHOD_NAMES
 
 NAMES = """
-train evaluate tune export_bundle verify benchmark build list_engines
+train evaluate tune export_bundle apply verify benchmark build list_engines
 Encoder Bundle Manifest Keep Prediction EngineOptions BuildOptions EngineInfo EngineStatus TrainConfig Progress
 TrainReport EvalReport TuneReport ExportReport VerifyResult BenchReport BuildReport
 PrtoolError ConfigError KeepError ShapeError DataError ImageError ModelError CheckpointError BundleError
@@ -200,8 +200,8 @@ def test_a_wrong_configuration_is_named(wrong: dict[str, Any], said: str) -> Non
 @pytest.mark.timeout(900)
 def test_the_readme_trains_exports_and_encodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """As printed there, in a folder with what `make demo` makes first, on fewer scenes and steps."""
-    (snippet,) = [code for code in re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL) if "prtool.train(" in code]
-    assert len(snippet.splitlines()) <= 12
+    snippet, drop_in = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(), re.DOTALL)
+    assert len(snippet.splitlines()) <= 12 and len(drop_in.splitlines()) <= 5
     write_dataset(tmp_path / "demo" / "data", SceneCounts(train=1, val=1, test=1), seed=0)
     write_model(tmp_path / "demo" / "model")
     for picture, name in zip(sorted((tmp_path / "demo" / "data" / "test").rglob("*.png")), ("cat.jpg", "dog.jpg"), strict=False):
@@ -214,6 +214,8 @@ def test_the_readme_trains_exports_and_encodes(tmp_path: Path, monkeypatch: pyte
     assert found["run"].resolve() == Path("runs/latest").resolve()
     np.testing.assert_allclose(np.linalg.norm(found["embeddings"], axis=1), [1.0, 1.0], rtol=1e-5)
     assert len(found["classes"][0]) == 3
+    exec("import open_clip, PIL.Image\n" + drop_in, found)
+    assert found["features"].shape == (1, found["embeddings"].shape[1])
 
 
 def test_the_page_of_the_api_is_what_the_docstrings_say() -> None:

@@ -275,7 +275,7 @@ def _with_recovery(run: _Run, found: Checkpoint, overwrite: bool) -> Checkpoint:
         raise finished(run.folder, "a recovery of other settings, or learnable tokens that were trained without it")
     plain = replace(found, recovery=RecoveryRecord(), prune=without_tokens(found.prune), tokens=TokensRecord())
     scorers = {name: tensor for name, tensor in found.tensors.items() if name.split(".")[0].isdigit()}
-    task = RecoverTask(run.model, plain.pruned_encoder(run.model), run.images.train, run.images.val, run.folder / "recovery")
+    task = RecoverTask(run.model, plain.pruned_encoder(run.model.tower), run.images.train, run.images.val, run.folder / "recovery")
     made = recover(task, config, run.folder / "recovery.safetensors", run.progress)
     return replace(
         plain,
@@ -300,7 +300,7 @@ def _with_tokens(run: _Run, scored: Checkpoint, overwrite: bool) -> Checkpoint:
         raise finished(run.folder, "learnable tokens that were trained with other settings")
     # The scorers may have learned on a part of the images; the few of each class are drawn from all of them.
     images = load_split(run.config.data, "train") if not run.images.held_out else run.images.train
-    plain = scored.ranking_encoder(run.model, with_tokens=False)
+    plain = scored.ranking_encoder(run.model.tower, with_tokens=False)
     task = TokensTask(run.model, plain, images, run.images.val, scored.templates, run.folder / "tokens")
     found = train_tokens(task, config, run.folder / "tokens.safetensors", run.progress)
     learned = {name: tensor for name, tensor in scored.tensors.items() if not name.startswith(("visual.", "context."))}

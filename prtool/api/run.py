@@ -1,20 +1,23 @@
-"""The verbs that make and judge a run: train, evaluate, tune, export_bundle."""
+"""The verbs that make and judge a run, and apply, which puts it into a loaded model."""
 
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prtool.api.common import BUNDLE, CONFIG, RUN, AnyKeep, AnyPath, ExportReport, TrainReport, configure, keeps_of, several
 from prtool.spec import Keep
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from prtool.progress import Progress
     from prtool.studies.tune.report import TuneReport
     from prtool.trainer.config import TrainConfig
     from prtool.trainer.evaluation.report import EvalReport
 
+Model = TypeVar("Model", bound="nn.Module")
 _log = logging.getLogger(__name__)
 
 
@@ -239,18 +242,9 @@ def export_bundle(
         ParityError: a graph disagrees with PyTorch; nothing was written.
         StorageError: the bundle cannot be written.
     """
-    from prtool.export.checks import check_export, usual_keep
-    from prtool.studies.tune.result import read_result
+    from prtool.export.checks import check_export
 
-    source, out, precisions = Path(run), Path(output), several(precision)
-    tuned = read_result(source) if keep is None else None
-    if tuned is None:
-        kept = usual_keep(source) if keep is None else Keep.of(keep)
-    else:
-        source, kept = source / tuned.run, tuned.kept
-        _log.warning("taking what 'prtool tune' chose: %s, %s; --keep overrides it", source, tuned)
-        if tuned.is_unpruned:
-            _log.warning("'prtool tune' chose the unpruned model: run the bundle with --mode full")
+    (source, kept), out, precisions = _chosen(Path(run), keep), Path(output), several(precision)
     if check_export(source, out, kept, precisions, data) is None:
         _log.warning("there are no images of the run, so the graphs are compared with PyTorch on noise; --data FOLDER gives images")
     from prtool.export.run import export_run
@@ -260,3 +254,45 @@ def export_bundle(
     manifest = export_run(source, out, ExportOptions(kept, precisions), data, progress)
     judged = [(part["precision"], part["judged"]) for part in parse_json((out / PARITY_NAME).read_bytes())["precisions"] if part["judged"]]
     return ExportReport(out, manifest, tuple(f"{name} was held to {gate['decided_by']}: {gate['why']}" for name, gate in judged))
+
+
+def apply(model: Model, run: AnyPath = RUN, keep: AnyKeep | None = None) -> Model:
+    """Puts a run's encoder in place of the image tower of a loaded model, behind the model's own calls.
+
+    `encode_image` of open_clip and `get_image_features` of transformers then run with fewer patches, on whatever device and with gradients,
+    autocast and `torch.compile` as before. The text side stays. `model.visual.keep = 0.5` changes what is kept (in transformers
+    `model.vision_model.keep`), and one call of that module takes `keep=0.5`.
+
+    Args:
+        model: a model of open_clip, or a CLIPModel, MetaClip2Model or SiglipModel of transformers, with the weights that the run was
+            trained for, in float32; convert it afterwards.
+        run: folder of a trained run, of any method.
+        keep: patches that stay: a ratio (0.6) or a count (118); default: as for `export_bundle`.
+
+    Returns:
+        The same object. Images must have the run's size, which `model.visual.image_size` says.
+
+    Raises:
+        CheckpointError: there is no finished run, or it was trained for other weights.
+        ModelError: the model is of a kind that is not supported, or changed already.
+        KeepError: the keep is out of range.
+    """
+    source, kept = _chosen(Path(run), keep)
+    from prtool.trainer import drop_in
+
+    return drop_in.apply(model, source, kept)
+
+
+def _chosen(run: Path, keep: AnyKeep | None) -> tuple[Path, Keep]:
+    """The run to take and what it keeps: as asked, else what `tune` chose, else what is usual."""
+    from prtool.export.checks import usual_keep
+    from prtool.studies.tune.result import read_result
+
+    tuned = read_result(run) if keep is None else None
+    if tuned is None:
+        return run, usual_keep(run) if keep is None else Keep.of(keep)
+    source = run / tuned.run
+    _log.warning("taking what 'prtool tune' chose: %s, %s; --keep overrides it", source, tuned)
+    if tuned.is_unpruned:
+        _log.warning("'prtool tune' chose the unpruned model: run the bundle with --mode full")
+    return source, tuned.kept

@@ -83,7 +83,7 @@ def test_scorer_and_encoder(checkpoint, model, tmp_path):
     checkpoint.save(tmp_path)
     found = Checkpoint.load(tmp_path)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    encoder = found.ranking_encoder(found.load_model())
+    encoder = found.ranking_encoder(found.load_model().tower)
     tokens = model.tower.run_pre(pixels, 2)
     scores = found.scorer()(tokens)
     colour = torch.tensor([1.0 if (row + column) % 2 == 0 else -1.0 for row in range(found.prune.grid[0]) for column in range(found.prune.grid[1])])
@@ -206,8 +206,8 @@ def test_scorers_of_several_locations_and_learnable_tokens_come_back(checkpoint,
     assert scorer_macs(found.scorers()) == first + sum(later)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        tuned = found.ranking_encoder(model)(pixels, Keep.ratio(0.5))
-        plain = found.ranking_encoder(model, with_tokens=False)(pixels, Keep.ratio(0.5))
+        tuned = found.ranking_encoder(model.tower)(pixels, Keep.ratio(0.5))
+        plain = found.ranking_encoder(model.tower, with_tokens=False)(pixels, Keep.ratio(0.5))
     assert torch.equal(found.visual().values, made.tensors["visual.values"])
     assert torch.equal(found.context().values, made.tensors["context.values"])
     assert (tuned - plain).abs().max() > 1e-4

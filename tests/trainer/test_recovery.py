@@ -211,7 +211,7 @@ def test_the_recorded_cosines_are_the_encoder_s(run: Path) -> None:
     """The folded encoder on the validation images, decoded again, against the unpruned one."""
     checkpoint = Checkpoint.load(run)
     model, images = checkpoint.load_model(), load_split(str(checkpoint.data.root), "val")
-    encoder, spec, kept = checkpoint.pruned_encoder(model), checkpoint.prune, checkpoint.recovery.kept
+    encoder, spec, kept = checkpoint.pruned_encoder(model.tower), checkpoint.prune, checkpoint.recovery.kept
     sides = [next(iter(pixel_batches(images, each, range(len(images)), 64)))[1] for each in (model.preprocess, model.native_preprocess)]
     assert kept is not None
     with torch.inference_mode():
@@ -249,7 +249,7 @@ def test_eval_compares_the_recovered_encoder(run: Path, tmp_path: Path) -> None:
     row = report.of(own)[0]
     assert len(report.rows) > 2 and row.accuracy is not None
     model, images = checkpoint.load_model(), load_split(str(checkpoint.data.root), "test")
-    encoder, spec = checkpoint.pruned_encoder(model), checkpoint.prune
+    encoder, spec = checkpoint.pruned_encoder(model.tower), checkpoint.prune
     sides = [next(iter(pixel_batches(images, each, range(len(images)), 64)))[1] for each in (model.preprocess, model.native_preprocess)]
     with torch.inference_mode():
         wanted = functional.normalize(model.native(sides[1]), dim=-1)
@@ -285,8 +285,8 @@ def test_the_bundle_has_the_corrections_and_full_has_not(run: Path, tmp_path: Pa
     native = torch.randn(2, 3, *model.native.image_size, generator=torch.Generator().manual_seed(6))
     counts = () if spec.method == "none" else spec.counts(manifest.resolve(None))
     with torch.inference_mode():
-        wanted, full = checkpoint.pruned_encoder(model).encode(own, counts), functional.normalize(model.native(native), dim=-1)
-        plain = replace(checkpoint, recovery=RecoveryRecord()).pruned_encoder(model).encode(own, counts)
+        wanted, full = checkpoint.pruned_encoder(model.tower).encode(own, counts), functional.normalize(model.native(native), dim=-1)
+        plain = replace(checkpoint, recovery=RecoveryRecord()).pruned_encoder(model.tower).encode(own, counts)
     with Encoder.load(Bundle.open(tmp_path / "bundle")) as encoder:
         found = torch.from_numpy(encoder.encode_pixels(own.numpy()))
     with Encoder.load(Bundle.open(tmp_path / "bundle"), mode="full") as encoder:

@@ -192,7 +192,7 @@ def test_a_run_that_merges_learns_nothing_and_gives_the_merged_encoder(config, t
     found = train(merging, tmp_path)
     assert found.scorers() == [] and not found.scorer_trained and found.prune.method == "merge"
     model = found.load_model()
-    encoder = Checkpoint.load(tmp_path).pruned_encoder(model)
+    encoder = Checkpoint.load(tmp_path).pruned_encoder(model.tower)
     assert encoder.spec == found.prune and encoder.spec.locations == tuple(range(1, model.tower.depth))
     pixels, counts = torch.randn(2, 3, *model.tower.image_size), found.prune.counts(found.prune.patches - 2)
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_phase_none_needs_no_data(config, tmp_path):
     assert not found.scorer_trained
     assert found.classnames == ()
     assert found.data.root == ""
-    assert Checkpoint.load(tmp_path).pruned_encoder(found.load_model()).spec == found.prune
+    assert Checkpoint.load(tmp_path).pruned_encoder(found.load_model().tower).spec == found.prune
 
 
 def test_phase_none_takes_class_names_from_data(config, tmp_path):

@@ -69,7 +69,7 @@ def references(model: DualEncoder, images: ImageSet) -> Tensor:
 
 @torch.no_grad()
 def mean_cosine(found: Checkpoint, model: DualEncoder, images: ImageSet, keep: float) -> float:
-    encoder = found.pruned_encoder(model)
+    encoder = found.pruned_encoder(model.tower)
     ((_, pixels),) = pixel_batches(images, model.preprocess, range(len(images)), len(images))
     assert pixels.shape[2:] == (SIDE, SIDE)
     embeddings = encoder.encode(pixels, encoder.spec.counts(Keep.ratio(keep)))
@@ -165,7 +165,7 @@ def test_a_smaller_image_alone_trains_nothing(config: TrainConfig, model: DualEn
     found = train(smaller, tmp_path / "run")
     assert (found.scorers(), found.scorer_trained, found.prune.locations, found.image_size) == ([], False, (), SIDE)
     assert found.classnames == ("blue", "green", "red")
-    encoder = Checkpoint.load(tmp_path / "run").pruned_encoder(found.load_model())
+    encoder = Checkpoint.load(tmp_path / "run").pruned_encoder(found.load_model().tower)
     assert isinstance(encoder, PlainEncoder)
     pixels = torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():

@@ -51,7 +51,7 @@ class Pruner:
         """The same with the run's corrections, where it has some."""
         if checkpoint.recovery.kept is None:
             return self
-        return replace(self, recovered=checkpoint.pruned_encoder(model, with_tokens=False))
+        return replace(self, recovered=checkpoint.pruned_encoder(model.tower, with_tokens=False))
 
     def with_tokens(self, checkpoint: Checkpoint, model: DualEncoder, classnames: Sequence[str]) -> "Pruner":
         """The same with the run's learnable tokens, where it has some, and their embeddings of the classes, where there are classes."""
@@ -59,4 +59,4 @@ class Pruner:
         if not tokens.visual and not tokens.text:
             return self
         classes = checkpoint.class_embeddings(model, classnames) if tokens.text and classnames else None
-        return replace(self, tuned=checkpoint.ranking_encoder(model), tuned_classes=classes)
+        return replace(self, tuned=checkpoint.ranking_encoder(model.tower), tuned_classes=classes)

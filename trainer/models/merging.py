@@ -15,7 +15,7 @@ from torch.nn import functional
 from prtool.errors import ModelError
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.models.blocks import BlockSteps, block_steps
-from prtool.trainer.models.tower import VisionTower, split_heads
+from prtool.trainer.models.tower import TowerEncoder, VisionTower, split_heads
 
 
 class Matched(NamedTuple):
@@ -32,7 +32,7 @@ class Matched(NamedTuple):
     partner: Tensor
 
 
-class MergedEncoder(nn.Module):
+class MergedEncoder(TowerEncoder):
     """A frozen tower whose patches become fewer inside each of the blocks `spec.locations`.
 
     It runs in stages, with a merging (`merge`) between them: `run_pre` up to the first, `run_mid` to each further one, and
@@ -101,7 +101,7 @@ class MergedEncoder(nn.Module):
 
     def run_post(self, tokens: Tensor, sizes: Tensor) -> Tensor:
         """From the last merging on: embedding (batch, E), L2-normalised."""
-        return functional.normalize(self.tower.head(self._advance(tokens, sizes, self.spec.locations[-1], self.tower.depth)), dim=-1)
+        return self._embedding(self._advance(tokens, sizes, self.spec.locations[-1], self.tower.depth))
 
     def merge(self, tokens: Tensor, metric: Tensor, sizes: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
         """Merges until `k` patches are left, and puts the tokens in their new order, also where none merges.

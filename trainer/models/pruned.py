@@ -5,12 +5,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from prtool.errors import ConfigError, ShapeError
 from prtool.spec import Keep, PruneSpec
 from prtool.trainer.models.prompts import VisualTokens
-from prtool.trainer.models.tower import VisionTower
+from prtool.trainer.models.tower import TowerEncoder, VisionTower
 
 
 def select(scores: Tensor, k: int) -> Tensor:
@@ -45,7 +44,7 @@ class FirstOrder(nn.Module):
         return -ones.cumsum(dim=1)
 
 
-class PrunedEncoder(nn.Module):
+class PrunedEncoder(TowerEncoder):
     """A frozen tower that drops its least important patches: sequences become physically shorter.
 
     It runs in stages, with a selection (`drop`) between them: `run_pre` (PRE), `run_mid` (MID) for each further location,
@@ -96,7 +95,7 @@ class PrunedEncoder(nn.Module):
         """POST: (batch, tokens, D) selected at the last location -> embedding (batch, E), L2-normalised."""
         depth = self.tower.depth
         tokens = self.tower.run_blocks(self.advance(tokens, self.spec.locations[-1], depth), depth, depth)
-        return functional.normalize(self.tower.head(self._without_appended(tokens)), dim=-1)
+        return self._embedding(self._without_appended(tokens))
 
     def encode_from(self, tokens: Tensor, block: int, counts: Sequence[int]) -> Tensor:
         """`encode` from the tower's tokens (batch, prefix + N, D) that enter a block, as `run_pre_from` takes them."""
@@ -142,7 +141,7 @@ class PrunedEncoder(nn.Module):
         return cast(Tensor, self.scorers[place](self._without_appended(tokens)))
 
 
-class PlainEncoder(nn.Module):
+class PlainEncoder(TowerEncoder):
     """A frozen tower that drops nothing; its images may be smaller than those that it was trained on.
 
     Args:
@@ -156,10 +155,10 @@ class PlainEncoder(nn.Module):
             raise ConfigError(f"locations {list(spec.locations)}, but a plain encoder drops nothing; give a spec of method 'none'")
         self.tower, self.spec = tower, spec
 
-    def encode(self, pixels: Tensor, counts: Sequence[int] = ()) -> Tensor:  # noqa: ARG002 - there is no location
+    def encode(self, pixels: Tensor, counts: Sequence[int] = ()) -> Tensor:
         """Embedding (batch, E), L2-normalised, of (batch, 3, height, width)."""
-        return functional.normalize(self.tower(pixels), dim=-1)
+        return self.encode_from(self.tower.embed(pixels), 1, counts)
 
     def encode_from(self, tokens: Tensor, block: int, counts: Sequence[int] = ()) -> Tensor:  # noqa: ARG002 - there is no location
         """`encode` from the tokens (batch, prefix + N, D) that enter a block."""
-        return functional.normalize(self.tower.run_post(tokens, block), dim=-1)
+        return self._embedding(self.tower.run_blocks(tokens, block, self.tower.depth))

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prtool.errors import ConfigError, ModelError
@@ -192,6 +193,22 @@ class VisionTower(nn.Module, ABC):
         """Raises ConfigError unless `location` is a 1-based block of this tower."""
         if not 1 <= location <= self.depth:
             raise ConfigError(f"location = {location}, but the encoder has blocks 1 to {self.depth}")
+
+
+class TowerEncoder(nn.Module):
+    """What is around a tower: the end of each reducer's encoder.
+
+    Attributes:
+        unit_length: embeddings are L2-normalised; False gives them as the head does.
+    """
+
+    tower: VisionTower
+    unit_length = True
+
+    def _embedding(self, tokens: Tensor) -> Tensor:
+        """(batch, tokens, D) behind the last block -> embedding (batch, E)."""
+        found = self.tower.head(tokens)
+        return functional.normalize(found, dim=-1) if self.unit_length else found
 
 
 def sharing_copy(module: Part, leave_out: nn.Module | None = None) -> Part:

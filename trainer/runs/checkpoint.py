@@ -184,25 +184,22 @@ class Checkpoint(Record):
             )
         return model
 
-    def pruned_encoder(self, model: DualEncoder, *, with_tokens: bool = True) -> ReducedEncoder:
-        """The encoder of this checkpoint, on the device of `load_model`'s model, in evaluation mode, with the run's corrections and,
-        where `with_tokens` says so, its learnable tokens.
+    def pruned_encoder(self, tower: VisionTower, *, with_tokens: bool = True) -> ReducedEncoder:
+        """The encoder of this checkpoint around the image tower of `load_model`'s model, on its device and in evaluation mode, with the
+        run's corrections and, where `with_tokens` says so, its learnable tokens.
 
         Raises:
             ModelError: the tower cannot merge.
         """
         if self.prune.method == RANK:
-            return self.ranking_encoder(model, with_tokens=with_tokens)
-        tower = self.recovered(model.tower)
-        return (MergedEncoder if self.prune.method == MERGE else PlainEncoder)(tower, self.prune).eval()
+            return self.ranking_encoder(tower, with_tokens=with_tokens)
+        return (MergedEncoder if self.prune.method == MERGE else PlainEncoder)(self.recovered(tower), self.prune).eval()
 
-    def ranking_encoder(self, model: DualEncoder, *, with_tokens: bool = True) -> PrunedEncoder:
-        """The encoder of a checkpoint whose method ranks, on `load_model`'s device, in evaluation mode, with the run's corrections and
-        learnable tokens.
-        """
+    def ranking_encoder(self, tower: VisionTower, *, with_tokens: bool = True) -> PrunedEncoder:
+        """`pruned_encoder` of a checkpoint whose method ranks."""
         visual = self.visual() if with_tokens else None
         spec = self.prune if with_tokens else without_tokens(self.prune)
-        return PrunedEncoder(self.recovered(model.tower), self.scorers(), spec, visual).to(model.tower.device).eval()
+        return PrunedEncoder(self.recovered(tower), self.scorers(), spec, visual).to(tower.device).eval()
 
     def class_embeddings(self, model: DualEncoder, classnames: Sequence[str] = (), *, with_tokens: bool = True) -> Tensor:
         """Class embeddings (classes, E) float32, L2-normalised, in label order; those of the run's classes where no names are given.

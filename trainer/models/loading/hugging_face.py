@@ -105,7 +105,7 @@ def read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     family = _family(folder)
     failed = f"{folder / CONFIG} cannot be read"
     found = foreign(failed, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
-    config = check_model(foreign(failed, lambda: _model_config(found, family, folder)), str(folder / CONFIG))
+    config = check_model(foreign(failed, lambda: _translated(found, family, str(folder))), str(folder / CONFIG))
     if not any(folder.glob("*processor_config.json")):
         raise ModelError(f"{folder} has no preprocessor_config.json, so how its images are resized is unknown; save its processor there as well")
     if not any((folder / name).is_file() for name in _VOCABULARIES):
@@ -114,6 +114,19 @@ def read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     failed = f"the image processor of {folder} cannot be read"
     processor = foreign(failed, lambda: AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
     return family, config, _preprocess(processor, config["vision_cfg"]["image_size"], folder)
+
+
+def model_config(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The family and the checked configuration of a loaded model of transformers, as `read_folder` gives them.
+
+    Raises:
+        ModelError: it is of a class that is not supported.
+    """
+    found, kind = getattr(model, "config", None), type(model).__name__
+    family = getattr(found, "model_type", None)
+    if family not in _FAMILIES or kind != _FAMILIES[family]:
+        raise ModelError(f"a {kind} of transformers is not supported; give one of {', '.join(_FAMILIES.values())}")
+    return family, check_model(foreign(f"the configuration of the {kind} cannot be read", lambda: _translated(found, family, kind)), kind)
 
 
 def build_visual(config: Mapping[str, Any], family: str) -> nn.Module:
@@ -243,29 +256,29 @@ def _family(folder: Path) -> str:
     return cast(str, kind)
 
 
-def _model_config(found: Any, family: str, folder: Path) -> dict[str, Any]:  # noqa: ANN401 - transformers' classes change by version
+def _translated(found: Any, family: str, origin: str) -> dict[str, Any]:  # noqa: ANN401 - transformers' classes change by version
     """What `build` needs of a configuration of transformers."""
     vision, text, siglip = found.vision_config, found.text_config, family == _SIGLIP
     if siglip and not getattr(vision, "vision_use_head", True):
-        raise ModelError(f"{folder} has vision_use_head = false, so its image tower gives no embedding; give a checkpoint with its head")
+        raise ModelError(f"{origin} has vision_use_head = false, so its image tower gives no embedding; give a checkpoint with its head")
     if vision.hidden_act != text.hidden_act or vision.hidden_act not in _ACTIVATIONS:
         acts = f"hidden_act = {printable(repr(vision.hidden_act))} and {printable(repr(text.hidden_act))}"
-        raise ModelError(f"{folder} has {acts}, but both must be the same of {', '.join(_ACTIVATIONS)}")
+        raise ModelError(f"{origin} has {acts}, but both must be the same of {', '.join(_ACTIVATIONS)}")
     embed_dim = vision.hidden_size if siglip else found.projection_dim
     if siglip and text.projection_size != embed_dim:
-        raise ModelError(f"{folder} embeds images in {embed_dim} and texts in {text.projection_size} values; give one where both are the same")
+        raise ModelError(f"{origin} embeds images in {embed_dim} and texts in {text.projection_size} values; give one where both are the same")
     if not isinstance(text.eos_token_id, int):
-        raise ModelError(f"{folder} has eos_token_id = {printable(repr(text.eos_token_id))}, but it must be one number")
+        raise ModelError(f"{origin} has eos_token_id = {printable(repr(text.eos_token_id))}, but it must be one number")
     config = {
         "embed_dim": embed_dim,
         "quick_gelu": vision.hidden_act == "quick_gelu",
         "vision_cfg": {
-            **_tower(vision, folder, "head_width"),
-            "image_size": _side(vision.image_size, "image_size", folder),
-            "patch_size": _side(vision.patch_size, "patch_size", folder),
+            **_tower(vision, origin, "head_width"),
+            "image_size": _side(vision.image_size, "image_size", origin),
+            "patch_size": _side(vision.patch_size, "patch_size", origin),
         },
         "text_cfg": {
-            **_tower(text, folder, "heads"),
+            **_tower(text, origin, "heads"),
             "context_length": text.max_position_embeddings,
             "vocab_size": text.vocab_size,
             "hf_tokenizer_name": "own",
@@ -281,10 +294,10 @@ def _model_config(found: Any, family: str, folder: Path) -> dict[str, Any]:  # n
     return config
 
 
-def _tower(config: Any, folder: Path, heads: str) -> dict[str, Any]:  # noqa: ANN401 - as above
+def _tower(config: Any, origin: str, heads: str) -> dict[str, Any]:  # noqa: ANN401 - as above
     width, count = config.hidden_size, config.num_attention_heads
     if width % count:
-        raise ModelError(f"{folder} has hidden_size = {width} with {count} attention heads, which do not divide it; correct {CONFIG}")
+        raise ModelError(f"{origin} has hidden_size = {width} with {count} attention heads, which do not divide it; correct {CONFIG}")
     return {
         "width": width,
         "layers": config.num_hidden_layers,
@@ -296,10 +309,10 @@ def _tower(config: Any, folder: Path, heads: str) -> dict[str, Any]:  # noqa: AN
     }
 
 
-def _side(value: object, name: str, folder: Path) -> int:
+def _side(value: object, name: str, origin: str) -> int:
     sides = set(value) if isinstance(value, (list, tuple)) else {value}
     if len(sides) != 1 or not isinstance(side := sides.pop(), int):
-        raise ModelError(f"{folder} has {name} = {printable(repr(value))}, but only square ones are supported")
+        raise ModelError(f"{origin} has {name} = {printable(repr(value))}, but only square ones are supported")
     return side
 
 
