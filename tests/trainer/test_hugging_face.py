@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,34 @@ def test_names(folder, monkeypatch):
         canonical_name(f"local-dir:{folder}")
     with pytest.raises(ModelError, match="brings its own weights"):
         load_model(name, "openai")
+
+
+def test_a_repository_is_downloaded_without_what_is_not_needed(folder, monkeypatch):
+    """Safetensors where there are some, else PyTorch's file; nothing else of the repository."""
+    asked: list[list[str]] = []
+
+    def download(repository, allow_patterns):
+        assert repository == "org/name"
+        asked.append(allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    model = load_model("hf:org/name")
+    assert (model.name, model.weights_sha256) == ("hf:org/name", load_model(f"hf:{folder}").weights_sha256)
+    assert len(asked) == 1 and not any(
+        fnmatch(name, pattern) for name in ("model.py", "pytorch_model.bin", "onnx/model.onnx") for pattern in asked[0]
+    )
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert load_model("hf:org/name").weights_sha256 == model.weights_sha256
+    assert len(asked) == 3 and "pytorch_model*" in asked[2]
+
+    def fail(repository, allow_patterns):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ModelError, match="model 'hf:org/name' cannot be downloaded: no network"):
+        load_model("hf:org/name")
 
 
 @pytest.mark.parametrize(
