@@ -74,6 +74,7 @@ def source_of(run: Path) -> ExportSource:
     """
     checkpoint = Checkpoint.load(run)
     model = checkpoint.load_model()
+    named = model.has_text and bool(checkpoint.classnames)
     return ExportSource(
         model=model,
         pruned=checkpoint.pruned_encoder(model.tower),
@@ -81,9 +82,9 @@ def source_of(run: Path) -> ExportSource:
         scorer_trained=checkpoint.scorer_trained,
         scorer_macs=scorer_macs(checkpoint.scorers()),
         recovery=checkpoint.recovery.kept,
-        classnames=checkpoint.classnames,
-        templates=checkpoint.templates if checkpoint.classnames else (),
-        class_embeddings=checkpoint.class_embeddings(model) if checkpoint.classnames and checkpoint.context() is not None else None,
+        classnames=checkpoint.classnames if named else (),
+        templates=checkpoint.templates if named else (),
+        class_embeddings=checkpoint.class_embeddings(model) if named and checkpoint.context() is not None else None,
     )
 
 

@@ -87,6 +87,16 @@ def write_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     path.write_text(json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, indent=0), encoding="utf-8")
 
 
+def write_side(source: ExportSource, root: Path) -> TextInfo | None:
+    """Writes the tokenizer into `root`, where it can be written; None where the model has no text side."""
+    if not source.model.has_text:
+        return None
+    tokenizer = tokenizer_of(source)
+    if tokenizer is not None:
+        write_tokenizer(tokenizer, root / TOKENIZER_NAME)
+    return TextInfo(source.model.context_length, vocabulary(source), "" if tokenizer is None else TOKENIZER_NAME)
+
+
 def write_classes(source: ExportSource, root: Path) -> ClassInfo | None:
     """Writes the class embeddings, (classes, E) float32, into `root`; None where `source` has no classes."""
     embeddings = source.classes()

@@ -19,7 +19,7 @@ from prtool.export.validation.parity import compare
 from prtool.export.validation.probe import Probe, keep_counts
 from prtool.files import FileDigest, new_directory, write_bytes, write_json
 from prtool.graphs.signature import WEIGHTS_NAME, bundle_roles
-from prtool.manifest import SCHEMA, Manifest, ModelInfo, TextInfo
+from prtool.manifest import SCHEMA, Manifest, ModelInfo
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.records import check_value
 from prtool.runtime.verify import PROBE_NAME
@@ -91,12 +91,9 @@ def write_bundle(source: ExportSource, out: Path, options: ExportOptions, progre
     with new_directory(out, BUNDLE) as root:
         digests = _write_graphs(source, root, options, default, shown)
         classes = text.write_classes(source, root)
-        tokenizer = text.tokenizer_of(source)
-        if tokenizer is not None:
-            text.write_tokenizer(tokenizer, root / text.TOKENIZER_NAME)
+        info = text.write_side(source, root)
         # save_file would make a file that only its owner may read.
         write_bytes(root / PROBE_NAME, save_tensors(probe.tensors(source)))
-        info = TextInfo(source.model.context_length, text.vocabulary(source), "" if tokenizer is None else text.TOKENIZER_NAME)
         sealed = seal(root, replace(_manifest(source, default, options), text=info, classes=classes), digests)
         report = compare(source, Bundle.open(root, verify=False), probe, options.held_out, options.labels, shown)
         write_json(root / PARITY_NAME, report.to_json())

@@ -42,7 +42,9 @@ class TrainConfig:
     """Everything that a run depends on."""
 
     model: str = setting(
-        "ViT-B-16", 'an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO" or "local-dir:PATH"; "hf:ORG/REPO" or "hf:PATH" for transformers'
+        "ViT-B-16",
+        'an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO" or "local-dir:PATH"; "hf:ORG/REPO" or "hf:PATH" for transformers; '
+        '"timm:ARCHITECTURE[.TAG]" for an image tower alone',
     )
     image_size: int = setting(
         0, "side in pixels of the square images that the encoder reads, a multiple of its patch; 0 = native, as large as at most", minimum=0

@@ -106,7 +106,7 @@ def _compare(source: ExportSource, bundle: Bundle, probe: Probe, precision: str,
     gate = gate_of(precision).worst_cosine
     cases: list[ParityCase] = []
     batches = sorted({1, len(probe.pixels)})
-    texts = int(precision == "fp32")
+    texts = int(precision == "fp32" and source.model.has_text)
     steps = len(batches) * num_image_cases(source, probe.counts) + texts
     with stage(progress, f"comparing {precision} with PyTorch, cases", steps), Sessions(bundle, precision) as sessions:
         for batch in batches:

@@ -61,11 +61,13 @@ class Probe:
 
     def tensors(self, source: ExportSource) -> dict[str, Tensor]:
         """What `prtool.runtime.verify` reads: pixels and prompts, and PyTorch's embeddings of them."""
-        own, full, tokens, spec = self.pixels.own, self.pixels.full, prompts(source), source.spec
+        own, full, spec, text = self.pixels.own, self.pixels.full, source.spec, dict[str, Tensor]()
         with torch.no_grad():
-            embedding = source.model.text(tokens)
+            if source.model.has_text:
+                tokens = prompts(source)
+                text = {"text_tokens": tokens, "text_embedding": source.model.text(tokens)}
             reduced = {f"embedding_k{k}": source.pruned.encode(own, spec.counts(k)) for k in self.counts}
-        tensors = {"pixels": own, "embedding_full": unpruned(source.model.native, full), "text_tokens": tokens, "text_embedding": embedding}
+        tensors = {"pixels": own, "embedding_full": unpruned(source.model.native, full)} | text
         larger = {"pixels_full": full} if full.shape != own.shape else {}
         return {name: tensor.contiguous() for name, tensor in (tensors | larger | reduced).items()}
 

@@ -65,7 +65,7 @@ def train(
     Args:
         config: settings, such as a TOML file; default: prtool.toml of the current folder where there is one.
         model: architecture of open_clip, "hf-hub:ORG/REPO" or "local-dir:PATH", or "hf:ORG/REPO" or "hf:PATH" for a checkpoint of
-            transformers; default: "ViT-B-16".
+            transformers, or "timm:ARCHITECTURE" with or without ".TAG" for an image tower alone; default: "ViT-B-16".
         pretrained: tag of open_clip or checkpoint file; default: random weights.
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md).
         image_size: side in pixels of the images that the encoder reads, a multiple of its patch; default: the native one.

@@ -225,6 +225,7 @@ def test_the_json_form(model: DualEncoder, scorer: PatchScorer, images: ImageSet
         "retrieval_images",
         "texts",
         "prune_method",
+        "accuracy_by",
     ]
     assert list(value) == ["results", *facts, "notes"]
     columns = ["method", "keep", "accuracy", "images", "gmacs", "matching_rate", "cosine", "lost", "won", "image_size"]

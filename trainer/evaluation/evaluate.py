@@ -22,7 +22,7 @@ from prtool.trainer.evaluation.config import EvalConfig
 from prtool.trainer.evaluation.ledger import Ledger
 from prtool.trainer.evaluation.notes import notes, run_notes, seen_note
 from prtool.trainer.evaluation.pruner import Pruner
-from prtool.trainer.evaluation.report import UNPRUNED, EvalReport, EvalRow
+from prtool.trainer.evaluation.report import NEIGHBOURS, UNPRUNED, ZERO_SHOT, EvalReport, EvalRow
 from prtool.trainer.evaluation.retrieval import Neighbours, Texts
 from prtool.trainer.models.dual_encoder import DualEncoder, content_digest
 from prtool.trainer.objectives.golden import GoldenSearch
@@ -58,7 +58,8 @@ def evaluate_run(run: Path, data: str | Path | None, config: EvalConfig, progres
     device = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
     model = checkpoint.load_model(str(device))
     own = checkpoint.templates if data is None or tuple(images.classnames) == checkpoint.classnames else templates_for(data)
-    classes = None if NO_LABEL in images.labels else model.class_embeddings(images.classnames, config.templates or own)
+    named = model.has_text and NO_LABEL not in images.labels
+    classes = model.class_embeddings(images.classnames, config.templates or own) if named else None
     pruner = Pruner.of_run(checkpoint, run, config.split, device).with_recovery(checkpoint, model)
     if PATCH_RANKING_TOKENS in config.methods_of(pruner.spec):
         pruner = pruner.with_tokens(checkpoint, model, () if classes is None else images.classnames)
@@ -84,7 +85,7 @@ def evaluate(
         pruner: what decides at the location.
         images: one split; `config.images` may take a part of it.
         classes: (classes, E) float32, L2-normalised class embeddings in label order; None for images without labels, which have no
-            accuracy.
+            accuracy, and for a model without text side, whose accuracy is that of the nearest labelled neighbours.
         config: what is compared.
         progress: advanced by images.
 
@@ -118,6 +119,7 @@ def evaluate(
         prune_method=pruner.spec.method,
         retrieval_images=len(task.drawn),
         texts=texts.kind if texts else "",
+        accuracy_by=_accuracy_by(task),
     )
 
 
@@ -160,7 +162,8 @@ def _prepare(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tens
     golden = _rank(model, pruner, chosen, classes, progress) if GOLDEN in names else None
     if golden is not None:
         methods[GOLDEN] = Golden(golden)
-    drawn = {index: place for place, index in enumerate(equally_spaced(len(chosen), config.retrieval_images))}
+    kept = len(chosen) if _by_neighbours(model, chosen) else config.retrieval_images
+    drawn = {index: place for place, index in enumerate(equally_spaced(len(chosen), kept))}
     ordered = [methods[name] for name in names if name in methods]
     return _Task(model, pruner.spec, chosen, classes, ordered, keeps, counts, golden, drawn, left_out)
 
@@ -308,13 +311,31 @@ class _Rows:
 
     def _decisions(self, method: str, counts: Counts) -> tuple[float, int, int] | tuple[None, None, None]:
         """Accuracy in percent, and the images lost and won against the unpruned encoder."""
-        if self._task.classes is None:
+        before, right = (self._right(*which) for which in ((UNPRUNED, ()), (method, counts)))
+        if before is None or right is None:
             return None, None, None
-        before, right = self._column(UNPRUNED, (), "right"), self._column(method, counts, "right")
         return 100 * int(right.sum()) / len(right), int((before & ~right).sum()), int((right & ~before).sum())
+
+    def _right(self, method: str, counts: Counts) -> Tensor | None:
+        """Which images (images,) bool get their class, from the class embeddings or from the nearest neighbours; None without labels."""
+        if self._task.classes is not None:
+            return self._column(method, counts, "right")
+        if not _by_neighbours(self._task.model, self._task.images):
+            return None
+        return self._neighbours.classified(self._column(method, counts, "embedding"), torch.tensor(self._task.images.labels))
 
     def _column(self, method: str, counts: Counts, what: str) -> Tensor:
         return self._ledger.column(_cell(method, counts, what))
+
+
+def _by_neighbours(model: DualEncoder, images: ImageSet) -> bool:
+    return not model.has_text and NO_LABEL not in images.labels
+
+
+def _accuracy_by(task: _Task) -> str:
+    if task.classes is not None:
+        return ZERO_SHOT
+    return NEIGHBOURS if _by_neighbours(task.model, task.images) else ""
 
 
 def _rank(model: DualEncoder, pruner: Pruner, images: ImageSet, classes: Tensor | None, progress: Progress) -> Tensor:

@@ -7,7 +7,7 @@ from prtool.trainer.data.images import ImageSet
 from prtool.trainer.evaluation.baselines.base import CALIBRATION_IMAGES
 from prtool.trainer.evaluation.pruner import Pruner
 from prtool.trainer.evaluation.report import EvalRow
-from prtool.trainer.evaluation.retrieval import Texts
+from prtool.trainer.evaluation.retrieval import VOTERS, Texts
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.settings import GOLDEN, PATCH_RANKING_TOKENS, RECOVERED
@@ -21,7 +21,7 @@ def notes(model: DualEncoder, pruner: Pruner, methods: Container[str], unpruned:
     found: list[str] = []
     if ("patch-ranking" in methods or PATCH_RANKING_TOKENS in methods) and not pruner.trained:
         found.append("the predictor is freshly initialised and untrained: the patches that patch-ranking keeps, and its accuracy, mean nothing")
-    if not model.pretrained and ":" not in model.name:
+    if not model.pretrained and (":" not in model.name or (model.name.startswith("timm:") and "." not in model.name)):
         found.append(f"{model.name} has random weights: every accuracy here is chance")
     if GOLDEN in methods:
         how, steps = pruner.golden, "one step" if pruner.golden.step == 0 else f"{pruner.golden.step} groups a step"
@@ -37,6 +37,10 @@ def notes(model: DualEncoder, pruner: Pruner, methods: Container[str], unpruned:
     if PATCH_RANKING_TOKENS in methods:
         found.append(
             f"{PATCH_RANKING_TOKENS} keeps its learnable tokens on top of the patches; its drop is relative to the unpruned encoder without them"
+        )
+    if unpruned.accuracy is not None and not model.has_text:
+        found.append(
+            f"{model.name} has no text side: an accuracy is that of the {VOTERS} nearest of the other images, by the unpruned embeddings of these"
         )
     if unpruned.accuracy is None:
         found.append("the images have no labels: there is no accuracy; cosine and overlap compare with the unpruned embeddings")

@@ -9,6 +9,8 @@ from prtool.records import to_plain
 from prtool.spec import RANK
 
 UNPRUNED = "unpruned"
+ZERO_SHOT, NEIGHBOURS = "zero-shot", "nearest neighbours"
+"""What an accuracy is of: class prompts, or the labels of the nearest images."""
 _NORMAL_95 = 1.959964
 _TEXT_TO_IMAGE, _IMAGE_TO_TEXT, _MATCHING = "text to image @1/5/10", "image to text @1/5/10", "matching %"
 _OPTIONAL = (_TEXT_TO_IMAGE, _IMAGE_TO_TEXT, _MATCHING)
@@ -43,7 +45,8 @@ class EvalRow:
     Attributes:
         method: its name; "unpruned" for the encoder as it is.
         keep: share of the patches kept, 0 to 1.
-        accuracy: zero-shot top-1, in percent; None for images without labels.
+        accuracy: top-1 in percent, zero-shot, or of the nearest labelled images where the model has no text side; None for images without
+            labels.
         images: how many were evaluated.
         gmacs: cost of one image in 10^9 MAC, with what the method adds; the golden search is not counted.
         matching_rate: share of the k best golden patches among the k kept at the first location; None without golden ranking or order.
@@ -112,6 +115,7 @@ class EvalReport:
         seen_paths: the first of them.
         retrieval_images: on how many images, at equal distances, overlap and recall were computed.
         prune_method: of the run: "rank", "merge" or "none".
+        accuracy_by: "zero-shot", "nearest neighbours" (of a model without text side), or "" where there is none.
         texts: what recall was computed with: "class prompts", "captions", or "" for neither.
     """
 
@@ -131,6 +135,7 @@ class EvalReport:
     retrieval_images: int = 0
     texts: str = ""
     prune_method: str = RANK
+    accuracy_by: str = ZERO_SHOT
 
     @property
     def unpruned(self) -> EvalRow:

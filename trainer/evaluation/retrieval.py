@@ -15,6 +15,8 @@ from prtool.trainer.models.loading.tokenizer import cut_prompts
 
 NEAREST = 10
 """Neighbours of an image that are compared."""
+VOTERS, _TEMPERATURE = 20, 0.07
+"""Neighbours that vote on the class of an image, and how steeply their votes fall with the distance."""
 RECALL_AT = (1, 5, 10)
 """The k of recall@k."""
 CLASS_PROMPTS, CAPTIONS = "class prompts", "captions"
@@ -53,6 +55,29 @@ class Neighbours:
     def cross(self, embeddings: Tensor) -> float | None:
         """The overlap, 0 to 1, where the embeddings (images, E) ask the index of the unpruned ones; None without neighbours."""
         return self._overlap(embeddings, self._index)
+
+    def classified(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Which images (images,) bool get their own label from the unpruned embeddings of the others nearest to theirs.
+
+        The `VOTERS` nearest vote with weight exp(cosine / 0.07), as in DINO (Caron et al. 2021, section 4.1.1, after Wu et al. 2018);
+        ties go to the lower label.
+
+        Args:
+            embeddings: (images, E) float; they ask, and the index is that of the unpruned ones.
+            labels: (images,) int64.
+
+        Raises:
+            ShapeError: there are not as many embeddings as images, or fewer than two.
+        """
+        if len(embeddings) != len(self._index) or len(embeddings) < 2:
+            raise ShapeError(f"{len(embeddings)} embeddings of {len(self._index)} images; give one for each of at least two images")
+        queries, count = _unit(embeddings), min(VOTERS, len(self._index) - 1)
+        found = _nearest(queries, self._index, count)
+        votes = torch.zeros(len(queries), int(labels.max()) + 1)
+        for column in found.T:
+            cosine = (queries * self._index[column]).sum(dim=1)
+            votes.scatter_add_(1, labels[column, None], torch.exp((cosine - 1.0) / _TEMPERATURE)[:, None])
+        return votes.argmax(dim=1) == labels
 
     def _overlap(self, queries: Tensor, index: Tensor) -> float | None:
         if len(queries) != len(self._index):
@@ -96,7 +121,7 @@ class Texts:
     @classmethod
     def of(cls, model: DualEncoder, images: ImageSet, classes: Tensor | None) -> "Texts | None":
         """The captions of the images where they have some, else their classes' prompts (classes, E), else None."""
-        if any(images.captions):
+        if any(images.captions) and model.has_text:
             return cls._captions(model, images)
         if classes is None or NO_LABEL in images.labels:
             return None

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,17 @@ from prtool.store import digest
 from prtool.text_safety import printable
 from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.loading.libraries import foreign, library_warnings
-from prtool.trainer.models.loading.source import HUGGING_FACE, ModelSource, canonical_name, checkpoint_folder, model_config, read_checkpoint, resolve
+from prtool.trainer.models.loading.source import (
+    HUGGING_FACE,
+    TIMM,
+    ModelSource,
+    canonical_name,
+    canonical_pretrained,
+    checkpoint_folder,
+    model_config,
+    read_checkpoint,
+    resolve,
+)
 from prtool.trainer.models.loading.tokenizer import Tokenizer, check_text_model, check_vocabulary, cut_prompts, make_tokenizer
 from prtool.trainer.models.loading.weights import BIG_VISION, fitted, is_openai, read_weights
 from prtool.trainer.models.tower import VisionTower
@@ -36,9 +47,28 @@ class TextTower(nn.Module):
         return functional.normalize(self.host.encode_text(tokens), dim=-1)
 
 
+class NoText(TextTower):
+    """What an image tower alone has in place of a text side: every call is an error."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(nn.Identity())
+        self.name = name
+
+    def forward(self, tokens: Tensor) -> Tensor:  # noqa: ARG002, D102 - as the class says
+        raise _no_text(self.name)
+
+    def tokenize(self, texts: Sequence[str], context_length: int | None = None, /) -> Tensor:  # noqa: ARG002
+        """The same for its tokenizer."""
+        raise _no_text(self.name)
+
+
+def _no_text(name: str) -> ModelError:
+    return ModelError(f"{name} has no text side, so there are no class prompts, captions or texts to compare with; use what needs images alone")
+
+
 @dataclass(frozen=True, slots=True)
 class DualEncoder:
-    """A frozen CLIP: image tower, text tower, tokenizer and what they need around them.
+    """A frozen CLIP: image tower, text tower, tokenizer and what they need around them; or an image tower alone.
 
     Attributes:
         name, pretrained: as given to `load_model`.
@@ -47,7 +77,7 @@ class DualEncoder:
         preprocess: of the images that `tower` reads.
         logit_scale, logit_bias: class logits are scale x cosine + bias.
         weights_sha256: digest of the native image tower's tensors, names included; the same for every image size.
-        context_length: token ids a prompt.
+        context_length: token ids a prompt; 0 without a text side.
     """
 
     name: str
@@ -61,6 +91,11 @@ class DualEncoder:
     weights_sha256: str
     context_length: int
     native: VisionTower
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text side; without, everything that needs one is a ModelError."""
+        return not isinstance(self.text, NoText)
 
     @property
     def native_preprocess(self) -> Preprocess:
@@ -79,6 +114,8 @@ class DualEncoder:
         """
         if wrong := [template for template in templates if template.count("{}") != 1]:
             raise ModelError(f"prompt template {wrong[0]!r} must hold {{}} exactly once, where the class name goes")
+        if not self.has_text:
+            raise _no_text(self.name)
         prompts = [template.replace("{}", name.replace("_", " ")) for name in classnames for template in templates]
         chunks = [self.text(self.token_ids(prompts[i : i + batch]).to(self.tower.device)) for i in range(0, len(prompts), batch)]
         stacked = torch.cat(chunks).float().reshape(len(classnames), len(templates), -1)
@@ -109,7 +146,7 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
 
     Args:
         name: an open_clip architecture ("ViT-B-16"), "hf-hub:ORG/REPO", "local-dir:PATH", or "hf:ORG/REPO" or "hf:PATH" for a checkpoint of
-            transformers; PATH alone is understood.
+            transformers, PATH alone is understood; or "timm:ARCHITECTURE[.TAG]" for an image tower alone.
         pretrained: a tag ("openai") or a checkpoint file for an architecture name; "" gives random weights,
             seeded by the caller through torch.manual_seed.
         device: where its tensors live.
@@ -120,6 +157,8 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
         ConfigError: the image size is no multiple of the patch, or larger than native.
     """
     check_image_size(name, image_size)
+    if canonical_name(name).startswith(TIMM):
+        return _image_only(canonical_name(name), canonical_pretrained(name, pretrained), device, image_size)
     source = resolve(name, pretrained)
     notes = dict(source.notes)
     with library_warnings(notes):
@@ -144,6 +183,36 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
         logit_bias=_number(model, "logit_bias", float, source),
         weights_sha256=tensors_digest(cast(nn.Module, model.visual).state_dict()),
         context_length=tokenizer([""]).shape[1],
+        native=native.to(device),
+    )
+
+
+def _image_only(name: str, pretrained: str, device: str, image_size: int) -> DualEncoder:
+    """An image tower of timm: with the weights of its tag, of a file, or random ones."""
+    from prtool.trainer.models.loading.image_only import build_trunk, preprocess_of, with_file
+
+    notes: dict[str, str] = {}
+    with library_warnings(notes):
+        visual = build_trunk(name, pretrained=not pretrained).eval().requires_grad_(False)
+        if pretrained:
+            with_file(visual, Path(pretrained))
+        native = tower_of(visual).eval()
+        _check_image_side(native, name)
+        config = preprocess_of(visual, notes)
+    for note in filter(None, notes.values()):
+        _log.warning("%s", note)
+    tower, text = native.resized(image_size) if image_size else native, NoText(name)
+    return DualEncoder(
+        name=name,
+        pretrained=pretrained,
+        tower=tower.to(device),
+        text=text,
+        tokenizer=text.tokenize,
+        preprocess=_preprocess(config, tower.image_size),
+        logit_scale=1.0,
+        logit_bias=0.0,
+        weights_sha256=tensors_digest(visual.state_dict()),
+        context_length=0,
         native=native.to(device),
     )
 
@@ -178,6 +247,10 @@ def _outline(name: str) -> nn.Module:
 
         family, config, _ = read_checkpoint(checkpoint_folder(name))
         return build_visual(config, family)
+    if name.startswith(TIMM):
+        from prtool.trainer.models.loading.image_only import build_trunk
+
+        return build_trunk(name)
     from open_clip.model import _build_vision_tower
 
     config, _ = model_config(name)
@@ -286,6 +359,12 @@ def _check_towers(tower: VisionTower, text: nn.Module, token_ids: Tensor, name: 
     Raises:
         ModelError: a part fails, gives another shape than it declares, or values that are not finite.
     """
+    _check_image_side(tower, name)
+    _run_part(f"the text side of {name}", lambda: text(token_ids), (1, tower.embed_dim))
+
+
+@torch.inference_mode()
+def _check_image_side(tower: VisionTower, name: str) -> None:
     declared = getattr(getattr(tower, "host", None), "image_size", tower.image_size)
     if tuple(declared) != tower.image_size:
         raise ModelError(f"{name} declares images of {tuple(declared)}, but its image tower reads {tower.image_size}; correct vision_cfg.image_size")
@@ -294,7 +373,6 @@ def _check_towers(tower: VisionTower, text: nn.Module, token_ids: Tensor, name: 
     tokens = _run_part(f"the patch embedding of the image tower of {name}", lambda: tower.embed(torch.zeros(1, 3, *tower.image_size)), sequence)
     left = _run_part(f"the first block of the image tower of {name}", lambda: tower.block(0, tokens), sequence)
     _run_part(f"the head of the image tower of {name}", lambda: tower.head(left), embedding)
-    _run_part(f"the text side of {name}", lambda: text(token_ids), embedding)
 
 
 def _run_part(what: str, call: Callable[[], Tensor], shape: tuple[int, ...]) -> Tensor:

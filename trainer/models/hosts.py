@@ -23,11 +23,11 @@ def tower_of(visual: nn.Module) -> VisionTower:
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
 
-    from prtool.trainer.models.loading.hugging_face import SiglipVision
+    from prtool.trainer.models.loading.image_only import TrunkVision
 
     if isinstance(visual, VisionTransformer):
         return OpenClipTower(visual)
-    if isinstance(visual, (TimmModel, SiglipVision)):
+    if isinstance(visual, (TimmModel, TrunkVision)):
         return TimmTower(visual)
     kind = type(visual).__name__
     raise ModelError(f"the image tower is a {kind}, but tokens can be pruned in vision transformers only (ViT-*, SigLIP, DINOv2, EVA)")

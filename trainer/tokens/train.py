@@ -160,6 +160,8 @@ class _Training:
     def __init__(self, task: TokensTask, config: TokensConfig, progress: Progress) -> None:
         self.task, self.config, model = task, config, task.model
         spec = spec_with_tokens(task.plain.spec, config)
+        if config.label and not model.has_text:
+            raise ConfigError(f"tokens.label = {config.label} learns from class prompts, but {model.name} has no text side; give tokens.label = 0")
         if config.label:
             task.train.require_labels("the cross-entropy on class prompts (tokens.label above 0)")
             task.val.require_labels("choosing the best epoch by accuracy (tokens.label above 0)")
@@ -169,7 +171,9 @@ class _Training:
             self.context = new_context(model, config.text, config.text_words, task.templates[0]).to(model.tower.device)
             self.ids = self.context.prompt_ids(model, task.train.classnames, task.templates[0])
         # A clone: tensors made in inference mode take no part in a backward pass.
-        self.zero_shot = model.class_embeddings(task.val.classnames, task.templates).clone() if config.label or task.labelled else None
+        self.zero_shot = (
+            model.class_embeddings(task.val.classnames, task.templates).clone() if config.label or (task.labelled and model.has_text) else None
+        )
         self.entry = Entry(spec.learnable_from_block if config.visual else 0, spec.counts(Keep.ratio(config.keep)), task.cache)
         self.train, self.val = (prepare_images(model, task.plain, images, self.entry, progress) for images in (few, task.val))
         if config.visual:
@@ -218,7 +222,7 @@ class _Training:
         data, encoder = self.val, self.task.plain if plain else self.encoder
         embeddings = torch.cat([embed_prepared(encoder, inputs, self.entry).cpu() for inputs in torch.split(data.inputs, _EVALUATED)])
         cosine = float((embeddings * data.targets).sum(dim=-1).mean())
-        if not self.task.labelled:
+        if not self.task.labelled or self.zero_shot is None:
             return TokensEpoch(loss, cosine, None)
         logits = self.task.model.logits(embeddings, self._classes(plain=plain).cpu())
         return TokensEpoch(loss, cosine, 100.0 * float((logits.argmax(dim=-1) == data.labels).float().mean()))

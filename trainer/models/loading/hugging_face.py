@@ -21,6 +21,7 @@ from prtool.strict import parse_json, read_regular
 from prtool.text_safety import printable
 from prtool.trainer.models.loading.config import CHECKPOINT_CONFIG as CONFIG
 from prtool.trainer.models.loading.config import check_model, check_preprocess
+from prtool.trainer.models.loading.image_only import TrunkVision
 from prtool.trainer.models.loading.libraries import foreign
 from prtool.trainer.models.loading.tokenizer import require_transformers
 from prtool.trainer.models.loading.weights import check_tensors, read_weights
@@ -63,24 +64,6 @@ _SIGLIP_NAMES = {
     "vision_model.head.mlp.": "visual.trunk.attn_pool.mlp.",
 }
 _TRANSPOSED = ("visual.proj", "text.text_projection")
-
-
-class SiglipVision(nn.Module):
-    """SigLIP's image tower, a timm trunk of any size, with the attributes of open_clip's TimmModel."""
-
-    def __init__(self, trunk: VisionTransformer) -> None:
-        super().__init__()
-        self.trunk, self.head = trunk, nn.Identity()
-        self.image_size = cast(Any, trunk.patch_embed).img_size
-
-    def set_input_size(self, image_size: int) -> None:
-        """Interpolates the positions for square images of that side."""
-        cast(Any, self.trunk).set_input_size(img_size=image_size)
-        self.image_size = cast(Any, self.trunk.patch_embed).img_size
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(batch, 3, height, width) -> (batch, E)."""
-        return cast(Tensor, self.trunk(pixels))
 
 
 class _Model(CustomTextCLIP):  # type: ignore[misc]
@@ -147,7 +130,7 @@ def build_visual(config: Mapping[str, Any], family: str) -> nn.Module:
         norm_layer=partial(nn.LayerNorm, **vision["norm_kwargs"]),
         act_layer="quick_gelu" if config["quick_gelu"] else "gelu_tanh" if vision["act_kwargs"] else "gelu",
     )
-    return SiglipVision(trunk)
+    return TrunkVision(trunk)
 
 
 def build(config: Mapping[str, Any], family: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,10 +22,11 @@ from prtool.trainer.models.loading.config import (
 )
 from prtool.trainer.models.loading.libraries import foreign
 
-_LOCAL, _HUB, HUGGING_FACE = "local-dir:", "hf-hub:", "hf:"
+_LOCAL, _HUB, HUGGING_FACE, TIMM = "local-dir:", "hf-hub:", "hf:", "timm:"
 FOLDER_PREFIXES = (_LOCAL, HUGGING_FACE)
 """Of names that may be followed by the path of a folder."""
 _QUICK = "-quickgelu"
+_TIMM_NAME = re.compile(r"timm:[a-z0-9_]+(\.[a-z0-9_]+)?", re.ASCII)
 _WEIGHT_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".npz")
 _READ_FROM_TAGS = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 # Of a model folder; the first that exists is taken, in open_clip's order.
@@ -62,7 +64,8 @@ class ModelSource:
 
 
 def canonical_name(name: str) -> str:
-    """A model's name in one spelling: an architecture of open_clip, "hf-hub:ORG/REPO", "hf:ORG/REPO", or "local-dir:" or "hf:" and an absolute path.
+    """A model's name in one spelling: an architecture of open_clip, "hf-hub:ORG/REPO", "hf:ORG/REPO", or "local-dir:" or
+    "hf:" and an absolute path, or "timm:ARCHITECTURE" with or without ".TAG".
 
     "ViT-B/32", "~" in paths, and the folder of a model or checkpoint without its prefix are understood.
 
@@ -72,6 +75,10 @@ def canonical_name(name: str) -> str:
     if name.startswith(_HUB):
         if not PLAIN_NAME.fullmatch(name.removeprefix(_HUB)):
             raise ModelError(f"{printable(name)!r} is no repository of the Hugging Face Hub; give 'hf-hub:ORG/REPO'")
+        return name
+    if name.startswith(TIMM):
+        if not _TIMM_NAME.fullmatch(name):
+            raise ModelError(f"{printable(name)!r} is no name of timm; give 'timm:ARCHITECTURE' or 'timm:ARCHITECTURE.TAG'")
         return name
     if name.startswith(HUGGING_FACE):
         return _checkpoint_name(name.removeprefix(HUGGING_FACE))
@@ -140,7 +147,7 @@ def canonical_pretrained(name: str, pretrained: str) -> str:
     check_pretrained(name, pretrained)
     if not pretrained:
         return ""
-    tags = open_clip.list_pretrained_tags_by_model(name)
+    tags = open_clip.list_pretrained_tags_by_model(name) if not name.startswith(TIMM) else []
     tag = pretrained.lower().replace("-", "_")
     if tag in tags:
         return tag
