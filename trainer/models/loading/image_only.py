@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from prtool.errors import ModelError
