@@ -101,7 +101,8 @@ class ExportSource:
     def signatures(self, precision: str = "fp32") -> dict[str, GraphSpec]:
         """Role -> file, inputs and outputs of the graphs at one precision; see `graph_signatures`."""
         tower = self.pruned.tower
-        shape = EncoderShape(tower.image_size, self.model.native.image_size, self.spec, tower.width, tower.embed_dim, self.model.context_length)
+        sizes = tower.image_size, self.model.native.image_size
+        shape = EncoderShape(*sizes, self.spec, tower.token_width, tower.embed_dim, self.model.context_length)
         return graph_signatures(shape, precision)
 
     def classes(self) -> Tensor | None:

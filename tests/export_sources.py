@@ -31,7 +31,7 @@ class LinearScorer(nn.Module):
         self.prefix_tokens = prefix_tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.linear(tokens[:, self.prefix_tokens :]).squeeze(-1)
+        return self.linear(tokens[:, self.prefix_tokens :, : self.linear.in_features]).squeeze(-1)
 
 
 @functools.cache

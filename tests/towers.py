@@ -17,6 +17,13 @@ OPEN_CLIP: dict[str, dict[str, Any]] = {
     "layer scale, no first norm": {"ls_init_value": 1e-1, "no_ln_pre": True},
     "sin cos positions": {"pos_embed_type": "sin_cos_2d"},
 }
+ROTARY: dict[str, tuple[str, str, str]] = {
+    "eva02": ("eva02_base_patch16_clip_224", "token", "linear"),
+    "pe core": ("vit_pe_core_base_patch16_224", "map", "linear"),
+    "dinov3": ("vit_small_patch16_dinov3", "token", "linear"),
+    "dinov3 plus": ("vit_small_plus_patch16_dinov3_qkvb", "token", "linear"),
+}
+"""Positions that rotate queries and keys, alone or next to absolute ones."""
 TIMM: dict[str, tuple[str, str, str]] = {
     # name: trunk, pool and projection as open_clip's model configurations name them
     "siglip": ("vit_base_patch16_siglip_224", "map", "none"),
@@ -24,6 +31,7 @@ TIMM: dict[str, tuple[str, str, str]] = {
     "plain, average": ("vit_tiny_patch16_224", "avg", "linear"),
     "eva": ("eva_giant_patch14_224", "token", "linear"),
     "mobileclip": ("vit_base_mci_224", "token", ""),
+    **ROTARY,
 }
 FIXED_WIDTH = ("vit_base_mci_224",)
 """Trunks whose convolutions in front of the blocks fix the width."""

@@ -25,7 +25,7 @@ from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.predictor import ScorerConfig, make_scorer
 from prtool.trainer.settings import ARCHITECTURES
 
-KINDS = ["cls", "siglip", "dinov2 registers"]
+KINDS = ["cls", "siglip", "dinov2 registers", "eva02", "pe core", "dinov3"]
 
 
 @pytest.fixture(scope="module", params=KINDS)

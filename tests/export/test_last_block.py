@@ -24,8 +24,9 @@ TRIMMED = {"cls", "patch32", "patch14", "not square", "layer scale, no first nor
 def test_the_embedding_is_the_same(kind: str) -> None:
     source = make_source(kind)
     tower = source.pruned.tower
-    tokens = torch.randn(3, tower.prefix_tokens + 5, tower.width, generator=torch.Generator().manual_seed(0))
+    random = torch.randn(3, tower.prefix_tokens + 5, tower.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
+        tokens = torch.cat((random, tower.places[:, : tower.prefix_tokens + 5].expand(3, -1, -1)), dim=-1) if tower.rotary else random
         np.testing.assert_allclose(image_graphs(source.pruned)["post"](tokens), source.pruned.run_post(tokens), atol=2e-6)
     assert bool(num_query_tokens(tower)) == (kind in TRIMMED)
 

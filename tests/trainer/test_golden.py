@@ -13,7 +13,7 @@ from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.tower import resolve_precision
 from prtool.trainer.objectives.golden import GoldenConfig, GoldenSearch, Tail
 
-KINDS = ["cls", "average", "siglip", "dinov2 registers"]
+KINDS = ["cls", "average", "siglip", "dinov2 registers", "pe core"]
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")

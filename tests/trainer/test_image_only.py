@@ -82,7 +82,7 @@ def test_weights_of_a_file(tmp_path):
         ("timm:vit_nothing", "near names in timm: .*vit_"),
         ("timm:test_vit.nothing", "no weights 'nothing' of test_vit; known: "),
         ("timm:test_resnet", "vision transformers only"),
-        ("timm:vit_small_patch16_dinov3", "rotates queries and keys by position"),
+        ("timm:vit_small_patch16_rope_mixed_224", "rotates by a RotaryEmbeddingMixed"),
     ],
 )
 def test_names_that_are_rejected(name, message):
@@ -166,3 +166,20 @@ def test_export_and_encode(trained, tmp_path):
         with pytest.raises(BundleError, match="no text side"):
             encoder.encode_text(["a cat"])
     assert all(case.mode != "text" for case in verify(bundle).cases)
+
+
+def test_a_rotary_tower_from_training_to_the_bundle(trained, tmp_path):
+    """DINOv3, without absolute positions, at a quarter of its size: predictor, recovery, evaluation, bundle."""
+    settings = QUICK | {"model": "timm:vit_tiny_patch16_dinov3_qkvb", "data": str(trained / "data"), "image_size": 64, "seed": 1}
+    found = train(TrainConfig.load(None, settings), tmp_path / "run")
+    keeps, methods = (Keep.ratio(0.5),), ("patch-ranking", "cls-attention", "random", "smaller-image")
+    assert evaluate_run(tmp_path / "run", None, EvalConfig(keeps=keeps, methods=methods)).methods == methods
+    for name in ("evit", "avit", "tome"):
+        with pytest.raises((ConfigError, ModelError), match="rotary positions|cannot merge"):
+            evaluate_run(tmp_path / "run", None, EvalConfig(keeps=keeps, methods=(name,)))
+    assert "patch-ranking" in evaluate_run(tmp_path / "run", None, EvalConfig(keeps=keeps)).methods
+    export_run(tmp_path / "run", tmp_path / "bundle", ExportOptions(Keep.ratio(0.5), ("fp32",)))
+    encoder, pixels = found.pruned_encoder(found.load_model().tower), torch.randn(2, 3, 64, 64)
+    with Encoder.load(tmp_path / "bundle") as loaded, torch.inference_mode():
+        wanted = encoder.encode(pixels, encoder.spec.counts(8))
+        assert np.allclose(loaded.encode_pixels(pixels.numpy(), keep=8), wanted.numpy(), atol=1e-5)

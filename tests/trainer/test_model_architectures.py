@@ -18,7 +18,7 @@ from prtool.trainer.models.hosts import tower_of
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip has the architectures")
 
-UNSUPPORTED = ("RN", "convnext", "swin", "EVA02-B", "EVA02-L", "PE-Core", "MobileCLIP-S", "MobileCLIP2-S", "ViTamin", "vit_relpos")
+UNSUPPORTED = ("RN", "convnext", "swin", "MobileCLIP-S", "MobileCLIP2-S", "ViTamin", "vit_relpos")
 """Beginnings of the names of architectures whose image tower cannot be pruned or exported."""
 SMALL_VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
 
@@ -42,18 +42,18 @@ def check_prerequisites(name: str) -> None:
     assert tuple(visual.image_size) == tower.image_size
     copied = plain_copy(tower)
     tokens = copied.embed(torch.empty(2, 3, *tower.image_size, device="meta"))
-    assert tokens.shape == (2, tower.prefix_tokens + tower.patches, tower.width)
+    assert tokens.shape == (2, tower.prefix_tokens + tower.patches, tower.token_width)
     assert copied.run_blocks(tokens, 1, 1).shape == tokens.shape
     assert copied.head(tokens[:, : tower.prefix_tokens + 3]).shape == (2, tower.embed_dim)
 
 
-@pytest.mark.parametrize("name", ["MobileCLIP2-B", "ViT-B-16-SigLIP2", "ViT-B-32"])
+@pytest.mark.parametrize("name", ["MobileCLIP2-B", "ViT-B-16-SigLIP2", "ViT-B-32", "EVA02-B-16", "PE-Core-T-16-384", "PE-Core-bigG-14-448"])
 def test_what_an_export_needs(name):
     pytest.importorskip("onnx", reason="export needs onnx")
     check_prerequisites(name)
 
 
-@pytest.mark.parametrize("name", ["ViTamin-S", "PE-Core-T-16-384", "RN50"])
+@pytest.mark.parametrize("name", ["ViTamin-S", "vit_relpos_medium_patch16_cls_224", "RN50"])
 def test_towers_that_cannot_be_exported_are_an_error(name):
     with pytest.raises(ModelError, match="image tower"):
         tower_of(outline(name))

@@ -10,7 +10,7 @@ from prtool.spec import Keep, PruneSpec
 from prtool.trainer.models.prompts import VisualTokens
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
 
-KINDS = ["cls", "siglip", "dinov2 registers", "average"]
+KINDS = ["cls", "siglip", "dinov2 registers", "average", "eva02", "dinov3"]
 
 
 def by_channel(channel):
@@ -37,7 +37,7 @@ def plain(tower, visual, spec, channels, pixels, counts):
         for block in range(1, tower.depth + 1):
             if visual is not None and visual.first <= block < visual.first + len(visual.values):
                 row = visual.values[block - visual.first]
-                appended = list(tower.pre_norm(row) if block == 1 else row)
+                appended = list(tower.without_place(tower.pre_norm(row) if block == 1 else row))
             if block in spec.locations:
                 place = spec.locations.index(block)
                 channel = channels[place]

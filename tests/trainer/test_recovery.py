@@ -139,7 +139,7 @@ def test_a_corrected_weight_is_what_the_formula_says(kind: str) -> None:
             assert np.allclose(folded[name].numpy(), old.numpy() + 0.5 * wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["cls", "siglip", "dinov2 registers", "eva"])
+@pytest.mark.parametrize("kind", ["cls", "siglip", "dinov2 registers", "eva", "eva02", "dinov3"])
 def test_the_corrected_tower_runs_as_the_folded_one(kind: str) -> None:
     tower, recovery = random_recovery(kind)
     pixels = torch.randn(2, 3, *tower.image_size, generator=torch.Generator().manual_seed(7))

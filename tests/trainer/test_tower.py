@@ -4,11 +4,12 @@ import pytest
 import torch
 from open_clip.transformer import QuickGELU
 from torch import nn
-from towers import OPEN_CLIP, TIMM, open_clip_visual, timm_visual
+from towers import OPEN_CLIP, ROTARY, TIMM, open_clip_visual, timm_visual
 
 from prtool.errors import ConfigError, ModelError
 from prtool.spec import Keep
 from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.loading.image_only import TrunkVision
 from prtool.trainer.models.tower import attention_with_gradients
 
 
@@ -27,9 +28,9 @@ def test_pieces_equal_the_host(kind: str, own: bool) -> None:
     pixels = torch.randn(2, 3, *tower.image_size)
     expected = visual(pixels)
     tokens = tower.embed(pixels)
-    assert tokens.shape == (2, tower.prefix_tokens + tower.patches, tower.width)
-    for block in tower.blocks:
-        tokens = block(tokens)
+    assert tokens.shape == (2, tower.prefix_tokens + tower.patches, tower.token_width)
+    for index in range(tower.depth):
+        tokens = tower.block(index, tokens)
     torch.testing.assert_close(tower.head(tokens), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(tower.run_post(tower.run_pre(pixels, 3), 3), expected, atol=1e-5, rtol=1e-5)
     assert expected.shape[1] == tower.embed_dim
@@ -54,14 +55,59 @@ def test_queries_and_keys_give_the_attention_of_the_block(kind: str, own: bool) 
         _, expected = block.attn(*[block.ln_1(tokens)] * 3, need_weights=True, average_attn_weights=False)
         torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-4)
         return
-    normed = block.norm1(tokens)
+    normed = block.norm1(tower.features(tokens))
     attention = block.attn
-    bias = attention.qkv.bias
-    if bias is None and getattr(attention, "q_bias", None) is not None:
-        bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
-    values = nn.functional.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1)[2]
+    if attention.qkv is None:
+        values = attention.v_proj(normed)
+    else:
+        bias = attention.qkv.bias
+        if bias is None and getattr(attention, "q_bias", None) is not None:
+            bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+        values = nn.functional.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1)[2]
     mixed = (weights @ values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attention.proj(mixed), attention(normed), atol=1e-5, rtol=1e-4)
+    table = {} if not tower.rotary else {"rope": tower.trunk.rope.get_embed(tower.grid)}
+    torch.testing.assert_close(attention.proj(getattr(attention, "norm", nn.Identity())(mixed)), attention(normed, **table), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ROTARY)
+def test_a_rotary_tower_takes_patches_in_any_order(kind: str) -> None:
+    """All of them, shuffled: the embedding is the unpruned one, since each brings its place along."""
+    visual = timm_visual(kind)
+    tower = tower_of(visual)
+    pixels = torch.randn(2, 3, *tower.image_size)
+    tokens, order = tower.run_pre(pixels, 2), torch.randperm(tower.patches, generator=torch.Generator().manual_seed(0))
+    shuffled = torch.cat((tokens[:, : tower.prefix_tokens], tokens[:, tower.prefix_tokens :][:, order]), dim=1)
+    torch.testing.assert_close(tower.run_post(shuffled, 2), visual(pixels), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ROTARY)
+@pytest.mark.parametrize("image", [0, 1])
+def test_a_rotary_tower_drops_as_timm_does(kind: str, image: int) -> None:
+    """timm's own patch dropout at the input, with the same patches left."""
+    from timm.layers import PatchDropoutWithIndices
+
+    visual = timm_visual(kind)
+    tower = tower_of(visual)
+    pixels = torch.randn(2, 3, *tower.image_size, generator=torch.Generator().manual_seed(image))
+    tokens = tower.embed(pixels)
+    visual.trunk.patch_drop = PatchDropoutWithIndices(0.5, num_prefix_tokens=tower.prefix_tokens).train()
+    torch.manual_seed(image)
+    expected = visual(pixels)
+    # The same draw of its own module tells which patches it kept.
+    marked = torch.arange(tower.prefix_tokens + tower.patches, dtype=torch.float32)[None, :, None].expand(2, -1, 3)
+    torch.manual_seed(image)
+    left = visual.trunk.patch_drop(marked)[0][..., 0].long()
+    kept = torch.stack([row[places] for row, places in zip(tokens, left, strict=True)])
+    assert kept.shape[1] == tower.prefix_tokens + tower.patches // 2
+    torch.testing.assert_close(tower.run_post(kept, 1), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_rotations_that_differ_by_block_are_rejected() -> None:
+    import timm
+
+    trunk = timm.create_model("vit_small_patch16_rope_mixed_224", num_classes=0, img_size=64, depth=2)
+    with pytest.raises(ModelError, match="rotates by a RotaryEmbeddingMixed"):
+        tower_of(TrunkVision(trunk))
 
 
 def test_quick_gelu_is_kept() -> None:

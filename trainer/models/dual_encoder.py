@@ -369,7 +369,7 @@ def _check_image_side(tower: VisionTower, name: str) -> None:
     if tuple(declared) != tower.image_size:
         raise ModelError(f"{name} declares images of {tuple(declared)}, but its image tower reads {tower.image_size}; correct vision_cfg.image_size")
     foreign(f"the cost of the image tower of {name} cannot be counted", tower.cost)
-    embedding, sequence = (1, tower.embed_dim), (1, tower.prefix_tokens + tower.patches, tower.width)
+    embedding, sequence = (1, tower.embed_dim), (1, tower.prefix_tokens + tower.patches, tower.token_width)
     tokens = _run_part(f"the patch embedding of the image tower of {name}", lambda: tower.embed(torch.zeros(1, 3, *tower.image_size)), sequence)
     left = _run_part(f"the first block of the image tower of {name}", lambda: tower.block(0, tokens), sequence)
     _run_part(f"the head of the image tower of {name}", lambda: tower.head(left), embedding)

@@ -1,7 +1,7 @@
 """Fits VisionTower to the image towers of open_clip and timm."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,14 +11,14 @@ from torch.nn import functional
 
 from prtool.errors import ModelError
 from prtool.spec import Cost
-from prtool.trainer.models.tower import VisionTower, matrix_weights, sharing_copy, split_heads
+from prtool.trainer.models.tower import PLACE, VisionTower, matrix_weights, sharing_copy, split_heads
 
 
 def tower_of(visual: nn.Module) -> VisionTower:
     """The VisionTower of an open_clip model's `visual`.
 
     Raises:
-        ModelError: the tower is no plain vision transformer (a ResNet, ConvNeXt, rotary positions, ...).
+        ModelError: the tower is no plain vision transformer (a ResNet, ConvNeXt, ...).
     """
     from open_clip.timm_model import TimmModel
     from open_clip.transformer import VisionTransformer
@@ -28,7 +28,7 @@ def tower_of(visual: nn.Module) -> VisionTower:
     if isinstance(visual, VisionTransformer):
         return OpenClipTower(visual)
     if isinstance(visual, (TimmModel, TrunkVision)):
-        return TimmTower(visual)
+        return (TimmTower if getattr(visual.trunk, "rope", None) is None else RotaryTower)(visual)
     kind = type(visual).__name__
     raise ModelError(f"the image tower is a {kind}, but tokens can be pruned in vision transformers only (ViT-*, SigLIP, DINOv2, EVA)")
 
@@ -121,11 +121,6 @@ class TimmTower(VisionTower):
         trunk = host.trunk
         if not isinstance(trunk, (VisionTransformer, Eva)):
             raise ModelError(f"the image tower's trunk is a {type(trunk).__name__}, but only timm's VisionTransformer and Eva can be pruned")
-        if getattr(trunk, "rope", None) is not None:
-            raise ModelError(
-                "the image tower rotates queries and keys by position (RoPE) in each block, "
-                "and a pruned token would lose its place; use a tower with absolute positions"
-            )
         backbone = getattr(trunk.patch_embed, "backbone", None)
         if backbone is not None and not isinstance(backbone, ConvStem):
             raise ModelError(
@@ -152,7 +147,7 @@ class TimmTower(VisionTower):
 
     def embed(self, pixels: Tensor) -> Tensor:  # noqa: D102
         placed = self.trunk._pos_embed(self.trunk.patch_embed(pixels))
-        # Eva returns its rotary table with the tokens; it is None here, checked when the tower was made.
+        # Eva returns its rotary table with the tokens.
         tokens = placed[0] if isinstance(placed, tuple) else placed
         return cast(Tensor, self.trunk.norm_pre(tokens))
 
@@ -164,17 +159,8 @@ class TimmTower(VisionTower):
 
     def queries_keys(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         layer = cast(Any, self.blocks[index])
-        attention = layer.attn
-        if getattr(attention, "qkv", None) is None:
-            raise ModelError(f"attention of kind {type(attention).__name__} gives no joint queries and keys; use another method")
-        bias = attention.qkv.bias
-        if bias is None and getattr(attention, "q_bias", None) is not None:  # EVA's, in three parts
-            bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
-        query, key, _ = functional.linear(layer.norm1(tokens), attention.qkv.weight, bias).chunk(3, dim=-1)
-        queries, keys = split_heads(query, attention.num_heads), split_heads(key, attention.num_heads)
-        if getattr(attention, "q_norm", None) is not None:
-            queries, keys = attention.q_norm(queries), attention.k_norm(keys)
-        return queries * attention.scale, keys
+        queries, keys = _projected(layer.attn, layer.norm1(tokens))
+        return queries * layer.attn.scale, keys
 
     def block(self, index: int, tokens: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
         layer = cast(Any, self.blocks[index])
@@ -183,7 +169,7 @@ class TimmTower(VisionTower):
     def at_size(self, side: int) -> VisionTower:  # noqa: D102
         host = sharing_copy(self.host)
         host.set_input_size(side)
-        return TimmTower(host).eval()
+        return type(self)(host).eval()
 
     def own_cost(self) -> Cost:  # noqa: D102
         pool = self.trunk.attn_pool
@@ -192,6 +178,92 @@ class TimmTower(VisionTower):
             head_token = pool.kv.weight.numel() + 2 * self.width
             head += matrix_weights(pool) - pool.kv.weight.numel()
         return _cost(self, layer_macs(self.trunk.patch_embed, self.image_size), head, head_token)
+
+
+class RotaryTower(TimmTower):
+    """The same with rotary positions, alone or next to absolute ones: EVA-02, PE-Core, DINOv3."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
+
+        super().__init__(visual)
+        rope = self.trunk.rope
+        if not isinstance(rope, (RotaryEmbeddingCat, RotaryEmbeddingDinoV3)):
+            kind = type(rope).__name__
+            raise ModelError(f"the image tower rotates by a {kind}, which is not supported; use one that has one table for all blocks and heads")
+        with torch.no_grad():
+            sines_cosines = rope.get_embed(self.grid)
+        # The last row rotates by nothing: for tokens without a place.
+        still = torch.zeros_like(sines_cosines[:1])
+        still[:, still.shape[1] // 2 :] = 1.0
+        places = torch.zeros(1, self.prefix_tokens + self.patches, PLACE)
+        places[0, : self.prefix_tokens, 0] = self.patches
+        places[0, self.prefix_tokens :, 0] = torch.arange(self.patches)
+        self.table: Tensor
+        self.places: Tensor
+        self.register_buffer("table", torch.cat((sines_cosines, still)), persistent=False)
+        self.register_buffer("places", places.to(sines_cosines.device), persistent=False)
+
+    @property
+    def token_width(self) -> int:  # noqa: D102
+        return self.width + PLACE
+
+    def features(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        return tokens[..., : self.width]
+
+    def without_place(self, values: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat((values, self.places[0, :1].new_tensor([self.patches, *[0.0] * (PLACE - 1)]).expand(*values.shape[:-1], -1)), dim=-1)
+
+    def embed(self, pixels: Tensor) -> Tensor:  # noqa: D102
+        tokens = super().embed(pixels)
+        return torch.cat((tokens, self.places.expand(tokens.shape[0], -1, -1).to(tokens.dtype)), dim=-1)
+
+    def through(self, blocks: Iterable[nn.Module], tokens: Tensor) -> Tensor:  # noqa: D102
+        return self._rotated(blocks, tokens, None)
+
+    def block(self, index: int, tokens: Tensor, mask: Tensor | None = None) -> Tensor:  # noqa: D102
+        return self._rotated([self.blocks[index]], tokens, None if mask is None else mask[:, None, None, :])
+
+    def head(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        return super().head(self.features(tokens))
+
+    def queries_keys(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        from timm.layers import apply_rot_embed_cat
+
+        layer, rope, prefix = cast(Any, self.blocks[index]), self._rope(tokens), self.prefix_tokens
+        half = bool(getattr(layer.attn, "rotate_half", False))
+        turned = [
+            torch.cat((part[:, :, :prefix], apply_rot_embed_cat(part[:, :, prefix:], rope, half=half)), dim=2)
+            for part in _projected(layer.attn, layer.norm1(self.features(tokens)))
+        ]
+        return turned[0] * layer.attn.scale, turned[1]
+
+    def _rope(self, tokens: Tensor) -> Tensor:
+        """The rows of the table for what is behind the prefix: (batch, 1, tokens - prefix, 2 x head width)."""
+        return self.table[tokens[:, self.prefix_tokens :, self.width].long()].unsqueeze(1)
+
+    def _rotated(self, blocks: Iterable[nn.Module], tokens: Tensor, mask: Tensor | None) -> Tensor:
+        rope, own = self._rope(tokens), self.features(tokens)
+        for block in blocks:
+            own = block(own, rope=rope, attn_mask=mask)
+        return torch.cat((own, tokens[..., self.width :].to(own.dtype)), dim=-1)
+
+
+def _projected(attention: Any, normed: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - timm's classes have no stubs
+    """Queries and keys (batch, heads, tokens, head width) of one of timm's attention layers, before they are scaled or rotated."""
+    if getattr(attention, "qkv", None) is not None:
+        bias = attention.qkv.bias
+        if bias is None and getattr(attention, "q_bias", None) is not None:  # EVA's, in three parts
+            bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+        query, key, _ = functional.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1)
+    elif getattr(attention, "q_proj", None) is not None:
+        query, key = attention.q_proj(normed), attention.k_proj(normed)
+    else:
+        raise ModelError(f"attention of kind {type(attention).__name__} gives no queries and keys; use another method")
+    queries, keys = split_heads(query, attention.num_heads), split_heads(key, attention.num_heads)
+    if getattr(attention, "q_norm", None) is not None:
+        queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+    return queries, keys
 
 
 def _cost(tower: VisionTower, embed: int, head: int, head_token: int) -> Cost:

@@ -154,6 +154,10 @@ def merging_steps(tower: VisionTower) -> list[BlockSteps]:
         ModelError: the tower cannot merge.
     """
     kind, other = type(cast(Any, tower).host).__name__, "give a plain ViT with CLS pooling (ViT-B-16, ViT-L-14, DINOv2), or another prune.method"
+    if tower.rotary:
+        raise ModelError(
+            f"tokens cannot merge in this {kind}: it rotates queries and keys by the place of a patch, and a merged one has none; {other}"
+        )
     if tower.head_reads != 1:
         raise ModelError(
             f"tokens cannot merge in this {kind}: it pools over all tokens, where a merged one would count once for all its patches; {other}"

@@ -55,6 +55,9 @@ class PatchScorer(nn.Module, ABC):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Scores (batch, N) float32, high = keep, from the tokens (batch, prefix + N, D) float32 that enter the pruning location."""
+        if tokens.shape[-1] != self.width:
+            # The places of a rotary tower are no features.
+            tokens = tokens[..., : self.width]
         reduced = self.reduce(self.norm(tokens))
         return self.score(reduced if self.auxiliary is None else reduced + self.auxiliary(tokens))
 

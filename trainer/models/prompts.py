@@ -46,7 +46,7 @@ class VisualTokens(nn.Module):
         row = block - self.first
         if not 0 <= row < self.values.shape[0]:
             return tokens
-        new = tower.pre_norm(self.values[row]) if block == 1 else self.values[row]
+        new = tower.without_place(tower.pre_norm(self.values[row]) if block == 1 else self.values[row])
         if row:
             tokens = tokens[:, : tokens.shape[1] - self.count]
         return torch.cat((tokens, new.expand(tokens.shape[0], -1, -1)), dim=1)
@@ -110,7 +110,7 @@ def new_visual(tower: VisionTower, tokens: Tensor, count: int, layers: int, firs
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for block in range(first, first + layers):
-        patches = tokens[:, tower.prefix_tokens :].flatten(0, 1)
+        patches = tower.features(tokens)[:, tower.prefix_tokens :].flatten(0, 1)
         noise = torch.randn(count, tower.width, generator=generator).to(tokens.device)
         rows.append(patches.mean(dim=0) + _NOISE * patches.std() * noise)
         tokens = tower.run_blocks(tokens, block, block)

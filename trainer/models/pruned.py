@@ -125,6 +125,8 @@ class PrunedEncoder(TowerEncoder):
 
     def advance(self, tokens: Tensor, first: int, last: int) -> Tensor:
         """Tokens that enter block `first` -> tokens that enter block `last`; learnable ones are appended and replaced on the way."""
+        if self.visual is None:
+            return self.tower.run_blocks(tokens, first, last - 1)
         for block in range(first, last):
             tokens = self.append(self.tower.run_blocks(tokens, block, block), block + 1)
         return tokens

@@ -3,7 +3,7 @@
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
@@ -17,6 +17,8 @@ from prtool.errors import ConfigError, ModelError
 from prtool.spec import MERGE, NONE, RANK, Cost, PruneSpec
 
 Part = TypeVar("Part", bound=nn.Module)
+PLACE = 4
+"""Channels with the place of a patch, four so that tokens stay aligned."""
 
 
 class VisionTower(nn.Module, ABC):
@@ -33,6 +35,8 @@ class VisionTower(nn.Module, ABC):
         image_size: height and width of the pixels.
         patch_size: height and width of a patch in pixels.
         head_reads: tokens, from the front, that the head reads: 1 with CLS pooling; 0 where it reads all.
+        token_width: channels of a token between the blocks: D, and with rotary positions `PLACE` more, the first of which is the number
+            of its patch, so that whatever drops, reorders or stores tokens moves it along.
     """
 
     grid: tuple[int, int]
@@ -137,6 +141,23 @@ class VisionTower(nn.Module, ABC):
         return replace(cost, embed_macs=cost.embed_macs * patches // self.patches).gmacs([self.prefix_tokens + patches] * self.depth)
 
     @property
+    def token_width(self) -> int:  # noqa: D102 - as the class says
+        return self.width
+
+    @property
+    def rotary(self) -> bool:
+        """Whether blocks rotate queries and keys by the place of a patch; then patches can drop, but a merged one would have no place."""
+        return self.token_width != self.width
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """(..., token_width) -> (..., D)."""
+        return tokens
+
+    def without_place(self, values: Tensor) -> Tensor:
+        """Appended tokens, which have no place: (..., D) -> (..., token_width)."""
+        return values
+
+    @property
     def device(self) -> torch.device:
         """Where its tensors live."""
         return next(self.parameters()).device
@@ -172,8 +193,12 @@ class VisionTower(nn.Module, ABC):
 
     def run_blocks(self, tokens: Tensor, first: int, last: int) -> Tensor:
         """Runs blocks `first` to `last`, 1-based and inclusive; (batch, tokens, D) in and out."""
-        for index in range(first - 1, last):
-            tokens = self.block(index, tokens)
+        return self.through(self.blocks[first - 1 : last], tokens)
+
+    def through(self, blocks: Iterable[nn.Module], tokens: Tensor) -> Tensor:
+        """Runs blocks of this tower, or copies of some: (batch, tokens, token_width) in and out."""
+        for block in blocks:
+            tokens = block(tokens)
         return tokens
 
     def run_pre(self, pixels: Tensor, location: int) -> Tensor:

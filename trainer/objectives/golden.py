@@ -43,9 +43,7 @@ class Tail:
     @torch.no_grad()
     def embed(self, tokens: Tensor) -> Tensor:
         """Tokens (batch, tokens, D) float32 that enter the location -> embedding (batch, E) float32, L2-normalised."""
-        for block in self.blocks:
-            tokens = block(tokens)
-        return functional.normalize(self.tower.head(tokens).float(), dim=-1)
+        return functional.normalize(self.tower.head(self.tower.through(self.blocks, tokens)).float(), dim=-1)
 
     def sequence_bytes(self, tokens: int) -> int:
         """Memory of one sequence of `tokens` inside a block, in bytes: an estimate, for budgets."""
@@ -125,8 +123,9 @@ class GoldenSearch:
         """
         tower = self.model.tower
         least = tower.prefix_tokens + tower.patches
-        if tokens.dim() != 3 or tokens.shape[1] < least or tokens.shape[2] != tower.width:
-            raise ShapeError(f"tokens have the shape {tuple(tokens.shape)}, but this encoder's are (batch, {least}, {tower.width}); use run_pre")
+        if tokens.dim() != 3 or tokens.shape[1] < least or tokens.shape[2] != tower.token_width:
+            shape = f"(batch, {least}, {tower.token_width})"
+            raise ShapeError(f"tokens have the shape {tuple(tokens.shape)}, but this encoder's are {shape}; use run_pre")
         state = _State(len(tokens), self.members)
         score = self._feature(tokens, whole) if self.classes is None else self._by_class(self.classes, tokens, labels)
         # A last group alone is not scored again: there is nothing to compare it with, and no patch would be left.

@@ -70,6 +70,8 @@ class AVit(AdaptiveMethod):
     def __init__(self, tower: VisionTower, evidence: str = "redundancy") -> None:
         if evidence not in EVIDENCE:
             raise ConfigError(f"avit evidence = {evidence!r}, but it must be one of {', '.join(EVIDENCE)}")
+        if tower.rotary:
+            raise ConfigError("method 'avit' is not made for an image tower with rotary positions; give others")
         self._width = tower.width
         self._evidence = EVIDENCE[evidence]
         self._fitted: dict[Counts, tuple[float, float]] = {}

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from prtool.errors import ConfigError
 from prtool.spec import Cost, PruneSpec
 from prtool.trainer.evaluation.baselines.base import Counts, Entered, Method, arriving, encoder_gmacs
 from prtool.trainer.evaluation.baselines.cls_attention import attention_macs, check_cls, cls_attention
@@ -29,6 +30,8 @@ class EVit(Method):
 
     def __init__(self, tower: VisionTower) -> None:
         check_cls(tower, "evit")
+        if tower.rotary:
+            raise ConfigError("method 'evit' fuses patches into one token, which has no place in an image tower with rotary positions; give others")
         self._width = tower.width
 
     def encode(self, entered: Entered, counts: Counts) -> Tensor:
