@@ -192,7 +192,7 @@ class RotaryTower(TimmTower):
             kind = type(rope).__name__
             raise ModelError(f"the image tower rotates by a {kind}, which is not supported; use one that has one table for all blocks and heads")
         with torch.no_grad():
-            sines_cosines = rope.get_embed(self.grid)
+            sines_cosines = rope.get_embed(list(self.grid))
         # The last row rotates by nothing: for tokens without a place.
         still = torch.zeros_like(sines_cosines[:1])
         still[:, still.shape[1] // 2 :] = 1.0
@@ -228,7 +228,7 @@ class RotaryTower(TimmTower):
         return super().head(self.features(tokens))
 
     def queries_keys(self, index: int, tokens: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        from timm.layers import apply_rot_embed_cat
+        from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 
         layer, rope, prefix = cast(Any, self.blocks[index]), self._rope(tokens), self.prefix_tokens
         half = bool(getattr(layer.attn, "rotate_half", False))
