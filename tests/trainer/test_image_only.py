@@ -175,7 +175,7 @@ def test_a_rotary_tower_from_training_to_the_bundle(trained, tmp_path):
     keeps, methods = (Keep.ratio(0.5),), ("patch-ranking", "cls-attention", "random", "smaller-image")
     assert evaluate_run(tmp_path / "run", None, EvalConfig(keeps=keeps, methods=methods)).methods == methods
     for name in ("evit", "avit", "tome"):
-        with pytest.raises((ConfigError, ModelError), match="rotary positions|cannot merge"):
+        with pytest.raises((ConfigError, ModelError), match=r"rotary positions|cannot merge"):
             evaluate_run(tmp_path / "run", None, EvalConfig(keeps=keeps, methods=(name,)))
     assert "patch-ranking" in evaluate_run(tmp_path / "run", None, EvalConfig(keeps=keeps)).methods
     export_run(tmp_path / "run", tmp_path / "bundle", ExportOptions(Keep.ratio(0.5), ("fp32",)))
