@@ -13,7 +13,7 @@ from prtool.runtime.machine import cpu_flags, this_machine
 _LIBRARIES = (
     *("torch", "torchvision", "open_clip_torch", "timm", "onnx", "onnxscript", "onnxruntime"),
     *("openvino", "nncf", "tensorrt", "tensorrt-rtx", "onnxruntime-gpu"),
-    *("tokenizers", "pyarrow", "matplotlib", "pillow", "numpy"),
+    *("transformers", "tokenizers", "pyarrow", "matplotlib", "pillow", "numpy"),
 )
 _NOTABLE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 
