@@ -49,7 +49,7 @@ def test_every_engine_and_mode(bundle, engine):
 
 
 def test_tokens_carry_their_place(bundle):
-    """The declared width is four more than the encoder's, and the number of its patch is the first of these."""
+    """The declared width is four more than the encoder's."""
     source, opened = bundle
     tower = source.pruned.tower
     pre = opened.manifest.graphs["fp32"]["pre"]

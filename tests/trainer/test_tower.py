@@ -102,6 +102,20 @@ def test_a_rotary_tower_drops_as_timm_does(kind: str, image: int) -> None:
     torch.testing.assert_close(tower.run_post(kept, 1), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_places_are_exact_in_half_precision(dtype: torch.dtype) -> None:
+    """Also those of grids with more patches than bfloat16 can count."""
+    import timm
+
+    trunk = timm.create_model("vit_tiny_patch16_dinov3_qkvb", num_classes=0, img_size=640, depth=1)
+    tower = tower_of(TrunkVision(trunk)).eval()
+    assert tower.patches == 1600
+    tokens = torch.cat((torch.zeros(1, 1605, tower.width), tower.places), dim=-1)
+    rows = torch.cat((tokens, tower.without_place(torch.zeros(1, 2, tower.width))), dim=1).to(dtype)
+    still = tower.table[-1:].expand(2, -1)
+    torch.testing.assert_close(tower._rope(rows)[0, 0], torch.cat((trunk.rope.get_embed([40, 40]), still)), atol=0, rtol=0)
+
+
 def test_rotations_that_differ_by_block_are_rejected() -> None:
     import timm
 

@@ -13,6 +13,9 @@ from prtool.errors import ModelError
 from prtool.spec import Cost
 from prtool.trainer.models.tower import PLACE, VisionTower, matrix_weights, sharing_copy, split_heads
 
+_BASE = 128
+"""Of the two digits of a patch's number: each is exact in bfloat16 too, up to 32,767 patches."""
+
 
 def tower_of(visual: nn.Module) -> VisionTower:
     """The VisionTower of an open_clip model's `visual`.
@@ -196,13 +199,11 @@ class RotaryTower(TimmTower):
         # The last row rotates by nothing: for tokens without a place.
         still = torch.zeros_like(sines_cosines[:1])
         still[:, still.shape[1] // 2 :] = 1.0
-        places = torch.zeros(1, self.prefix_tokens + self.patches, PLACE)
-        places[0, : self.prefix_tokens, 0] = self.patches
-        places[0, self.prefix_tokens :, 0] = torch.arange(self.patches)
+        numbers = torch.cat((torch.full((self.prefix_tokens,), self.patches), torch.arange(self.patches)))
         self.table: Tensor
         self.places: Tensor
         self.register_buffer("table", torch.cat((sines_cosines, still)), persistent=False)
-        self.register_buffer("places", places.to(sines_cosines.device), persistent=False)
+        self.register_buffer("places", _written(numbers)[None].to(sines_cosines.device), persistent=False)
 
     @property
     def token_width(self) -> int:  # noqa: D102
@@ -212,7 +213,8 @@ class RotaryTower(TimmTower):
         return tokens[..., : self.width]
 
     def without_place(self, values: Tensor) -> Tensor:  # noqa: D102
-        return torch.cat((values, self.places[0, :1].new_tensor([self.patches, *[0.0] * (PLACE - 1)]).expand(*values.shape[:-1], -1)), dim=-1)
+        nowhere = _written(torch.tensor(self.patches, device=values.device)).to(values.dtype)
+        return torch.cat((values, nowhere.expand(*values.shape[:-1], -1)), dim=-1)
 
     def embed(self, pixels: Tensor) -> Tensor:  # noqa: D102
         tokens = super().embed(pixels)
@@ -240,13 +242,20 @@ class RotaryTower(TimmTower):
 
     def _rope(self, tokens: Tensor) -> Tensor:
         """The rows of the table for what is behind the prefix: (batch, 1, tokens - prefix, 2 x head width)."""
-        return self.table[tokens[:, self.prefix_tokens :, self.width].long()].unsqueeze(1)
+        high, low = (tokens[:, self.prefix_tokens :, self.width + part].long() for part in (0, 1))
+        return self.table[high * _BASE + low].unsqueeze(1)
 
     def _rotated(self, blocks: Iterable[nn.Module], tokens: Tensor, mask: Tensor | None) -> Tensor:
         rope, own = self._rope(tokens), self.features(tokens)
         for block in blocks:
             own = block(own, rope=rope, attn_mask=mask)
         return torch.cat((own, tokens[..., self.width :].to(own.dtype)), dim=-1)
+
+
+def _written(numbers: Tensor) -> Tensor:
+    """Numbers (...,) of patches as the channels (..., PLACE) float32 that tokens carry."""
+    digits = torch.stack((numbers // _BASE, numbers % _BASE), dim=-1).float()
+    return functional.pad(digits, (0, PLACE - 2))
 
 
 def _projected(attention: Any, normed: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - timm's classes have no stubs

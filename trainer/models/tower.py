@@ -35,8 +35,8 @@ class VisionTower(nn.Module, ABC):
         image_size: height and width of the pixels.
         patch_size: height and width of a patch in pixels.
         head_reads: tokens, from the front, that the head reads: 1 with CLS pooling; 0 where it reads all.
-        token_width: channels of a token between the blocks: D, and with rotary positions `PLACE` more, the first of which is the number
-            of its patch, so that whatever drops, reorders or stores tokens moves it along.
+        token_width: channels of a token between the blocks: D, and with rotary positions `PLACE` more, which say the number of its
+            patch, so that whatever drops, reorders or stores tokens moves it along.
     """
 
     grid: tuple[int, int]
