@@ -243,7 +243,7 @@ class RotaryTower(TimmTower):
     def _rope(self, tokens: Tensor) -> Tensor:
         """The rows of the table for what is behind the prefix: (batch, 1, tokens - prefix, 2 x head width)."""
         high, low = (tokens[:, self.prefix_tokens :, self.width + part].long() for part in (0, 1))
-        return self.table[high * _BASE + low].unsqueeze(1)
+        return functional.embedding(high * _BASE + low, self.table).unsqueeze(1)
 
     def _rotated(self, blocks: Iterable[nn.Module], tokens: Tensor, mask: Tensor | None) -> Tensor:
         rope, own = self._rope(tokens), self.features(tokens)
