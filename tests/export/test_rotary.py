@@ -56,7 +56,7 @@ def test_tokens_carry_their_place(bundle):
     assert [spec.shape[-1] for spec in pre.outputs if spec.name == "tokens"] == [tower.width + 4]
 
 
-@pytest.mark.parametrize("kind", ["eva02", "dinov3"])
+@pytest.mark.parametrize("kind", ["eva02", pytest.param("dinov3", marks=pytest.mark.slow)])
 def test_progressive_with_learnable_tokens(tmp_path, kind):
     source = progressive_source(kind, Progressive((1, 2, 3), tokens=2, layers=2, first=1))
     write_bundle(source, tmp_path / "bundle", ExportOptions(KEEP, ("fp32",)))
@@ -66,7 +66,7 @@ def test_progressive_with_learnable_tokens(tmp_path, kind):
             assert np.allclose(encoder.encode_pixels(pixels.numpy(), keep=KEEP), wanted(source, pixels, KEEP.resolve(source.spec.patches)), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["eva02", "pe core", "dinov3"])
+@pytest.mark.parametrize("kind", ["dinov3", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("eva02", "pe core"))])
 def test_reduced_precisions(tmp_path, kind):
     pytest.importorskip("nncf", reason="int8 needs NNCF")
     source = make_source(kind)
