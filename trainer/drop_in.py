@@ -54,7 +54,9 @@ class ReducedVision(nn.Module):
         """
         if tuple(pixels.shape[2:]) != self.image_size:
             (height, width), found = self.image_size, " x ".join(map(str, pixels.shape[2:]))
-            raise ShapeError(f"images of {found} pixels, but the run's encoder reads {height} x {width}; prepare them for model.visual.image_size")
+            raise ShapeError(
+                f"images of {found} pixels, but the run's encoder reads {height} x {width}; prepare them for image_size of the model's image tower"
+            )
         counts = self._counts if keep is None else self._counts_of(Keep.of(keep))
         return self.encoder.encode(pixels, counts)
 

@@ -15,7 +15,7 @@ from prtool.text_safety import printable
 from prtool.trainer.config import TrainConfig
 from prtool.trainer.data.address import parse_data
 from prtool.trainer.evaluation.config import EvalConfig
-from prtool.trainer.models.loading.source import FOLDER_PREFIXES, canonical_name, check_pretrained
+from prtool.trainer.models.loading.source import FOLDER_PREFIXES, LOCAL, canonical_name, check_pretrained
 from prtool.trainer.runs.record import RECORD_BYTES, RECORD_NAME, Record, read_record
 
 _OURS = re.compile(
@@ -80,7 +80,7 @@ def model_folder(model: str) -> Path | None:
     """The folder of a model that is named by one, absolute; None for names that are looked up elsewhere."""
     prefix = next((prefix for prefix in FOLDER_PREFIXES if model.startswith(prefix)), "")
     folder = Path(model.removeprefix(prefix)).expanduser()
-    return folder.resolve() if prefix == FOLDER_PREFIXES[0] or folder.is_dir() else None
+    return folder.resolve() if prefix == LOCAL or folder.is_dir() else None
 
 
 def input_paths(model: str, pretrained: str, data: str | Path | None) -> tuple[Path, ...]:

@@ -22,8 +22,8 @@ from prtool.trainer.models.loading.config import (
 )
 from prtool.trainer.models.loading.libraries import foreign
 
-_LOCAL, _HUB, HUGGING_FACE, TIMM = "local-dir:", "hf-hub:", "hf:", "timm:"
-FOLDER_PREFIXES = (_LOCAL, HUGGING_FACE)
+LOCAL, _HUB, HUGGING_FACE, TIMM = "local-dir:", "hf-hub:", "hf:", "timm:"
+FOLDER_PREFIXES = (LOCAL, HUGGING_FACE)
 """Of names that may be followed by the path of a folder."""
 _QUICK = "-quickgelu"
 _TIMM_NAME = re.compile(r"timm:[a-z0-9_]+(\.[a-z0-9_]+)?", re.ASCII)
@@ -83,13 +83,13 @@ def canonical_name(name: str) -> str:
     if name.startswith(HUGGING_FACE):
         return _checkpoint_name(name.removeprefix(HUGGING_FACE))
     known = architectures()
-    if not name.startswith(_LOCAL) and name.replace("/", "-") in known:
+    if not name.startswith(LOCAL) and name.replace("/", "-") in known:
         return name.replace("/", "-")
-    folder = _user_path(name.removeprefix(_LOCAL))
-    if _is_file(folder / CONFIG_NAME) and name != _LOCAL:
-        return f"{_LOCAL}{folder.resolve()}"
+    folder = _user_path(name.removeprefix(LOCAL))
+    if _is_file(folder / CONFIG_NAME) and name != LOCAL:
+        return f"{LOCAL}{folder.resolve()}"
     is_checkpoint = _is_file(folder / CHECKPOINT_CONFIG)
-    if name.startswith(_LOCAL):
+    if name.startswith(LOCAL):
         other = f"; for the checkpoint of transformers that it is, give 'hf:{printable(folder)}'" if is_checkpoint else ""
         raise ModelError(f"{printable(folder)} holds no {CONFIG_NAME}; give 'local-dir:' and a folder in open_clip's format{other}")
     if is_checkpoint:
@@ -129,7 +129,7 @@ def check_pretrained(name: str, pretrained: str) -> None:
     Raises:
         ModelError: what looks like a file does not exist, or the name brings its own weights.
     """
-    if pretrained and name.startswith((_LOCAL, _HUB, HUGGING_FACE)):
+    if pretrained and name.startswith((LOCAL, _HUB, HUGGING_FACE)):
         raise ModelError(f"pretrained = {printable(pretrained)!r}, but {name!r} brings its own weights; leave pretrained out")
     looks_like_file = Path(pretrained).suffix in _WEIGHT_SUFFIXES or "/" in pretrained
     if looks_like_file and not _is_file(_user_path(pretrained)):
@@ -174,8 +174,8 @@ def resolve(name: str, pretrained: str = "") -> ModelSource:
         return ModelSource(name, "", config, preprocess, folder, str(folder), family=family)
     config, preprocess = model_config(name)
     tokenizer = config["text_cfg"].get("hf_tokenizer_name") or ""
-    if name.startswith(_LOCAL):
-        folder = Path(name.removeprefix(_LOCAL))
+    if name.startswith(LOCAL):
+        folder = Path(name.removeprefix(LOCAL))
         return ModelSource(name, "", config, preprocess, weights_in(folder), str(folder) if tokenizer else "")
     if name.startswith(_HUB):
         path = foreign(f"model {name!r} cannot be downloaded", lambda: download_pretrained_from_hf(name.removeprefix(_HUB)))
@@ -195,8 +195,8 @@ def model_config(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     import open_clip
     from open_clip.factory import download_pretrained_from_hf
 
-    if name.startswith(_LOCAL):
-        return read_config(Path(name.removeprefix(_LOCAL)) / CONFIG_NAME)
+    if name.startswith(LOCAL):
+        return read_config(Path(name.removeprefix(LOCAL)) / CONFIG_NAME)
     if name.startswith(_HUB):
         failed, repository = f"model {name!r} cannot be downloaded", name.removeprefix(_HUB)
         return read_config(Path(foreign(failed, lambda: download_pretrained_from_hf(repository, filename=CONFIG_NAME))))
