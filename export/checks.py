@@ -35,7 +35,9 @@ def usual_keep(run: Path) -> Keep:
     return Keep.ratio(0.6) if low <= usual <= high else Keep.count(min(max(usual, low), high))
 
 
-def check_export(run: Path, out: Path, keep: Keep, precisions: Sequence[str], data: str | Path | None = None) -> str | None:
+def check_export(
+    run: Path, out: Path, keep: Keep, precisions: Sequence[str], data: str | Path | None = None, patch_tokens: int | None = None
+) -> str | None:
     """Checks that a run can be exported.
 
     Args:
@@ -44,6 +46,7 @@ def check_export(run: Path, out: Path, keep: Keep, precisions: Sequence[str], da
         keep: what the bundle keeps by default.
         precisions: of its graphs.
         data: images to compare on; None takes the run's.
+        patch_tokens: as `PruneSpec.patch_tokens_block` takes it; None for none.
 
     Returns:
         The data to compare on; None for none.
@@ -52,13 +55,16 @@ def check_export(run: Path, out: Path, keep: Keep, precisions: Sequence[str], da
         CheckpointError: there is no finished run.
         KeepError: the keep is out of range.
         DataError: `data` does not exist, or has no images for int8.
-        ConfigError: a precision is unknown, or int8 has too few images; or `out` is or holds an input, or something other than a bundle.
+        ConfigError: a precision or the block of the patch tokens is unknown, or int8 has too few images; or `out` is or holds an input, or
+            something other than a bundle.
         EngineUnavailable: int8's library is not installed.
     """
     for precision in precisions:
         check_value("precision", precision, choices=PRECISIONS)
     record = read_record(run)
     record.prune.counts(keep)
+    if patch_tokens is not None:
+        record.prune.patch_tokens_block(patch_tokens)
     if data is not None:
         parse_data(data)
     root = record.data.root

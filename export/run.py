@@ -104,7 +104,7 @@ def export_run(run: Path, out: Path, options: ExportOptions, data: str | Path | 
         ConfigError: int8 is requested, and there are no images; or `out` is or holds an input, or something other than a bundle.
         ParityError: a graph disagrees with PyTorch; nothing was written.
     """
-    folder = check_export(run, out, options.keep, options.precisions, data)
+    folder = check_export(run, out, options.keep, options.precisions, data, options.patch_tokens)
     source = source_of(run)
     if folder is not None:
         options = _with_images(options, folder, source)

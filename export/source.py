@@ -9,7 +9,7 @@ from torch import Tensor
 from prtool.errors import ConfigError, ShapeError
 from prtool.export.graphs.last_block import kv_token_macs, num_query_tokens
 from prtool.graphs.signature import EncoderShape, GraphSpec, graph_signatures
-from prtool.manifest import RecoveryInfo, allowed_keeps, check_keep
+from prtool.manifest import PatchTokensInfo, RecoveryInfo, allowed_keeps, check_keep
 from prtool.spec import Cost, Keep, PruneSpec
 from prtool.trainer.models.dual_encoder import DualEncoder
 from prtool.trainer.models.reduced import ReducedEncoder
@@ -61,6 +61,7 @@ class ExportSource:
         templates: prompt templates with one `{}` each.
         class_embeddings: (classes, E) float32, L2-normalised, of a tuned context; None takes the model's of the templates.
         recovery: of the corrections in the weights of `pruned`; None where it has none.
+        tokens_block: the 1-based block whose patch tokens are given out as well; 0 for none.
     """
 
     model: DualEncoder
@@ -72,6 +73,7 @@ class ExportSource:
     templates: tuple[str, ...] = ()
     class_embeddings: Tensor | None = None
     recovery: RecoveryInfo | None = None
+    tokens_block: int = 0
 
     @property
     def keep_range(self) -> tuple[int, int]:
@@ -102,8 +104,14 @@ class ExportSource:
         """Role -> file, inputs and outputs of the graphs at one precision; see `graph_signatures`."""
         tower = self.pruned.tower
         sizes = tower.image_size, self.model.native.image_size
-        shape = EncoderShape(*sizes, self.spec, tower.token_width, tower.embed_dim, self.model.context_length)
+        width = self.patch_tokens.width if self.patch_tokens else 0
+        shape = EncoderShape(*sizes, self.spec, tower.token_width, tower.embed_dim, self.model.context_length, width)
         return graph_signatures(shape, precision)
+
+    @property
+    def patch_tokens(self) -> PatchTokensInfo | None:
+        """What TOKENS gives; None where there is none."""
+        return PatchTokensInfo(self.tokens_block, self.pruned.tower.width) if self.tokens_block else None
 
     def classes(self) -> Tensor | None:
         """Class embeddings (classes, E) float32, L2-normalised; None without classes."""

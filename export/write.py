@@ -18,7 +18,7 @@ from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.parity import compare
 from prtool.export.validation.probe import Probe, keep_counts
 from prtool.files import FileDigest, new_directory, write_bytes, write_json
-from prtool.graphs.signature import WEIGHTS_NAME, bundle_roles
+from prtool.graphs.signature import WEIGHTS_NAME
 from prtool.manifest import SCHEMA, Manifest, ModelInfo
 from prtool.progress import Progress, SilentProgress, stage
 from prtool.records import check_value
@@ -41,6 +41,7 @@ class ExportOptions:
         calibration: images for int8's scales; at least 16.
         held_out: images on which the reduced precisions must agree with PyTorch; None leaves that to the few of `pixels`.
         labels: the class of each of `held_out` among the source's, or -1; () for none known.
+        patch_tokens: the block whose patch tokens the bundle also gives, 1-based, or negative from the end (-1 the last); None for none.
     """
 
     keep: Keep
@@ -49,6 +50,7 @@ class ExportOptions:
     calibration: Pixels | None = None
     held_out: Pixels | None = None
     labels: tuple[int, ...] = ()
+    patch_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for precision in self.precisions:
@@ -79,7 +81,7 @@ def write_bundle(source: ExportSource, out: Path, options: ExportOptions, progre
 
     Raises:
         KeepError: the default keep is out of range.
-        ConfigError: int8 is requested without images, or something other than a bundle is at `out`.
+        ConfigError: int8 is requested without images, no such patch tokens can be given, or something other than a bundle is at `out`.
         ModelError: a graph cannot be exported.
         ParityError: a graph disagrees with PyTorch; nothing was written.
         StorageError: the disk is full or read-only.
@@ -87,6 +89,8 @@ def write_bundle(source: ExportSource, out: Path, options: ExportOptions, progre
     shown = progress or SilentProgress()
     default = source.check_keep(options.keep)
     options.check_images()
+    if options.patch_tokens is not None:
+        source = replace(source, tokens_block=source.spec.patch_tokens_block(options.patch_tokens))
     probe = Probe.choose(source, options.pixels, default)
     with new_directory(out, BUNDLE) as root:
         digests = _write_graphs(source, root, options, default, shown)
@@ -104,7 +108,7 @@ def _write_graphs(source: ExportSource, root: Path, options: ExportOptions, defa
     """Writes the graphs of every precision; returns the digests of their weights files."""
     precisions = options.written()
     digests: dict[str, FileDigest] = {}
-    with stage(progress, "exporting graphs", len(bundle_roles(source.spec)) * len(precisions) + 1):
+    with stage(progress, "exporting graphs", sum(len(source.signatures(precision)) for precision in precisions)):
         plain, samples = stages(source), None
         if options.calibration is not None and "int8" in precisions:
             samples = calibration_samples(source, options.calibration, keep_counts(default_keep, source.keep_range)[:2])
@@ -153,5 +157,6 @@ def _manifest(source: ExportSource, default_keep: int, options: ExportOptions) -
         graphs={precision: source.signatures(precision) for precision in precisions},
         parity={},
         recovery=source.recovery,
+        patch_tokens=source.patch_tokens,
         versions={name: version(name) for name in (*_LIBRARIES, *(("nncf",) if "int8" in precisions else ()))},
     )

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from prtool.runtime.build import BuildReport
     from prtool.runtime.classes import Prediction
     from prtool.runtime.encoder import Encoder
+    from prtool.runtime.patch_tokens import PatchTokens
     from prtool.spec import Keep
     from prtool.studies.tune.report import TuneReport
     from prtool.trainer.config import TrainConfig
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["apply", "benchmark", "build", "evaluate", "export_bundle", "list_engines", "train", "tune", "verify"]
 __all__ += ["BuildOptions", "Bundle", "Encoder", "EngineInfo", "EngineOptions", "EngineStatus", "Keep", "Manifest", "Prediction"]
-__all__ += ["Progress", "TrainConfig"]
+__all__ += ["PatchTokens", "Progress", "TrainConfig"]
 __all__ += ["BenchReport", "BuildReport", "EvalReport", "ExportReport", "TrainReport", "TuneReport", "VerifyResult"]
 __all__ += ["BundleError", "CheckpointError", "ConfigError", "DataError", "ImageError", "KeepError", "ModelError", "PrtoolError", "ShapeError"]
 __all__ += ["EngineError", "EngineUnavailable", "InputWarning", "ParityError", "StorageError", "__version__"]
@@ -80,6 +81,7 @@ _HOMES = {
     "prtool.runtime.build": ("BuildReport",),
     "prtool.runtime.classes": ("Prediction",),
     "prtool.runtime.encoder": ("Encoder",),
+    "prtool.runtime.patch_tokens": ("PatchTokens",),
     "prtool.spec": ("Keep",),
     "prtool.studies.tune.report": ("TuneReport",),
     "prtool.trainer.config": ("TrainConfig",),

@@ -14,7 +14,7 @@ from prtool.spec import RANK, Cost, Keep, Preprocess, PruneSpec, plain_number
 from prtool.strict import JSON_INTEGER
 from prtool.text_safety import printable
 
-__all__ = ["SCHEMA", "ClassInfo", "FileDigest", "GraphSpec", "Manifest", "ModelInfo", "TensorSpec", "TextInfo"]
+__all__ = ["SCHEMA", "ClassInfo", "FileDigest", "GraphSpec", "Manifest", "ModelInfo", "PatchTokensInfo", "TensorSpec", "TextInfo"]
 
 SCHEMA = 1
 MAX_WIDTH = 65_536
@@ -97,6 +97,19 @@ class RecoveryInfo:
     after: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PatchTokensInfo:
+    """What the graph TOKENS gives beside the embedding: the kept patches' tokens.
+
+    Attributes:
+        block: 1-based, whose output they are, without a norm behind it.
+        width: of each.
+    """
+
+    block: int
+    width: int
+
+
 def allowed_keeps(spec: PruneSpec, recovery: RecoveryInfo | None) -> tuple[int, int]:
     """Least and most patches that a call may keep: those that the recovery was trained for, or else all that the method can leave."""
     return (recovery.keeps[0], recovery.keeps[-1]) if recovery else (spec.least_keep, spec.patches)
@@ -131,6 +144,7 @@ class Manifest:
         parity: the worst figures of the comparison with PyTorch at export; parity.json has them all.
         versions: libraries that made the bundle.
         recovery: corrections in the weights, where there are some.
+        patch_tokens: of the graph TOKENS, where there is one.
         metadata: annotations of others, which readers keep and otherwise ignore.
         files: every other file of the bundle.
     """
@@ -149,6 +163,7 @@ class Manifest:
     text: TextInfo | None = None
     classes: ClassInfo | None = None
     recovery: RecoveryInfo | None = None
+    patch_tokens: PatchTokensInfo | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileDigest] = field(default_factory=dict)
 
@@ -251,6 +266,10 @@ def _check(manifest: Manifest) -> None:
         check_value("the number of class names", len(manifest.classes.names), minimum=1, maximum=MAX_CLASSES)
     if manifest.recovery is not None:
         _check_recovery(manifest.recovery)
+    if manifest.patch_tokens is not None:
+        check_value("patch_tokens.width", manifest.patch_tokens.width, minimum=1, maximum=MAX_WIDTH)
+        check_value("patch_tokens.block", manifest.patch_tokens.block, minimum=1)
+        manifest.prune.patch_tokens_block(manifest.patch_tokens.block)
     for name, macs in dataclasses.asdict(manifest.cost).items():
         check_value(f"cost.{name}", macs, minimum=0)
     check_value("cost.attention_token_macs", manifest.cost.attention_token_macs, maximum=manifest.cost.token_macs)
@@ -318,6 +337,7 @@ def _check_graphs(manifest: Manifest) -> None:
         _token_width(manifest) if manifest.prune.method == RANK else 0,
         manifest.model.embed_dim,
         manifest.text.context_length if manifest.text else 0,
+        manifest.patch_tokens.width if manifest.patch_tokens else 0,
     )
     for precision, roles in manifest.graphs.items():
         wanted = graph_signatures(shape, precision)

@@ -190,6 +190,23 @@ class PruneSpec:
         dropped_until = list(itertools.accumulate(self.drop_ratios or (1,) * len(self.locations)))
         return tuple(self.patches - dropped * until // dropped_until[-1] for until in dropped_until)
 
+    def patch_tokens_block(self, block: int) -> int:
+        """The 1-based block whose patch tokens are given out, for a block that may be counted from the end: -1 the last, -2 the one before it.
+
+        Raises:
+            ConfigError: there is no such block, patches still drop behind it, or patches merge.
+        """
+        found = self.depth + 1 + block if block < 0 else block
+        least = self.locations[-1] if self.locations else 1
+        if self.method == MERGE:
+            raise ConfigError(f"patch_tokens = {block}, but merged tokens stand for several patches each; give a run that ranks patches")
+        if not least <= found <= self.depth:
+            raise ConfigError(
+                f"patch_tokens = {block}, but it must be a block from {least}, behind which no patch drops, to {self.depth}, or -1 to "
+                f"{least - self.depth - 1} from the end (-2 is what LLaVA reads)"
+            )
+        return found
+
     def check_counts(self, counts: Sequence[int]) -> None:
         """Checks patches that are to stay at each location.
 

@@ -6,11 +6,9 @@
         embeddings = encoder.encode_images(["cat.jpg", "dog.jpg"], keep=0.6)
 """
 
-import functools
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -19,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from prtool.bundle import Bundle
-from prtool.engines.base import Array, BuildOptions, DeviceArray, EngineInfo, EngineOptions, ShapeRange
+from prtool.engines.base import Array, DeviceArray, EngineInfo, EngineOptions
 from prtool.errors import BundleError, ConfigError, EngineError, InputWarning, KeepError, ShapeError
 from prtool.manifest import Manifest
 from prtool.runtime.classes import DEFAULT_TOP, ClassTable, Prediction
 from prtool.runtime.images.decode import ImageSource
 from prtool.runtime.images.preprocess import image_list, largest_value, prepare_batch
-from prtool.runtime.pipeline import Graphs, Pipeline, Stage, mode_named, mode_of, modes_of
-from prtool.runtime.text import TextEncoder
+from prtool.runtime.loaded import Loaded, LoadOptions
+from prtool.runtime.patch_tokens import PatchTokens
+from prtool.runtime.pipeline import Pipeline, Stage, mode_named, mode_of, modes_of
 from prtool.spec import Keep, Preprocess
 from prtool.text_safety import printable
 
@@ -35,40 +34,6 @@ if TYPE_CHECKING:
 
 KeepLike = Keep | float | int | tuple[int, ...] | list[int] | npt.NDArray[np.integer[Any]] | None
 Embeddings = npt.NDArray[np.float32]
-# Prompts come in other numbers than images, so no profile of the images fits them.
-_TEXT_BUILD = BuildOptions(batch=ShapeRange(1, 64, 1024))
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """How an encoder was loaded, as `Encoder.load` takes it; it can be pickled. A bundle that lies at `path` later has the same manifest."""
-
-    path: Path
-    manifest: Manifest
-    engine: str
-    mode: str
-    precision: str
-    options: EngineOptions
-    verify: bool
-    jpeg_scaling: bool
-
-
-class _Loaded:
-    """A bundle's graphs on one engine: those of the mode at once, all others on first use."""
-
-    def __init__(self, bundle: Bundle, how: LoadOptions) -> None:
-        self.bundle = bundle
-        self.pipeline = Pipeline(Graphs(bundle, how.engine, how.precision, how.options), how.mode)
-        self._text_graphs = Graphs(bundle, how.engine, "fp32", replace(how.options, streams=1, build=_TEXT_BUILD))
-        self.text = TextEncoder(self._text_graphs)
-
-    @functools.cached_property
-    def classes(self) -> ClassTable:
-        return ClassTable.of(self.bundle)
-
-    def close(self) -> None:
-        self.pipeline.close()
-        self._text_graphs.close()
 
 
 class Encoder:
@@ -81,7 +46,7 @@ class Encoder:
     "spawn", DataLoader, joblib) loads itself again from the same bundle when the other process first uses it.
     """
 
-    def __init__(self, how: LoadOptions, loaded: _Loaded | None = None) -> None:
+    def __init__(self, how: LoadOptions, loaded: Loaded | None = None) -> None:
         """Takes what `Encoder.load` opened, or opens it on first use, as after unpickling."""
         self._how = how
         self._opened = loaded
@@ -131,7 +96,7 @@ class Encoder:
             raise ConfigError(f"bundle = {printable(repr(bundle))}, but it must be a bundle's folder or an opened bundle")
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         how = LoadOptions(opened.path.absolute(), opened.manifest, engine, mode, precision, chosen, verify, jpeg_scaling)
-        return cls(how, _Loaded(opened, how))
+        return cls(how, Loaded(opened, how))
 
     @property
     def manifest(self) -> Manifest:
@@ -243,6 +208,25 @@ class Encoder:
         pixels = prepare_batch(image_list(images), self.preprocess, jpeg_scaling=self.jpeg_scaling)
         return _finite(loaded.pipeline.embed(pixels, counts))
 
+    def encode_tokens(self, images: ImageSource | Iterable[ImageSource] | Array, keep: KeepLike = None) -> PatchTokens:
+        """The tokens of the patches that stay, for a language model or a dense task; the graph is opened on first use, whatever the mode.
+
+        Args:
+            images: as `encode_images` takes them; or prepared pixels (batch, 3, height, width) float32.
+            keep: patches to keep.
+
+        Raises:
+            ConfigError: the bundle was exported without patch tokens.
+            ImageError, ShapeError, KeepError, EngineError: as `encode_images` and `encode_pixels`.
+        """
+        counts = self.manifest.counts(_chosen(keep))
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            pixels = cast(Array, images)
+        else:
+            pixels = prepare_batch(image_list(cast(ImageSource, images)), self.manifest.preprocess, jpeg_scaling=self.jpeg_scaling)
+        found = self._loaded().pipeline.patch_tokens(pixels, counts)
+        return PatchTokens(_finite(found["embedding"]), found["patch_tokens"], found["indices"])
+
     def encode_text(self, texts: str | Iterable[str] | npt.NDArray[np.int64]) -> Embeddings:
         """Encodes texts in fp32, whatever the precision of the images.
 
@@ -336,7 +320,7 @@ class Encoder:
         mode_of("split", self.manifest.prune)
         return self._loaded().pipeline
 
-    def _loaded(self) -> _Loaded:
+    def _loaded(self) -> Loaded:
         if self._opened is not None:
             return self._opened
         with self._lock:
@@ -346,7 +330,7 @@ class Encoder:
                 bundle = Bundle.open(self._how.path, verify=self._how.verify)
                 if bundle.manifest != self.manifest:
                     raise BundleError(f"{bundle.path} is no longer the bundle that this encoder was loaded from; load the encoder again")
-                self._opened = _Loaded(bundle, self._how)
+                self._opened = Loaded(bundle, self._how)
             return self._opened
 
     def _warn_of_range(self, pixels: Array) -> None:

@@ -144,6 +144,16 @@ class Pipeline:
         self._graphs.engine(self._first_role)
         return self._recorder(self.arrays.to_device(pixels), counts)
 
+    def patch_tokens(self, pixels: Array, counts: tuple[int, ...]) -> dict[str, Array]:
+        """The outputs of TOKENS, whatever the pipeline's mode; "indices" of every patch where nothing is dropped."""
+        if self._graphs.bundle.manifest.patch_tokens is None:
+            raise ConfigError(f"{self._graphs.bundle.path} gives no patch tokens; export the run again with --patch-tokens BLOCK (-2 for LLaVA)")
+        given = pixels if self.arrays is None else self.arrays.to_device(pixels)
+        outputs = self.run("tokens", _fused_inputs(given, counts))
+        found = outputs if self.arrays is None else {name: self.arrays.to_host(array) for name, array in outputs.items()}
+        everything = np.arange(self.prune.patches)[None].repeat(len(pixels), axis=0)
+        return {"indices": everything, **found}
+
     def stages(self, pixels: Array, counts: tuple[int, ...]) -> Iterator[Stage]:
         """Runs the split mode, whatever the pipeline's own, one finished step for each `next`; the first includes the copy to the device."""
         arrays = self.arrays
@@ -186,9 +196,12 @@ class Mode:
 
 
 def _fused(pipeline: Pipeline, pixels: DeviceArray, counts: tuple[int, ...]) -> Steps:
+    yield "fused", pipeline.run("fused", _fused_inputs(pixels, counts))
+
+
+def _fused_inputs(pixels: DeviceArray, counts: tuple[int, ...]) -> Tensors:
     # A smaller image alone drops nothing anywhere, so its graph takes no counts.
-    k: Tensors = {"k": np.array(counts, np.int64)} if counts else {}
-    yield "fused", pipeline.run("fused", {"pixels": pixels, **k})
+    return {"pixels": pixels, "k": np.array(counts, np.int64)} if counts else {"pixels": pixels}
 
 
 def _split(pipeline: Pipeline, pixels: DeviceArray, counts: tuple[int, ...]) -> Steps:

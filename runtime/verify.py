@@ -16,6 +16,7 @@ from prtool.engines.base import Array, EngineInfo, EngineOptions
 from prtool.errors import BundleError, ParityError
 from prtool.records import check_value
 from prtool.runtime.encoder import Encoder
+from prtool.runtime.patch_tokens import PatchTokens, common_tokens
 from prtool.runtime.pipeline import MODES, modes_of
 from prtool.runtime.tensors import checked, read_tensors
 from prtool.spec import Keep
@@ -23,6 +24,8 @@ from prtool.spec import Keep
 PROBE_NAME = "probe.safetensors"
 PROBE_BYTES = 1 << 30
 """Most bytes of a probe."""
+PATCH_TOKENS, PATCH_INDICES = "patch_tokens", "patch_indices"
+"""Of the probe, at the default keep."""
 _COUNT_PREFIX = "embedding_k"
 _COUNT_NAME = re.compile(_COUNT_PREFIX + "([1-9][0-9]{0,6})")
 
@@ -76,7 +79,7 @@ class VerifyCase:
     """One comparison.
 
     Attributes:
-        mode: a mode of the encoder ("fused", ...), or "text".
+        mode: a mode of the encoder ("fused", ...), "text", or "tokens", whose tokens of an image are one vector.
         batch: images, or prompts, in the call.
         k: patches kept; 0 for text.
         cosine, max_error: see `Agreement`.
@@ -146,7 +149,7 @@ def verify(bundle: str | Path | Bundle, engine: str = "ort", options: EngineOpti
         ConfigError, EngineUnavailable, EngineError: as `Encoder.load`.
         ParityError: a case is not above the gate; the message names it.
     """
-    gates = {mode: gate_of(precision).worst_cosine for mode in MODES} | {"text": gate_of("fp32").worst_cosine}
+    gates = {mode: gate_of(precision).worst_cosine for mode in (*MODES, "tokens")} | {"text": gate_of("fp32").worst_cosine}
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
     probe = read_probe(opened)
     cases: list[VerifyCase] = []
@@ -184,6 +187,11 @@ def read_probe(bundle: Bundle) -> Tensors:
     width = manifest.model.embed_dim
     for name in ("embedding_full", *(_COUNT_PREFIX + str(k) for k in _counts(tensors))):
         checked(tensors, name, (images, width), "float32", path)
+    if manifest.patch_tokens:
+        checked(tensors, PATCH_TOKENS, (images, manifest.default_keep, manifest.patch_tokens.width), "float32", path)
+        numbers = checked(tensors, PATCH_INDICES, (images, manifest.default_keep), "int64", path)
+        if numbers.min(initial=0) < 0 or numbers.max(initial=0) >= manifest.prune.patches:
+            raise BundleError(f"{path} has {PATCH_INDICES} outside of {manifest.prune.patches} patches; export the bundle again")
     if manifest.text:
         checked(tensors, "text_tokens", (prompts, manifest.text.context_length), "int64", path)
         checked(tensors, "text_embedding", (prompts, width), "float32", path)
@@ -201,6 +209,10 @@ def _cases(encoder: Encoder, mode: str, probe: Tensors) -> Iterator[VerifyCase]:
     if mode == "full" and encoder.manifest.text is not None:
         tokens = probe["text_tokens"]
         yield VerifyCase("text", len(tokens), 0, *agreement(encoder.encode_text(tokens), probe["text_embedding"]))
+    if mode == "fused" and manifest.patch_tokens is not None:
+        wanted_tokens = PatchTokens(probe[_COUNT_PREFIX + str(manifest.default_keep)], probe[PATCH_TOKENS], probe[PATCH_INDICES])
+        near = agreement(*common_tokens(encoder.encode_tokens(pixels), wanted_tokens, manifest.prune.patches))
+        yield VerifyCase("tokens", len(pixels), manifest.default_keep, *near)
 
 
 def _counts(probe: Tensors) -> dict[int, npt.NDArray[np.float32]]:

@@ -14,7 +14,8 @@ from prtool import api, errors
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
 FUNCTIONS = ("train", "evaluate", "tune", "export_bundle", "apply", "verify", "benchmark", "build", "list_engines")
 CLASSES = {
-    "Encoder": "load counts encode_images encode_pixels encode_device encode_text classify scores kept close",
+    "Encoder": "load counts encode_images encode_pixels encode_device encode_tokens encode_text classify scores kept close",
+    "PatchTokens": "",
     "Prediction": "",
     "Keep": "ratio count of parse resolve",
     "EngineOptions": "",

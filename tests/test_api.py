@@ -33,7 +33,7 @@ from prtool.trainer.settings import GOLDEN, METHOD_NAMES
 
 NAMES = """
 train evaluate tune export_bundle apply verify benchmark build list_engines
-Encoder Bundle Manifest Keep Prediction EngineOptions BuildOptions EngineInfo EngineStatus TrainConfig Progress
+Encoder Bundle Manifest Keep PatchTokens Prediction EngineOptions BuildOptions EngineInfo EngineStatus TrainConfig Progress
 TrainReport EvalReport TuneReport ExportReport VerifyResult BenchReport BuildReport
 PrtoolError ConfigError KeepError ShapeError DataError ImageError ModelError CheckpointError BundleError
 ParityError EngineError EngineUnavailable StorageError InputWarning __version__

@@ -1,4 +1,4 @@
-"""Compose graphs: FUSED, with selection inside, and FULL, which drops nothing."""
+"""Compose graphs: FUSED, with selection inside, TOKENS, which also gives the patch tokens, and FULL, which drops nothing."""
 
 from collections.abc import Mapping, Sequence
 
@@ -21,12 +21,40 @@ def fused(stages: Sequence[ir.Model], prune: PruneSpec, spec: GraphSpec) -> ir.M
         prune: which tokens are never dropped.
         spec: inputs pixels and k, one count a location.
     """
-    joined = Joined(stages[0])
-    counts = input_value(spec, 1)
-    for place, stage in enumerate(stages[1:], start=1):
-        chosen = _select(joined, joined.count(counts, place, len(prune.locations)), prune, f"select_{place}")
-        joined.append(stage, f"stage_{place}", {"tokens": chosen})
+    joined, counts, *_ = _selected(stages, prune, spec)
     return joined.model(spec, (*joined.inputs, counts))
+
+
+def with_patch_tokens(stages: Sequence[ir.Model], prune: PruneSpec, spec: GraphSpec) -> ir.Model:
+    """FUSED whose last stage also gives the patches' tokens: these in row-major order, and their patches' numbers."""
+    joined, counts, last, orders = _selected(stages, prune, spec)
+    patches, trailing = orders[0], joined.constants("patch_tokens", [-1])
+    for order in orders[1:]:
+        patches = joined.add("GatherND", [patches, joined.add("Unsqueeze", [order, *trailing])], {"batch_dims": 1})
+    # TopK of float32, which every engine has; numbers up to 2^24 are exact.
+    falling = joined.add("Neg", [joined.add("Cast", [patches], {"to": ir.DataType.FLOAT.value})])
+    places = joined.add("TopK", [falling, last], {"axis": 1, "largest": 1, "sorted": 1}, outputs=2, place=1)
+    rising = joined.add("Neg", [joined.nodes[-1].outputs[0]])
+    rows = joined.add("Unsqueeze", [places, *trailing])
+    joined.outputs["patch_tokens"] = joined.add("GatherND", [joined.outputs["patch_tokens"], rows], {"batch_dims": 1})
+    joined.outputs["indices"] = joined.add("Cast", [rising], {"to": ir.DataType.INT64.value})
+    return joined.model(spec, (*joined.inputs, counts))
+
+
+def _selected(stages: Sequence[ir.Model], prune: PruneSpec, spec: GraphSpec) -> tuple["Joined", ir.Value, ir.Value, list[ir.Value]]:
+    """The stages with selections between them.
+
+    Returns:
+        The graph so far; its input k; the count of the last location; and what each selection took, (batch, k) int64, of those that arrived.
+    """
+    joined, orders = Joined(stages[0]), list[ir.Value]()
+    counts = last = input_value(spec, 1)
+    for place, stage in enumerate(stages[1:], start=1):
+        last = joined.count(counts, place, len(prune.locations))
+        chosen, order = _select(joined, last, prune, f"select_{place}")
+        orders.append(order)
+        joined.append(stage, f"stage_{place}", {"tokens": chosen})
+    return joined, counts, last, orders
 
 
 def full(stages: Sequence[ir.Model], spec: GraphSpec) -> ir.Model:
@@ -37,8 +65,8 @@ def full(stages: Sequence[ir.Model], spec: GraphSpec) -> ir.Model:
     return joined.model(spec, joined.inputs)
 
 
-def _select(joined: "Joined", k: ir.Value, prune: PruneSpec, name: str) -> ir.Value:
-    """Adds TopK and the gather of whole tokens: (batch, prefix + k + learnable, D)."""
+def _select(joined: "Joined", k: ir.Value, prune: PruneSpec, name: str) -> tuple[ir.Value, ir.Value]:
+    """Adds TopK and the gather of whole tokens: (batch, prefix + k + learnable, D), and the selected patches (batch, k) int64."""
     tokens, scores = joined.tokens, joined.outputs["scores"]
     # TopK puts the lower index first among equal scores, as `select` in trainer and runtime does.
     order = joined.add("TopK", [scores, k], {"axis": 1, "largest": 1, "sorted": 1}, outputs=2, place=1)
@@ -52,7 +80,7 @@ def _select(joined: "Joined", k: ir.Value, prune: PruneSpec, name: str) -> ir.Va
     if prune.learnable_tokens:
         start, end = joined.constants(f"{name}_learnable", [-prune.learnable_tokens], [2**62])
         parts.append(joined.add("Slice", [tokens, start, end, axis]))
-    return parts[0] if len(parts) == 1 else joined.add("Concat", parts, {"axis": 1})
+    return parts[0] if len(parts) == 1 else joined.add("Concat", parts, {"axis": 1}), order
 
 
 class Joined:

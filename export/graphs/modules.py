@@ -26,28 +26,35 @@ class ImageGraph(nn.Module):
         return self._function(self.encoder, tensor)
 
 
-def image_graphs(encoder: PrunedEncoder | PlainEncoder, native: VisionTower | None = None, *, flat: bool = True) -> dict[str, ImageGraph]:
+def image_graphs(
+    encoder: PrunedEncoder | PlainEncoder, native: VisionTower | None = None, *, flat: bool = True, patch_tokens: int = 0
+) -> dict[str, ImageGraph]:
     """The graphs of an encoder by role, which share one exportable copy.
 
     Args:
         encoder: stays as it is.
         native: the unpruned tower; None is the encoder's.
         flat: linear layers work on rows; see `FlatLinear`.
+        patch_tokens: the block whose patch tokens are given out as well; 0 for none.
 
     Returns:
         "pre": pixels (batch, 3, height, width) -> tokens (batch, prefix + N + learnable, D), scores (batch, N);
         "mid_1", ...: tokens (batch, tokens, D) -> tokens of the same shape, scores (batch, patches);
         "post": tokens (batch, tokens, D) -> (batch, E), L2-normalised;
         "full": pixels -> (batch, E), L2-normalised, of the native tower without pruning and learnable tokens.
-        Of an encoder that drops nothing: "fused", pixels -> (batch, E), L2-normalised, and "full".
+        "post_tokens", with `patch_tokens`: as "post", and the patches' tokens (batch, patches, width of the encoder).
+        Of an encoder that drops nothing: "fused", pixels -> (batch, E), L2-normalised, "full", and with `patch_tokens` "tokens".
     """
     copied = exportable(encoder, flat=flat)
     whole = copied.tower if native is None or native is encoder.tower else exportable(native, flat=flat)
     if isinstance(encoder, PlainEncoder):
-        return {"fused": ImageGraph(copied.tower, unpruned), "full": ImageGraph(whole, unpruned)}
+        given = {"tokens": ImageGraph(copied, lambda own, pixels: _with_patch_tokens(own.tower, own.tower.embed(pixels), patch_tokens))}
+        return {"fused": ImageGraph(copied.tower, unpruned), "full": ImageGraph(whole, unpruned), **(given if patch_tokens else {})}
     graphs = {"pre": ImageGraph(copied, lambda own, pixels: own.run_pre(pixels))}
     for place in range(1, len(encoder.spec.locations)):
         graphs[f"mid_{place}"] = ImageGraph(copied, _mid(place))
+    if patch_tokens:
+        graphs["post_tokens"] = ImageGraph(copied, _post_tokens(patch_tokens))
     return {**graphs, "post": ImageGraph(copied, _post), "full": ImageGraph(whole, unpruned)}
 
 
@@ -67,6 +74,27 @@ def _mid(place: int) -> Callable[[PrunedEncoder, Tensor], tuple[Tensor, Tensor]]
 def _post(encoder: PrunedEncoder, tokens: Tensor) -> Tensor:
     entering = encoder.advance(tokens, encoder.spec.locations[-1], encoder.tower.depth)
     return normalise(embed_last(encoder.tower, entering, encoder.spec.learnable_tokens))
+
+
+def _post_tokens(block: int) -> Callable[[PrunedEncoder, Tensor], tuple[Tensor, Tensor]]:
+    def run(encoder: PrunedEncoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        tower, depth, learnable = encoder.tower, encoder.tower.depth, encoder.spec.learnable_tokens
+        left = tower.run_blocks(encoder.advance(tokens, encoder.spec.locations[-1], block), block, block)
+        own = encoder.without_appended(left)
+        patches = tower.features(own[:, encoder.spec.prefix_tokens :])
+        if block == depth:
+            return normalise(tower.head(own)), patches
+        return normalise(embed_last(tower, encoder.advance(encoder.append(left, block + 1), block + 1, depth), learnable)), patches
+
+    return run
+
+
+def _with_patch_tokens(tower: VisionTower, tokens: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    left, depth = tower.run_blocks(tokens, 1, block), tower.depth
+    patches = tower.features(left[:, tower.prefix_tokens :])
+    if block == depth:
+        return normalise(tower.head(left)), patches
+    return normalise(embed_last(tower, tower.run_blocks(left, block + 1, depth - 1))), patches
 
 
 def unpruned(tower: VisionTower, pixels: Tensor) -> Tensor:

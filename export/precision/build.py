@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from prtool.engines.base import Array
-from prtool.export.graphs.compose import full, fused
+from prtool.export.graphs.compose import full, fused, with_patch_tokens
 from prtool.export.graphs.merging import merged, merging_graphs, merging_specs
 from prtool.export.graphs.modules import image_graphs
 from prtool.export.graphs.onnx import to_onnx
 from prtool.export.precision.half import to_half
 from prtool.export.precision.int8 import to_int8
 from prtool.export.source import ExportSource, Pixels
-from prtool.graphs.signature import bundle_roles, stage_roles
+from prtool.graphs.signature import GraphSpec, stage_roles
 from prtool.spec import MERGE, NONE, RANK
 from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.pruned import PrunedEncoder
@@ -39,6 +39,9 @@ def calibration_samples(source: ExportSource, pixels: Pixels, counts: Sequence[i
         samples["full"].append({"pixels": batch.full.numpy()})
         for role, inputs in _entering(source.pruned, batch.own, counts[number % len(counts)]):
             samples.setdefault(role, []).append({name: tensor.numpy() for name, tensor in inputs.items()})
+    if source.tokens_block:
+        given, same = ("post_tokens", "post") if source.spec.locations else ("tokens", "fused")
+        samples[given] = samples[same]
     return samples
 
 
@@ -79,7 +82,9 @@ def stages(source: ExportSource, *, flat: bool = True) -> dict[str, ir.Model]:
         modules: dict[str, nn.Module] = merging_graphs(encoder, native, flat=flat)
         specs |= merging_specs(encoder)
     else:
-        modules = dict(image_graphs(encoder, native, flat=flat))
+        modules = dict(image_graphs(encoder, native, flat=flat, patch_tokens=source.tokens_block))
+        if "post_tokens" in modules:
+            specs["post_tokens"] = GraphSpec("post_tokens.onnx", specs["post"].inputs, specs["tokens"].outputs[:2])
         if encoder.spec.method == RANK and not encoder.spec.learnable_tokens and native is encoder.tower:
             del modules["full"]
     return {role: to_onnx(module, specs[role], encoder.spec.always_kept + 1) for role, module in modules.items()}
@@ -94,7 +99,9 @@ def joined(source: ExportSource, graphs: Mapping[str, ir.Model], precision: str)
         made["fused"] = join([graphs[role] for role in stage_roles(prune)], prune, specs["fused"])
     if "full" not in made:
         made["full"] = full([graphs[role] for role in stage_roles(prune)], specs["full"])
-    return {role: made[role] for role in bundle_roles(prune)}
+    if "post_tokens" in made:
+        made["tokens"] = with_patch_tokens([graphs[role] for role in (*stage_roles(prune)[:-1], "post_tokens")], prune, specs["tokens"])
+    return {role: made[role] for role in specs if role != "text"}
 
 
 def at_precision(

@@ -16,8 +16,9 @@ from prtool.engines.base import Array
 from prtool.errors import ParityError
 from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.probe import prompts
-from prtool.export.validation.reference import Reference, Route, Selection, overlap, unpruned
+from prtool.export.validation.reference import Reference, Route, Selection, overlap, patch_tokens, unpruned
 from prtool.runtime.encoder import Encoder
+from prtool.runtime.patch_tokens import common_tokens
 from prtool.runtime.pipeline import Graphs
 from prtool.runtime.verify import QUIET, agreement, gate_of
 from prtool.spec import RANK, Keep
@@ -34,11 +35,11 @@ class ParityCase:
     """One comparison with PyTorch.
 
     Attributes:
-        graph: "fused", "split", "full", "text", or "mid_1", ..., "post" (on PyTorch's own tokens).
+        graph: "fused", "split", "full", "tokens", "text", or "mid_1", ..., "post" (on PyTorch's own tokens).
         batch: images, or prompts, in the call.
         k: patches kept behind the last location; 0 for text.
-        cosine: the worst of the batch; of a "mid" all tokens of an image are one vector.
-        max_error: largest difference of any value of an embedding, or of a "mid"'s vector at length 1.
+        cosine: the worst of the batch; of a "mid", and of "tokens", all tokens of an image are one vector.
+        max_error: largest difference of any value of an embedding, or of such a vector at length 1.
         score_error: largest difference of a score, at any location.
         index_agreement: share of kept patches that PyTorch keeps too; below 1 only where scores tie within rounding. 1 where patches are
             not ranked.
@@ -81,7 +82,8 @@ class Sessions(contextlib.ExitStack):
 
 def num_image_cases(source: ExportSource, counts: Sequence[int]) -> int:
     """How many cases `image_cases` gives."""
-    return (2 + len(source.spec.locations) if source.spec.method == RANK else 1) * len(counts) + 1
+    routes = 2 + len(source.spec.locations) if source.spec.method == RANK else 1
+    return (routes + bool(source.tokens_block)) * len(counts) + 1
 
 
 def image_cases(source: ExportSource, sessions: Sessions, pixels: Pixels, counts: Sequence[int]) -> Iterator[ParityCase]:
@@ -91,6 +93,8 @@ def image_cases(source: ExportSource, sessions: Sessions, pixels: Pixels, counts
         yield from _ranking_cases(encoder, sessions, pixels.own, counts)
     else:
         yield from _fused_cases(encoder, sessions, pixels.own, counts)
+    if source.tokens_block:
+        yield from _tokens_cases(source, sessions, pixels.own, counts)
     native = source.model.native
     near = agreement(sessions.full.encode_pixels(pixels.full.numpy()), unpruned(native, pixels.full).numpy())
     yield ParityCase("full", len(pixels), native.patches, near.cosine, near.max_error)
@@ -121,6 +125,18 @@ def _ranking_cases(encoder: PrunedEncoder, sessions: Sessions, pixels: Tensor, c
             yield _mid_case(sessions, own, place)
         near = agreement(sessions.graphs.run("post", {"tokens": own.kept[-1].numpy()})["embedding"], own.embedding.numpy())
         yield ParityCase("post", len(pixels), k, near.cosine, near.max_error)
+
+
+@torch.no_grad()
+def _tokens_cases(source: ExportSource, sessions: Sessions, pixels: Tensor, counts: Sequence[int]) -> Iterator[ParityCase]:
+    array, patches = pixels.numpy(), source.spec.patches
+    for k in counts:
+        found = sessions.fused.encode_tokens(array, Keep.count(k))
+        follow = _selections(sessions.split, array, Keep.count(k)) if source.spec.method == RANK else ()
+        wanted = patch_tokens(source, pixels, k, follow)
+        near = agreement(*common_tokens(found, wanted, patches))
+        shared = overlap(torch.from_numpy(found.indices), torch.from_numpy(wanted.indices))
+        yield ParityCase("tokens", len(pixels), k, near.cosine, near.max_error, index_agreement=float(shared.mean()))
 
 
 def _selections(split: Encoder, pixels: Array, keep: Keep) -> list[Selection]:

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from prtool.errors import ShapeError
 from prtool.export.source import ExportSource, Pixels
-from prtool.export.validation.reference import unpruned
+from prtool.export.validation.reference import patch_tokens, unpruned
+from prtool.runtime.verify import PATCH_INDICES, PATCH_TOKENS
 from prtool.spec import Keep
 from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
@@ -32,11 +33,13 @@ class Probe:
         pixels: prepared images.
         counts: three keep counts, every patch among them; that one alone where nothing is dropped.
         images: "given", or "noise" where none were.
+        default: the one of `counts` that the bundle keeps by default.
     """
 
     pixels: Pixels
     counts: tuple[int, ...]
     images: str
+    default: int
 
     @classmethod
     def choose(cls, source: ExportSource, pixels: Pixels | None, default_keep: int) -> "Probe":
@@ -57,17 +60,20 @@ class Probe:
                 raise ShapeError(f"pixels have shape {tuple(given.shape)} and dtype {given.dtype}, but the model takes (images, *{size}) of float32")
         counts = keep_counts(default_keep, source.keep_range)
         clearest = _clearness(source.pruned, candidates.own, counts).argsort(descending=True, stable=True)[:PROBE_IMAGES]
-        return cls(candidates[clearest], counts, NOISE if pixels is None else GIVEN)
+        return cls(candidates[clearest], counts, NOISE if pixels is None else GIVEN, default_keep)
 
     def tensors(self, source: ExportSource) -> dict[str, Tensor]:
         """What `prtool.runtime.verify` reads: pixels and prompts, and PyTorch's embeddings of them."""
-        own, full, spec, text = self.pixels.own, self.pixels.full, source.spec, dict[str, Tensor]()
+        own, full, spec, others = self.pixels.own, self.pixels.full, source.spec, dict[str, Tensor]()
         with torch.no_grad():
             if source.model.has_text:
                 tokens = prompts(source)
-                text = {"text_tokens": tokens, "text_embedding": source.model.text(tokens)}
+                others = {"text_tokens": tokens, "text_embedding": source.model.text(tokens)}
+            if source.tokens_block:
+                given = patch_tokens(source, own, self.default)
+                others |= {PATCH_TOKENS: torch.from_numpy(given.tokens), PATCH_INDICES: torch.from_numpy(given.indices)}
             reduced = {f"embedding_k{k}": source.pruned.encode(own, spec.counts(k)) for k in self.counts}
-        tensors = {"pixels": own, "embedding_full": unpruned(source.model.native, full)} | text
+        tensors = {"pixels": own, "embedding_full": unpruned(source.model.native, full)} | others
         larger = {"pixels_full": full} if full.shape != own.shape else {}
         return {name: tensor.contiguous() for name, tensor in (tensors | larger | reduced).items()}
 

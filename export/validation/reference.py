@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.trainer.models.pruned import PrunedEncoder, gather, select
+from prtool.export.source import ExportSource
+from prtool.runtime.patch_tokens import PatchTokens
+from prtool.trainer.models.pruned import PlainEncoder, PrunedEncoder, gather, select
 from prtool.trainer.models.tower import VisionTower
 
 # Scores that differ by less than this many times the graph's own error are ordered by rounding.
@@ -88,6 +91,22 @@ class Reference:
 def unpruned(native: VisionTower, pixels: Tensor) -> Tensor:
     """The embedding (batch, E) of the native tower, without pruning and learnable tokens, L2-normalised."""
     return functional.normalize(native(pixels), dim=-1)
+
+
+@torch.no_grad()
+def patch_tokens(source: ExportSource, pixels: Tensor, k: int, follow: Sequence[Selection] = ()) -> PatchTokens:
+    """PyTorch's patch tokens of (batch, 3, height, width) with k patches kept; `follow` as in `Reference.route`."""
+    encoder = source.pruned
+    if isinstance(encoder, PrunedEncoder):
+        route = Reference(encoder, pixels).route(encoder.spec.counts(k), follow)
+        indices, order = route.patches.sort(dim=1)
+        tokens = encoder.patch_tokens(route.kept[-1], source.tokens_block)
+        tokens, embedding = tokens.gather(1, order.unsqueeze(-1).expand_as(tokens)), route.embedding
+    else:
+        plain = cast(PlainEncoder, encoder)
+        tokens, embedding = plain.patch_tokens(pixels, source.tokens_block), plain.encode(pixels)
+        indices = torch.arange(k).expand(len(pixels), -1)
+    return PatchTokens(*(tensor.numpy() for tensor in (embedding, tokens, indices)))
 
 
 def accepts(scores: Tensor, found: Tensor, score_error: float) -> Tensor:

@@ -220,6 +220,7 @@ def export_bundle(
     *,
     keep: AnyKeep | None = None,
     precision: str | Sequence[str] = ("fp32",),
+    patch_tokens: int | None = None,
     data: AnyPath | None = None,
     progress: "Progress | None" = None,
 ) -> ExportReport:
@@ -231,6 +232,8 @@ def export_bundle(
         keep: patches that stay: a ratio (0.6) or a count (118); default: what `tune` chose for the run,
             else 0.6, or the nearest that its recovery was trained for; all of them where a run only has a smaller image.
         precision: arithmetic, of fp32, fp16, bf16 and int8; fp32 is always written.
+        patch_tokens: also give the tokens of the patches that stay, for a language model or a dense task, as they leave this block: 1-based,
+            or negative from the end (-1 the last; -2, the last but one, is what LLaVA reads).
         data: FOLDER, NAME:FOLDER (caltech101:photos), FILE.csv, or several with commas (docs/data.md);
             for the comparison and int8's scales; default: the run's.
 
@@ -245,13 +248,13 @@ def export_bundle(
     from prtool.export.checks import check_export
 
     (source, kept), out, precisions = _chosen(Path(run), keep), Path(output), several(precision)
-    if check_export(source, out, kept, precisions, data) is None:
+    if check_export(source, out, kept, precisions, data, patch_tokens) is None:
         _log.warning("there are no images of the run, so the graphs are compared with PyTorch on noise; --data FOLDER gives images")
     from prtool.export.run import export_run
     from prtool.export.write import PARITY_NAME, ExportOptions
     from prtool.strict import parse_json
 
-    manifest = export_run(source, out, ExportOptions(kept, precisions), data, progress)
+    manifest = export_run(source, out, ExportOptions(kept, precisions, patch_tokens=patch_tokens), data, progress)
     judged = [(part["precision"], part["judged"]) for part in parse_json((out / PARITY_NAME).read_bytes())["precisions"] if part["judged"]]
     return ExportReport(out, manifest, tuple(f"{name} was held to {gate['decided_by']}: {gate['why']}" for name, gate in judged))
 

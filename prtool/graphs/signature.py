@@ -45,6 +45,7 @@ class EncoderShape:
         width: D, the width of a token; of no effect where no graph takes or gives tokens.
         embed_dim: E, the width of an embedding.
         context_length: token ids of a prompt; 0 without a text side.
+        patch_tokens_width: width of the patch tokens that are given out; 0 where none are.
     """
 
     image: tuple[int, int]
@@ -53,6 +54,7 @@ class EncoderShape:
     width: int
     embed_dim: int
     context_length: int = 0
+    patch_tokens_width: int = 0
 
 
 def stage_roles(prune: PruneSpec) -> list[str]:
@@ -68,8 +70,8 @@ def bundle_roles(prune: PruneSpec) -> list[str]:
 def graph_signatures(shape: EncoderShape, precision: str = "fp32") -> dict[str, GraphSpec]:
     """Role -> file, inputs and outputs of every graph at one precision.
 
-    Inputs and outputs are float32 at every precision. FUSED takes one count a location, and no `k` where there is none. The text side,
-    which runs once for a set of classes, is fp32 only.
+    Inputs and outputs are float32 at every precision. FUSED takes one count a location, and no `k` where there is none. TOKENS is FUSED that
+    also gives the patch tokens. The text side, which runs once for a set of classes, is fp32 only.
     """
     folder = "" if precision == "fp32" else f"{precision}/"
     prune = shape.prune
@@ -88,6 +90,11 @@ def graph_signatures(shape: EncoderShape, precision: str = "fp32") -> dict[str, 
         "fused": GraphSpec(f"{folder}fused.onnx", (pixels, counts) if prune.locations else (pixels,), (embedding,)),
     }
     graphs = {role: found[role] for role in bundle_roles(prune)}
+    if shape.patch_tokens_width:
+        patches = PATCHES if prune.locations else prune.patches
+        given = TensorSpec("patch_tokens", "float32", (BATCH, patches, shape.patch_tokens_width))
+        numbers = (TensorSpec("indices", "int64", (BATCH, patches)),) if prune.locations else ()
+        graphs["tokens"] = GraphSpec(f"{folder}tokens.onnx", found["fused"].inputs, (embedding, given, *numbers))
     if shape.context_length and not folder:
         graphs["text"] = GraphSpec("text.onnx", (TensorSpec("tokens", "int64", (BATCH, shape.context_length)),), (embedding,))
     return graphs

@@ -95,7 +95,7 @@ class PrunedEncoder(TowerEncoder):
         """POST: (batch, tokens, D) selected at the last location -> embedding (batch, E), L2-normalised."""
         depth = self.tower.depth
         tokens = self.tower.run_blocks(self.advance(tokens, self.spec.locations[-1], depth), depth, depth)
-        return self._embedding(self._without_appended(tokens))
+        return self._embedding(self.without_appended(tokens))
 
     def encode_from(self, tokens: Tensor, block: int, counts: Sequence[int]) -> Tensor:
         """`encode` from the tower's tokens (batch, prefix + N, D) that enter a block, as `run_pre_from` takes them."""
@@ -135,12 +135,18 @@ class PrunedEncoder(TowerEncoder):
         """The tokens that enter a block, with the learnable ones that are appended or replaced there."""
         return tokens if self.visual is None else cast(Tensor, self.visual(self.tower, tokens, block))
 
-    def _without_appended(self, tokens: Tensor) -> Tensor:
+    def patch_tokens(self, tokens: Tensor, block: int) -> Tensor:
+        """The patches' tokens (batch, k, D) as they leave a block, of tokens (batch, tokens, D) that were selected at the last location."""
+        left = self.tower.run_blocks(self.advance(tokens, self.spec.locations[-1], block), block, block)
+        return self.tower.features(self.without_appended(left)[:, self.spec.prefix_tokens :])
+
+    def without_appended(self, tokens: Tensor) -> Tensor:
+        """The tokens without the learnable ones at the end."""
         # No slice where nothing is cut off: it would be an operator of the exported graph.
         return tokens[:, : tokens.shape[1] - self.spec.learnable_tokens] if self.spec.learnable_tokens else tokens
 
     def _score(self, place: int, tokens: Tensor) -> Tensor:
-        return cast(Tensor, self.scorers[place](self._without_appended(tokens)))
+        return cast(Tensor, self.scorers[place](self.without_appended(tokens)))
 
 
 class PlainEncoder(TowerEncoder):
@@ -164,3 +170,8 @@ class PlainEncoder(TowerEncoder):
     def encode_from(self, tokens: Tensor, block: int, counts: Sequence[int] = ()) -> Tensor:  # noqa: ARG002 - there is no location
         """`encode` from the tokens (batch, prefix + N, D) that enter a block."""
         return self._embedding(self.tower.run_blocks(tokens, block, self.tower.depth))
+
+    def patch_tokens(self, pixels: Tensor, block: int) -> Tensor:
+        """The patches' tokens (batch, N, D) as they leave a block, of (batch, 3, height, width)."""
+        left = self.tower.run_blocks(self.tower.embed(pixels), 1, block)
+        return self.tower.features(left[:, self.spec.prefix_tokens :])

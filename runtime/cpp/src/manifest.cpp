@@ -223,6 +223,14 @@ void check_recovery(const JsonReader& json) {
     }
 }
 
+// The width of the patch tokens that the graph "tokens" gives, which this library does not run.
+std::int64_t read_patch_tokens(const JsonReader& json, const PruneSpec& prune) {
+    json.fields({"block", "width"});
+    if (prune.method == Method::merge) json.reject("null where patches merge");
+    json.at("block").whole(prune.locations.empty() ? 1 : prune.locations.back(), prune.depth);
+    return json.at("width").whole(1, kMostWidth);
+}
+
 // What this library does not use is checked all the same: a manifest of another form is another schema.
 void check_unused(const JsonReader& json) {
     for (const auto& [name, value] : json.at("parity").entries()) value.number();
@@ -261,7 +269,7 @@ void read_keeps(const JsonReader& json, Manifest& manifest) {
 
 Manifest read(const JsonReader& json) {
     json.fields({"schema", "model", "prune", "cost", "preprocess", "native_size", "default_keep", "keep_range", "graphs", "parity", "versions", "seal"},
-                {"text", "classes", "recovery", "metadata", "files"});
+                {"text", "classes", "recovery", "patch_tokens", "metadata", "files"});
     Manifest manifest;
     manifest.model = read_model(json.at("model"));
     manifest.prune = read_prune(json.at("prune"));
@@ -270,6 +278,7 @@ Manifest read(const JsonReader& json) {
     read_keeps(json, manifest);
     check_cost(json.at("cost"), manifest);
     check_unused(json);
+    if (const auto given = json.maybe("patch_tokens")) manifest.patch_tokens_width = read_patch_tokens(*given, manifest.prune);
     if (const auto text = json.maybe("text")) manifest.text = read_text_side(*text);
     for (const auto& [precision, roles] : json.at("graphs").entries()) {
         for (const auto& [role, graph] : roles.entries()) manifest.graphs[precision].emplace(role, read_graph(graph));

@@ -68,6 +68,7 @@ struct Manifest {
     std::int64_t min_keep = 0;
     std::int64_t max_keep = 0;
     std::map<std::string, std::map<std::string, GraphSpec>> graphs;  // precision -> role -> graph
+    std::int64_t patch_tokens_width = 0;  // 0: no graph gives patch tokens
     std::optional<TextInfo> text;
     std::optional<ClassInfo> classes;
     std::map<std::string, FileDigest> files;

@@ -1,6 +1,7 @@
 #include "signature.hpp"
 
 #include <utility>
+#include <variant>
 
 #include "errors.hpp"
 
@@ -44,6 +45,17 @@ void add_stages(Signatures& found, const PruneSpec& prune, const TensorSpec& pix
     }
 }
 
+// FUSED that also gives the tokens of the patches that stay, and which these are.
+void add_patch_tokens(Signatures& found, const PruneSpec& prune, std::int64_t width) {
+    const std::string batch = "batch";
+    const bool drops = !prune.locations.empty();
+    const std::variant<std::int64_t, std::string> patches = drops ? std::variant<std::int64_t, std::string>{std::string("patches")} : prune.patches();
+    auto signature = found.at("fused");
+    signature.second.push_back({"patch_tokens", "float32", {batch, patches, width}});
+    if (drops) signature.second.push_back({"indices", "int64", {batch, patches}});
+    found["tokens"] = std::move(signature);
+}
+
 Signatures signatures_of(const Manifest& manifest, std::int64_t width, bool with_text) {
     const PruneSpec& prune = manifest.prune;
     const TensorSpec pixels = pixels_of(manifest.preprocess);
@@ -51,6 +63,7 @@ Signatures signatures_of(const Manifest& manifest, std::int64_t width, bool with
     Signatures found = {{"full", {{pixels_of(manifest.preprocess_for("full"))}, {embedding}}}, {"fused", {{pixels}, {embedding}}}};
     if (!prune.locations.empty()) found["fused"].first.push_back({"k", "int64", {static_cast<std::int64_t>(prune.locations.size())}});
     if (prune.method == Method::rank) add_stages(found, prune, pixels, embedding, width);
+    if (manifest.patch_tokens_width > 0) add_patch_tokens(found, prune, manifest.patch_tokens_width);
     if (manifest.text && with_text) found["text"] = {{{"tokens", "int64", {std::string("batch"), manifest.text->context_length}}}, {embedding}};
     return found;
 }

@@ -1,0 +1,169 @@
+"""Patch tokens out: the kept patches' tokens and their numbers beside the embedding, on every engine."""
+
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from cpp_programs import built_file
+from export_sources import Progressive, make_source, merging_source, progressive_source, smaller_source
+
+from prtool.bundle import Bundle
+from prtool.engines.registry import list_engines
+from prtool.errors import BundleError, ConfigError, KeepError
+from prtool.export.source import ExportSource, Pixels
+from prtool.export.write import ExportOptions, write_bundle
+from prtool.runtime.encoder import Encoder
+from prtool.runtime.verify import verify
+from prtool.spec import NONE, Keep
+
+KEEP = Keep.ratio(0.5)
+SOURCES = {
+    "cls": lambda: make_source("cls"),
+    "dinov3": lambda: make_source("dinov3"),
+    "two locations": lambda: progressive_source("cls", Progressive((1, 3), ("own",), tokens=0)),
+    "learnable tokens": lambda: progressive_source("cls", Progressive((1, 2, 3), tokens=2, layers=2, first=1)),
+    "smaller image": lambda: smaller_source("siglip", NONE),
+}
+
+
+def plain_walk(source: ExportSource, pixels: torch.Tensor, kept: tuple[np.ndarray, ...], block: int) -> np.ndarray:
+    """The tokens of the patches `kept` at each location as they leave a block, those of the last in rising order.
+
+    The host's own blocks run on one image at a time; no learnable tokens.
+    """
+    tower, prefix, rows = source.pruned.tower, source.spec.prefix_tokens, []
+    with torch.no_grad():
+        for number, image in enumerate(pixels):
+            tokens, left = tower.embed(image[None]), list(range(source.spec.patches))
+            for at in range(1, block + 1):
+                if at in source.spec.locations:
+                    chosen = sorted(kept[source.spec.locations.index(at)][number])
+                    tokens = tokens[:, [*range(prefix), *(prefix + left.index(patch) for patch in chosen)]]
+                    left = chosen
+                tokens = tower.block(at - 1, tokens)
+            rows.append(tokens[0, prefix:, : tower.width].numpy())
+    return np.stack(rows)
+
+
+def pixels_of(source: ExportSource, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, *source.pruned.tower.image_size, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module", params=SOURCES)
+def exported(request, tmp_path_factory) -> tuple[ExportSource, Bundle]:
+    source, folder = SOURCES[request.param](), tmp_path_factory.mktemp("tokens") / "bundle"
+    keep = KEEP if source.spec.locations else Keep.ratio(1.0)
+    write_bundle(source, folder, ExportOptions(keep, ("fp32", "bf16") if request.param == "cls" else ("fp32",), patch_tokens=-2))
+    return source, Bundle.open(folder)
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino", "torch"])
+def test_every_engine_agrees_with_pytorch(exported, engine):
+    status = next(found for found in list_engines() if found.name == engine)
+    if status.info is None:
+        pytest.skip(status.reason)
+    cases = verify(exported[1], engine).cases
+    assert [case.cosine > 0.99999 for case in cases if case.mode == "tokens"] == [True]
+
+
+def test_indices_are_the_kept_patches_in_order(exported):
+    source, bundle = exported
+    pixels, counts = pixels_of(source).numpy(), source.spec.counts(bundle.manifest.default_keep)
+    with Encoder.load(bundle) as encoder:
+        found = encoder.encode_tokens(pixels)
+        kept = np.sort(encoder.kept(pixels)[-1]) if counts else np.arange(source.spec.patches)[None].repeat(2, 0)
+        assert (found.indices == kept).all()
+        assert found.tokens.shape == (2, kept.shape[1], source.pruned.tower.width)
+        assert np.allclose(found.embeddings, encoder.encode_pixels(pixels), atol=1e-6)
+
+
+def check_against_blocks(source: ExportSource, bundle: Bundle) -> None:
+    """The tokens of the graph against `plain_walk`."""
+    info, pixels = bundle.manifest.patch_tokens, pixels_of(source)
+    assert info is not None
+    with Encoder.load(bundle, mode="full") as encoder:
+        found = encoder.encode_tokens(pixels.numpy())
+        kept = encoder.kept(pixels.numpy()) if source.spec.locations else ()
+    assert np.allclose(found.tokens, plain_walk(source, pixels, kept, info.block), atol=1e-4)
+
+
+def test_tokens_are_those_of_the_blocks_on_the_kept_patches(exported):
+    source, bundle = exported
+    if source.spec.learnable_tokens:
+        pytest.skip("the plain walk has no learnable tokens; the export compared them with PyTorch")
+    check_against_blocks(source, bundle)
+
+
+def test_tokens_of_the_last_block(tmp_path):
+    source = SOURCES["cls"]()
+    write_bundle(source, tmp_path / "bundle", ExportOptions(KEEP, patch_tokens=-1))
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.patch_tokens is not None and bundle.manifest.patch_tokens.block == source.spec.depth
+    check_against_blocks(source, bundle)
+
+
+def test_int8(tmp_path):
+    pytest.importorskip("nncf", reason="int8 needs NNCF")
+    source = make_source("cls")
+    calibration = Pixels(torch.randn(32, 3, *source.pruned.tower.image_size, generator=torch.Generator().manual_seed(1)))
+    manifest = write_bundle(source, tmp_path / "bundle", ExportOptions(KEEP, ("int8",), calibration=calibration, patch_tokens=-2))
+    assert "tokens" in manifest.graphs["int8"]
+
+
+def test_images_are_prepared(exported, tmp_path):
+    from PIL import Image
+
+    file = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(file)
+    with Encoder.load(exported[1]) as encoder:
+        found = encoder.encode_tokens([file, file])
+        assert np.allclose(found.embeddings, encoder.encode_images([file, file]), atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [0, 1, 5, -4, -9])
+def test_blocks_in_front_of_the_last_location_or_behind_the_encoder_are_rejected(tmp_path, block):
+    with pytest.raises(ConfigError, match=rf"patch_tokens = {block}, but it must be a block from 2"):
+        write_bundle(make_source("cls"), tmp_path / "bundle", ExportOptions(KEEP, patch_tokens=block))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_merged_tokens_are_rejected(tmp_path):
+    with pytest.raises(ConfigError, match="merged tokens stand for several patches"):
+        write_bundle(merging_source("cls"), tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), patch_tokens=-1))
+
+
+def test_a_bundle_without_patch_tokens_says_how_to_get_them(tmp_path):
+    source = make_source("cls")
+    write_bundle(source, tmp_path / "bundle", ExportOptions(KEEP))
+    with Encoder.load(tmp_path / "bundle") as encoder, pytest.raises(ConfigError, match="--patch-tokens"):
+        encoder.encode_tokens(pixels_of(source).numpy())
+
+
+def test_a_keep_outside_the_range_is_rejected(exported):
+    with Encoder.load(exported[1]) as encoder, pytest.raises(KeepError):
+        encoder.encode_tokens(pixels_of(exported[0]).numpy(), 10_000)
+
+
+def test_a_manifest_whose_block_does_not_exist_is_rejected(exported):
+    manifest = exported[1].manifest
+    assert manifest.patch_tokens is not None
+    wrong = replace(manifest, patch_tokens=replace(manifest.patch_tokens, block=manifest.prune.depth + 1))
+    with pytest.raises(BundleError, match="patch_tokens"):
+        type(manifest).from_json(wrong.to_json())
+
+
+@pytest.mark.parametrize("name", ["cls", "smaller image"])
+def test_cpp_opens_and_runs_such_a_bundle(tmp_path, name):
+    """The library checks the graph's signature, and gives the same embeddings as without it."""
+    from PIL import Image
+
+    program = built_file("programs/prtool-run")
+    source, file = SOURCES[name](), tmp_path / "image.png"
+    write_bundle(source, tmp_path / "bundle", ExportOptions(KEEP if source.spec.locations else Keep.ratio(1.0), patch_tokens=-2))
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(file)
+    done = subprocess.run([program, "embed", tmp_path / "bundle", file, "-o", tmp_path / "out.npy"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with Encoder.load(tmp_path / "bundle") as encoder:
+        assert np.allclose(np.load(tmp_path / "out.npy"), encoder.encode_images(file), atol=1e-5)
