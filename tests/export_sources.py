@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from towers import TIMM, open_clip_visual, timm_visual
 
 from prtool.export.source import ExportSource
-from prtool.spec import MERGE, Preprocess
+from prtool.spec import MERGE, NONE, Preprocess
 from prtool.trainer.models.dual_encoder import DualEncoder, TextTower
 from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.merging import MergedEncoder
 from prtool.trainer.models.predictor import ScorerConfig, make_scorer
 from prtool.trainer.models.prompts import VisualTokens
-from prtool.trainer.models.pruned import FirstOrder, PrunedEncoder
+from prtool.trainer.models.pruned import FirstOrder, PlainEncoder, PrunedEncoder
 from prtool.trainer.models.tower import VisionTower
 from prtool.trainer.store import tensors_digest
 
@@ -54,6 +54,21 @@ def make_source(kind: str, *, classes: bool = False, scorer: nn.Module | None = 
     pruned = PrunedEncoder(tower, [chosen], tower.prune_spec((location,))).eval().requires_grad_(False)
     names, templates = (("cat", "hot_dog", "car"), ("a photo of a {}.", "{} texture.")) if classes else ((), ())
     return ExportSource(_dual_encoder(kind, visual, tower), pruned, "linear", False, 1000, names, templates)
+
+
+def smaller_source(kind: str, method: str = NONE) -> ExportSource:
+    """A source whose tower reads images that are one patch smaller, and ranks patches or nothing else."""
+    source = make_source(kind)
+    native = source.model.native
+    side = native.image_size[0] - native.patch_size[0]
+    tower = native.resized(side)
+    model = replace(source.model, tower=tower, preprocess=replace(source.model.preprocess, size=(side, side)))
+    if method == NONE:
+        return ExportSource(model, PlainEncoder(tower, tower.prune_spec(method=NONE)).eval(), "", False, 0)
+    torch.manual_seed(3)
+    scorer = LinearScorer(tower.width, tower.prefix_tokens)
+    pruned = PrunedEncoder(tower, [scorer], tower.prune_spec((2,))).eval().requires_grad_(False)
+    return ExportSource(model, pruned, "linear", False, 1000)
 
 
 def merging_source(kind: str, locations: tuple[int, ...] = (2,), *, classes: bool = False) -> ExportSource:

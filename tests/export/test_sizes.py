@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from export_sources import LinearScorer, make_source
+from export_sources import smaller_source
 from local_model import write_images, write_model
 from safetensors.numpy import load_file
 from torch.nn import functional
@@ -15,7 +15,7 @@ import prtool
 from prtool.bundle import Bundle
 from prtool.errors import ConfigError, KeepError, ShapeError
 from prtool.export.run import export_run, source_of, verify_run
-from prtool.export.source import ExportSource, Pixels
+from prtool.export.source import Pixels
 from prtool.export.validation.agreement import VerifyRequest
 from prtool.export.write import ExportOptions, write_bundle
 from prtool.runtime.encoder import Encoder
@@ -23,7 +23,6 @@ from prtool.runtime.images.preprocess import prepare_batch
 from prtool.runtime.verify import verify
 from prtool.spec import NONE, RANK, Keep
 from prtool.trainer.config import TrainConfig
-from prtool.trainer.models.pruned import PlainEncoder, PrunedEncoder
 from prtool.trainer.settings import PruneConfig
 from prtool.trainer.train import train
 
@@ -144,21 +143,6 @@ def test_a_smaller_image_alone_keeps_every_patch(config: TrainConfig, tmp_path: 
     assert (found.default_keep, found.counts(None)) == (9, ())
 
 
-def smaller(kind: str, method: str) -> ExportSource:
-    """A source of tests/towers.py whose tower reads images that are one patch smaller."""
-    source = make_source(kind)
-    native = source.model.native
-    side = native.image_size[0] - native.patch_size[0]
-    tower = native.resized(side)
-    model = replace(source.model, tower=tower, preprocess=replace(source.model.preprocess, size=(side, side)))
-    if method == NONE:
-        return ExportSource(model, PlainEncoder(tower, tower.prune_spec(method=NONE)).eval(), "", False, 0)
-    torch.manual_seed(3)
-    scorer = LinearScorer(tower.width, tower.prefix_tokens)
-    pruned = PrunedEncoder(tower, [scorer], tower.prune_spec((2,))).eval().requires_grad_(False)
-    return ExportSource(model, pruned, "linear", False, 1000)
-
-
 QUICK = [("cls", RANK), ("siglip", NONE)]
 OTHERS = [(kind, method) for kind in ("patch14", "dinov2 registers", "mobileclip", "average", "sin cos positions") for method in (RANK, NONE)]
 
@@ -166,7 +150,7 @@ OTHERS = [(kind, method) for kind in ("patch14", "dinov2 registers", "mobileclip
 @pytest.mark.parametrize(("kind", "method"), [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in [*OTHERS, ("siglip", RANK)])])
 def test_every_kind_of_tower_at_a_smaller_size(kind: str, method: str, tmp_path: Path) -> None:
     """An export compares every graph with PyTorch; the weights of both sizes stand once in the file that their graphs share."""
-    source = smaller(kind, method)
+    source = smaller_source(kind, method)
     write_bundle(source, tmp_path / "bundle", ExportOptions(Keep.ratio(1.0)))
     tensors = {id(tensor): tensor.nbytes for part in (source.pruned, source.model.text) for tensor in (*part.parameters(), *part.buffers())}
     assert (tmp_path / "bundle" / "weights.bin").stat().st_size < 1.15 * sum(tensors.values())
