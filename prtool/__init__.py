@@ -35,10 +35,24 @@ from prtool.telemetry import switch_off
 from prtool.version import __version__
 
 if TYPE_CHECKING:
-    from prtool.api import ExportReport, TrainReport, VerifyResult, apply, benchmark, build, evaluate, export_bundle, train, tune, verify
+    from prtool.api import (
+        ExportReport,
+        TrainReport,
+        VerifyResult,
+        apply,
+        benchmark,
+        build,
+        evaluate,
+        export_bundle,
+        train,
+        tune,
+        verify,
+        write_layout,
+    )
     from prtool.bundle import Bundle
     from prtool.engines.base import BuildOptions, EngineInfo, EngineOptions
     from prtool.engines.registry import EngineStatus, list_engines
+    from prtool.export.layouts.report import LayoutReport
     from prtool.manifest import Manifest
     from prtool.progress import Progress
     from prtool.runtime.bench import BenchReport
@@ -51,10 +65,10 @@ if TYPE_CHECKING:
     from prtool.trainer.config import TrainConfig
     from prtool.trainer.evaluation.report import EvalReport
 
-__all__ = ["apply", "benchmark", "build", "evaluate", "export_bundle", "list_engines", "train", "tune", "verify"]
+__all__ = ["apply", "benchmark", "build", "evaluate", "export_bundle", "list_engines", "train", "tune", "verify", "write_layout"]
 __all__ += ["BuildOptions", "Bundle", "Encoder", "EngineInfo", "EngineOptions", "EngineStatus", "Keep", "Manifest", "Prediction"]
 __all__ += ["PatchTokens", "Progress", "TrainConfig"]
-__all__ += ["BenchReport", "BuildReport", "EvalReport", "ExportReport", "TrainReport", "TuneReport", "VerifyResult"]
+__all__ += ["BenchReport", "BuildReport", "EvalReport", "ExportReport", "LayoutReport", "TrainReport", "TuneReport", "VerifyResult"]
 __all__ += ["BundleError", "CheckpointError", "ConfigError", "DataError", "ImageError", "KeepError", "ModelError", "PrtoolError", "ShapeError"]
 __all__ += ["EngineError", "EngineUnavailable", "InputWarning", "ParityError", "StorageError", "__version__"]
 
@@ -71,10 +85,12 @@ _HOMES = {
         "train",
         "tune",
         "verify",
+        "write_layout",
     ),
     "prtool.bundle": ("Bundle",),
     "prtool.engines.base": ("BuildOptions", "EngineInfo", "EngineOptions"),
     "prtool.engines.registry": ("EngineStatus", "list_engines"),
+    "prtool.export.layouts.report": ("LayoutReport",),
     "prtool.manifest": ("Manifest",),
     "prtool.progress": ("Progress",),
     "prtool.runtime.bench": ("BenchReport",),

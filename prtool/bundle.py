@@ -169,9 +169,9 @@ def _check_content(stream: BinaryIO, path: Path, digest: FileDigest, verify: boo
     return identity
 
 
-def _is_bundle(folder: Path) -> bool:
+def holds_only_listed(folder: Path, manifest_name: str = MANIFEST_NAME) -> bool:
     """Whether a folder holds a manifest, of whatever schema, and nothing that this does not list."""
-    manifest = folder / MANIFEST_NAME
+    manifest = folder / manifest_name
     # Asked first: a folder that is no bundle may be the root of a disk.
     found = list(folder.rglob("*")) if manifest.is_file() else []
     if not found or any(item.is_symlink() or not (item.is_file() or item.is_dir()) for item in found):
@@ -183,9 +183,9 @@ def _is_bundle(folder: Path) -> bool:
     listed = value.get("files") if isinstance(value, dict) else None
     if not isinstance(listed, dict) or "schema" not in value:
         return False
-    names = {MANIFEST_NAME, *listed}
+    names = {manifest_name, *listed}
     folders = {parent.as_posix() for name in names for parent in Path(name).parents}
     return all(item.relative_to(folder).as_posix() in (folders if item.is_dir() else names) for item in found)
 
 
-BUNDLE = OutputKind("a bundle, with nothing else in it", _is_bundle, is_folder=True)
+BUNDLE = OutputKind("a bundle, with nothing else in it", holds_only_listed, is_folder=True)

@@ -12,7 +12,7 @@ import prtool
 from prtool import api, errors
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "api.md"
-FUNCTIONS = ("train", "evaluate", "tune", "export_bundle", "apply", "verify", "benchmark", "build", "list_engines")
+FUNCTIONS = ("train", "evaluate", "tune", "export_bundle", "write_layout", "apply", "verify", "benchmark", "build", "list_engines")
 CLASSES = {
     "Encoder": "load counts encode_images encode_pixels encode_device encode_tokens encode_text classify scores kept close",
     "PatchTokens": "",
@@ -28,7 +28,7 @@ CLASSES = {
     "Progress": "start advance finish",
 }
 """The classes, and which of their methods the page has."""
-REPORTS = ("TrainReport", "EvalReport", "TuneReport", "ExportReport", "VerifyResult", "BenchReport", "BuildReport")
+REPORTS = ("TrainReport", "EvalReport", "TuneReport", "ExportReport", "LayoutReport", "VerifyResult", "BenchReport", "BuildReport")
 ALIASES = {"AnyPath": "str | Path", "AnyKeep": "Keep | float | int"}
 WIDTH = 100
 

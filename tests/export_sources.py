@@ -56,17 +56,8 @@ def make_source(kind: str, *, classes: bool = False, scorer: nn.Module | None = 
     return ExportSource(_dual_encoder(kind, visual, tower), pruned, "linear", False, 1000, names, templates)
 
 
-def merging_source(kind: str, locations: tuple[int, ...] = (2,), *, classes: bool = False) -> ExportSource:
-    """A source that merges patches from the first of `locations` on, to the second or the last block but one."""
-    visual = timm_visual(kind) if kind in TIMM else open_clip_visual(kind, quick_gelu=True)
-    tower = tower_of(visual)
-    merged = MergedEncoder(tower, tower.prune_spec(locations, method=MERGE)).eval().requires_grad_(False)
-    names, templates = (("cat", "hot_dog", "car"), ("a photo of a {}.",)) if classes else ((), ())
-    return ExportSource(_dual_encoder(kind, visual, tower), merged, "", False, 0, names, templates)
-
-
-def smaller_source(kind: str, method: str) -> ExportSource:
-    """A source of tests/towers.py whose tower reads images that are one patch smaller."""
+def smaller_source(kind: str, method: str = NONE) -> ExportSource:
+    """A source whose tower reads images that are one patch smaller, and ranks patches or nothing else."""
     source = make_source(kind)
     native = source.model.native
     side = native.image_size[0] - native.patch_size[0]
@@ -78,6 +69,15 @@ def smaller_source(kind: str, method: str) -> ExportSource:
     scorer = LinearScorer(tower.width, tower.prefix_tokens)
     pruned = PrunedEncoder(tower, [scorer], tower.prune_spec((2,))).eval().requires_grad_(False)
     return ExportSource(model, pruned, "linear", False, 1000)
+
+
+def merging_source(kind: str, locations: tuple[int, ...] = (2,), *, classes: bool = False) -> ExportSource:
+    """A source that merges patches from the first of `locations` on, to the second or the last block but one."""
+    visual = timm_visual(kind) if kind in TIMM else open_clip_visual(kind, quick_gelu=True)
+    tower = tower_of(visual)
+    merged = MergedEncoder(tower, tower.prune_spec(locations, method=MERGE)).eval().requires_grad_(False)
+    names, templates = (("cat", "hot_dog", "car"), ("a photo of a {}.",)) if classes else ((), ())
+    return ExportSource(_dual_encoder(kind, visual, tower), merged, "", False, 0, names, templates)
 
 
 @dataclass(frozen=True)

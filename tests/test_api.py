@@ -20,6 +20,7 @@ from prtool import api
 from prtool.cli.main import app
 from prtool.engines.base import BuildOptions, EngineOptions
 from prtool.errors import PrtoolError
+from prtool.export.layouts.plan import LAYOUTS, PIXELS
 from prtool.runtime.bench import BenchConfig
 from prtool.runtime.encoder import Encoder
 from prtool.spec import Keep
@@ -32,9 +33,9 @@ from prtool.trainer.evaluation.config import EvalConfig
 from prtool.trainer.settings import GOLDEN, METHOD_NAMES
 
 NAMES = """
-train evaluate tune export_bundle apply verify benchmark build list_engines
+train evaluate tune export_bundle write_layout apply verify benchmark build list_engines
 Encoder Bundle Manifest Keep PatchTokens Prediction EngineOptions BuildOptions EngineInfo EngineStatus TrainConfig Progress
-TrainReport EvalReport TuneReport ExportReport VerifyResult BenchReport BuildReport
+TrainReport EvalReport TuneReport ExportReport LayoutReport VerifyResult BenchReport BuildReport
 PrtoolError ConfigError KeepError ShapeError DataError ImageError ModelError CheckpointError BundleError
 ParityError EngineError EngineUnavailable StorageError InputWarning __version__
 """
@@ -49,6 +50,9 @@ VERBS: dict[str, Callable[..., object]] = {
 }
 ALWAYS_FREE = {"help", "as_json", "settings", "output", "show_config"}
 """What a command may have on top of its nine options: -h, --json, --set, -o and --show-config."""
+OF_A_LAYOUT = ("layout", "pixels")
+"""The options of export that are `write_layout`'s."""
+LAYOUT_CHOICES = (("export", "layout", LAYOUTS), ("export", "pixels", PIXELS))
 
 
 def test_the_public_names() -> None:
@@ -83,7 +87,8 @@ def parameters_of(command: str) -> dict[str, click.Parameter]:
 def test_a_command_has_the_parameters_and_defaults_of_its_function(command: str) -> None:
     wanted = {name: item.default for name, item in inspect.signature(VERBS[command]).parameters.items() if name != "progress"}
     found = parameters_of(command)
-    assert set(found) - {"as_json", "show_config"} == set(wanted)
+    others = set(OF_A_LAYOUT) if command == "export" else set()
+    assert set(found) - {"as_json", "show_config"} - others == set(wanted)
     for name, default in wanted.items():
         option = found[name]
         if default is inspect.Parameter.empty:
@@ -91,6 +96,14 @@ def test_a_command_has_the_parameters_and_defaults_of_its_function(command: str)
         elif name != "settings":
             given = option.default if not isinstance(option.default, Path) else str(option.default)
             assert given in (default, None if default in (None, ()) else default), name
+
+
+def test_export_takes_what_write_layout_takes() -> None:
+    function, command = inspect.signature(prtool.write_layout).parameters, parameters_of("export")
+    assert set(function) - {"source", "progress"} == set(command) - {"run", "as_json"}
+    assert not command["layout"].required  # without one, a bundle is written
+    assert command["pixels"].default == function["pixels"].default
+    assert command["precision"].default == (function["precision"].default,)
 
 
 @pytest.mark.parametrize("command", sorted(app.commands))
@@ -163,7 +176,12 @@ def test_the_settings_that_help_names_exist_and_nothing_is_lost(command: str, ki
 
 
 def test_the_choices_that_help_names_are_those_of_the_library() -> None:
-    for command, option, known in (("eval", "method", (*METHOD_NAMES, GOLDEN)), ("eval", "split", SPLITS), ("train", "preset", PRESETS)):
+    for command, option, known in (
+        ("eval", "method", (*METHOD_NAMES, GOLDEN)),
+        ("eval", "split", SPLITS),
+        ("train", "preset", PRESETS),
+        *LAYOUT_CHOICES,
+    ):
         for name in known:
             assert re.search(rf"\b{name}\b", str(parameters_of(command)[option].to_info_dict()["help"])), name
 

@@ -7,7 +7,8 @@ names and plain values, which win over arguments. `progress` gets each stage; No
 
 from prtool.api.bundle import benchmark, build, checked_bundle, engine_options, verify
 from prtool.api.common import BUNDLE, RUN, ExportReport, TrainReport, VerifyResult
+from prtool.api.layout import write_layout
 from prtool.api.run import apply, evaluate, evaluation_picture, export_bundle, train, train_config, tune
 
 __all__ = ["BUNDLE", "RUN", "ExportReport", "TrainReport", "VerifyResult", "checked_bundle", "engine_options", "evaluation_picture", "train_config"]
-__all__ += ["apply", "benchmark", "build", "evaluate", "export_bundle", "train", "tune", "verify"]
+__all__ += ["apply", "benchmark", "build", "evaluate", "export_bundle", "train", "tune", "verify", "write_layout"]

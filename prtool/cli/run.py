@@ -1,5 +1,6 @@
 """The commands that make and judge a run: train, eval, tune, export."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,27 @@ def tune(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 
 @click.command()
 @verb_options(api.export_bundle, data=str)
+@click.option("--layout", help="Write the files of other software, of hf, immich and triton, and no bundle; RUN may then be a bundle's folder.")
+@verb_options(api.write_layout, only=("pixels",))
 @json_option
-def export(as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Write a bundle of ONNX graphs, after comparing them with PyTorch."""
+def export(layout: str | None, pixels: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Write a bundle of ONNX graphs, after comparing them with PyTorch; or with --layout the files of other software."""
+    if layout is not None:
+        _export_layout(layout, pixels, as_json, **options)
+        return
+    if pixels != inspect.signature(api.write_layout).parameters["pixels"].default:
+        raise click.UsageError("--pixels is for --layout: a bundle's graphs read float32")
     report = api.export_bundle(**options, progress=BarProgress())
     print_report(report, as_json)
     where = "" if str(report.bundle) == api.BUNDLE else f" --bundle {report.bundle}"
     message(f"wrote {report.bundle}; next: prtool bench{where}, prtool embed{where} PHOTOS -o out.npz")
+
+
+def _export_layout(layout: str, pixels: str, as_json: bool, *, run: Path, output: Path, precision: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
+    if str(output) == api.BUNDLE:
+        raise click.UsageError("--layout writes no bundle; name its folder with -o")
+    if len(precision) != 1:
+        raise click.UsageError(f"--layout writes images at one precision, but --precision names {', '.join(precision)}")
+    report = api.write_layout(run, output, layout=layout, precision=precision[0], pixels=pixels, **options, progress=BarProgress())
+    print_report(report, as_json)
+    message(f"wrote {report.folder}, which keeps {report.keep} patches of each image")
