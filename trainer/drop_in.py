@@ -123,12 +123,13 @@ def apply(model: Model, run: Path, keep: Keep) -> Model:
 def _translated(model: nn.Module) -> nn.Module:
     """The image tower of a model of transformers as a module of open_clip or timm, with tensors of its own where names are joined."""
     from prtool.trainer.models.loading import hugging_face
+    from prtool.trainer.models.loading.tensor_names import renamed
 
-    family, config = hugging_face.model_config(model)
+    config = hugging_face.model_config(model)
     parameter = next(model.parameters())
-    state = hugging_face.renamed(model.state_dict(), family)
+    state = renamed(model.state_dict(), config["vision_cfg"])
     with torch.device(parameter.device):
-        visual = hugging_face.build_visual(config, family).to(parameter.dtype)
+        visual = hugging_face.build_visual(config).to(parameter.dtype)
     visual.load_state_dict({name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")})
     return visual
 

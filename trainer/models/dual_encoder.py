@@ -23,7 +23,6 @@ from prtool.trainer.models.loading.source import (
     ModelSource,
     canonical_name,
     canonical_pretrained,
-    checkpoint_folder,
     model_config,
     read_checkpoint,
     resolve,
@@ -157,9 +156,12 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
         ConfigError: the image size is no multiple of the patch, or larger than native.
     """
     check_image_size(name, image_size)
-    if canonical_name(name).startswith(TIMM):
-        return _image_only(canonical_name(name), canonical_pretrained(name, pretrained), device, image_size)
+    if (canonical := canonical_name(name)).startswith(TIMM):
+        weights = canonical_pretrained(canonical, pretrained)
+        return _image_only(canonical, weights, device, image_size, lambda notes: _timm_tower(canonical, weights, notes))
     source = resolve(name, pretrained)
+    if not source.has_text:
+        return _image_only(name, pretrained, device, image_size, lambda notes: _checkpoint_tower(source, notes))
     notes = dict(source.notes)
     with library_warnings(notes):
         # Before the weights: this fails within a second where a library or a file is missing.
@@ -187,18 +189,31 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
     )
 
 
-def _image_only(name: str, pretrained: str, device: str, image_size: int) -> DualEncoder:
-    """An image tower of timm: with the weights of its tag, of a file, or random ones."""
+def _timm_tower(name: str, weights: str, notes: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
+    """An image tower of timm with the weights of its tag, of a file, or random ones, and its `preprocess_cfg`."""
     from prtool.trainer.models.loading.image_only import build_trunk, preprocess_of, with_file
 
+    visual = build_trunk(name, pretrained=not weights)
+    if weights:
+        with_file(visual, Path(weights))
+    return visual, preprocess_of(visual, notes)
+
+
+def _checkpoint_tower(source: ModelSource, notes: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The image tower of a checkpoint that has no text side, and its `preprocess_cfg`."""
+    notes.update(source.notes)
+    return cast(nn.Module, _build(source, notes).visual), source.preprocess
+
+
+def _image_only(
+    name: str, pretrained: str, device: str, image_size: int, load: Callable[[dict[str, str]], tuple[nn.Module, dict[str, Any]]]
+) -> DualEncoder:
+    """An image tower alone; `load` gives it and its `preprocess_cfg`, and adds notes."""
     notes: dict[str, str] = {}
     with library_warnings(notes):
-        visual = build_trunk(name, pretrained=not pretrained).eval().requires_grad_(False)
-        if pretrained:
-            with_file(visual, Path(pretrained))
-        native = tower_of(visual).eval()
+        visual, config = load(notes)
+        native = tower_of(visual.eval().requires_grad_(False)).eval()
         _check_image_side(native, name)
-        config = preprocess_of(visual, notes)
     for note in filter(None, notes.values()):
         _log.warning("%s", note)
     tower, text = native.resized(image_size) if image_size else native, NoText(name)
@@ -245,8 +260,7 @@ def _outline(name: str) -> nn.Module:
     if name.startswith(HUGGING_FACE):
         from prtool.trainer.models.loading.hugging_face import build_visual
 
-        family, config, _ = read_checkpoint(checkpoint_folder(name))
-        return build_visual(config, family)
+        return build_visual(read_checkpoint(name).config)
     if name.startswith(TIMM):
         from prtool.trainer.models.loading.image_only import build_trunk
 
@@ -272,7 +286,7 @@ def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:
     if source.family:
         from prtool.trainer.models.loading import hugging_face
 
-        return _filled(failed, lambda: hugging_face.build(config, source.family), lambda made: hugging_face.fitted(made, path, source.family))
+        return _filled(failed, lambda: hugging_face.build(config), lambda made: hugging_face.fitted(made, path, config))
     state = read_weights(path)
     if source.is_file and is_openai(state):
         config["quick_gelu"] = True
@@ -330,6 +344,7 @@ def _preprocess(config: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
         resize_mode=config.get("resize_mode") or "shortest",
         fill=int(config.get("fill_color") or 0),
         crop_rounding=config.get("crop_rounding", "nearest"),
+        resize_ratio=config.get("resize_ratio", 1.0),
     )
 
 
