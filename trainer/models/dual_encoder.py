@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,7 +15,7 @@ from prtool.spec import Preprocess
 from prtool.store import digest
 from prtool.text_safety import printable
 from prtool.trainer.models.hosts import tower_of
-from prtool.trainer.models.loading.libraries import foreign, library_warnings
+from prtool.trainer.models.loading.libraries import check_open_clip, foreign, library_warnings
 from prtool.trainer.models.loading.source import (
     HUGGING_FACE,
     TIMM,
@@ -152,13 +151,16 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
         image_size: side of the square images that it reads, with interpolated positions (`VisionTower.resized`); 0 for its native size.
 
     Raises:
-        ModelError: unknown name or tag, weights that cannot be had or read, or an unsupported image tower.
+        ModelError: unknown name or tag, weights that cannot be had or read, an unsupported image tower, or a version of open_clip that is.
         ConfigError: the image size is no multiple of the patch, or larger than native.
     """
+    check_open_clip()
     check_image_size(name, image_size)
     if (canonical := canonical_name(name)).startswith(TIMM):
+        from prtool.trainer.models.loading.image_only import load_trunk
+
         weights = canonical_pretrained(canonical, pretrained)
-        return _image_only(canonical, weights, device, image_size, lambda notes: _timm_tower(canonical, weights, notes))
+        return _image_only(canonical, weights, device, image_size, lambda notes: load_trunk(canonical, weights, notes))
     source = resolve(name, pretrained)
     if not source.has_text:
         return _image_only(name, pretrained, device, image_size, lambda notes: _checkpoint_tower(source, notes))
@@ -187,16 +189,6 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
         context_length=tokenizer([""]).shape[1],
         native=native.to(device),
     )
-
-
-def _timm_tower(name: str, weights: str, notes: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
-    """An image tower of timm with the weights of its tag, of a file, or random ones, and its `preprocess_cfg`."""
-    from prtool.trainer.models.loading.image_only import build_trunk, preprocess_of, with_file
-
-    visual = build_trunk(name, pretrained=not weights)
-    if weights:
-        with_file(visual, Path(weights))
-    return visual, preprocess_of(visual, notes)
 
 
 def _checkpoint_tower(source: ModelSource, notes: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -248,6 +240,7 @@ def check_image_size(name: str, image_size: int) -> int:
     """
     if not image_size:
         return 0
+    check_open_clip()
     name = canonical_name(name)
     with torch.device("meta"), library_warnings({}):
         tower = tower_of(foreign(f"model {name!r} cannot be built", lambda: _outline(name)))

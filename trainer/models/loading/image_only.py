@@ -34,6 +34,18 @@ class TrunkVision(nn.Module):
         return cast(Tensor, self.head(self.trunk(pixels)))
 
 
+def load_trunk(name: str, weights: str, notes: dict[str, str]) -> tuple[TrunkVision, dict[str, Any]]:
+    """The tower of a name as `build_trunk` takes it, with the weights of its tag, of a file, or random ones, and its `preprocess_cfg`.
+
+    Raises:
+        ModelError: as `build_trunk` and `with_file`.
+    """
+    visual = build_trunk(name, pretrained=not weights)
+    if weights:
+        with_file(visual, Path(weights))
+    return visual, preprocess_of(visual, notes)
+
+
 def build_trunk(name: str, *, pretrained: bool = False) -> TrunkVision:
     """The tower of a name "timm:ARCHITECTURE" or "timm:ARCHITECTURE.TAG", with random weights, or those of the tag, downloaded.
 
