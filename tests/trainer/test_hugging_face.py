@@ -213,7 +213,7 @@ def test_a_repository_is_downloaded_without_what_is_not_needed(folder, monkeypat
     ("values", "message"),
     [
         ({"model_type": "bert"}, "model_type = 'bert', but it must be one of clip"),
-        ({"model_type": "siglip2"}, "NaFlex"),
+        ({"model_type": "siglip2"}, "only Siglip2Model is supported"),
         ({"model_type": "clip_vision_model"}, "only CLIPVisionModelWithProjection is supported"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "brings code of its own .*evil.Model.*, which is not run"),
         ({"projection_dim": 10**6}, "embed_dim = 1000000, but it must be a whole number"),

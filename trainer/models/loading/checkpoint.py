@@ -1,6 +1,8 @@
 """The files of a checkpoint of transformers: JSON, weights in one or several parts, and the image processor's settings."""
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +17,23 @@ from prtool.trainer.models.loading.weights import read_weights
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _BYTES = 1 << 22
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a checkpoint says without its tensors.
+
+    Attributes:
+        family: what transformers calls its kind.
+        config: checked, in open_clip's words; without a text_cfg where it has no text side.
+        preprocess: a checked `preprocess_cfg`.
+        notes: what is done otherwise than transformers does it, by subject.
+    """
+
+    family: str
+    config: dict[str, Any]
+    preprocess: dict[str, Any]
+    notes: dict[str, str]
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -71,7 +90,7 @@ def pixel_side(processor: Any, folder: Path) -> int:  # noqa: ANN401 - transform
         ModelError: they are not square, or not all of one size.
     """
     crops = bool(getattr(processor, "do_center_crop", False))
-    size = _sides((getattr(processor, "crop_size", None) if crops else processor.size) or {})
+    size = _sides(getattr(processor, "crop_size", None) or {}) if crops else _size(processor)
     if set(size) != {"height", "width"} or size["height"] != size["width"]:
         does = "crops" if crops else "resizes"
         raise ModelError(f"the image processor of {folder} {does} to {size}, which is not supported; only square images of one size are")
@@ -84,7 +103,7 @@ def preprocess_config(processor: Any, side: int, folder: Path) -> dict[str, Any]
     Raises:
         ModelError: it gives another size, or does something that is not supported.
     """
-    size, crop = _sides(processor.size), _sides(getattr(processor, "crop_size", None) or {})
+    size, crop = _size(processor), _sides(getattr(processor, "crop_size", None) or {})
     crops = bool(getattr(processor, "do_center_crop", False))
     steps = {"do_resize": True, "do_rescale": True, "do_normalize": True}
     wrong = [name for name, wanted in steps.items() if getattr(processor, name, None) is not wanted]
@@ -104,6 +123,21 @@ def preprocess_config(processor: Any, side: int, folder: Path) -> dict[str, Any]
     }
     ratio = 1.0 if square else shortest / side
     return check_preprocess(plain, f"the image processor of {folder}") | {"crop_rounding": "floor", "resize_ratio": ratio}
+
+
+def keeps_shape(processor: Any) -> bool:  # noqa: ANN401 - as above
+    """Whether a processor gives images of any shape with a limit on their patches (NaFlex)."""
+    return getattr(processor, "max_num_patches", None) is not None
+
+
+def _size(processor: Any) -> Mapping[str, int]:  # noqa: ANN401 - as above
+    """What a processor resizes to; NaFlex, a square image."""
+    if not keeps_shape(processor):
+        return _sides(processor.size)
+    rows = math.isqrt(processor.max_num_patches)
+    if rows * rows != processor.max_num_patches:
+        return {"max_num_patches": processor.max_num_patches}
+    return {"height": rows * processor.patch_size, "width": rows * processor.patch_size}
 
 
 def _sides(value: Any) -> Mapping[str, int]:  # noqa: ANN401 - a number, a mapping or a class, by version

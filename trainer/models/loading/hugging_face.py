@@ -5,6 +5,7 @@ the image processor's settings and the tokenizer; its model classes are not buil
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +16,10 @@ from torch import Tensor, nn
 
 from prtool.errors import ModelError
 from prtool.text_safety import printable
-from prtool.trainer.models.loading.checkpoint import pixel_side, preprocess_config, read_object, read_tensors
+from prtool.trainer.models.loading.checkpoint import Settings, keeps_shape, pixel_side, preprocess_config, read_object, read_tensors
 from prtool.trainer.models.loading.config import ACTIVATIONS, check_checkpoint
 from prtool.trainer.models.loading.config import CHECKPOINT_CONFIG as CONFIG
 from prtool.trainer.models.loading.libraries import foreign
-from prtool.trainer.models.loading.source import ModelSource
 from prtool.trainer.models.loading.tensor_names import renamed
 from prtool.trainer.models.loading.tokenizer import require_transformers
 from prtool.trainer.models.loading.trunks import (
@@ -27,6 +27,7 @@ from prtool.trainer.models.loading.trunks import (
     DINOV2,
     DINOV2_REGISTERS,
     DINOV3,
+    NAFLEX,
     SIGLIP,
     build_trunk_visual,
     hidden_width,
@@ -35,16 +36,24 @@ from prtool.trainer.models.loading.trunks import (
 from prtool.trainer.models.loading.weights import check_tensors
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-_CLIP, _SIGLIP, _DUAL = "clip", "siglip", "vision-text-dual-encoder"
+_CLIP, _SIGLIP, _SIGLIP2, _DUAL = "clip", "siglip", "siglip2", "vision-text-dual-encoder"
 _CLIP_VISION, _CLIP_TEXT = "clip_vision_model", "clip_text_model"
 _IMAGE_ONLY = {
     _CLIP_VISION: "CLIPVisionModelWithProjection",
     SIGLIP: "SiglipVisionModel",
+    NAFLEX: "Siglip2VisionModel",
     DINOV2: "Dinov2Model",
     DINOV2_REGISTERS: "Dinov2WithRegistersModel",
     DINOV3: "DINOv3ViTModel",
 }
-_FAMILIES = {_CLIP: "CLIPModel", "metaclip_2": "MetaClip2Model", _SIGLIP: "SiglipModel", _DUAL: "VisionTextDualEncoderModel", **_IMAGE_ONLY}
+_FAMILIES = {
+    _CLIP: "CLIPModel",
+    "metaclip_2": "MetaClip2Model",
+    _SIGLIP: "SiglipModel",
+    _SIGLIP2: "Siglip2Model",
+    _DUAL: "VisionTextDualEncoderModel",
+    **_IMAGE_ONLY,
+}
 _TOWERS = (_CLIP_VISION, "metaclip_2_vision_model", SIGLIP, *ANY_SIZE)
 _TANH = ("gelu_pytorch_tanh", "gelu_new")
 _OWN_KEYS = ("tower", "projected", "activation")
@@ -68,8 +77,8 @@ class _Model(CustomTextCLIP):  # type: ignore[misc]
         self.logit_bias = nn.Parameter(torch.zeros(())) if biased else None
 
 
-def read_folder(name: str, folder: Path) -> ModelSource:
-    """The source of a checkpoint: its checked configuration and preprocessing in open_clip's words, without a text side where it has none.
+def read_folder(folder: Path) -> Settings:
+    """The settings of a checkpoint.
 
     Raises:
         ModelError: it is of another class, brings its own code, lacks its image processor or tokenizer, or has a value that is not supported.
@@ -83,8 +92,7 @@ def read_folder(name: str, folder: Path) -> ModelSource:
     config = foreign(failed, lambda: _translated(found, family, str(folder)))
     if not any(folder.glob("*processor_config.json")):
         raise ModelError(f"{folder} has no preprocessor_config.json, so how its images are resized is unknown; save its processor there as well")
-    has_text = "text_cfg" in config
-    if has_text and not any((folder / name).is_file() for name in _VOCABULARIES):
+    if "text_cfg" in config and not any((folder / name).is_file() for name in _VOCABULARIES):
         # transformers would make one without a vocabulary.
         raise ModelError(f"{folder} holds no tokenizer ({', '.join(_VOCABULARIES)}); save the model's tokenizer there as well")
     failed = f"the image processor of {folder} cannot be read"
@@ -94,7 +102,7 @@ def read_folder(name: str, folder: Path) -> ModelSource:
         vision["image_size"] = foreign(failed, lambda: pixel_side(processor, folder))
     config = check_checkpoint(config, str(folder / CONFIG))
     preprocess = foreign(failed, lambda: preprocess_config(processor, vision["image_size"], folder))
-    return ModelSource(name, "", config, preprocess, folder, str(folder) if has_text else "", notes=_notes(processor, folder), family=family)
+    return Settings(family, config, preprocess, _notes(processor, folder))
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:
@@ -157,8 +165,7 @@ def _family(folder: Path) -> str:
         named = printable(json.dumps(content["auto_map"]))
         raise ModelError(f"{folder} brings code of its own ({named}), which is not run; give a checkpoint of one of {known}")
     if not isinstance(kind, str) or kind not in _FAMILIES:
-        hint = "; its images keep their shape (NaFlex), which is not supported: give a SigLIP 2 of one size" if kind == "siglip2" else ""
-        raise ModelError(f"{folder / CONFIG} has model_type = {printable(repr(kind))}, but it must be one of {known}{hint}")
+        raise ModelError(f"{folder / CONFIG} has model_type = {printable(repr(kind))}, but it must be one of {known}")
     classes = content.get("architectures")
     if classes and (not isinstance(classes, list) or _FAMILIES[kind] not in classes):
         raise ModelError(
@@ -169,6 +176,8 @@ def _family(folder: Path) -> str:
 
 def _notes(processor: Any, folder: Path) -> dict[str, str]:  # noqa: ANN401 - transformers' classes change by version
     """What is done otherwise than transformers does it."""
+    if keeps_shape(processor):
+        return {"shape": f"the image processor of {folder.name} keeps the shape of images (NaFlex); here all of them become squares"}
     if not type(processor).__name__.startswith("DINOv3ViTImageProcessor"):
         return {}
     what = "resizes values that it has rescaled to floating point; here 8-bit values are resized, as everywhere, so pixels differ by up to 1/255"
@@ -181,7 +190,7 @@ def _translated(found: Any, family: str, origin: str) -> dict[str, Any]:  # noqa
         projected = family == _CLIP_VISION
         return {"embed_dim": found.projection_dim if projected else found.hidden_size, "vision_cfg": _vision(found, origin, projected=projected)}
     vision, text = found.vision_config, found.text_config
-    siglip = family == _SIGLIP
+    siglip = family in (_SIGLIP, _SIGLIP2)
     if family == _DUAL and text.model_type != _CLIP_TEXT:
         raise ModelError(f"{origin} has a text side of model_type {printable(repr(text.model_type))}, but only {_CLIP_TEXT} is supported")
     embed_dim = vision.hidden_size if siglip else found.projection_dim
@@ -200,7 +209,7 @@ def _vision(vision: Any, origin: str, *, projected: bool) -> dict[str, Any]:  # 
         **settings,
         "tower": vision.model_type,
         "projected": projected,
-        "image_size": _side(vision.image_size, "image_size", origin),
+        "image_size": _native_side(vision, origin),
         "patch_size": _side(vision.patch_size, "patch_size", origin),
     }
 
@@ -214,7 +223,7 @@ def _text(text: Any, family: str, origin: str) -> dict[str, Any]:  # noqa: ANN40
         "vocab_size": text.vocab_size,
         "hf_tokenizer_name": "own",
     }
-    if family == _SIGLIP:
+    if family in (_SIGLIP, _SIGLIP2):
         return config | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
     if family != "metaclip_2" and text.eos_token_id == 2:
         # Written before transformers 4.31, with a number that the tokenizer does not give: the largest one ends a text.
@@ -237,6 +246,13 @@ def _tower(config: Any, origin: str, heads: str, activation: object) -> dict[str
         "activation": activation,
         "norm_kwargs": {"eps": config.layer_norm_eps},
     }
+
+
+def _native_side(vision: Any, origin: str) -> int:  # noqa: ANN401 - as above
+    """The side of the images that the positions are for."""
+    if vision.model_type == NAFLEX:
+        return math.isqrt(vision.num_patches) * _side(vision.patch_size, "patch_size", origin)
+    return _side(vision.image_size, "image_size", origin)
 
 
 def _side(value: object, name: str, origin: str) -> int:

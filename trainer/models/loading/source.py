@@ -232,7 +232,10 @@ def read_checkpoint(name: str) -> ModelSource:
     """
     from prtool.trainer.models.loading.hugging_face import read_folder
 
-    return read_folder(name, checkpoint_folder(name))
+    folder = checkpoint_folder(name)
+    found = read_folder(folder)
+    tokenizer = str(folder) if "text_cfg" in found.config else ""
+    return ModelSource(name, "", found.config, found.preprocess, folder, tokenizer, notes=found.notes, family=found.family)
 
 
 def weights_in(folder: Path) -> Path:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prtool.trainer.models.loading.trunks import DINOV2, DINOV2_REGISTERS, DINOV3, SIGLIP
+from prtool.trainer.models.loading.trunks import DINOV2, DINOV2_REGISTERS, DINOV3, NAFLEX, SIGLIP
 
 _UNUSED = (".position_ids", ".mask_token")
 _TRUNK = "visual.trunk."
 _POSITIONS, _CLASS, _REGISTERS = f"{_TRUNK}pos_embed", f"{_TRUNK}cls_token", f"{_TRUNK}reg_token"
+_PATCHES = f"{_TRUNK}patch_embed.proj.weight"
 _TRANSPOSED = ("visual.proj", "text.text_projection")
 # By their beginning; the first that fits is taken.
 _TEXT = {
@@ -82,7 +83,8 @@ _DINOV3_BLOCK = {
     "mlp.gate_proj": "mlp.fc1_g",
     "mlp.down_proj": "mlp.fc2",
 }
-_BLOCKS = {SIGLIP: _SIGLIP_BLOCK, DINOV2: _DINOV2_BLOCK, DINOV2_REGISTERS: _DINOV2_BLOCK, DINOV3: _DINOV3_BLOCK}
+_BLOCKS = {SIGLIP: _SIGLIP_BLOCK, NAFLEX: _SIGLIP_BLOCK, DINOV2: _DINOV2_BLOCK, DINOV2_REGISTERS: _DINOV2_BLOCK, DINOV3: _DINOV3_BLOCK}
+_NAMES = {SIGLIP: _SIGLIP, NAFLEX: _SIGLIP, DINOV2: _DINO, DINOV2_REGISTERS: _DINO, DINOV3: _DINO}
 _ATTENTION = re.compile(r"(.*?\.)(?:self_attn|attention(?:\.attention)?)\.([qkv])(?:_proj|uery|ey|alue)\.(weight|bias)")
 _GATED = re.compile(r"(.*\.mlp\.)(gate|up)_proj\.(weight|bias)")
 
@@ -93,7 +95,7 @@ def renamed(state: Mapping[str, Tensor], vision: Mapping[str, Any]) -> dict[str,
     `vision` is the checked `vision_cfg`. A name that is not known stays.
     """
     tower = vision["tower"]
-    names = _TEXT | {SIGLIP: _SIGLIP, DINOV2: _DINO, DINOV2_REGISTERS: _DINO, DINOV3: _DINO}.get(tower, _CLIP)
+    names = _TEXT | _NAMES.get(tower, _CLIP)
     found: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in _of_both_sides(state).items():
@@ -110,6 +112,8 @@ def renamed(state: Mapping[str, Tensor], vision: Mapping[str, Any]) -> dict[str,
             found[new] = _reshaped(new, tensor)
     for name, several in parts.items():
         found |= _whole(name, several)
+    if tower == NAFLEX:
+        return _square(found, vision)
     return _placed(found, vision) if tower in (DINOV2, DINOV2_REGISTERS, DINOV3) else found
 
 
@@ -175,15 +179,27 @@ def _placed(state: dict[str, Tensor], vision: Mapping[str, Any]) -> dict[str, Te
         return state
     grid = vision["image_size"] // vision["patch_size"]
     antialias = vision["tower"] == DINOV2_REGISTERS
-    return state | {_CLASS: token.float() + places[:, :1].float(), _POSITIONS: _interpolated(places[:, 1:], grid, antialias=antialias)}
+    return state | {_CLASS: token.float() + places[:, :1].float(), _POSITIONS: _interpolated(places[:, 1:], grid, "bicubic", antialias=antialias)}
 
 
-def _interpolated(places: Tensor, grid: int, *, antialias: bool) -> Tensor:
+def _square(state: dict[str, Tensor], vision: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a NaFlex tower for square images alone: its matrix on patches as a convolution, its positions for one grid."""
+    weight, places = state.get(_PATCHES), state.get(_POSITIONS)
+    patch, side = vision["patch_size"], vision["image_size"]
+    if weight is not None and weight.dim() == 2 and weight.shape[1] == 3 * patch * patch:
+        # A patch is flattened as rows, columns, channels.
+        state = state | {_PATCHES: weight.reshape(-1, patch, patch, 3).permute(0, 3, 1, 2).contiguous()}
+    if places is not None and places.dim() == 3:
+        state = state | {_POSITIONS: _interpolated(places, side // patch, "bilinear", antialias=True)}
+    return state
+
+
+def _interpolated(places: Tensor, grid: int, mode: str, *, antialias: bool) -> Tensor:
     """Positions (1, N, D) of a square grid for one of `grid` rows, as transformers interpolates them in each forward pass."""
     old = math.isqrt(places.shape[1])
     if old in (0, grid) or old * old != places.shape[1]:
         return places
     # In float64: its rounding to float32 is the same on every CPU, and so is the digest of the weights.
     table = places.double().reshape(1, old, old, -1).permute(0, 3, 1, 2)
-    table = functional.interpolate(table, (grid, grid), mode="bicubic", align_corners=False, antialias=antialias)
+    table = functional.interpolate(table, (grid, grid), mode=mode, align_corners=False, antialias=antialias)
     return table.permute(0, 2, 3, 1).reshape(1, grid * grid, -1).float()

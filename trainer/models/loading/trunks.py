@@ -1,10 +1,10 @@
-"""Image towers of transformers as trunks of timm that compute the same: SigLIP, DINOv2 with and without registers, DINOv3."""
+"""Image towers of transformers as trunks of timm that compute the same: SigLIP, also NaFlex on squares, DINOv2, DINOv3."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
-from timm.layers import SwiGLUPacked
+from timm.layers.mlp import SwiGLUPacked
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -14,8 +14,9 @@ from prtool.text_safety import printable
 from prtool.trainer.models.loading.image_only import TrunkVision
 
 SIGLIP, DINOV2, DINOV2_REGISTERS, DINOV3 = "siglip_vision_model", "dinov2", "dinov2_with_registers", "dinov3_vit"
+NAFLEX = "siglip2_vision_model"
 """As `model_type` names them."""
-ANY_SIZE = (DINOV2, DINOV2_REGISTERS, DINOV3)
+ANY_SIZE = (NAFLEX, DINOV2, DINOV2_REGISTERS, DINOV3)
 """Those that read images of any size, as their positions are interpolated, or rotate; the image processor decides."""
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 
@@ -39,7 +40,7 @@ def trunk_settings(vision: Any, origin: str) -> dict[str, Any]:  # noqa: ANN401 
     if vision.model_type in (DINOV2, DINOV2_REGISTERS):
         registers = vision.num_register_tokens if vision.model_type == DINOV2_REGISTERS else 0
         return {"registers": registers, "gated_mlp": vision.use_swiglu_ffn, "qkv_bias": vision.qkv_bias}
-    if vision.model_type == SIGLIP and not getattr(vision, "vision_use_head", True):
+    if vision.model_type in (SIGLIP, NAFLEX) and not getattr(vision, "vision_use_head", True):
         raise ModelError(f"{origin} has vision_use_head = false, so its image tower gives no embedding; give a checkpoint with its head")
     return {}
 
@@ -127,6 +128,7 @@ def _dinov3(vision: Mapping[str, Any], shared: dict[str, Any]) -> nn.Module:
 
 _TRUNKS: dict[str, Callable[[Mapping[str, Any], dict[str, Any]], nn.Module]] = {
     SIGLIP: _siglip,
+    NAFLEX: _siglip,
     DINOV2: _dinov2,
     DINOV2_REGISTERS: _dinov2,
     DINOV3: _dinov3,
