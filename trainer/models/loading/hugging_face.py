@@ -180,7 +180,7 @@ def _notes(processor: Any, folder: Path) -> dict[str, str]:  # noqa: ANN401 - tr
         return {"shape": f"the image processor of {folder.name} keeps the shape of images (NaFlex); here all of them become squares"}
     if not type(processor).__name__.startswith("DINOv3ViTImageProcessor"):
         return {}
-    what = "resizes values that it has rescaled to floating point; here 8-bit values are resized, as everywhere, so pixels differ by up to 1/255"
+    what = "resizes in floating point; here 8-bit values are resized, as everywhere, and with a bilinear filter pixels differ by up to 1 of 255"
     return {"pixels": f"the image processor of {folder.name} {what}"}
 
 
