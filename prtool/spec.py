@@ -14,6 +14,7 @@ from prtool.text_safety import printable
 RESIZE_MODES = ("shortest", "longest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 CROP_ROUNDINGS = ("nearest", "floor")
+MAX_RESIZE_RATIO = 8.0
 RANK, MERGE, NONE = METHODS = ("rank", "merge", "none")
 """What shortens the sequence: dropping the lowest ranked patches, merging similar ones, or nothing but a smaller image."""
 
@@ -354,6 +355,7 @@ class Preprocess:
         fill: padding value 0 to 255, for "longest".
         crop_rounding: of the crop's left and top edge where half a pixel is over: "nearest", to the even one (torchvision, open_clip), or
             "floor" (transformers).
+        resize_ratio: what "shortest" resizes to before the crop, relative to `size`: 256 / 224 for 224 pixels out of 256.
     """
 
     size: tuple[int, int]
@@ -363,6 +365,7 @@ class Preprocess:
     resize_mode: str = "shortest"
     fill: int = 0
     crop_rounding: str = "nearest"
+    resize_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         check_value("resize_mode", self.resize_mode, choices=RESIZE_MODES)
@@ -371,6 +374,9 @@ class Preprocess:
         check_value("image size", self.size, minimum=1, maximum=MAX_IMAGE_SIDE)
         check_value("pixels of an image", math.prod(self.size), maximum=MAX_IMAGE_PIXELS)
         check_value("fill", self.fill, minimum=0, maximum=255)
+        check_value("resize_ratio", self.resize_ratio, minimum=1.0, maximum=MAX_RESIZE_RATIO)
+        if self.resize_ratio != 1.0 and self.resize_mode != "shortest":
+            raise ConfigError(f'resize_ratio = {self.resize_ratio} with resize_mode = {self.resize_mode!r}, but only "shortest" crops; give 1')
         for mean, std in zip(self.mean, self.std, strict=True):
             if not (abs(mean) <= _MAX_FLOAT32 and _MIN_FLOAT32 <= std <= _MAX_FLOAT32 and max(abs(mean), abs(1.0 - mean)) / std <= _MAX_FLOAT32):
                 raise ConfigError(f"mean = {mean}, std = {std}, but std must be above 0, and pixels of 0 and 1 must stay finite in float32")

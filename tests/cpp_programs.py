@@ -59,7 +59,14 @@ class ImageProbe:
     def __init__(self, spec: Preprocess, *, jpeg_scaling: bool = False) -> None:
         program = built_file("tests/image/prtool-image-probe")
         numbers = (*spec.size, *spec.mean, *spec.std)
-        words = (spec.interpolation, spec.resize_mode, str(spec.fill), spec.crop_rounding, "scaled" if jpeg_scaling else "exact")
+        words = (
+            spec.interpolation,
+            spec.resize_mode,
+            str(spec.fill),
+            spec.crop_rounding,
+            repr(spec.resize_ratio),
+            "scaled" if jpeg_scaling else "exact",
+        )
         arguments = [program, *map(repr, numbers), *words]
         self.spec, self.jpeg_scaling = spec, jpeg_scaling
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -28,13 +28,23 @@ def make_checkpoint(family: str, seed: int = 0, **changes: dict[str, Any]) -> An
     else:
         old = {"eos_token_id": 2} if family == "clip of 2022" else {}
         model = transformers.CLIPModel(transformers.CLIPConfig(text_config={**text, **old}, vision_config=vision, projection_dim=24))
+    randomise(model)
     with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if tensor.dim() == 1:
-                tensor.copy_(torch.randn_like(tensor) * 0.3 + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
-        model.logit_scale.fill_(2.5)
         if family == "siglip":
             model.logit_bias.fill_(-7.0)
+    return model
+
+
+@torch.no_grad()
+def randomise(model: Any) -> Any:
+    """Gives every tensor random values, as many start at zero or one, and puts the model in evaluation mode."""
+    for name, tensor in model.named_parameters():
+        if tensor.dim() == 1:
+            tensor.copy_(torch.randn_like(tensor) * 0.3 + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+        elif float(tensor.abs().sum()) == 0.0 or name.endswith(("cls_token", "register_tokens")):
+            tensor.copy_(torch.randn_like(tensor) * 0.3)
+    if hasattr(model, "logit_scale"):
+        model.logit_scale.fill_(2.5)
     return model.eval()
 
 

@@ -95,6 +95,8 @@ def damaged(path: list[str | int], new: object, base: dict[str, Any] | None = No
         (["preprocess", "std"], [0.5, -0.5, 0.5], r"std = -0\.5"),
         (["preprocess", "mean"], [0.5, 0.5, 1e39], r"mean = 1e\+39"),
         (["preprocess", "fill"], 256, "fill = 256"),
+        (["preprocess", "resize_ratio"], 0.9, "resize_ratio = 0.9"),
+        (["preprocess", "resize_ratio"], 8.5, "resize_ratio = 8.5"),
         (["cost", "embed_macs"], -1, "embed_macs.*-1"),
         (["cost"], {"embed_macs": 0, "token_macs": 0, "attention_macs": 0, "head_macs": 0, "kv_token_macs": 9}, "cost"),
         (["model", "embed_dim"], 0, "embed_dim = 0"),

@@ -85,6 +85,8 @@ def test_bad_locations_are_refused(locations: tuple[int, ...]) -> None:
 def test_bad_preprocess_is_refused() -> None:
     with pytest.raises(ConfigError, match="shortest"):
         Preprocess((8, 8), (0, 0, 0), (1, 1, 1), resize_mode="fit")
+    with pytest.raises(ConfigError, match="resize_ratio"):
+        Preprocess((8, 8), (0, 0, 0), (1, 1, 1), resize_mode="squash", resize_ratio=1.5)
     with pytest.raises(ConfigError, match="bicubic"):
         Preprocess((8, 8), (0, 0, 0), (1, 1, 1), interpolation="lanczos")
 

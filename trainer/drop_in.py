@@ -10,6 +10,7 @@ from prtool.errors import CheckpointError, ModelError, ShapeError
 from prtool.manifest import check_keep
 from prtool.spec import Keep
 from prtool.trainer.models.hosts import tower_of
+from prtool.trainer.models.loading.libraries import check_open_clip
 from prtool.trainer.models.reduced import ReducedEncoder
 from prtool.trainer.runs.checkpoint import Checkpoint
 from prtool.trainer.store import tensors_digest
@@ -18,6 +19,8 @@ Model = TypeVar("Model", bound=nn.Module)
 _OPEN_CLIP = "visual"
 _TRANSFORMERS = "vision_model"
 _PROJECTION = "visual_projection"
+_CLASSES = ("CLIPModel", "MetaClip2Model", "SiglipModel", "CLIPVisionModelWithProjection")
+"""Of transformers, whose calls all go through `vision_model` and read its pooled output alone."""
 
 
 class ReducedVision(nn.Module):
@@ -73,7 +76,7 @@ class OpenClipVision(ReducedVision):
 
 
 class TransformersVision(ReducedVision):
-    """The same as the `vision_model` of a CLIPModel, MetaClip2Model or SiglipModel."""
+    """The same as the `vision_model` of one of `_CLASSES`."""
 
     def forward(self, pixel_values: Tensor, keep: Keep | float | int | None = None, **options: Any) -> Any:  # noqa: ANN401 - a ModelOutput
         """A BaseModelOutputWithPooling whose `pooler_output` is the embeddings (batch, E); it has no hidden states.
@@ -95,16 +98,20 @@ def apply(model: Model, run: Path, keep: Keep) -> Model:
 
     Raises:
         CheckpointError: there is no finished run, or it was trained for other weights.
-        ModelError: the model is of a kind that is not supported, or changed already.
+        ModelError: the model is of a kind that is not supported, or changed already, or the version of open_clip is not supported.
         KeepError: the keep is out of range.
     """
+    check_open_clip()
     checkpoint = Checkpoint.load(run)
     place = _TRANSFORMERS if isinstance(getattr(model, _TRANSFORMERS, None), nn.Module) else _OPEN_CLIP
     own = getattr(model, place, None)
     if isinstance(own, ReducedVision):
         raise ModelError(f"the model's {place} is a run's encoder already; set model.{place}.keep, or load the model again")
-    if not isinstance(own, nn.Module):
-        raise ModelError(f"a {type(model).__name__} has no image tower in visual or vision_model; give a model of open_clip or transformers")
+    if not isinstance(own, nn.Module) or (place == _TRANSFORMERS and type(model).__name__ not in _CLASSES):
+        raise ModelError(
+            f"a {type(model).__name__} has no image tower that another can stand for; give a model of open_clip with a visual, or of transformers "
+            f"a {', '.join(_CLASSES)}; other encoders run as a bundle, with prtool.Encoder"
+        )
     visual = own if place == _OPEN_CLIP else _translated(model)
     _check_weights(visual, checkpoint, run)
     if getattr(visual, "output_tokens", False):
@@ -123,12 +130,13 @@ def apply(model: Model, run: Path, keep: Keep) -> Model:
 def _translated(model: nn.Module) -> nn.Module:
     """The image tower of a model of transformers as a module of open_clip or timm, with tensors of its own where names are joined."""
     from prtool.trainer.models.loading import hugging_face
+    from prtool.trainer.models.loading.tensor_names import renamed
 
-    family, config = hugging_face.model_config(model)
+    config = hugging_face.model_config(model)
     parameter = next(model.parameters())
-    state = hugging_face.renamed(model.state_dict(), family)
+    state = renamed(model.state_dict(), config["vision_cfg"])
     with torch.device(parameter.device):
-        visual = hugging_face.build_visual(config, family).to(parameter.dtype)
+        visual = hugging_face.build_visual(config).to(parameter.dtype)
     visual.load_state_dict({name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")})
     return visual
 

@@ -267,8 +267,8 @@ def apply(model: Model, run: AnyPath = RUN, keep: AnyKeep | None = None) -> Mode
     `model.vision_model.keep`), and one call of that module takes `keep=0.5`.
 
     Args:
-        model: a model of open_clip, or a CLIPModel, MetaClip2Model or SiglipModel of transformers, with the weights that the run was
-            trained for, in float32; convert it afterwards.
+        model: a model of open_clip, or a CLIPModel, MetaClip2Model, SiglipModel or CLIPVisionModelWithProjection of transformers, with the
+            weights that the run was trained for, in float32; convert it afterwards.
         run: folder of a trained run, of any method.
         keep: patches that stay: a ratio (0.6) or a count (118); default: as for `export_bundle`.
 

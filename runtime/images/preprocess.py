@@ -118,7 +118,7 @@ def least_size(size: tuple[int, int], spec: Preprocess) -> tuple[int, int]:
 def _scaled(size: tuple[float, float], spec: Preprocess) -> tuple[int, int]:
     """Width and height after the resize, rounded as torchvision and timm do where it keeps the aspect ratio."""
     width, height = size
-    target_height, target_width = spec.size
+    target_height, target_width = (round(side * spec.resize_ratio) for side in spec.size)
     if spec.resize_mode == "squash":
         return target_width, target_height
     if spec.resize_mode == "shortest" and target_height == target_width:

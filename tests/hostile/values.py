@@ -134,6 +134,7 @@ def consistent(root: Path, chance: random.Random) -> str:
         "mean": lambda: value["preprocess"].update(mean=[chance.choice([1e300, -1e38, 5e38, 0.1]), 0.5, 0.5]),
         "logits": lambda: value["model"].update(logit_scale=chance.choice([1e308, -1e308, 0, 1.7e308]), logit_bias=chance.choice([1e308, 0])),
         "fill": lambda: value["preprocess"].update(fill=chance.choice([255, 256, -1]), resize_mode="longest"),
+        "ratio": lambda: value["preprocess"].update(resize_ratio=chance.choice([0, 0.5, 1, 8, 9, "2", 1.5]), resize_mode="longest"),
         "mode": lambda: value["preprocess"].update(resize_mode=chance.choice(["shortest", "longest", "squash"]), size=[8, chance.choice(_SIZES)]),
     }
     chosen = chance.sample([*fields], chance.choice([1, 1, 2]))

@@ -33,6 +33,8 @@ SPECS = [
     Preprocess((60, 60), *HALF, interpolation="nearest"),
     Preprocess((60, 90), *HALF, interpolation="nearest", resize_mode="squash"),
     Preprocess((64, 64), *CLIP, crop_rounding="floor"),
+    Preprocess((56, 56), *CLIP, crop_rounding="floor", resize_ratio=64 / 56),
+    Preprocess((48, 80), *HALF, resize_ratio=1.1),
 ]
 SMALL = SPECS[1]
 

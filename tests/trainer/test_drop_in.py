@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hugging_face_models import SIDE, make_checkpoint, write_checkpoint
+from hugging_face_towers import make_pair, make_tower, reference, write_tower
 from local_model import write_images, write_model
 from PIL import Image
 from torch import Tensor
@@ -147,6 +148,23 @@ def test_models_of_transformers(tmp_path, family):
         assert outputs.logits_per_image.shape == (2, 1)
         with pytest.raises(ModelError, match="output_hidden_states"):
             host_model.vision_model(pixels, output_hidden_states=True)
+
+
+def test_an_image_tower_of_transformers(tmp_path):
+    pytest.importorskip("transformers", reason="transformers makes the models")
+    name, data = write_tower(tmp_path / "tower", "clip"), write_images(tmp_path / "data", {"train": 12, "val": 2})
+    train(TrainConfig.load(None, QUICK | METHODS["rank"] | {"model": name, "data": str(data)}), tmp_path / "run")
+    keep, pixels, model = usual_of(tmp_path / "run"), pixels_of(SIDE), make_tower("clip")
+    with torch.inference_mode():
+        full = reference(model, pixels)
+        assert prtool.apply(model, tmp_path / "run", keep) is model
+        checkpoint = Checkpoint.load(tmp_path / "run")
+        encoder = checkpoint.pruned_encoder(checkpoint.load_model().tower)
+        wanted, found = encoder.encode(pixels, encoder.spec.counts(keep)), functional.normalize(reference(model, pixels), dim=-1)
+        assert torch.allclose(found, wanted, atol=1e-6) and not torch.allclose(functional.normalize(full, dim=-1), wanted, atol=1e-3)
+    for other in (make_tower("siglip"), make_tower("dinov2"), make_tower("dinov3"), make_pair("dinov2")):
+        with pytest.raises(ModelError, match=rf"{type(other).__name__} has no image tower .* CLIPVisionModelWithProjection; .*prtool\.Encoder"):
+            prtool.apply(other, tmp_path / "run", keep)
 
 
 def pooled(found: Any) -> Tensor:

@@ -74,6 +74,17 @@ def test_embeddings_are_those_of_transformers(written, family):
     assert model.logit_bias == (-7.0 if family == "siglip" else 0.0)
 
 
+@torch.inference_mode()
+def test_each_side_has_its_own_activation(tmp_path):
+    changes = {"vision": {"hidden_act": "gelu_pytorch_tanh"}, "text": {"hidden_act": "gelu"}}
+    model, host = load_model(write_checkpoint(tmp_path, **changes)), make_checkpoint("clip", **changes)
+    pixels, ids = torch.randn(2, 3, SIDE, SIDE), model.tokenizer(PROMPTS)
+    images, texts = host.get_image_features(pixels), host.get_text_features(input_ids=ids)
+    images, texts = getattr(images, "pooler_output", images), getattr(texts, "pooler_output", texts)
+    assert torch.allclose(model.tower(pixels), images, atol=1e-5)
+    assert torch.allclose(model.text(ids), functional.normalize(texts, dim=-1), atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_pixels_are_those_of_the_pil_backend(written, family):
     """Also where half a pixel is over, which torchvision rounds to even."""
@@ -202,8 +213,8 @@ def test_a_repository_is_downloaded_without_what_is_not_needed(folder, monkeypat
     ("values", "message"),
     [
         ({"model_type": "bert"}, "model_type = 'bert', but it must be one of clip"),
-        ({"model_type": "siglip2"}, "NaFlex"),
-        ({"model_type": "clip_vision_model"}, "no text side"),
+        ({"model_type": "siglip2"}, "only Siglip2Model is supported"),
+        ({"model_type": "clip_vision_model"}, "only CLIPVisionModelWithProjection is supported"),
         ({"auto_map": {"AutoModel": "evil.Model"}}, "brings code of its own .*evil.Model.*, which is not run"),
         ({"projection_dim": 10**6}, "embed_dim = 1000000, but it must be a whole number"),
         ({"projection_dim": 23}, "other sizes in"),
@@ -218,7 +229,8 @@ def test_configurations_that_are_rejected(folder, values, message):
 @pytest.mark.parametrize(
     ("part", "values", "message"),
     [
-        ("vision_config", {"hidden_act": "relu"}, "hidden_act = 'relu' and 'quick_gelu'"),
+        ("vision_config", {"hidden_act": "relu"}, "hidden_act = 'relu', but it must be one of quick_gelu"),
+        ("text_config", {"hidden_act": "relu"}, "hidden_act = 'relu'"),
         ("vision_config", {"patch_size": [12, 6]}, "only square ones"),
         ("vision_config", {"num_hidden_layers": 3}, "has unknown visual.transformer.resblocks.3"),
         ("text_config", {"eos_token_id": [1, 2]}, "eos_token_id"),
@@ -237,7 +249,7 @@ def test_parts_that_are_rejected(folder, part, values, message):
         ({"do_resize": False}, "do_resize off"),
         ({"rescale_factor": 1.0}, "rescale_factor = 1.0"),
         ({"crop_size": {"height": 40, "width": 40}}, "crops to .*, but the image tower reads 48 x 48"),
-        ({"size": {"shortest_edge": 60}}, "resizes to"),
+        ({"size": {"shortest_edge": 40}}, "resizes to"),
         ({"image_std": [0.0, 0.5, 0.5]}, "std"),
     ],
 )

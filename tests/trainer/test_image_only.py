@@ -61,6 +61,18 @@ def test_embeddings_are_those_of_timm(name):
     assert (model.preprocess.mean, model.preprocess.std) == (tuple(config["mean"]), tuple(config["std"]))
 
 
+def test_pixels_are_those_of_timm():
+    """Which resizes to more than it crops: 0.95 of the side here."""
+    model = load_model(SMALL)
+    trunk = timm.create_model("test_vit", num_classes=0)
+    config = timm.data.resolve_model_data_config(trunk)
+    assert config["crop_pct"] == 0.95 and model.preprocess.resize_ratio > 1.0
+    transform = timm.data.create_transform(**config, is_training=False)
+    for size in [(160, 160), (200, 333), (401, 171), (90, 120)]:
+        image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8))
+        assert np.array_equal(prepare(image, model.preprocess), transform(image).numpy()), size
+
+
 def test_weights_of_a_file(tmp_path):
     """With the classifier that it was trained with, in timm's names; what does not fit is rejected."""
     torch.manual_seed(6)

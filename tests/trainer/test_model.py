@@ -3,6 +3,8 @@
 import io
 import json
 import logging
+import re
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -11,11 +13,15 @@ import torch
 from click.testing import CliRunner
 from local_model import TEXT, VISION, write_model
 from safetensors.torch import load_file, save_file
+from support import REPO
 from torch.nn import functional
 
 from prtool.cli.main import app
 from prtool.errors import ConfigError, ModelError
-from prtool.trainer.models.dual_encoder import load_model
+from prtool.spec import Keep
+from prtool.trainer.drop_in import apply
+from prtool.trainer.models.dual_encoder import check_image_size, load_model
+from prtool.trainer.models.loading.libraries import OPEN_CLIP
 from prtool.trainer.models.loading.source import canonical_name, canonical_pretrained, resolve
 
 open_clip = pytest.importorskip("open_clip", reason="open_clip makes the models")
@@ -290,6 +296,16 @@ def test_warnings_of_model_libraries_become_notes(tmp_path, monkeypatch, caplog)
     load_model(name)
     notes = [record.getMessage() for record in caplog.records if record.name.startswith("prtool")]
     assert [note.split("warns: ")[1] for note in notes] == ["positions resized", "numbers may differ"]
+
+
+@pytest.mark.parametrize("version", ["4.0.0", "2.32.0", "10.1"])
+def test_a_version_of_open_clip_that_is_not_known_is_an_error(monkeypatch, version):
+    wanted = re.escape(OPEN_CLIP)
+    assert OPEN_CLIP in tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: version)
+    for call in (lambda: load_model("ViT-B-32"), lambda: check_image_size("ViT-B-32", 32), lambda: apply(torch.nn.Identity(), REPO, Keep.ratio(0.5))):
+        with pytest.raises(ModelError, match=f"open_clip_torch {version} is installed, but {wanted} is supported; run pip install '{wanted}'"):
+            call()
 
 
 def test_a_prompt_that_is_cut_is_an_error(tmp_path):

@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,14 +15,13 @@ from prtool.spec import Preprocess
 from prtool.store import digest
 from prtool.text_safety import printable
 from prtool.trainer.models.hosts import tower_of
-from prtool.trainer.models.loading.libraries import foreign, library_warnings
+from prtool.trainer.models.loading.libraries import check_open_clip, foreign, library_warnings
 from prtool.trainer.models.loading.source import (
     HUGGING_FACE,
     TIMM,
     ModelSource,
     canonical_name,
     canonical_pretrained,
-    checkpoint_folder,
     model_config,
     read_checkpoint,
     resolve,
@@ -153,13 +151,19 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
         image_size: side of the square images that it reads, with interpolated positions (`VisionTower.resized`); 0 for its native size.
 
     Raises:
-        ModelError: unknown name or tag, weights that cannot be had or read, or an unsupported image tower.
+        ModelError: unknown name or tag, weights that cannot be had or read, an unsupported image tower, or a version of open_clip that is.
         ConfigError: the image size is no multiple of the patch, or larger than native.
     """
+    check_open_clip()
     check_image_size(name, image_size)
-    if canonical_name(name).startswith(TIMM):
-        return _image_only(canonical_name(name), canonical_pretrained(name, pretrained), device, image_size)
+    if (canonical := canonical_name(name)).startswith(TIMM):
+        from prtool.trainer.models.loading.image_only import load_trunk
+
+        weights = canonical_pretrained(canonical, pretrained)
+        return _image_only(canonical, weights, device, image_size, lambda notes: load_trunk(canonical, weights, notes))
     source = resolve(name, pretrained)
+    if not source.has_text:
+        return _image_only(name, pretrained, device, image_size, lambda notes: _checkpoint_tower(source, notes))
     notes = dict(source.notes)
     with library_warnings(notes):
         # Before the weights: this fails within a second where a library or a file is missing.
@@ -187,18 +191,21 @@ def load_model(name: str, pretrained: str = "", device: str = "cpu", image_size:
     )
 
 
-def _image_only(name: str, pretrained: str, device: str, image_size: int) -> DualEncoder:
-    """An image tower of timm: with the weights of its tag, of a file, or random ones."""
-    from prtool.trainer.models.loading.image_only import build_trunk, preprocess_of, with_file
+def _checkpoint_tower(source: ModelSource, notes: dict[str, str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The image tower of a checkpoint that has no text side, and its `preprocess_cfg`."""
+    notes.update(source.notes)
+    return cast(nn.Module, _build(source, notes).visual), source.preprocess
 
+
+def _image_only(
+    name: str, pretrained: str, device: str, image_size: int, load: Callable[[dict[str, str]], tuple[nn.Module, dict[str, Any]]]
+) -> DualEncoder:
+    """An image tower alone; `load` gives it and its `preprocess_cfg`, and adds notes."""
     notes: dict[str, str] = {}
     with library_warnings(notes):
-        visual = build_trunk(name, pretrained=not pretrained).eval().requires_grad_(False)
-        if pretrained:
-            with_file(visual, Path(pretrained))
-        native = tower_of(visual).eval()
+        visual, config = load(notes)
+        native = tower_of(visual.eval().requires_grad_(False)).eval()
         _check_image_side(native, name)
-        config = preprocess_of(visual, notes)
     for note in filter(None, notes.values()):
         _log.warning("%s", note)
     tower, text = native.resized(image_size) if image_size else native, NoText(name)
@@ -233,6 +240,7 @@ def check_image_size(name: str, image_size: int) -> int:
     """
     if not image_size:
         return 0
+    check_open_clip()
     name = canonical_name(name)
     with torch.device("meta"), library_warnings({}):
         tower = tower_of(foreign(f"model {name!r} cannot be built", lambda: _outline(name)))
@@ -245,8 +253,7 @@ def _outline(name: str) -> nn.Module:
     if name.startswith(HUGGING_FACE):
         from prtool.trainer.models.loading.hugging_face import build_visual
 
-        family, config, _ = read_checkpoint(checkpoint_folder(name))
-        return build_visual(config, family)
+        return build_visual(read_checkpoint(name).config)
     if name.startswith(TIMM):
         from prtool.trainer.models.loading.image_only import build_trunk
 
@@ -272,7 +279,7 @@ def _build(source: ModelSource, notes: dict[str, str]) -> nn.Module:
     if source.family:
         from prtool.trainer.models.loading import hugging_face
 
-        return _filled(failed, lambda: hugging_face.build(config, source.family), lambda made: hugging_face.fitted(made, path, source.family))
+        return _filled(failed, lambda: hugging_face.build(config), lambda made: hugging_face.fitted(made, path, config))
     state = read_weights(path)
     if source.is_file and is_openai(state):
         config["quick_gelu"] = True
@@ -330,6 +337,7 @@ def _preprocess(config: Mapping[str, Any], size: tuple[int, int]) -> Preprocess:
         resize_mode=config.get("resize_mode") or "shortest",
         fill=int(config.get("fill_color") or 0),
         crop_rounding=config.get("crop_rounding", "nearest"),
+        resize_ratio=config.get("resize_ratio", 1.0),
     )
 
 

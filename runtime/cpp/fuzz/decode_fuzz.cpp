@@ -60,6 +60,7 @@ Preprocess spec_of(std::uint8_t choice) {
     spec.interpolation = static_cast<Interpolation>(choice / 5 % 3);
     spec.resize_mode = static_cast<ResizeMode>(choice / 15 % 3);
     spec.crop_rounding = static_cast<CropRounding>(choice / 45 % 2);
+    if (spec.resize_mode == ResizeMode::shortest) spec.resize_ratio = 1.0 + choice / 90 % 3 * 0.3;
     return spec;
 }
 

@@ -18,6 +18,7 @@ constexpr std::int64_t kMostDepth = 1000;
 constexpr std::int64_t kMostGridSide = 1024;
 constexpr std::int64_t kMostImageSide = 8192;
 constexpr std::int64_t kMostImagePixels = std::int64_t{1} << 24;
+constexpr double kMostResizeRatio = 8.0;
 constexpr std::int64_t kMostExtraTokens = 4096;
 constexpr std::int64_t kMostWidth = 65536;
 constexpr std::int64_t kMostContext = 65536;
@@ -124,8 +125,14 @@ void read_size(const JsonReader& json, Preprocess& spec) {
     if (std::int64_t{spec.height} * spec.width > kMostImagePixels) json.reject("at most " + std::to_string(kMostImagePixels) + " pixels");
 }
 
+void read_resize_ratio(const JsonReader& json, Preprocess& spec) {
+    spec.resize_ratio = json.number();
+    if (!(spec.resize_ratio >= 1.0 && spec.resize_ratio <= kMostResizeRatio)) json.reject("a number from 1 to " + shown(kMostResizeRatio));
+    if (spec.resize_ratio != 1.0 && spec.resize_mode != ResizeMode::shortest) json.reject("1 unless resize_mode is \"shortest\"");
+}
+
 Preprocess read_preprocess(const JsonReader& json) {
-    json.fields({"size", "mean", "std"}, {"interpolation", "resize_mode", "fill", "crop_rounding"});
+    json.fields({"size", "mean", "std"}, {"interpolation", "resize_mode", "fill", "crop_rounding", "resize_ratio"});
     Preprocess spec;
     read_size(json.at("size"), spec);
     spec.mean = read_three(json.at("mean"));
@@ -143,6 +150,7 @@ Preprocess read_preprocess(const JsonReader& json) {
     if (const auto found = json.maybe("crop_rounding")) {
         spec.crop_rounding = read_choice<CropRounding>(*found, {{"nearest", CropRounding::nearest}, {"floor", CropRounding::floor}});
     }
+    if (const auto found = json.maybe("resize_ratio")) read_resize_ratio(*found, spec);
     return spec;
 }
 

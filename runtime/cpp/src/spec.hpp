@@ -22,6 +22,7 @@ struct Preprocess {
     ResizeMode resize_mode = ResizeMode::shortest;
     int fill = 0;  // padding value 0 to 255, for ResizeMode::longest
     CropRounding crop_rounding = CropRounding::nearest;  // of the crop's left and top edge; nearest takes the even one of two
+    double resize_ratio = 1.0;  // what ResizeMode::shortest resizes to before the crop, relative to height and width; 1 to 8
 };
 
 // What shortens the sequence: patches are dropped by rank or merged in pairs, or nothing but a smaller image does.

@@ -147,6 +147,10 @@ TEST_CASE("damage is named") {
     CHECK(rejection_of([](json& v) { v["model"]["embed_dim"] = 65537; }).find("manifest.model.embed_dim") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["preprocess"]["size"] = {8193, 224}; }).find("manifest.preprocess.size[0]") != std::string::npos);
     CHECK(rejection_of([](json& v) { v["preprocess"]["fill"] = 256; }).find("manifest.preprocess.fill") != std::string::npos);
+    for (const json& ratio : {json(0.9), json(8.5), json("1")}) {
+        const std::string found = rejection_of([&ratio](json& v) { v["preprocess"]["resize_ratio"] = ratio; });
+        CHECK(found.find("manifest.preprocess.resize_ratio") != std::string::npos);
+    }
     CHECK(rejection_of([](json& v) { v["cost"] = {{"embed_macs", 0}, {"token_macs", 0}, {"attention_macs", 0}, {"head_macs", 0}}; }).find("an image costs nothing") !=
           std::string::npos);
     CHECK(rejection_of([](json& v) { v["cost"]["token_macs"] = -1; }).find("manifest.cost.token_macs") != std::string::npos);

@@ -20,6 +20,8 @@ CHECKPOINT_FILES = (
 """What is downloaded of a checkpoint of transformers."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 """A repository on the Hugging Face Hub, "ORG/NAME" or "NAME"; no path."""
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "gelu_new")
+"""As transformers names them; the last two are the same."""
 _CONFIG_BYTES = 1 << 20
 _WIDEST = 1 << 16
 
@@ -114,6 +116,19 @@ _MODEL: _Rules = {
     "init_logit_scale": _real(-100, 100),
     "init_logit_bias": _or_null(_real(-1e4, 1e4)),
 }
+_ACTIVATION = _one_of(*ACTIVATIONS)
+_CHECKPOINT: _Rules = {
+    "embed_dim": _WIDTH,
+    "vision_cfg": {
+        **_VISION,
+        **dict.fromkeys(("projected", "qkv_bias", "gated_mlp"), _FLAG),
+        "tower": _text(r"\w+", "a model_type"),
+        "activation": _ACTIVATION,
+        "registers": _whole(0, 1024),
+        "rope_temperature": _real(1e-3, 1e9),
+    },
+    "text_cfg": {**_TEXT, "activation": _ACTIVATION},
+}
 _PREPROCESS: _Rules = {
     "size": _or_null(_several(_SIDE, 1, 2)),
     "mode": _or_null(_one_of("RGB")),
@@ -158,6 +173,11 @@ def check_model(config: object, origin: str) -> dict[str, Any]:
         if is_own and (width < divisor or (heads == "heads" and width % divisor)):
             raise ModelError(f"{origin}.{key} has width {width} with {heads} {divisor}, which does not divide it; correct one of them")
     return checked
+
+
+def check_checkpoint(config: object, origin: str) -> dict[str, Any]:
+    """Returns what `hugging_face` made of a checkpoint's configuration: as `check_model`, with a few keys more, and maybe without a text side."""
+    return _checked(config, _CHECKPOINT, origin)
 
 
 def check_preprocess(config: object, origin: str) -> dict[str, Any]:

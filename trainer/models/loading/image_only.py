@@ -1,5 +1,6 @@
 """Image towers without a text side, by their name in timm: DINOv2 and other vision transformers."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +17,11 @@ from prtool.trainer.models.loading.weights import check_tensors, read_weights
 
 
 class TrunkVision(nn.Module):
-    """A timm trunk that gives its pooled features, with the attributes of open_clip's TimmModel."""
+    """A timm trunk that gives its pooled features, through `head` where there is one, with the attributes of open_clip's TimmModel."""
 
-    def __init__(self, trunk: nn.Module) -> None:
+    def __init__(self, trunk: nn.Module, head: nn.Module | None = None) -> None:
         super().__init__()
-        self.trunk, self.head = trunk, nn.Identity()
+        self.trunk, self.head = trunk, head or nn.Identity()
         self.image_size = cast(Any, trunk).patch_embed.img_size
 
     def set_input_size(self, image_size: int) -> None:
@@ -30,7 +31,19 @@ class TrunkVision(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) -> (batch, E)."""
-        return cast(Tensor, self.trunk(pixels))
+        return cast(Tensor, self.head(self.trunk(pixels)))
+
+
+def load_trunk(name: str, weights: str, notes: dict[str, str]) -> tuple[TrunkVision, dict[str, Any]]:
+    """The tower of a name as `build_trunk` takes it, with the weights of its tag, of a file, or random ones, and its `preprocess_cfg`.
+
+    Raises:
+        ModelError: as `build_trunk` and `with_file`.
+    """
+    visual = build_trunk(name, pretrained=not weights)
+    if weights:
+        with_file(visual, Path(weights))
+    return visual, preprocess_of(visual, notes)
 
 
 def build_trunk(name: str, *, pretrained: bool = False) -> TrunkVision:
@@ -67,11 +80,13 @@ def with_file(visual: TrunkVision, path: Path) -> None:
 
 
 def preprocess_of(visual: TrunkVision, notes: dict[str, str]) -> dict[str, Any]:
-    """A `preprocess_cfg` of what timm says of the weights; `notes` gets what is done otherwise."""
+    """A `preprocess_cfg` of what timm says of the weights, with the ratio of its resize to its crop; `notes` gets what is done otherwise."""
     config = resolve_model_data_config(visual.trunk)
-    if config["crop_pct"] != 1.0:
-        notes["crop"] = (
-            f"timm resizes to {1 / config['crop_pct']:.3g} times the image size before its crop; here the shorter side becomes the image size"
-        )
     mode = {"center": "shortest", "squash": "squash", "border": "longest"}.get(config["crop_mode"], "shortest")
-    return {"mean": config["mean"], "std": config["std"], "interpolation": config["interpolation"], "resize_mode": mode}
+    plain = {"mean": config["mean"], "std": config["std"], "interpolation": config["interpolation"], "resize_mode": mode}
+    if mode == "shortest":
+        side = visual.image_size[0]
+        return plain | {"resize_ratio": math.floor(side / config["crop_pct"]) / side}
+    if config["crop_pct"] != 1.0:
+        notes["crop"] = f"timm resizes to {1 / config['crop_pct']:.3g} times the image size before its crop; here the image size is all of it"
+    return plain

@@ -1,6 +1,7 @@
 """Call model libraries: what they raise becomes one error, what they warn of becomes notes."""
 
 import contextlib
+import importlib.metadata
 import logging
 import sys
 import warnings
@@ -12,10 +13,20 @@ from typing import TypeVar
 from prtool.errors import ModelError
 from prtool.text_safety import printable
 
+OPEN_CLIP = "open_clip_torch>=3.0,<4"
+"""The versions whose modules `hosts.py` takes apart, as pyproject.toml says."""
 _LINE = 300
 _ABOUT_LIBRARIES = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
 _LIBRARIES = ("open_clip", "timm", "transformers", "torch")
 Value = TypeVar("Value")
+
+
+def check_open_clip() -> None:
+    """Raises ModelError where an open_clip is installed of whose modules nothing is known; none at all is another error, later."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found = importlib.metadata.version("open_clip_torch")
+        if found.partition(".")[0] != "3":
+            raise ModelError(f"open_clip_torch {found} is installed, but {OPEN_CLIP} is supported; run pip install '{OPEN_CLIP}'")
 
 
 def foreign(what: str, call: Callable[[], Value]) -> Value:

@@ -62,6 +62,11 @@ class ModelSource:
     notes: Mapping[str, str] = field(default_factory=dict)
     family: str = ""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text side."""
+        return "text_cfg" in self.config
+
 
 def canonical_name(name: str) -> str:
     """A model's name in one spelling: an architecture of open_clip, "hf-hub:ORG/REPO", "hf:ORG/REPO", or "local-dir:" or
@@ -169,9 +174,7 @@ def resolve(name: str, pretrained: str = "") -> ModelSource:
     name = canonical_name(name)
     weights = canonical_pretrained(name, pretrained)
     if name.startswith(HUGGING_FACE):
-        folder = checkpoint_folder(name)
-        family, config, preprocess = read_checkpoint(folder)
-        return ModelSource(name, "", config, preprocess, folder, str(folder), family=family)
+        return read_checkpoint(name)
     config, preprocess = model_config(name)
     tokenizer = config["text_cfg"].get("hf_tokenizer_name") or ""
     if name.startswith(LOCAL):
@@ -221,11 +224,18 @@ def checkpoint_folder(name: str) -> Path:
     return folder if any(folder.glob("*.safetensors")) else download(*CHECKPOINT_FILES, "pytorch_model*")
 
 
-def read_checkpoint(folder: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """`hugging_face.read_folder`, whose module loads open_clip and timm."""
+def read_checkpoint(name: str) -> ModelSource:
+    """The source of a canonical "hf:" name; its folder is downloaded where it is a repository.
+
+    Raises:
+        ModelError: it cannot be downloaded, or is not supported.
+    """
     from prtool.trainer.models.loading.hugging_face import read_folder
 
-    return read_folder(folder)
+    folder = checkpoint_folder(name)
+    found = read_folder(folder)
+    tokenizer = str(folder) if "text_cfg" in found.config else ""
+    return ModelSource(name, "", found.config, found.preprocess, folder, tokenizer, notes=found.notes, family=found.family)
 
 
 def weights_in(folder: Path) -> Path:

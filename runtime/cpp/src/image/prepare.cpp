@@ -40,13 +40,14 @@ std::int64_t python_round(double value) { return static_cast<std::int64_t>(std::
 
 // The size after the resize, rounded as torchvision and timm do where it keeps the aspect ratio.
 Size scaled(double width, double height, const Preprocess& spec) {
-    if (spec.resize_mode == ResizeMode::squash) return {spec.width, spec.height};
-    if (spec.resize_mode == ResizeMode::shortest && spec.height == spec.width) {
+    const std::int64_t target_height = python_round(spec.height * spec.resize_ratio), target_width = python_round(spec.width * spec.resize_ratio);
+    if (spec.resize_mode == ResizeMode::squash) return {target_width, target_height};
+    if (spec.resize_mode == ResizeMode::shortest && target_height == target_width) {
         // torchvision's Resize truncates the longer side, timm's ResizeKeepRatio below rounds it.
-        const auto longer = static_cast<std::int64_t>(spec.height * std::max(width, height) / std::min(width, height));
-        return width <= height ? Size{spec.width, longer} : Size{longer, spec.height};
+        const auto longer = static_cast<std::int64_t>(static_cast<double>(target_height) * std::max(width, height) / std::min(width, height));
+        return width <= height ? Size{target_width, longer} : Size{longer, target_height};
     }
-    const double down = height / spec.height, across = width / spec.width;
+    const double down = height / static_cast<double>(target_height), across = width / static_cast<double>(target_width);
     const double ratio = spec.resize_mode == ResizeMode::longest ? std::max(down, across) : std::min(down, across);
     return {std::max<std::int64_t>(1, python_round(width / ratio)), std::max<std::int64_t>(1, python_round(height / ratio))};
 }

@@ -17,10 +17,10 @@ namespace {
 
 using namespace prtool;
 
-constexpr int kArguments = 14;
+constexpr int kArguments = 15;
 constexpr const char* kUsage =
     "usage: prtool-image-probe HEIGHT WIDTH MEAN MEAN MEAN STD STD STD bicubic|bilinear|nearest shortest|longest|squash FILL "
-    "nearest|floor exact|scaled";
+    "nearest|floor RATIO exact|scaled";
 
 Preprocess parse(char** arguments) {
     Preprocess spec;
@@ -37,6 +37,7 @@ Preprocess parse(char** arguments) {
     if (mode == "squash") spec.resize_mode = ResizeMode::squash;
     spec.fill = std::atoi(arguments[11]);
     if (std::string(arguments[12]) == "floor") spec.crop_rounding = CropRounding::floor;
+    spec.resize_ratio = std::strtod(arguments[13], nullptr);
     return spec;
 }
 
@@ -64,7 +65,7 @@ int main(int argc, char** argv) {
     const Preprocess spec = parse(argv);
     std::vector<float> prepared(3 * static_cast<std::size_t>(spec.height) * static_cast<std::size_t>(spec.width));
     LeastSize least;
-    if (std::string(argv[13]) == "scaled") least = [&spec](std::int64_t width, std::int64_t height) { return least_size(width, height, spec); };
+    if (std::string(argv[14]) == "scaled") least = [&spec](std::int64_t width, std::int64_t height) { return least_size(width, height, spec); };
     for (std::string path; std::getline(std::cin, path);) answer(path, spec, least, prepared);
     return 0;
 }

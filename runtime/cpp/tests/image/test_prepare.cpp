@@ -82,6 +82,17 @@ TEST_CASE("a margin of a pixel and a half is rounded to even, or down") {
     CHECK(prepared(pixels, 5, 2, spec)[0] == doctest::Approx(50));
 }
 
+TEST_CASE("a resize to more than the crop leaves a margin on every side") {
+    Bytes pixels;  // four columns and rows, of which the two in the middle are kept
+    for (int y = 0; y < 4; ++y) {
+        for (const int value : {0, 50, 100, 150}) pixels.insert(pixels.end(), 3, static_cast<std::uint8_t>(value));
+    }
+    Preprocess spec = plain(2, 2);
+    spec.resize_ratio = 2.0;
+    CHECK(prepared(pixels, 4, 4, spec)[0] == doctest::Approx(50));
+    CHECK(prepared(pixels, 4, 4, spec)[1] == doctest::Approx(100));
+}
+
 TEST_CASE("images of one pixel or one line") {
     for (const ResizeMode mode : {ResizeMode::shortest, ResizeMode::longest, ResizeMode::squash}) {
         for (const Interpolation filter : {Interpolation::bicubic, Interpolation::bilinear, Interpolation::nearest}) {
