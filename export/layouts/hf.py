@@ -40,7 +40,7 @@ def _preprocessor(contents: Contents) -> dict[str, Any]:
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": side} if is_cropped else square,
+        "size": {"shortest_edge": round(side * spec.resize_ratio)} if is_cropped else square,
         "resample": _RESAMPLE[spec.interpolation],
         "do_center_crop": is_cropped,
         "crop_size": square,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from prtool.errors import ConfigError
 from prtool.export.layouts.plan import Contents, Plan
 from prtool.export.layouts.tokenizer import NO_PADDING
 from prtool.graphs.signature import BATCH, GraphSpec, TensorSpec
@@ -17,6 +18,10 @@ def plan(contents: Contents) -> Plan:
     """
     manifest, spec = contents.manifest, contents.manifest.preprocess
     side = contents.square_side()
+    if spec.resize_ratio != 1.0:
+        raise ConfigError(
+            f"layout immich cannot express resize_ratio = {spec.resize_ratio:g}: it crops what was resized to the image size; take layout hf or triton"
+        )
     files: dict[str, Any] = {
         "config.json": _config(contents),
         "visual/preprocess_cfg.json": {

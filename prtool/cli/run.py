@@ -78,7 +78,19 @@ def export(layout: str | None, pixels: str, as_json: bool, **options: Any) -> No
     message(f"wrote {report.bundle}; next: prtool bench{where}, prtool embed{where} PHOTOS -o out.npz")
 
 
-def _export_layout(layout: str, pixels: str, as_json: bool, *, run: Path, output: Path, precision: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
+def _export_layout(
+    layout: str,
+    pixels: str,
+    as_json: bool,
+    *,
+    run: Path,
+    output: Path,
+    precision: tuple[str, ...],
+    patch_tokens: int | None,
+    **options: Any,  # noqa: ANN401
+) -> None:
+    if patch_tokens is not None:
+        raise click.UsageError("--patch-tokens is a bundle's: leave it or --layout out")
     if str(output) == api.BUNDLE:
         raise click.UsageError("--layout writes no bundle; name its folder with -o")
     if len(precision) != 1:
