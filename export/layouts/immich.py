@@ -20,7 +20,7 @@ def plan(contents: Contents) -> Plan:
     side = contents.square_side()
     if spec.resize_ratio != 1.0:
         raise ConfigError(
-            f"layout immich cannot express resize_ratio = {spec.resize_ratio:g}: it crops what was resized to the image size; take layout hf or triton"
+            f"layout immich cannot express resize_ratio = {spec.resize_ratio:g}: it resizes to the size of its crop; take layout hf or triton"
         )
     files: dict[str, Any] = {
         "config.json": _config(contents),

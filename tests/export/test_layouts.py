@@ -317,16 +317,28 @@ def test_preprocessing_without_words_in_the_layout_is_named(ranking: Bundle, lay
         write._PLANS[layout](Contents(ranking.manifest, None, options))
 
 
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
-def test_squashed_images_in_layout_hf(ranking: Bundle, images: list[Path], tmp_path: Path, interpolation: str) -> None:
+RESIZES: dict[str, dict[str, Any]] = {
+    **{f"squash, {name}": {"interpolation": name, "resize_mode": "squash"} for name in ("bicubic", "bilinear", "nearest")},
+    "more than the crop": {"resize_ratio": 80 / 64, "crop_rounding": "floor"},
+}
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+def test_other_resizes_in_layout_hf(ranking: Bundle, images: list[Path], tmp_path: Path, resize: str) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is the reader: pip install '.[hf]'")
-    spec = Preprocess((64, 64), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), interpolation, "squash")
+    spec = Preprocess((64, 64), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), **RESIZES[resize])
     plan = write._PLANS["hf"](Contents(replace(ranking.manifest, preprocess=spec), TokenizerFile.of(ranking), LayoutOptions("hf")))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(plan.files["preprocessor_config.json"]))
     processor = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor).from_pretrained(tmp_path)
     found = processor([Image.open(file) for file in images], return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(found, prepare_batch(images, spec), atol=2e-6)
     assert plan.notes == ()
+
+
+def test_immich_resizes_to_its_crop_alone(ranking: Bundle) -> None:
+    wider = replace(ranking.manifest, preprocess=replace(ranking.manifest.preprocess, resize_ratio=1.25))
+    with pytest.raises(ConfigError, match=r"resize_ratio = 1\.25"):
+        write._PLANS["immich"](Contents(wider, TokenizerFile.of(ranking), LayoutOptions("immich")))
 
 
 def test_a_crop_that_is_rounded_otherwise_is_noted(ranking: Bundle) -> None:
