@@ -267,7 +267,7 @@ FAMILIES: tuple[Family, ...] = (
     OpenClip("CLIP ViT-B/16", "ViT-B-16", "openai", Geometry(224, 16, 1, CLASS, QUICK, 86.2), usual=True, int8=True, real_size=True),
     OpenClip("CLIP ViT-L/14", "ViT-L-14", "openai", Geometry(224, 14, 1, CLASS, QUICK, 304.0)),
     OpenClip("CLIP ViT-L/14, 336 px", "ViT-L-14-336", "openai", Geometry(336, 14, 1, CLASS, QUICK, 304.3), grid=6),
-    OpenClip("SigLIP", "ViT-B-16-SigLIP", "webli", Geometry(224, 16, 0, ATTENTION, GELU, 92.9), POOLS, usual=True),
+    OpenClip("SigLIP", "ViT-B-16-SigLIP", "webli", Geometry(224, 16, 0, ATTENTION, GELU, 92.9), POOLS, usual=True, int8=True, real_size=True),
     OpenClip("SigLIP 2, fixed size", "ViT-B-16-SigLIP2", "webli", Geometry(224, 16, 0, ATTENTION, GELU, 92.9), POOLS),
     OpenClip("CoCa", "coca_ViT-B-32", "laion2b_s13b_b90k", Geometry(224, 32, 1, ATTENTION, GELU, 89.2), POOLS, int8=True, real_size=True),
     OpenClip("CLIPA", "ViT-L-14-CLIPA", "datacomp1b", Geometry(224, 14, 1, AVERAGE, GELU, 304.0), POOLS, int8=True),
