@@ -12,7 +12,7 @@ help:
 	@echo "make test-all  also the tests marked slow"
 	@echo "make test-builds  TensorRT-RTX builds every graph of ViT-B/16 and ViT-L/14, without a GPU (10 minutes)"
 	@echo "make cpp       the C++ library: what it needs, gcc and clang builds, its tests plain and under sanitizers (10 minutes)"
-	@echo "make docs      docs/api.md from the docstrings, and the site in build/site"
+	@echo "make docs      docs/api.md, the table of families in docs/models.md, and the site in build/site"
 	@echo "make peers     ViT-B/16 against open_clip, torch.compile, token merging and every engine (half an hour)"
 	@echo "make lint      ruff      make types  mypy strict and pyright      make bench  ViT-B/16 encoder benchmark"
 
@@ -64,6 +64,7 @@ types: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python tests/api_page.py
+	PYTHONPATH=. $(BIN)/python tests/families_page.py
 	$(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: $(STAMP)

@@ -13,22 +13,25 @@ TEXT = {**_TOWER, "intermediate_size": 50, "num_hidden_layers": 2, "max_position
 FAMILIES = ("clip", "clip of 2022", "metaclip_2", "siglip")
 
 
-def make_checkpoint(family: str, seed: int = 0, **changes: dict[str, Any]) -> Any:
-    """The model, in evaluation mode; `vision` and `text` change its configuration. All its tensors are random, gains and biases too."""
+def make_model(family: str, vision: dict[str, Any], text: dict[str, Any] | None = None) -> Any:
+    """A model with transformers' own first values, whose image side has its class's own configuration but for `vision`."""
     import transformers
 
-    vision, text = {**VISION, **changes.get("vision", {})}, {**TEXT, **changes.get("text", {})}
-    torch.manual_seed(seed)
+    words = TEXT | (text or {})
     if family == "siglip":
-        config = transformers.SiglipConfig(text_config={**text, "vocab_size": 300}, vision_config=vision)
-        model = transformers.SiglipModel(config)
-    elif family == "metaclip_2":
-        config = transformers.MetaClip2Config(text_config=text, vision_config=vision, projection_dim=24)
-        model = transformers.MetaClip2Model(config)
-    else:
-        old = {"eos_token_id": 2} if family == "clip of 2022" else {}
-        model = transformers.CLIPModel(transformers.CLIPConfig(text_config={**text, **old}, vision_config=vision, projection_dim=24))
-    randomise(model)
+        own = transformers.SiglipVisionConfig(**vision)
+        words |= {"vocab_size": 300, "projection_size": own.hidden_size}
+        return transformers.SiglipModel(transformers.SiglipConfig(text_config=words, vision_config=own.to_dict()))
+    if family == "metaclip_2":
+        return transformers.MetaClip2Model(transformers.MetaClip2Config(text_config=words, vision_config=vision, projection_dim=24))
+    old = {"eos_token_id": 2} if family == "clip of 2022" else {}
+    return transformers.CLIPModel(transformers.CLIPConfig(text_config={**words, **old}, vision_config=vision, projection_dim=24))
+
+
+def make_checkpoint(family: str, seed: int = 0, **changes: dict[str, Any]) -> Any:
+    """The model, in evaluation mode; `vision` and `text` change its configuration. All its tensors are random, gains and biases too."""
+    torch.manual_seed(seed)
+    model = randomise(make_model(family, VISION | changes.get("vision", {}), changes.get("text")))
     with torch.no_grad():
         if family == "siglip":
             model.logit_bias.fill_(-7.0)
@@ -79,8 +82,12 @@ def write_tokenizer(folder: Path, family: str) -> None:
 
 
 def write_checkpoint(folder: Path, family: str = "clip", seed: int = 0, **changes: dict[str, Any]) -> str:
-    """Writes model, image processor and tokenizer as a user would; returns the name for `load_model`."""
-    model = make_checkpoint(family, seed, **changes)
+    """Writes a model, its image processor and tokenizer as a user would; returns the name for `load_model`."""
+    return write_folder(folder, family, make_checkpoint(family, seed, **changes))
+
+
+def write_folder(folder: Path, family: str, model: Any) -> str:
+    """The same for a model that there is already."""
     model.save_pretrained(folder)
     processor_of(family, model.config.vision_config.image_size).save_pretrained(folder)
     write_tokenizer(folder, family)

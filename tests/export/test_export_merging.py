@@ -12,7 +12,7 @@ from prtool.bundle import Bundle
 from prtool.engines.base import GraphOptions
 from prtool.engines.registry import open_engine
 from prtool.errors import KeepError
-from prtool.export.precision.build import at_precision, calibration_samples, joined, stages
+from prtool.export.precision.build import at_precision, calibration_samples, stages
 from prtool.export.source import ExportSource, Pixels
 from prtool.export.validation.probe import Probe, matching_margin
 from prtool.export.write import ExportOptions, write_bundle
@@ -59,21 +59,6 @@ def test_fused_is_pytorch_at_every_batch_and_count(engine: str, source: ExportSo
         with torch.no_grad():
             np.testing.assert_allclose(found, source.pruned.encode(pixels, counts).numpy(), atol=2e-6, err_msg=f"batch {batch}, counts {counts}")
     opened.close()
-
-
-def test_registers_stand_aside() -> None:
-    """FUSED of a DINOv2 with registers, from stages joined in memory."""
-    source = merging_source("dinov2 registers", (1,))
-    graphs = joined(source, at_precision(source, stages(source), "fp32"), "fp32")
-    assert set(graphs) == {"fused", "full"}
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(ir.to_proto(graphs["fused"]).SerializeToString())
-    pixels = images(source, 2, 3)
-    for counts in ((16, 16), (13, 9), (8, 4)):
-        (found,) = session.run(None, {"pixels": pixels.numpy(), "k": np.array(counts, np.int64)})
-        with torch.no_grad():
-            np.testing.assert_allclose(found, source.pruned.encode(pixels, counts).numpy(), atol=2e-6)
 
 
 def test_the_metric_stays_in_float32(source: ExportSource) -> None:

@@ -115,7 +115,7 @@ def test_smaller_images(written, family):
         load_model(f"hf:{written / family}", image_size=25)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("family", ["clip", pytest.param("siglip", marks=pytest.mark.slow)])
 def test_train_export_and_encode(written, tmp_path, family):
     data = write_images(tmp_path / "data", {"train": 12, "val": 2})
     settings = {"model": f"hf:{written / family}", "data": str(data), "prune.locations": [2], "distill.steps": 2, "recover.steps": 2}

@@ -1,10 +1,10 @@
-"""VisionTower against the host's own forward, for every supported kind of image tower."""
+"""VisionTower against the host's own forward, for kinds of image towers that are not in the contract of families."""
 
 import pytest
 import torch
 from open_clip.transformer import QuickGELU
 from torch import nn
-from towers import OPEN_CLIP, ROTARY, TIMM, open_clip_visual, timm_visual
+from towers import OPEN_CLIP, ROTARY, open_clip_visual, timm_visual
 
 from prtool.errors import ConfigError, ModelError
 from prtool.spec import Keep
@@ -12,18 +12,17 @@ from prtool.trainer.models.hosts import tower_of
 from prtool.trainer.models.loading.image_only import TrunkVision
 from prtool.trainer.models.tower import attention_with_gradients
 
-
-def all_visuals() -> list[tuple[str, bool]]:
-    return [(kind, True) for kind in OPEN_CLIP] + [(kind, False) for kind in TIMM]
-
-
-def make(kind: str, own: bool) -> nn.Module:
-    return open_clip_visual(kind) if own else timm_visual(kind)
+OTHERS = [*OPEN_CLIP, "plain, average"]
+"""Kinds behind those of the contract of families (tests/export/test_families.py)."""
 
 
-@pytest.mark.parametrize(("kind", "own"), all_visuals(), ids=str)
-def test_pieces_equal_the_host(kind: str, own: bool) -> None:
-    visual = make(kind, own)
+def make(kind: str) -> nn.Module:
+    return open_clip_visual(kind) if kind in OPEN_CLIP else timm_visual(kind)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_pieces_equal_the_host(kind: str) -> None:
+    visual = make(kind)
     tower = tower_of(visual)
     pixels = torch.randn(2, 3, *tower.image_size)
     expected = visual(pixels)
@@ -36,37 +35,11 @@ def test_pieces_equal_the_host(kind: str, own: bool) -> None:
     assert expected.shape[1] == tower.embed_dim
 
 
-@pytest.mark.parametrize(("kind", "own"), all_visuals(), ids=str)
-def test_any_number_of_tokens_runs(kind: str, own: bool) -> None:
-    tower = tower_of(make(kind, own))
+@pytest.mark.parametrize("kind", OTHERS)
+def test_any_number_of_tokens_runs(kind: str) -> None:
+    tower = tower_of(make(kind))
     tokens = tower.run_pre(torch.randn(2, 3, *tower.image_size), 2)
     assert tower.run_post(tokens[:, : tower.prefix_tokens + 3], 2).shape == (2, tower.embed_dim)
-
-
-@pytest.mark.parametrize(("kind", "own"), all_visuals(), ids=str)
-def test_queries_and_keys_give_the_attention_of_the_block(kind: str, own: bool) -> None:
-    """The attention map times the values, through the block's own output projection, is the block's attention output."""
-    tower = tower_of(make(kind, own))
-    tokens = tower.run_pre(torch.randn(2, 3, *tower.image_size), 2)
-    block = tower.blocks[1]
-    queries, keys = tower.queries_keys(1, tokens)
-    weights = (queries @ keys.transpose(-1, -2)).softmax(dim=-1)
-    if own:
-        _, expected = block.attn(*[block.ln_1(tokens)] * 3, need_weights=True, average_attn_weights=False)
-        torch.testing.assert_close(weights, expected, atol=1e-6, rtol=1e-4)
-        return
-    normed = block.norm1(tower.features(tokens))
-    attention = block.attn
-    if attention.qkv is None:
-        values = attention.v_proj(normed)
-    else:
-        bias = attention.qkv.bias
-        if bias is None and getattr(attention, "q_bias", None) is not None:
-            bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
-        values = nn.functional.linear(normed, attention.qkv.weight, bias).chunk(3, dim=-1)[2]
-    mixed = (weights @ values.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)).transpose(1, 2).flatten(2)
-    table = {} if not tower.rotary else {"rope": tower.trunk.rope.get_embed(tower.grid)}
-    torch.testing.assert_close(attention.proj(getattr(attention, "norm", nn.Identity())(mixed)), attention(normed, **table), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ROTARY)
