@@ -100,7 +100,7 @@ def test_a_command_has_the_parameters_and_defaults_of_its_function(command: str)
 
 def test_export_takes_what_write_layout_takes() -> None:
     function, command = inspect.signature(prtool.write_layout).parameters, parameters_of("export")
-    assert set(function) - {"source", "progress"} == set(command) - {"run", "as_json"}
+    assert set(function) - {"source", "progress"} == set(command) - {"run", "as_json", "patch_tokens"}
     assert not command["layout"].required  # without one, a bundle is written
     assert command["pixels"].default == function["pixels"].default
     assert command["precision"].default == (function["precision"].default,)
