@@ -8,6 +8,7 @@ pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed; pip i
 pytest.importorskip("onnxscript", reason="exporting needs onnxscript; pip install '.[export]'")
 from click.testing import CliRunner
 from export_sources import Progressive, make_source, merging_source, progressive_source
+from hugging_face_models import write_checkpoint
 
 from prtool.bundle import Bundle
 from prtool.cli.main import app
@@ -75,6 +76,19 @@ def exported(name: str, folder: Path, precisions: str) -> Bundle:
         result = CliRunner().invoke(app, [str(word) for word in call])
         assert result.exit_code == 0, result.output
     return Bundle.open(folder / "bundle")
+
+
+def test_rotary_positions_and_patch_tokens_build(tmp_path: Path) -> None:
+    """Gathered rows of the rotary table, and the graph that also gives tokens and their patches."""
+    write_bundle(make_source("eva02"), tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), patch_tokens=-2), SilentProgress())
+    bundle, build = Bundle.open(tmp_path / "bundle"), BuildOptions(batch=ShapeRange(1, 2, 4))
+    assert build_all(bundle, "fp32", tmp_path / "cache", build, IMAGE_ROLES | {"tokens"}) == 5
+
+
+def test_a_checkpoint_of_transformers_builds(tmp_path: Path) -> None:
+    name = write_checkpoint(tmp_path / "checkpoint")
+    bundle, build = exported(name, tmp_path, "fp32"), BuildOptions(batch=ShapeRange(1, 2, 4))
+    assert build_all(bundle, "fp32", tmp_path / "cache", build) == 4
 
 
 @pytest.mark.slow
