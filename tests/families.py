@@ -203,7 +203,7 @@ class Transformers(Family):
 
         with torch.device("meta"):
             host = hugging_face_models.make_model(self.architecture, self._vision(reduced=False))
-            return build_visual(model_config(host)[1], self.architecture).eval()
+            return build_visual(model_config(host)).eval()
 
     def make(self, folder: Path, *, reduced: bool = True) -> Made:
         import hugging_face_models
