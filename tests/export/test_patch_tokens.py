@@ -51,7 +51,7 @@ def pixels_of(source: ExportSource, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, *source.pruned.tower.image_size, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(scope="module", params=SOURCES)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name == "two locations" else ()) for name in SOURCES])
 def exported(request, tmp_path_factory) -> tuple[ExportSource, Bundle]:
     source, folder = SOURCES[request.param](), tmp_path_factory.mktemp("tokens") / "bundle"
     keep = KEEP if source.spec.locations else Keep.ratio(1.0)
@@ -104,6 +104,7 @@ def test_tokens_of_the_last_block(tmp_path):
     check_against_blocks(source, bundle)
 
 
+@pytest.mark.slow
 def test_int8(tmp_path):
     pytest.importorskip("nncf", reason="int8 needs NNCF")
     source = make_source("cls")
@@ -154,7 +155,7 @@ def test_a_manifest_whose_block_does_not_exist_is_rejected(exported):
         type(manifest).from_json(wrong.to_json())
 
 
-@pytest.mark.parametrize("name", ["cls", "smaller image"])
+@pytest.mark.parametrize("name", ["cls", pytest.param("smaller image", marks=pytest.mark.slow)])
 def test_cpp_opens_and_runs_such_a_bundle(tmp_path, name):
     """The library checks the graph's signature, and gives the same embeddings as without it."""
     from PIL import Image

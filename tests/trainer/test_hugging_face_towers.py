@@ -110,7 +110,9 @@ def test_smaller_images(written, name):
         load_model(f"hf:{written[name]}", image_size=60)
 
 
-@pytest.mark.parametrize("name", ["clip", "dinov2 registers", "dinov2, gated", "dinov3, gated"])
+@pytest.mark.parametrize(
+    "name", ["dinov3, gated", *(pytest.param(name, marks=pytest.mark.slow) for name in ("clip", "dinov2 registers", "dinov2, gated"))]
+)
 def test_train_export_and_encode(written, tmp_path, name):
     data = write_images(tmp_path / "data", {"train": 12, "val": 2})
     settings = {"model": f"hf:{written[name]}", "data": str(data), "prune.locations": [2], "distill.steps": 2, "recover.steps": 2}

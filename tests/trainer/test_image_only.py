@@ -180,6 +180,7 @@ def test_export_and_encode(trained, tmp_path):
     assert all(case.mode != "text" for case in verify(bundle).cases)
 
 
+@pytest.mark.slow
 def test_a_rotary_tower_from_training_to_the_bundle(trained, tmp_path):
     """DINOv3, without absolute positions, at a quarter of its size: predictor, recovery, evaluation, bundle."""
     settings = QUICK | {"model": "timm:vit_tiny_patch16_dinov3_qkvb", "data": str(trained / "data"), "image_size": 64, "seed": 1}
