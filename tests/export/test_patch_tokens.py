@@ -1,13 +1,16 @@
 """Patch tokens out: the kept patches' tokens and their numbers beside the embedding, on every engine."""
 
+import shutil
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from cpp_programs import built_file
 from export_sources import Progressive, make_source, merging_source, progressive_source, smaller_source
+from hostile.sealing import read_manifest, reseal
 
 from prtool.bundle import Bundle
 from prtool.engines.registry import list_engines
@@ -45,6 +48,15 @@ def plain_walk(source: ExportSource, pixels: torch.Tensor, kept: tuple[np.ndarra
                 tokens = tower.block(at - 1, tokens)
             rows.append(tokens[0, prefix:, : tower.width].numpy())
     return np.stack(rows)
+
+
+def write_image(folder: Path) -> Path:
+    """A file of noise."""
+    from PIL import Image
+
+    file = folder / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(file)
+    return file
 
 
 def pixels_of(source: ExportSource, batch: int = 2) -> torch.Tensor:
@@ -114,10 +126,7 @@ def test_int8(tmp_path):
 
 
 def test_images_are_prepared(exported, tmp_path):
-    from PIL import Image
-
-    file = tmp_path / "image.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(file)
+    file = write_image(tmp_path)
     with Encoder.load(exported[1]) as encoder:
         found = encoder.encode_tokens([file, file])
         assert np.allclose(found.embeddings, encoder.encode_images([file, file]), atol=1e-6)
@@ -158,13 +167,33 @@ def test_a_manifest_whose_block_does_not_exist_is_rejected(exported):
 @pytest.mark.parametrize("name", ["cls", pytest.param("smaller image", marks=pytest.mark.slow)])
 def test_cpp_opens_and_runs_such_a_bundle(tmp_path, name):
     """The library checks the graph's signature, and gives the same embeddings as without it."""
-    from PIL import Image
-
     program = built_file("programs/prtool-run")
-    source, file = SOURCES[name](), tmp_path / "image.png"
+    source, file = SOURCES[name](), write_image(tmp_path)
     write_bundle(source, tmp_path / "bundle", ExportOptions(KEEP if source.spec.locations else Keep.ratio(1.0), patch_tokens=-2))
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(file)
     done = subprocess.run([program, "embed", tmp_path / "bundle", file, "-o", tmp_path / "out.npy"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     with Encoder.load(tmp_path / "bundle") as encoder:
         assert np.allclose(np.load(tmp_path / "out.npy"), encoder.encode_images(file), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"block": 0}, {"block": 1}, {"block": 99}, {"block": "2"}, {"width": 0}, {"width": 65}, {"width": 65_537}, {"more": 1}, None]
+)
+def test_python_and_cpp_reject_the_same_manifests(tmp_path, sealed_bundle, wrong):
+    """`None` takes the field away, and the graph has no field then."""
+    root = shutil.copytree(sealed_bundle, tmp_path / "bundle")
+    value = read_manifest(root)
+    value["patch_tokens"] = None if wrong is None else value["patch_tokens"] | wrong
+    reseal(root, value, digests=False)
+    with pytest.raises(BundleError):
+        Bundle.open(root)
+    call = [built_file("programs/prtool-run"), "embed", root, write_image(tmp_path)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "tokens" in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def sealed_bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sealed") / "bundle"
+    write_bundle(SOURCES["cls"](), folder, ExportOptions(KEEP, patch_tokens=-2))
+    return folder
