@@ -1,6 +1,6 @@
 """CLIP_benchmark's evaluations of a run: its command line with one more type of model.
 
-pip install clip-benchmark
+pip install clip-benchmark "numpy<2.4"
 python examples/harness.py RUN KEEP eval --model_type prtool --model ViT-B-16 --pretrained openai --dataset cifar10 --output pruned.json
 
 MODEL and PRETRAINED are those that the run was trained for; other weights are an error. With `--model_type open_clip` the same command
