@@ -1,7 +1,9 @@
 """Patch tokens out: the kept patches' tokens and their numbers beside the embedding, on every engine."""
 
+import functools
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,12 +65,23 @@ def pixels_of(source: ExportSource, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, *source.pruned.tower.image_size, generator=torch.Generator().manual_seed(5))
 
 
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> Callable[[str], tuple[ExportSource, Bundle]]:
+    """The source and bundle of a name, each exported once."""
+
+    @functools.cache
+    def made(name: str) -> tuple[ExportSource, Bundle]:
+        source, folder = SOURCES[name](), tmp_path_factory.mktemp("tokens") / "bundle"
+        keep = KEEP if source.spec.locations else Keep.ratio(1.0)
+        write_bundle(source, folder, ExportOptions(keep, ("fp32", "bf16") if name == "cls" else ("fp32",), patch_tokens=-2))
+        return source, Bundle.open(folder)
+
+    return made
+
+
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name == "two locations" else ()) for name in SOURCES])
-def exported(request, tmp_path_factory) -> tuple[ExportSource, Bundle]:
-    source, folder = SOURCES[request.param](), tmp_path_factory.mktemp("tokens") / "bundle"
-    keep = KEEP if source.spec.locations else Keep.ratio(1.0)
-    write_bundle(source, folder, ExportOptions(keep, ("fp32", "bf16") if request.param == "cls" else ("fp32",), patch_tokens=-2))
-    return source, Bundle.open(folder)
+def exported(request, bundles) -> tuple[ExportSource, Bundle]:
+    return bundles(request.param)
 
 
 @pytest.mark.parametrize("engine", ["ort", "openvino", "torch"])
@@ -144,10 +157,14 @@ def test_merged_tokens_are_rejected(tmp_path):
         write_bundle(merging_source("cls"), tmp_path / "bundle", ExportOptions(Keep.ratio(0.6), patch_tokens=-1))
 
 
-def test_a_bundle_without_patch_tokens_says_how_to_get_them(tmp_path):
-    source = make_source("cls")
-    write_bundle(source, tmp_path / "bundle", ExportOptions(KEEP))
-    with Encoder.load(tmp_path / "bundle") as encoder, pytest.raises(ConfigError, match="--patch-tokens"):
+def test_a_bundle_without_patch_tokens_says_how_to_get_them(tmp_path, bundles):
+    source, bundle = bundles("cls")
+    root = shutil.copytree(bundle.path, tmp_path / "bundle")
+    value = read_manifest(root) | {"patch_tokens": None}
+    for roles in value["graphs"].values():
+        del roles["tokens"]
+    reseal(root, value, digests=False)
+    with Encoder.load(root) as encoder, pytest.raises(ConfigError, match="--patch-tokens"):
         encoder.encode_tokens(pixels_of(source).numpy())
 
 
@@ -165,23 +182,21 @@ def test_a_manifest_whose_block_does_not_exist_is_rejected(exported):
 
 
 @pytest.mark.parametrize("name", ["cls", pytest.param("smaller image", marks=pytest.mark.slow)])
-def test_cpp_opens_and_runs_such_a_bundle(tmp_path, name):
+def test_cpp_opens_and_runs_such_a_bundle(tmp_path, bundles, name):
     """The library checks the graph's signature, and gives the same embeddings as without it."""
-    program = built_file("programs/prtool-run")
-    source, file = SOURCES[name](), write_image(tmp_path)
-    write_bundle(source, tmp_path / "bundle", ExportOptions(KEEP if source.spec.locations else Keep.ratio(1.0), patch_tokens=-2))
-    done = subprocess.run([program, "embed", tmp_path / "bundle", file, "-o", tmp_path / "out.npy"], capture_output=True, text=True, check=False)
+    program, (_, bundle), file = built_file("programs/prtool-run"), bundles(name), write_image(tmp_path)
+    done = subprocess.run([program, "embed", bundle.path, file, "-o", tmp_path / "out.npy"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    with Encoder.load(tmp_path / "bundle") as encoder:
+    with Encoder.load(bundle) as encoder:
         assert np.allclose(np.load(tmp_path / "out.npy"), encoder.encode_images(file), atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"block": 0}, {"block": 1}, {"block": 99}, {"block": "2"}, {"width": 0}, {"width": 65}, {"width": 65_537}, {"more": 1}, None]
 )
-def test_python_and_cpp_reject_the_same_manifests(tmp_path, sealed_bundle, wrong):
+def test_python_and_cpp_reject_the_same_manifests(tmp_path, bundles, wrong):
     """`None` takes the field away, and the graph has no field then."""
-    root = shutil.copytree(sealed_bundle, tmp_path / "bundle")
+    root = shutil.copytree(bundles("cls")[1].path, tmp_path / "bundle")
     value = read_manifest(root)
     value["patch_tokens"] = None if wrong is None else value["patch_tokens"] | wrong
     reseal(root, value, digests=False)
@@ -190,10 +205,3 @@ def test_python_and_cpp_reject_the_same_manifests(tmp_path, sealed_bundle, wrong
     call = [built_file("programs/prtool-run"), "embed", root, write_image(tmp_path)]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "tokens" in done.stderr, done.stderr
-
-
-@pytest.fixture(scope="module")
-def sealed_bundle(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sealed") / "bundle"
-    write_bundle(SOURCES["cls"](), folder, ExportOptions(KEEP, patch_tokens=-2))
-    return folder
