@@ -99,7 +99,7 @@ class RecoveryInfo:
 
 @dataclass(frozen=True, slots=True)
 class PatchTokensInfo:
-    """What the graph TOKENS gives beside the embedding: the kept patches' tokens.
+    """What the graph TOKENS gives in addition to the embedding: the kept patches' tokens.
 
     Attributes:
         block: 1-based, whose output they are, without a norm behind it.

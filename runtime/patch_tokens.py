@@ -1,4 +1,4 @@
-"""Patch tokens: what the graph TOKENS gives for a language model or a dense task, beside the embeddings."""
+"""Patch tokens: what the graph TOKENS gives for a language model or a dense task, in addition to the embeddings."""
 
 from dataclasses import dataclass
 

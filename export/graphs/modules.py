@@ -48,8 +48,8 @@ def image_graphs(
     copied = exportable(encoder, flat=flat)
     whole = copied.tower if native is None or native is encoder.tower else exportable(native, flat=flat)
     if isinstance(encoder, PlainEncoder):
-        given = {"tokens": ImageGraph(copied, lambda own, pixels: _with_patch_tokens(own.tower, own.tower.embed(pixels), patch_tokens))}
-        return {"fused": ImageGraph(copied.tower, unpruned), "full": ImageGraph(whole, unpruned), **(given if patch_tokens else {})}
+        given = {"tokens": ImageGraph(copied, _plain_tokens(patch_tokens))} if patch_tokens else {}
+        return {"fused": ImageGraph(copied.tower, unpruned), "full": ImageGraph(whole, unpruned), **given}
     graphs = {"pre": ImageGraph(copied, lambda own, pixels: own.run_pre(pixels))}
     for place in range(1, len(encoder.spec.locations)):
         graphs[f"mid_{place}"] = ImageGraph(copied, _mid(place))
@@ -78,23 +78,27 @@ def _post(encoder: PrunedEncoder, tokens: Tensor) -> Tensor:
 
 def _post_tokens(block: int) -> Callable[[PrunedEncoder, Tensor], tuple[Tensor, Tensor]]:
     def run(encoder: PrunedEncoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        tower, depth, learnable = encoder.tower, encoder.tower.depth, encoder.spec.learnable_tokens
+        tower, depth = encoder.tower, encoder.tower.depth
         left = tower.run_blocks(encoder.advance(tokens, encoder.spec.locations[-1], block), block, block)
-        own = encoder.without_appended(left)
-        patches = tower.features(own[:, encoder.spec.prefix_tokens :])
-        if block == depth:
-            return normalise(tower.head(own)), patches
-        return normalise(embed_last(tower, encoder.advance(encoder.append(left, block + 1), block + 1, depth), learnable)), patches
+        last = encoder.advance(encoder.append(left, block + 1), block + 1, depth) if block < depth else None
+        return _with_patches(tower, encoder.without_appended(left), last, encoder.spec.learnable_tokens)
 
     return run
 
 
-def _with_patch_tokens(tower: VisionTower, tokens: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    left, depth = tower.run_blocks(tokens, 1, block), tower.depth
-    patches = tower.features(left[:, tower.prefix_tokens :])
-    if block == depth:
-        return normalise(tower.head(left)), patches
-    return normalise(embed_last(tower, tower.run_blocks(left, block + 1, depth - 1))), patches
+def _plain_tokens(block: int) -> Callable[[PlainEncoder, Tensor], tuple[Tensor, Tensor]]:
+    def run(encoder: PlainEncoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        tower, depth = encoder.tower, encoder.tower.depth
+        left = tower.run_blocks(tower.embed(pixels), 1, block)
+        return _with_patches(tower, left, tower.run_blocks(left, block + 1, depth - 1) if block < depth else None)
+
+    return run
+
+
+def _with_patches(tower: VisionTower, left: Tensor, last: Tensor | None, learnable_tokens: int = 0) -> tuple[Tensor, Tensor]:
+    """The embedding, and the patches' tokens of those that left a block; `last` enter the last block, None where it was that one."""
+    embedding = tower.head(left) if last is None else embed_last(tower, last, learnable_tokens)
+    return normalise(embedding), tower.features(left[:, tower.prefix_tokens :])
 
 
 def unpruned(tower: VisionTower, pixels: Tensor) -> Tensor:

@@ -11,17 +11,18 @@ from prtool.manifest import Manifest
 from prtool.records import check_value
 from prtool.spec import Keep
 
-LAYOUTS = ("hf", "immich", "triton")
 PRECISIONS = ("fp32", "fp16", "int8")
 """What ONNX Runtime, which every layout is compared on, runs on a CPU."""
 PIXELS = ("float32", "uint8")
+_PIXELS_OF = {"hf": ("float32",), "immich": ("float32",), "triton": PIXELS}
+"""Layout -> what its image graph may read."""
+LAYOUTS = tuple(_PIXELS_OF)
 SEQUENCE = "sequence"
 """The axis of prompts of any length."""
 _ROUNDED_CROP = (
     "software that reads this layout rounds the place of the crop down, and this model's own preprocessing to nearest: of images whose longer "
     "side leaves an odd number of pixels over, every second is cropped a pixel further to the left or the top"
 )
-_PIXELS_OF = {"hf": ("float32",), "immich": ("float32",), "triton": PIXELS}
 
 
 @dataclass(frozen=True, slots=True)

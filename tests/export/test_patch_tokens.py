@@ -1,4 +1,4 @@
-"""Patch tokens out: the kept patches' tokens and their numbers beside the embedding, on every engine."""
+"""Patch tokens out: the kept patches' tokens and their numbers next to the embedding, on every engine."""
 
 import functools
 import shutil
@@ -114,11 +114,9 @@ def check_against_blocks(source: ExportSource, bundle: Bundle) -> None:
     assert np.allclose(found.tokens, plain_walk(source, pixels, kept, info.block), atol=1e-4)
 
 
-def test_tokens_are_those_of_the_blocks_on_the_kept_patches(exported):
-    source, bundle = exported
-    if source.spec.learnable_tokens:
-        pytest.skip("the plain walk has no learnable tokens; the export compared them with PyTorch")
-    check_against_blocks(source, bundle)
+@pytest.mark.parametrize("name", ["cls", "dinov3", pytest.param("two locations", marks=pytest.mark.slow), "smaller image"])
+def test_tokens_are_those_of_the_blocks_on_the_kept_patches(bundles, name):
+    check_against_blocks(*bundles(name))
 
 
 def test_tokens_of_the_last_block(tmp_path):
