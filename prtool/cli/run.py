@@ -61,7 +61,7 @@ def tune(as_json: bool, **options: Any) -> None:  # noqa: ANN401
 
 
 @click.command()
-@verb_options(api.export_bundle, data=str)
+@verb_options(api.export_bundle, data=str, patch_tokens=int)
 @click.option("--layout", help="Write the files of other software, of hf, immich and triton, and no bundle; RUN may then be a bundle's folder.")
 @verb_options(api.write_layout, only=("pixels",))
 @json_option

@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from cpp_programs import built_file
 from export_sources import Progressive, make_source, merging_source, progressive_source, smaller_source
 from hostile.sealing import read_manifest, reseal
+from local_model import write_model
 
 from prtool.bundle import Bundle
+from prtool.cli.main import app
 from prtool.engines.registry import list_engines
 from prtool.errors import BundleError, ConfigError, KeepError
 from prtool.export.source import ExportSource, Pixels
@@ -203,3 +206,15 @@ def test_python_and_cpp_reject_the_same_manifests(tmp_path, bundles, wrong):
     call = [built_file("programs/prtool-run"), "embed", root, write_image(tmp_path)]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "tokens" in done.stderr, done.stderr
+
+
+def test_the_command_counts_blocks_from_the_end(tmp_path):
+    write_model(tmp_path / "model")
+    for call in (
+        ["train", "--model", f"local-dir:{tmp_path / 'model'}", "--phase", "none", "--location", "2", "-o", tmp_path / "run"],
+        ["export", tmp_path / "run", "--patch-tokens", "-2", "-o", tmp_path / "bundle"],
+    ):
+        result = CliRunner().invoke(app, [str(word) for word in call])
+        assert result.exit_code == 0, result.output
+    manifest = Bundle.open(tmp_path / "bundle").manifest
+    assert manifest.patch_tokens is not None and manifest.patch_tokens.block == manifest.prune.depth - 1
